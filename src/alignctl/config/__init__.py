@@ -1,0 +1,1 @@
+"""Every knob once: typed, bounded, documented; presets, overrides and their errors."""

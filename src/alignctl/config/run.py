@@ -1,0 +1,174 @@
+"""The whole description of a run, and the rules between its sections."""
+
+from typing import Literal, Self
+
+from pydantic import model_validator
+
+from alignctl.config.sections import (
+    Batch,
+    Checkpoint,
+    Data,
+    FilePath,
+    Launch,
+    Model,
+    Optimizer,
+    Parallel,
+    Section,
+    Train,
+)
+
+
+class Settings(Section):
+    """What a preset says about every training stage."""
+
+    precision: Literal["fp32", "bf16"]
+    """bf16: activations and weights in bfloat16, with float32 master weights."""
+
+    parallel: Parallel
+    launch: Launch
+
+
+class RunConfig(Settings):
+    """What every training stage is told: settings, and where things lie."""
+
+    stage: str
+    """The subcommand, such as sft."""
+
+    preset: str
+    """Name or path of the preset this came from."""
+
+    load: FilePath | None = None
+    """The model to start from: a Hugging Face folder, a Megatron checkpoint or a run folder."""
+
+    output: FilePath
+    """The run folder."""
+
+    tokenizer: FilePath | None = None
+    """Tokenizer folder; null: beside the model."""
+
+    model: Model
+
+    @property
+    def world_size(self) -> int:
+        """Processes on all nodes."""
+        return self.launch.nproc_per_node * self.launch.nnodes
+
+    @property
+    def data_parallel_size(self) -> int:
+        """Copies of the model that share the batch."""
+        return self.world_size // (self.parallel.tp * self.parallel.pp)
+
+    @model_validator(mode="after")
+    def _sections_agree(self) -> Self:
+        problems = self._problems()
+        if problems:
+            raise ValueError("\n".join(problems))
+        return self
+
+    def _problems(self) -> list[str]:
+        """Every rule between sections that is broken, each in one line with its numbers."""
+        return self._layout_problems()
+
+    def _layout_problems(self) -> list[str]:
+        model, tp, pp = self.model, self.parallel.tp, self.parallel.pp
+        divisions = [
+            ("model.num_attention_heads", model.num_attention_heads, "parallel.tp", tp),
+            ("model.num_query_groups", model.num_query_groups, "parallel.tp", tp),
+            ("model.ffn_hidden_size", model.ffn_hidden_size, "parallel.tp", tp),
+            ("model.num_layers", model.num_layers, "parallel.pp", pp),
+        ]
+        problems = [
+            f"{name} {number} is not divisible by {by} {divisor}"
+            for name, number, by, divisor in divisions
+            if number % divisor
+        ]
+        if self.world_size % (tp * pp):
+            problems.append(
+                f"{self.world_size} processes (launch.nproc_per_node "
+                f"{self.launch.nproc_per_node} x launch.nnodes {self.launch.nnodes}) are not a "
+                f"multiple of parallel.tp {tp} x parallel.pp {pp} = {tp * pp}"
+            )
+        return problems
+
+
+class SFTSettings(Settings):
+    """The `sft` section of a preset."""
+
+    engine: Literal["megatron"] = "megatron"
+    """Who trains: megatron is Megatron-Core."""
+
+    batch: Batch
+    data: Data = Data()
+    optimizer: Optimizer
+    train: Train
+    checkpoint: Checkpoint = Checkpoint()
+
+
+class SFTConfig(SFTSettings, RunConfig):
+    """A supervised fine-tuning run."""
+
+    stage: Literal["sft"] = "sft"
+    """The subcommand."""
+
+    @property
+    def num_micro_batches(self) -> int:
+        """Forward passes of one data-parallel rank in one optimizer step."""
+        return self.batch.global_batch_size // (
+            self.batch.micro_batch_size * self.data_parallel_size
+        )
+
+    def _problems(self) -> list[str]:
+        return [
+            *super()._problems(),
+            *self._batch_problems(),
+            *self._schedule_problems(),
+            *self._data_problems(),
+        ]
+
+    def _batch_problems(self) -> list[str]:
+        problems = []
+        batch, model = self.batch, self.model
+        replicas, rest = divmod(self.world_size, self.parallel.tp * self.parallel.pp)
+        share = batch.micro_batch_size * replicas
+        if rest == 0 and batch.global_batch_size % share:
+            problems.append(
+                f"batch.global_batch_size {batch.global_batch_size} is not divisible by "
+                f"batch.micro_batch_size {batch.micro_batch_size} x {replicas} data-parallel "
+                f"ranks = {share}"
+            )
+        if model.family == "llama2" and batch.seq_length > model.max_position_embeddings:
+            problems.append(
+                f"batch.seq_length {batch.seq_length} exceeds model.max_position_embeddings "
+                f"{model.max_position_embeddings}"
+            )
+        return problems
+
+    def _schedule_problems(self) -> list[str]:
+        problems = []
+        optimizer, train = self.optimizer, self.train
+        if (train.steps is None) == (train.epochs is None):
+            state = "neither" if train.steps is None else "both"
+            problems.append(
+                f"{state} of train.steps and train.epochs set: give one (the other is null)"
+            )
+        if optimizer.min_lr > optimizer.lr:
+            problems.append(
+                f"optimizer.min_lr {optimizer.min_lr} exceeds optimizer.lr {optimizer.lr}"
+            )
+        name, last = ("optimizer.decay_steps", optimizer.decay_steps)
+        if last is None:
+            name, last = ("train.steps", train.steps)
+        if last is not None and optimizer.warmup_steps >= last:
+            problems.append(
+                f"optimizer.warmup_steps {optimizer.warmup_steps} is not less than {name} {last}"
+            )
+        return problems
+
+    def _data_problems(self) -> list[str]:
+        data = self.data
+        if data.validation is not None and data.validation_fraction > 0:
+            return [
+                f"data.validation_fraction {data.validation_fraction} has no effect beside "
+                f"data.validation {data.validation}"
+            ]
+        return []

@@ -1,0 +1,259 @@
+"""The sections of a run's configuration: each knob once, with its unit, its bounds, its default."""
+
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Count = Annotated[int, Field(ge=1)]
+"""A number of things of which there is at least one."""
+
+FilePath = Annotated[Path, Field(strict=False)]
+"""A path: text is taken for one, although everything else is strict about types."""
+
+
+class Section(BaseModel):
+    """A group of knobs: frozen, strict about types, and without room for a misspelt key."""
+
+    model_config = ConfigDict(
+        frozen=True,
+        extra="forbid",
+        strict=True,
+        allow_inf_nan=False,
+        use_attribute_docstrings=True,
+        protected_namespaces=(),
+    )
+
+
+class Model(Section):
+    """The architecture. A model folder's own config.json must agree with it."""
+
+    family: Literal["llama2", "bloom"]
+    """llama2: RMSNorm, SwiGLU, RoPE, no biases. bloom: LayerNorm, GELU, ALiBi, biases."""
+
+    num_layers: Count
+    """Transformer layers, over all pipeline stages."""
+
+    hidden_size: Count
+    """Width of the residual stream."""
+
+    num_attention_heads: Count
+    """Query heads of each layer, over all tensor-parallel ranks."""
+
+    num_query_groups: Count
+    """Key-value heads of each layer; as many as query heads when there is no grouping."""
+
+    ffn_hidden_size: Count
+    """Inner width of the feed-forward block."""
+
+    vocab_size: Count
+    """Rows of the Hugging Face embedding, before any padding."""
+
+    max_position_embeddings: Count
+    """Longest sequence the weights were trained on, in tokens; a limit for llama2 only."""
+
+    norm_epsilon: Annotated[float, Field(gt=0)] = 1e-5
+    """Added to the variance in RMSNorm and LayerNorm."""
+
+    rotary_base: Annotated[float, Field(gt=0)] | None = None
+    """Base of the rotary frequencies; llama2 needs it, bloom has none."""
+
+    tie_embeddings: bool
+    """Whether the output layer is the embedding itself."""
+
+    vocab_divisor: Count = 128
+    """The embedding is padded to a multiple of this times tp, as Megatron does."""
+
+    attention_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Probability of dropping an attention weight while training."""
+
+    hidden_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Probability of dropping an element of a block's output while training."""
+
+    @property
+    def head_dim(self) -> int:
+        """Width of one attention head."""
+        return self.hidden_size // self.num_attention_heads
+
+    def padded_vocab_size(self, tp: int) -> int:
+        """Rows of the embedding as Megatron holds it, over all `tp` ranks."""
+        multiple = self.vocab_divisor * tp
+        return -(-self.vocab_size // multiple) * multiple
+
+    @model_validator(mode="after")
+    def _architecture_is_possible(self) -> Self:
+        problems = []
+        heads, groups = self.num_attention_heads, self.num_query_groups
+        if self.hidden_size % heads:
+            problems.append(
+                f"hidden_size {self.hidden_size} is not divisible by num_attention_heads {heads}"
+            )
+        elif self.family == "llama2" and self.head_dim % 2:
+            problems.append(
+                f"hidden_size {self.hidden_size} / num_attention_heads {heads} gives heads of "
+                f"{self.head_dim}, and rotary positions need an even number"
+            )
+        if heads % groups:
+            problems.append(
+                f"num_attention_heads {heads} is not divisible by num_query_groups {groups}"
+            )
+        if self.family == "llama2" and self.rotary_base is None:
+            problems.append("rotary_base is missing: llama2 needs it (10000.0 for Llama 2)")
+        if self.family == "bloom":
+            problems.extend(self._bloom_problems())
+        if problems:
+            raise ValueError("\n".join(problems))
+        return self
+
+    def _bloom_problems(self) -> list[str]:
+        """What Hugging Face's Bloom cannot express, so that it could never be written back."""
+        problems = []
+        if self.rotary_base is not None:
+            problems.append(f"rotary_base {self.rotary_base} has no effect: bloom uses ALiBi")
+        if self.num_query_groups != self.num_attention_heads:
+            problems.append(
+                f"num_query_groups {self.num_query_groups} differs from num_attention_heads "
+                f"{self.num_attention_heads}: bloom has no grouped queries"
+            )
+        if self.ffn_hidden_size != 4 * self.hidden_size:
+            problems.append(
+                f"ffn_hidden_size {self.ffn_hidden_size} is not 4 x hidden_size "
+                f"{self.hidden_size}, as bloom has it"
+            )
+        return problems
+
+
+class Parallel(Section):
+    """How one model is laid over GPUs; what remains of them is data parallel."""
+
+    tp: Count = 1
+    """Tensor-parallel ranks: each layer is cut this many ways."""
+
+    pp: Count = 1
+    """Pipeline stages: the layers are cut this many ways."""
+
+    sequence_parallel: bool = False
+    """Also cut activations between the tensor-parallel blocks; acts only when tp > 1."""
+
+    distributed_optimizer: bool = False
+    """Spread the optimizer's state over the data-parallel ranks."""
+
+    recompute: Literal["none", "selective", "full"] = "none"
+    """Activations computed again in the backward pass: none, attention's, or whole layers'."""
+
+
+class Launch(Section):
+    """The processes to start."""
+
+    nproc_per_node: Count
+    """Processes on each node: one per GPU."""
+
+    nnodes: Count = 1
+    """Nodes, each of which runs the same command."""
+
+    timeout_minutes: Count = 30
+    """How long a rank waits for the others in one collective before it gives up."""
+
+
+class Batch(Section):
+    """How many sequences, and how long."""
+
+    micro_batch_size: Count
+    """Sequences in one forward pass on one data-parallel rank."""
+
+    global_batch_size: Count
+    """Sequences per optimizer step, over all data-parallel ranks."""
+
+    seq_length: Annotated[int, Field(ge=2)]
+    """Longest sequence in tokens; with packing, the capacity that documents are packed into."""
+
+
+class Data(Section):
+    """What is learned from, and how a row becomes tokens."""
+
+    train: FilePath | None = None
+    """File (.jsonl, .jsonl.zst, .json, .parquet) or folder of training rows."""
+
+    validation: FilePath | None = None
+    """File or folder of validation rows."""
+
+    validation_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Share of the training rows held out, always the same ones, when `validation` is not set."""
+
+    packing: bool = True
+    """Put several documents into one sequence, without attention from one to another."""
+
+    template: Literal["auto", "tokenizer", "hh", "none"] = "auto"
+    """How a conversation is written as text; auto: the tokenizer's chat template, if it has one."""
+
+    truncation: Literal["keep_response", "left", "right"] = "keep_response"
+    """What goes when a row exceeds seq_length: the prompt's start, the start, or the end."""
+
+    num_workers: Annotated[int, Field(ge=1)] = 1
+    """Processes that tokenise rows before the first step."""
+
+
+class Optimizer(Section):
+    """AdamW and its learning-rate schedule."""
+
+    lr: Annotated[float, Field(gt=0)]
+    """Learning rate at the end of the warm-up."""
+
+    min_lr: Annotated[float, Field(ge=0)] = 0.0
+    """Learning rate at the end of the decay."""
+
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    """Course of the learning rate from lr to min_lr after the warm-up."""
+
+    warmup_steps: Annotated[int, Field(ge=0)] = 0
+    """Optimizer steps over which the learning rate rises from 0 to lr."""
+
+    decay_steps: Count | None = None
+    """Optimizer step at which min_lr is reached, warm-up included; null: the last step."""
+
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    """Decoupled weight decay of matrices; biases and norms have none."""
+
+    clip_grad: Annotated[float, Field(gt=0)] | None = 1.0
+    """Largest norm of the gradient of all parameters together; null: not clipped."""
+
+    beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    """Decay of the first moment."""
+
+    beta2: Annotated[float, Field(ge=0, lt=1)] = 0.999
+    """Decay of the second moment."""
+
+    eps: Annotated[float, Field(gt=0)] = 1e-8
+    """Added to the square root of the second moment."""
+
+
+class Train(Section):
+    """How long, and how often to look."""
+
+    steps: Count | None = None
+    """Optimizer steps; either this or `epochs`."""
+
+    epochs: Annotated[float, Field(gt=0)] | None = None
+    """Passes over the training rows; either this or `steps`."""
+
+    seed: Annotated[int, Field(ge=0)] = 1234
+    """Seed of the order of the rows and of everything random."""
+
+    eval_interval: Count = 1000
+    """Optimizer steps between two validations; the last step is always followed by one."""
+
+    eval_batches: Count | None = None
+    """Global batches per validation; null: every validation row once."""
+
+    log_interval: Count = 1
+    """Optimizer steps between two rows of metrics."""
+
+
+class Checkpoint(Section):
+    """When checkpoints are written, and how many stay."""
+
+    save_interval: Count = 1000
+    """Optimizer steps between two checkpoints; the last step always gets one."""
+
+    keep: Count | None = None
+    """Newest checkpoints kept on disk; null: all of them."""
