@@ -1,0 +1,107 @@
+"""The padding-free micro batch, the one shape in which tokens reach an engine."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import accumulate, pairwise
+from typing import Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+IGNORE = -100
+"""The target of a position where nothing is learned (torch's default `ignore_index`)."""
+
+
+@dataclass(frozen=True, eq=False)
+class Document:
+    """One tokenised row: L+1 tokens, which give L inputs and L targets.
+
+    Attributes:
+        tokens: Token ids `[L+1]`.
+        supervised: `[L+1]`; True where the model learns to produce this very token.
+        row: The row's number in its split, counted from 0 over all files, dropped rows included.
+    """
+
+    tokens: NDArray[np.int32]
+    supervised: NDArray[np.bool_]
+    row: int
+
+
+@dataclass(frozen=True, eq=False)
+class TokenBatch:
+    """Documents laid end to end. There is no padding, so no token id is ever compared with one.
+
+    Attributes:
+        tokens: Inputs `[T]`, int64.
+        targets: What each position should predict `[T]`, int64; `IGNORE` where nothing is learned.
+            They are shifted already: `targets[i]` is the token after `tokens[i]` in the same
+            document, never the first token of the next document.
+        cu_seqlens: Document boundaries: document `d` is `[cu_seqlens[d], cu_seqlens[d+1])`;
+            starts with 0, ends with T. Attention must not cross them.
+        rows: The source row of each document, -1 for a filler.
+    """
+
+    tokens: NDArray[np.int64]
+    targets: NDArray[np.int64]
+    cu_seqlens: tuple[int, ...]
+    rows: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        """Holds our own code to the shapes above."""
+        assert self.tokens.shape == self.targets.shape == (self.cu_seqlens[-1],)
+        assert self.cu_seqlens[0] == 0
+        assert len(self.rows) == len(self.cu_seqlens) - 1
+
+    @classmethod
+    def from_documents(cls, documents: Sequence[Document]) -> Self:
+        """Lays documents end to end, in the order given. Each has at least two tokens."""
+        if not documents:
+            return cls.filler()
+        targets = [
+            np.where(document.supervised[1:], document.tokens[1:], IGNORE) for document in documents
+        ]
+        return cls(
+            tokens=np.concatenate([document.tokens[:-1] for document in documents]).astype(
+                np.int64
+            ),
+            targets=np.concatenate(targets).astype(np.int64),
+            cu_seqlens=(0, *accumulate(len(document.tokens) - 1 for document in documents)),
+            rows=tuple(document.row for document in documents),
+        )
+
+    @classmethod
+    def filler(cls) -> Self:
+        """One token and no target: what a rank forwards when it has run out of documents.
+
+        Every rank must take part in every collective, so a rank cannot simply skip its turn; one
+        token rather than none, because attention kernels refuse empty inputs.
+        """
+        return cls(
+            tokens=np.zeros(1, np.int64),
+            targets=np.full(1, IGNORE, np.int64),
+            cu_seqlens=(0, 1),
+            rows=(-1,),
+        )
+
+    @property
+    def num_tokens(self) -> int:
+        """Input tokens T; the single token of a filler counts."""
+        return len(self.tokens)
+
+    @property
+    def num_targets(self) -> int:
+        """Positions that are learned: this batch's weight in the global token count."""
+        return int(np.count_nonzero(self.targets != IGNORE))
+
+    @property
+    def positions(self) -> NDArray[np.int64]:
+        """Position of each token in its document `[T]`, int64: 0 at every boundary."""
+        starts = np.asarray(self.cu_seqlens[:-1], np.int64)
+        return np.arange(self.num_tokens, dtype=np.int64) - np.repeat(
+            starts, np.diff(np.asarray(self.cu_seqlens, np.int64))
+        )
+
+    @property
+    def max_seqlen(self) -> int:
+        """Inputs of the longest document."""
+        return max(end - start for start, end in pairwise(self.cu_seqlens))
