@@ -1,16 +1,43 @@
 """From a preset, flags and overrides to one validated, frozen configuration."""
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, TypeVar
 
-import yaml
 from pydantic import ValidationError
 
 from alignctl.config import presets
-from alignctl.config.run import RunConfig
+from alignctl.config.convert import Layout
+from alignctl.config.document import Document, Origin, parse_value, read_yaml, shown
+from alignctl.config.problems import describe, did_you_mean, known_keys, refuse
+from alignctl.config.run import RunConfig, SFTConfig, SFTSettings
+from alignctl.config.sections import Model, Section
 from alignctl.errors import UserError
 
 Config = TypeVar("Config", bound=RunConfig)
+
+FLAGS = {
+    "load": "--load",
+    "output": "--output",
+    "tokenizer": "--tokenizer",
+    "data.train": "--data",
+    "data.validation": "--validation-data",
+    "launch.nproc_per_node": "--nproc",
+    "launch.nnodes": "--nnodes",
+}
+"""The flag that sets a key, for messages."""
+
+
+class Preset(Section):
+    """A preset file: one model, and what each stage does with it."""
+
+    model: Model
+    convert: Layout = Layout()
+    sft: SFTSettings | None = None
+
+
+STAGES: dict[str, type[RunConfig]] = {"sft": SFTConfig}
+"""The sections of a preset that configure a run, with the configuration they become."""
 
 
 def resolve(
@@ -30,20 +57,96 @@ def resolve(
     Raises:
         UserError: For anything the user got wrong; it names the file and line, or the override.
     """
-    stage = config_class.model_fields["stage"].default
-    tree = yaml.safe_load(presets.find(preset).read_text())
-    document = {"stage": stage, "preset": preset, "model": tree["model"], **tree[stage]}
-    texts = {key: value for key, value in flags.items() if value is not None}
-    for override in overrides:
-        key, _, text = override.partition("=")
-        texts[key] = yaml.safe_load(text)
-    for key, value in texts.items():
-        *sections, last = key.split(".")
-        place = document
-        for section in sections:
-            place = place.setdefault(section, {})
-        place[last] = value
+    path = presets.find(preset)
+    document = _stage_document(read_yaml(path), path, config_class, preset)
+    for key, value in flags.items():
+        if value is not None:
+            _put(document, key, value, f"{FLAGS.get(key, key)} {value}")
+    problems = _apply(document, overrides, config_class)
     try:
-        return config_class.model_validate(document)
+        config = config_class.model_validate(document.tree)
     except ValidationError as error:
-        raise UserError(str(error)) from error
+        fallback = Origin(shown(path))
+        problems += describe(error, config_class, document.origins, fallback)
+    if problems:
+        raise refuse(problems)
+    return config
+
+
+def load_preset(name_or_file: str) -> Preset:
+    """A preset, with each of its stages checked as a run would check it.
+
+    Raises:
+        UserError: With every problem of the file.
+    """
+    path = presets.find(name_or_file)
+    document = read_yaml(path)
+    try:
+        preset = Preset.model_validate(document.tree)
+    except ValidationError as error:
+        raise refuse(describe(error, Preset, document.origins, Origin(shown(path)))) from error
+    for stage, config_class in STAGES.items():
+        if document.tree.get(stage) is not None:
+            resolve(config_class, name_or_file, {"output": Path("runs")})
+    return preset
+
+
+def _stage_document(
+    whole: Document, path: Path, config_class: type[RunConfig], preset: str
+) -> Document:
+    """The part of a preset that a stage reads: the model, and its own section at the top."""
+    stage = config_class.model_fields["stage"].default
+    for key in whole.tree:
+        if key not in Preset.model_fields:
+            guess = did_you_mean(key, Preset.model_fields)
+            raise UserError(f"{whole.origins[(key,)].text}: unknown key {key!r}{guess}")
+    settings = whole.tree.get(stage)
+    if not isinstance(settings, dict):
+        raise UserError(f"{shown(path)} has no section {stage!r}, which alignctl {stage} needs")
+    tree: dict[str, Any] = {"stage": stage, "preset": preset, **settings}
+    origins = {at[1:]: origin for at, origin in whole.origins.items() if at[0] == stage and at[1:]}
+    if "model" in whole.tree:
+        tree["model"] = whole.tree["model"]
+        origins |= {at: origin for at, origin in whole.origins.items() if at[0] == "model"}
+    return Document(tree, origins)
+
+
+def _apply(
+    document: Document, overrides: Sequence[str], config_class: type[RunConfig]
+) -> list[str]:
+    """Put the overrides into the document; returns what is wrong with them."""
+    problems = []
+    known = known_keys(config_class)
+    stage = config_class.model_fields["stage"].default
+    for override in overrides:
+        key, equals, text = override.partition("=")
+        source = f"override {override!r}"
+        if not equals:
+            problems.append(f"{source} is not of the form section.key=value")
+        elif key.startswith(f"{stage}."):
+            problems.append(
+                f"{source}: keys are relative to the stage; "
+                f"did you mean {override.removeprefix(f'{stage}.')!r}?"
+            )
+        elif key not in known:
+            problems.append(f"{source}: unknown key {key!r}{did_you_mean(key, known)}")
+        elif key in ("stage", "preset"):
+            problems.append(f"{source}: {key} is not a knob")
+        else:
+            try:
+                _put(document, key, parse_value(text, source), source)
+            except UserError as error:
+                problems.append(f"{error.message} ({error.hint})" if error.hint else error.message)
+    return problems
+
+
+def _put(document: Document, key: str, value: Any, source: str) -> None:
+    """Set a dotted key that is known to exist; a section that is no mapping is left as it is."""
+    *sections, last = key.split(".")
+    place = document.tree
+    for section in sections:
+        place = place.setdefault(section, {})
+        if not isinstance(place, dict):
+            return
+    place[last] = value
+    document.origins[tuple(key.split("."))] = Origin(source, is_command_line=True)

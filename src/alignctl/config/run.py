@@ -70,18 +70,8 @@ class RunConfig(Settings):
         return self._layout_problems()
 
     def _layout_problems(self) -> list[str]:
-        model, tp, pp = self.model, self.parallel.tp, self.parallel.pp
-        divisions = [
-            ("model.num_attention_heads", model.num_attention_heads, "parallel.tp", tp),
-            ("model.num_query_groups", model.num_query_groups, "parallel.tp", tp),
-            ("model.ffn_hidden_size", model.ffn_hidden_size, "parallel.tp", tp),
-            ("model.num_layers", model.num_layers, "parallel.pp", pp),
-        ]
-        problems = [
-            f"{name} {number} is not divisible by {by} {divisor}"
-            for name, number, by, divisor in divisions
-            if number % divisor
-        ]
+        tp, pp = self.parallel.tp, self.parallel.pp
+        problems = self.model.layout_problems(tp, pp)
         if self.world_size % (tp * pp):
             problems.append(
                 f"{self.world_size} processes (launch.nproc_per_node "

@@ -80,6 +80,26 @@ class Model(Section):
         multiple = self.vocab_divisor * tp
         return -(-self.vocab_size // multiple) * multiple
 
+    def layout_problems(self, tp: int, pp: int, *, prefix: str = "parallel.") -> list[str]:
+        """Why this model cannot be cut into `tp` x `pp` parts, one line per reason.
+
+        Args:
+            tp: Tensor-parallel ranks.
+            pp: Pipeline stages.
+            prefix: What the user writes before tp and pp.
+        """
+        divisions = [
+            ("model.num_attention_heads", self.num_attention_heads, f"{prefix}tp", tp),
+            ("model.num_query_groups", self.num_query_groups, f"{prefix}tp", tp),
+            ("model.ffn_hidden_size", self.ffn_hidden_size, f"{prefix}tp", tp),
+            ("model.num_layers", self.num_layers, f"{prefix}pp", pp),
+        ]
+        return [
+            f"{name} {number} is not divisible by {by} {divisor}"
+            for name, number, by, divisor in divisions
+            if number % divisor
+        ]
+
     @model_validator(mode="after")
     def _architecture_is_possible(self) -> Self:
         problems = []

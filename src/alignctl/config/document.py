@@ -1,0 +1,171 @@
+"""YAML files and command-line values as plain trees that remember where each key was written."""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from alignctl.errors import UserError
+
+KeyPath = tuple[str | int, ...]
+"""The way to a value: keys of mappings and indices of lists."""
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a value comes from."""
+
+    text: str
+    """What an error message calls it: a file and line, a flag, an override."""
+
+    is_command_line: bool = False
+    """Whether the user typed it just now, which makes it the first suspect."""
+
+
+@dataclass(frozen=True)
+class Document:
+    """A tree of plain values, and the origin of its keys."""
+
+    tree: dict[str, Any]
+    origins: dict[KeyPath, Origin]
+
+
+class _Loader(yaml.SafeLoader):
+    """Safe YAML with the scalars of YAML 1.2: 1e-5 is a number, and `no` is a word."""
+
+    yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}  # noqa: RUF012
+
+
+_SCALARS = [
+    ("bool", r"true|false", "tf"),
+    ("null", r"null|~|", ["n", "~", ""]),
+    ("int", r"[-+]?(?:0|[1-9][0-9]*)", "-+0123456789"),
+    ("float", r"[-+]?(?:\.[0-9]+|[0-9]+\.?[0-9]*)(?:[eE][-+]?[0-9]+)?", "-+.0123456789"),
+    ("float", r"[-+]?\.inf|\.nan", "-+."),
+]
+for _tag, _pattern, _first in _SCALARS:
+    _Loader.add_implicit_resolver(
+        f"tag:yaml.org,2002:{_tag}", re.compile(rf"(?:{_pattern})\Z"), list(_first)
+    )
+
+
+def read_yaml(path: Path) -> Document:
+    """The tree of a YAML file, with the file and line of every key.
+
+    Raises:
+        UserError: When the file cannot be read, is not YAML, is not a mapping, or repeats a key.
+    """
+    name = shown(path)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"cannot read {name}: {error.strerror or error}") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{name} is not text in UTF-8: {error.reason}") from error
+    node = _compose(text, name)
+    if not isinstance(node, yaml.MappingNode):
+        raise UserError(f"{name} is not a mapping of keys to values")
+    reader = _Reader(name)
+    tree = reader.value(node, ())
+    if reader.problems:
+        raise UserError("\n".join(reader.problems))
+    return Document(tree, reader.origins)
+
+
+def parse_value(text: str, source: str) -> Any:
+    """A number, word, truth value, null or list, as YAML would read it.
+
+    Args:
+        text: What was typed.
+        source: What an error message calls it.
+    """
+    node = _compose(text, source)
+    if node is None:
+        raise UserError(f"{source} has no value", hint="write null to unset a key")
+    if isinstance(node, yaml.MappingNode):
+        raise UserError(f"{source} is a mapping", hint="set one key at a time: section.key=value")
+    reader = _Reader(source)
+    value = reader.value(node, ())
+    if reader.problems:
+        raise UserError("\n".join(reader.problems))
+    return value
+
+
+def shown(path: Path) -> str:
+    """The path as messages show it: relative when it lies below the working directory."""
+    absolute = path.absolute()
+    here = Path.cwd()
+    return str(absolute.relative_to(here) if absolute.is_relative_to(here) else path)
+
+
+def _compose(text: str, source: str) -> yaml.Node | None:
+    loader = _Loader(text)
+    try:
+        node: yaml.Node | None = loader.get_single_node()
+    except yaml.MarkedYAMLError as error:
+        line = f":{error.problem_mark.line + 1}" if error.problem_mark else ""
+        about = "; ".join(part for part in (error.context, error.problem) if part)
+        raise UserError(f"{source}{line}: not valid YAML: {about}") from error
+    except yaml.YAMLError as error:
+        raise UserError(f"{source}: not valid YAML: {error}") from error
+    finally:
+        loader.dispose()
+    return node
+
+
+class _Reader:
+    """Turns nodes into values, collecting origins and everything that is wrong."""
+
+    def __init__(self, source: str) -> None:
+        self.source = source
+        self.origins: dict[KeyPath, Origin] = {}
+        self.problems: list[str] = []
+        self._open: set[int] = set()
+        self._loader = _Loader("")
+
+    def value(self, node: yaml.Node, path: KeyPath) -> Any:
+        """The value of a node that lies at `path`."""
+        if id(node) in self._open:
+            self._complain(node, "an alias refers to the value it is part of")
+            return None
+        self._open.add(id(node))
+        try:
+            if isinstance(node, yaml.MappingNode):
+                return {key: self.value(item, at) for key, item, at in self._items(node, path)}
+            if isinstance(node, yaml.SequenceNode):
+                return [self.value(item, (*path, i)) for i, item in enumerate(node.value)]
+            return self._scalar(node)
+        finally:
+            self._open.discard(id(node))
+
+    def _items(
+        self, node: yaml.MappingNode, path: KeyPath
+    ) -> Iterator[tuple[str, yaml.Node, KeyPath]]:
+        lines: dict[str, int] = {}
+        for key_node, item in node.value:
+            key = key_node.value
+            line = key_node.start_mark.line + 1
+            at = (*path, key if isinstance(key, str) else "?")
+            if not isinstance(key, str) or key == "<<":
+                self._complain(key_node, "a key must be a word (merge keys are not read)")
+            elif key in lines:
+                dotted = ".".join(map(str, at))
+                self._complain(key_node, f"key {dotted!r} was already set on line {lines[key]}")
+            else:
+                lines[key] = line
+                self.origins[at] = Origin(f"{self.source}:{line}")
+                yield key, item, at
+
+    def _scalar(self, node: yaml.Node) -> Any:
+        try:
+            return self._loader.construct_object(node)
+        except (yaml.YAMLError, ValueError) as error:
+            reason = getattr(error, "problem", None) or str(error)
+            self._complain(node, f"cannot read the value {node.value!r}: {reason}")
+            return None
+
+    def _complain(self, node: yaml.Node, what: str) -> None:
+        self.problems.append(f"{self.source}:{node.start_mark.line + 1}: {what}")
