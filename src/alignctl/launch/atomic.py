@@ -1,0 +1,71 @@
+"""Writes that are whole or absent: beside the target, synced, renamed.
+
+A rename within one folder is atomic on POSIX file systems, but it may reach the disk before the
+data does; so data is synced first, and the folder that holds the name is synced last.
+"""
+
+import os
+from pathlib import Path
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replaces a file's content so that a reader or a crash sees the old text or the new one.
+
+    Args:
+        path: The file; its folder must exist.
+        text: The whole new content, written as UTF-8.
+
+    Raises:
+        OSError: When the disk is full or the folder is not writable; the old file is untouched.
+    """
+    # The process id keeps two writers of the same file from sharing one unfinished copy.
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        with partial.open("w", encoding="utf-8") as stream:
+            stream.write(text)
+            stream.flush()
+            os.fsync(stream.fileno())
+        partial.replace(path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+    fsync_folder(path.parent)
+
+
+def fsync_folder(path: Path) -> None:
+    """Makes the names in one folder durable: what was created, renamed or removed there."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def fsync_tree(path: Path) -> None:
+    """Makes every file and folder under a folder durable, the folder itself last."""
+    for parent, _, names in os.walk(path, topdown=False):
+        for name in names:
+            descriptor = os.open(Path(parent, name), os.O_RDONLY)
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+        fsync_folder(Path(parent))
+
+
+def commit_folder(partial: Path, final: Path) -> None:
+    """Gives a finished folder its name, once everything in it is on the disk.
+
+    Args:
+        partial: The complete folder, beside the final one (a rename cannot cross file systems).
+        final: The name it gets. An empty folder of that name is replaced; anything else is kept,
+            since removing it first would leave a moment in which neither exists.
+
+    Raises:
+        FileExistsError: When `final` is a file or holds something.
+    """
+    fsync_tree(partial)
+    if final.exists() and (not final.is_dir() or any(final.iterdir())):
+        raise FileExistsError(f"{final} exists already and is not empty")
+    partial.rename(final)
+    fsync_folder(final.parent)

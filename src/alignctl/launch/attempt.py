@@ -1,0 +1,259 @@
+"""Opening a run folder for one attempt at the run: new, resumed, or finished long ago."""
+
+import contextlib
+import errno
+import fcntl
+import json
+import os
+import shlex
+import socket
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+from alignctl.errors import AlignctlError, RunError, UserError
+from alignctl.launch import atomic, environment
+from alignctl.launch.run_folder import RunFolder, read_object
+
+MAY_CHANGE = ("output", "checkpoint", "launch", "train.eval_interval", "train.log_interval")
+"""Settings, with all below them, that a resume may change: the numbers do not depend on them."""
+
+_MAX_DIFFERENCES_SHOWN = 12
+
+
+class Config(Protocol):
+    """What is asked of a configuration here: that it writes itself as JSON."""
+
+    def model_dump_json(self, *, indent: int | None = None) -> str:
+        """The configuration as one JSON object."""
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """A run folder that this process holds, for as long as the `with` block lasts."""
+
+    folder: RunFolder
+    state: Literal["new", "resumed", "finished"]
+    """`finished`: the result is there already and nothing is to be run."""
+    number: int
+    """Counts the starts of the run, from 1."""
+    lock: int
+    """File descriptor of the lock; torchrun inherits it, so that the lock outlives a launcher
+    that was killed for as long as ranks may still be writing."""
+
+    def describe(self) -> str:
+        """One line for the user about what is going to happen."""
+        path = self.folder.path
+        if self.state == "finished":
+            return f"{path} holds this run already, finished; choose another --output to repeat it"
+        if self.state == "new":
+            return f"run folder: {path}"
+        step = self.folder.latest_step()
+        where = f"at step {step}" if step else "from the start, as nothing was saved yet"
+        return f"resuming {path} {where} (attempt {self.number})"
+
+
+@contextlib.contextmanager
+def create_or_resume(
+    path: Path,
+    config: Config,
+    *,
+    argv: Sequence[str],
+    resume: bool = True,
+    node_rank: int = 0,
+    wait_seconds: float = 600.0,
+) -> Iterator[Attempt]:
+    """Opens a run folder and keeps other launchers out of it until the block ends.
+
+    Node 0 creates the folder and clears what an earlier attempt left (`stop`, errors); the other
+    nodes, which share it, wait until its configuration is there and check that it is theirs.
+
+    Args:
+        path: The run folder; it may not exist yet.
+        config: The resolved configuration.
+        argv: The command line that is running, for `command.txt`.
+        resume: Whether an existing run may be continued.
+        node_rank: Which node this launcher is on.
+        wait_seconds: How long the other nodes wait for node 0.
+
+    Yields:
+        The attempt; when its state is `finished` there is nothing to run.
+
+    Raises:
+        UserError: When the folder is in use, is not a run, or holds a run with other settings.
+        RunError: When the disk is full, or node 0 does not create the folder in time.
+    """
+    folder = RunFolder(path)
+    with contextlib.ExitStack() as stack:
+        # Errors of the block itself are not ours to explain: it runs outside of the `try`.
+        try:
+            attempt = _open(folder, config, argv, resume, node_rank, wait_seconds, stack)
+        except OSError as error:
+            raise _explain(folder, error) from error
+        yield attempt
+
+
+def _open(
+    folder: RunFolder,
+    config: Config,
+    argv: Sequence[str],
+    resume: bool,
+    node_rank: int,
+    wait_seconds: float,
+    stack: contextlib.ExitStack,
+) -> Attempt:
+    _refuse_foreign_folder(folder)
+    if node_rank > 0:
+        _wait_for_node_0(folder, wait_seconds)
+    folder.path.mkdir(parents=True, exist_ok=True)
+    lock = stack.enter_context(_locked(folder, node_rank))
+    exists = folder.config.exists()
+    if exists:
+        # Node 0 may have created the folder a moment ago, so the others cannot tell new from old.
+        check_same_run(folder, config, resume=resume or node_rank > 0)
+        if folder.read_result() is not None:
+            return Attempt(folder, "finished", _attempts_so_far(folder), lock)
+    number = _attempts_so_far(folder)
+    if node_rank == 0:
+        number += 1
+        _start_attempt(folder, config, argv, number)
+    return Attempt(folder, "resumed" if exists and number > 1 else "new", number, lock)
+
+
+def check_same_run(folder: RunFolder, config: Config, *, resume: bool) -> None:
+    """Makes sure that a run folder may be continued with a configuration.
+
+    Args:
+        folder: A folder that holds a run.
+        config: The configuration that is about to run in it.
+        resume: Whether continuing is wanted at all.
+
+    Raises:
+        UserError: When the run has other settings (each is listed), or when it must not be resumed.
+    """
+    other = "choose another --output"
+    changes = differences(folder.read_config(), json.loads(config.model_dump_json()))
+    if changes:
+        shown = [f"  {key}: {old} -> {new}" for key, old, new in changes[:_MAX_DIFFERENCES_SHOWN]]
+        if len(changes) > len(shown):
+            shown.append(f"  and {len(changes) - len(shown)} more")
+        raise UserError(
+            "\n".join([f"{folder.path} holds another run; these settings differ:", *shown]),
+            f"{other}, or use the run's own settings ({folder.command} has its command)",
+        )
+    if not resume:
+        raise UserError(
+            f"{folder.path} holds this run already, and --no-resume was given",
+            f"{other}, or leave --no-resume out to continue it; nothing was changed",
+        )
+
+
+def differences(old: dict[str, Any], new: dict[str, Any]) -> list[tuple[str, str, str]]:
+    """The settings that differ between two configurations and must not, on a resume.
+
+    Args:
+        old: The configuration of the run folder, as plain values.
+        new: The configuration that is about to run.
+
+    Returns:
+        Dotted key, old value and new value as JSON, "absent" where one side lacks the key.
+    """
+    before, after = _flatten(old), _flatten(new)
+    keys = [key for key in {**before, **after} if not _may_change(key)]
+    pairs = [(key, before.get(key, "absent"), after.get(key, "absent")) for key in keys]
+    return [pair for pair in pairs if pair[1] != pair[2]]
+
+
+def _may_change(key: str) -> bool:
+    return any(key == allowed or key.startswith(f"{allowed}.") for allowed in MAY_CHANGE)
+
+
+def _flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, str]:
+    flat: dict[str, str] = {}
+    for name, value in tree.items():
+        if isinstance(value, dict) and value:
+            flat.update(_flatten(value, f"{prefix}{name}."))
+        else:
+            flat[f"{prefix}{name}"] = json.dumps(value, sort_keys=True)
+    return flat
+
+
+def _refuse_foreign_folder(folder: RunFolder) -> None:
+    path = folder.path
+    if path.exists() and not path.is_dir():
+        raise UserError(f"--output {path} is a file", "choose a folder that does not exist yet")
+    if not path.exists() or folder.config.exists():
+        return
+    # A launcher that was killed before it wrote the configuration leaves only these.
+    ours = (".launcher_", f".{folder.config.name}.")
+    strangers = sorted(p.name for p in path.iterdir() if not p.name.startswith(ours))
+    if strangers:
+        raise UserError(
+            f"{path} is not a run folder (no {folder.config.name}), and it is not empty: "
+            f"it holds {', '.join(strangers[:3])}{' ...' if len(strangers) > 3 else ''}",
+            "choose another --output; nothing was changed",
+        )
+
+
+def _wait_for_node_0(folder: RunFolder, wait_seconds: float) -> None:
+    deadline = time.monotonic() + wait_seconds
+    while not folder.config.exists():
+        if time.monotonic() > deadline:
+            raise RunError(
+                f"node 0 has not created {folder.config} within {wait_seconds:.0f} seconds",
+                "start node 0 too; --output must be a folder that all nodes share",
+            )
+        time.sleep(0.2)
+
+
+@contextlib.contextmanager
+def _locked(folder: RunFolder, node_rank: int) -> Iterator[int]:
+    path = folder.path / f".launcher_{node_rank}.lock"
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder = os.read(descriptor, 200).decode("utf-8", "replace").strip()
+            raise UserError(
+                f"{folder.path} is in use by another launcher ({holder or 'just starting'})",
+                "wait until it is done, stop it, or choose another --output",
+            ) from None
+        # Only for the message above. The kernel drops the lock when its last holder dies, so the
+        # file may stay: removing it would let two launchers lock two files of one name.
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def _attempts_so_far(folder: RunFolder) -> int:
+    if not folder.environment.exists():
+        return 0
+    number = read_object(folder.environment).get("attempt")
+    return number if isinstance(number, int) else 0
+
+
+def _start_attempt(folder: RunFolder, config: Config, argv: Sequence[str], number: int) -> None:
+    # First: a folder that holds anything but no configuration is refused from then on.
+    atomic.write_text(folder.config, config.model_dump_json(indent=2) + "\n")
+    for stale in [folder.stop_file, *folder.logs.glob("ended_rank_*")]:
+        stale.unlink(missing_ok=True)
+    for stale in [*folder.logs.glob("error_rank_*.json"), *folder.logs.glob(".error_rank_*")]:
+        stale.unlink(missing_ok=True)
+    folder.logs.mkdir(exist_ok=True)
+    earlier = folder.command.read_text(encoding="utf-8") if folder.command.exists() else ""
+    now = time.strftime("%Y-%m-%dT%H:%M:%S%z")
+    atomic.write_text(folder.command, f"{earlier}# attempt {number}, {now}\n{shlex.join(argv)}\n")
+    description = {"attempt": number, "started": now, **environment.describe()}
+    atomic.write_text(folder.environment, json.dumps(description, indent=2) + "\n")
+
+
+def _explain(folder: RunFolder, error: OSError) -> AlignctlError:
+    what = f"cannot prepare the run folder {folder.path}: {error.strerror or error}"
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return RunError(what, "free some space, or choose an --output on another disk")
+    return UserError(what, "choose an --output that you may write to")

@@ -1,0 +1,164 @@
+"""The run folder: where everything of one run lies, what "finished" means, and who may write.
+
+    config.json  command.txt  environment.json  metrics.jsonl  result.json (written last)
+    logs/  tensorboard/  data/  checkpoints/iter_0000100/ + latest_checkpointed_iteration.txt
+
+The launcher opens it with `alignctl.launch.attempt.create_or_resume`; ranks and later stages only
+look things up in `RunFolder(path)`.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from alignctl.errors import UserError
+from alignctl.launch import atomic
+
+LATEST = "latest_checkpointed_iteration.txt"
+"""Megatron's name for the file that holds the number of the newest complete checkpoint."""
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """The names of the things in a run folder, and what can be read from them."""
+
+    path: Path
+
+    @property
+    def config(self) -> Path:
+        """The resolved configuration; its presence is what makes a folder a run."""
+        return self.path / "config.json"
+
+    @property
+    def command(self) -> Path:
+        """The command lines that started the run, one for each attempt."""
+        return self.path / "command.txt"
+
+    @property
+    def environment(self) -> Path:
+        """Versions and devices of the latest attempt."""
+        return self.path / "environment.json"
+
+    @property
+    def metrics(self) -> Path:
+        """One JSON object per line: see `alignctl.reporting.metrics`."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def result(self) -> Path:
+        """Written last, once, when the run is complete."""
+        return self.path / "result.json"
+
+    @property
+    def logs(self) -> Path:
+        """Folder of the logs of the ranks and of torchrun, and of the ranks' errors."""
+        return self.path / "logs"
+
+    @property
+    def tensorboard(self) -> Path:
+        """Folder of TensorBoard's event files."""
+        return self.path / "tensorboard"
+
+    @property
+    def checkpoints(self) -> Path:
+        """Folder of the checkpoints and of the file that names the newest."""
+        return self.path / "checkpoints"
+
+    @property
+    def data(self) -> Path:
+        """Folder of prepared data."""
+        return self.path / "data"
+
+    @property
+    def stop_file(self) -> Path:
+        """While it exists, ranks finish their step, save and leave."""
+        return self.path / "stop"
+
+    def torchrun_log(self, node_rank: int) -> Path:
+        """What one node's torchrun says, and its ranks until they have reached their own log."""
+        return self.logs / f"torchrun_node_{node_rank}.log"
+
+    def rank_log(self, rank: int) -> Path:
+        """Everything that one rank printed, attempt after attempt."""
+        return self.logs / f"rank_{rank}.log"
+
+    def rank_error(self, rank: int) -> Path:
+        """Why a rank failed, as JSON; there only when it did."""
+        return self.logs / f"error_rank_{rank}.json"
+
+    def rank_reserve(self, rank: int) -> Path:
+        """Disk space set aside for the error of a rank, so that it can be told on a full disk."""
+        return self.logs / f".error_rank_{rank}.reserve"
+
+    def rank_ended(self, rank: int) -> Path:
+        """There when a rank of the latest attempt has left in good order."""
+        return self.logs / f"ended_rank_{rank}"
+
+    def latest_checkpoint(self) -> Path | None:
+        """The newest complete checkpoint, or None when nothing was saved yet.
+
+        Raises:
+            UserError: When the file that names it is damaged or names a folder that is gone.
+        """
+        pointer = self.checkpoints / LATEST
+        if not pointer.exists():
+            return None
+        text = pointer.read_text(encoding="utf-8").strip()
+        if not text.isdecimal():
+            raise UserError(
+                f"{pointer} should hold the number of a checkpoint, but reads {text[:40]!r}",
+                "write the number of a folder iter_NNNNNNN beside it into the file",
+            )
+        folder = self.checkpoints / f"iter_{int(text):07d}"
+        if not folder.is_dir():
+            raise UserError(
+                f"{pointer} names {folder.name}, which is not there",
+                "put the folder back, or write the number of another one into the file",
+            )
+        return folder
+
+    def latest_step(self) -> int:
+        """The step of the newest complete checkpoint, 0 when nothing was saved yet."""
+        checkpoint = self.latest_checkpoint()
+        return 0 if checkpoint is None else int(checkpoint.name.removeprefix("iter_"))
+
+    def read_config(self) -> dict[str, Any]:
+        """The resolved configuration as plain values.
+
+        Raises:
+            UserError: When the folder is no run, or its configuration cannot be read.
+        """
+        return read_object(self.config)
+
+    def read_result(self) -> dict[str, Any] | None:
+        """The result of a finished run, None as long as it is not finished.
+
+        Raises:
+            UserError: When the file is there but cannot be read.
+        """
+        return read_object(self.result) if self.result.exists() else None
+
+    def write_result(self, result: dict[str, Any]) -> None:
+        """Marks the run as finished; everything it refers to must be on the disk by now."""
+        atomic.write_text(self.result, json.dumps(result, indent=2) + "\n")
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """Reads a JSON object from a file of a run folder.
+
+    Raises:
+        UserError: When the file is missing, unreadable or holds something else.
+    """
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(
+            f"{path.parent} is not a run folder: it has no {path.name}",
+            "give the folder that an earlier stage had as --output",
+        ) from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot read {path}: {error}") from error
+    if not isinstance(value, dict):
+        raise UserError(f"{path} should hold a JSON object, but holds {type(value).__name__}")
+    return value

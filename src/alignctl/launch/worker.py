@@ -1,0 +1,193 @@
+"""What every rank does around its work: own log, orderly stop, an error the launcher can read.
+
+A stage module ends with
+
+    if __name__ == "__main__":
+        worker.run(main, sys.argv[1])
+
+Only the standard library is imported here, so that the log is in place before anything heavy.
+"""
+
+import ctypes
+import errno
+import faulthandler
+import json
+import os
+import shutil
+import signal
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import NoReturn
+
+from alignctl.errors import AlignctlError, RunError, UserError
+from alignctl.launch.run_folder import RunFolder
+
+_PR_SET_PDEATHSIG = 1
+_RESERVED_BYTES = 16384
+_stop = threading.Event()
+
+
+def run(main: Callable[[RunFolder], None], run_folder: str) -> NoReturn:
+    """Runs a stage's work as one rank of a torchrun job, and ends the process.
+
+    The rank's output goes to `logs/rank_N.log`. SIGTERM asks for an orderly stop, see
+    `stop_requested`. A failure becomes `logs/error_rank_N.json`: its `kind` is `user` or `run` for
+    the two errors of `alignctl.errors`, `internal` for all others, with the traceback in the log.
+
+    Args:
+        main: The work; it returns when the run is complete, or saved after a stop was requested.
+        run_folder: Path of the run folder, the one argument of every stage module.
+    """
+    folder = RunFolder(Path(run_folder))
+    rank = int(os.environ.get("RANK", "0"))
+    _die_with_parent()
+    folder.logs.mkdir(parents=True, exist_ok=True)
+    _redirect_output(folder.rank_log(rank))
+    _reserve_space(folder.rank_reserve(rank))
+    faulthandler.enable()  # a crash in C++ code leaves a Python traceback in the log
+    _watch_for_sigterm(folder)
+    try:
+        main(folder)
+        folder.rank_ended(rank).touch()
+        folder.rank_reserve(rank).unlink()
+    except BaseException as error:
+        _leave_failed(folder, rank, error)
+    sys.exit(0)
+
+
+def stop_requested(folder: RunFolder) -> bool:
+    """Whether this rank was asked to save and leave, by SIGTERM or by the `stop` file.
+
+    Ranks may see it at different moments: agree on one rank's answer before acting on it.
+    """
+    return _stop.is_set() or folder.stop_file.exists()
+
+
+def _die_with_parent() -> None:
+    """Ties this rank to torchrun: if torchrun is killed, nobody else would end the rank."""
+    parent = os.getppid()
+    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    if os.getppid() != parent:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _redirect_output(log: Path) -> None:
+    """Points descriptors 1 and 2 at the log, so that C++ libraries write there too."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    os.dup2(descriptor, 1)
+    os.dup2(descriptor, 2)
+    os.close(descriptor)
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(line_buffering=True)
+    stamp = time.strftime("%Y-%m-%dT%H:%M:%S%z")
+    os.write(1, f"=== {stamp} process {os.getpid()}: {' '.join(sys.argv)}\n".encode())
+
+
+def _reserve_space(reserve: Path) -> None:
+    """Takes the disk space that an error message will need, while there is some."""
+    with reserve.open("wb") as stream:
+        stream.write(b" " * _RESERVED_BYTES)
+        stream.flush()
+        os.fsync(stream.fileno())
+
+
+def _watch_for_sigterm(folder: RunFolder) -> None:
+    """Notices SIGTERM at once, even while the main thread waits inside a collective.
+
+    Python runs signal handlers between two bytecodes of the main thread, which may never come
+    when another rank is gone. The byte that the interpreter writes to a wake-up descriptor does
+    arrive; a thread waits for it.
+    """
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+    # Without any Python handler the default action, instant death, would stay in place.
+    signal.signal(signal.SIGTERM, lambda *_: _stop.set())
+
+    def watch() -> None:
+        while received := os.read(reader, 1):
+            if received[0] != signal.SIGTERM:
+                continue
+            _stop.set()
+            if any(folder.logs.glob("error_rank_*.json")):
+                # torchrun ends the job because another rank failed. What is under way cannot be
+                # completed without that rank, so waiting for it would only delay the message.
+                os.write(2, b"another rank failed: leaving\n")
+                os._exit(1)
+
+    threading.Thread(target=watch, name="sigterm", daemon=True).start()
+
+
+def _leave_failed(folder: RunFolder, rank: int, error: BaseException) -> NoReturn:
+    """Reports an error and ends the process without the clean-up that could hang.
+
+    Process groups are torn down by talking to the other ranks, which no longer answer.
+    """
+    explained = explain(error, folder)
+    if explained is None:
+        kind, message, hint, code = "internal", f"{type(error).__name__}: {error}", None, 1
+    else:
+        kind = "user" if isinstance(explained, UserError) else "run"
+        message, hint, code = explained.message, explained.hint, explained.exit_code
+    report = {"time": time.time(), "rank": rank, "kind": kind, "message": message, "hint": hint}
+    _write_report(folder, rank, report)
+    try:
+        if kind == "user":
+            sys.stderr.write(f"error: {message}\n")
+        else:
+            traceback.print_exception(error)
+        sys.stdout.flush()
+        sys.stderr.flush()
+    finally:
+        # On a full disk the log cannot be written either; the report above is what matters.
+        os._exit(code)
+
+
+def explain(error: BaseException, folder: RunFolder) -> AlignctlError | None:
+    """What to tell the user about a failure, None when it is a defect that needs its traceback.
+
+    Args:
+        error: What the stage raised.
+        folder: The run folder; the disk it is on is named when it is full.
+    """
+    if isinstance(error, AlignctlError):
+        return error
+    if _is_disk_full(error):
+        name = getattr(error, "filename", None) or folder.path
+        free = shutil.disk_usage(folder.path).free / 2**20
+        return RunError(
+            f"no space left on device while writing {name} ({free:.0f} MiB are free there)",
+            "free some space and start the same command again: it goes on from the last checkpoint",
+        )
+    return None
+
+
+def _is_disk_full(error: BaseException | None) -> bool:
+    """Looks through the chain of causes: libraries wrap the system's error into their own."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return True
+        if os.strerror(errno.ENOSPC) in str(error):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def _write_report(folder: RunFolder, rank: int, report: dict[str, object]) -> None:
+    text = json.dumps(report)
+    if len(text) > _RESERVED_BYTES:
+        # A character takes up to twelve bytes in ASCII JSON.
+        kept = {key: f"{str(report[key])[:500]} ..." for key in ("message", "hint") if report[key]}
+        text = json.dumps({**report, **kept})
+    reserve = folder.rank_reserve(rank)
+    # Written over the blanks in place: they are valid JSON white space, and no block is needed.
+    with reserve.open("r+b") as stream:
+        stream.write(text.encode("ascii"))
+    reserve.replace(folder.rank_error(rank))
