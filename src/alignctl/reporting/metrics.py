@@ -1,0 +1,158 @@
+"""What a run measured, as lines of JSON (`metrics.jsonl`) and as TensorBoard scalars.
+
+Every line is an object with `kind`, `step` (optimizer steps completed) and `time` (seconds since
+1970). The kinds and what they add:
+
+    start       total: the steps of the whole run
+    train       loss, lr, grad_norm, tokens_per_second, peak_memory_gib ... as the stage names them
+    validation  loss, token_accuracy ...
+    checkpoint  path
+    note        text
+    preview     pieces: [[text, is_supervised], ...] of one sample
+
+JSON has no NaN or infinity: they are written as the strings "nan", "inf" and "-inf", which
+`float()` reads.
+"""
+
+import json
+import math
+import time
+from collections.abc import Mapping, Sequence
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self, TextIO
+
+from alignctl.launch import atomic
+from alignctl.launch.run_folder import RunFolder
+
+if TYPE_CHECKING:
+    from tensorboard.summary.writer.event_file_writer import EventFileWriter
+
+_SECONDS_BETWEEN_FLUSHES = 10
+
+
+class MetricsWriter:
+    """Appends rows to the metrics of a run; use it as a context manager.
+
+    Rows that an earlier attempt wrote after the step that is resumed from are removed first, so
+    that every step appears once.
+    """
+
+    def __init__(self, folder: RunFolder, *, enabled: bool, step: int = 0) -> None:
+        """Opens the metrics of a run.
+
+        Args:
+            folder: The run folder.
+            enabled: Whether this rank writes; on the others every call does nothing.
+            step: The completed steps that this attempt goes on from.
+        """
+        self._step = step
+        self._lines: TextIO | None = None
+        self._events: EventFileWriter | None = None
+        if enabled:
+            cut_after(folder, step)
+            self._lines = folder.metrics.open("a", encoding="utf-8", buffering=1)
+            self._events = _open_events(folder, step)
+
+    def start(self, step: int, total: int) -> None:
+        """Says where this attempt begins, and how many steps the whole run has."""
+        self._write("start", step, {"total": total})
+
+    def train(self, step: int, **values: float) -> None:
+        """Records the measurements of one optimizer step."""
+        self._write("train", step, values)
+        self._add_scalars("train", step, values)
+
+    def validation(self, step: int, **values: float) -> None:
+        """Records the measurements on held-out rows after a step."""
+        self._write("validation", step, values)
+        self._add_scalars("validation", step, values)
+
+    def checkpoint(self, step: int, path: object) -> None:
+        """Records that a checkpoint is complete, and brings all scalars up to it to the disk."""
+        self._write("checkpoint", step, {"path": str(path)})
+        if self._events is not None:
+            self._events.flush()
+
+    def note(self, text: str) -> None:
+        """Records a remark for the reader of the log, at the latest step."""
+        self._write("note", self._step, {"text": text})
+
+    def preview(self, pieces: Sequence[tuple[str, bool]]) -> None:
+        """Records the decoded tokens of one sample, each with whether it is learned."""
+        self._write("preview", self._step, {"pieces": [list(piece) for piece in pieces]})
+
+    def close(self) -> None:
+        """Writes out what is pending; further calls are errors."""
+        if self._lines is not None:
+            self._lines.close()
+        if self._events is not None:
+            self._events.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _write(self, kind: str, step: int, values: Mapping[str, Any]) -> None:
+        self._step = step
+        if self._lines is None:
+            return
+        row = {"kind": kind, "step": step, "time": time.time()}
+        row |= {key: _finite_or_text(value) for key, value in values.items()}
+        # One write of one whole line: whoever follows the file never sees the parts of two rows.
+        self._lines.write(json.dumps(row, allow_nan=False) + "\n")
+
+    def _add_scalars(self, group: str, step: int, values: Mapping[str, float]) -> None:
+        if self._events is None:
+            return
+        from tensorboard.compat.proto import event_pb2, summary_pb2
+
+        scalars = [
+            summary_pb2.Summary.Value(tag=f"{group}/{name}", simple_value=float(value))
+            for name, value in values.items()
+        ]
+        summary = summary_pb2.Summary(value=scalars)
+        self._events.add_event(event_pb2.Event(wall_time=time.time(), step=step, summary=summary))
+
+
+def _finite_or_text(value: object) -> object:
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    return value
+
+
+def _open_events(folder: RunFolder, step: int) -> "EventFileWriter":
+    # Here and not above: importing it takes a third of a second, and only rank 0 writes.
+    from tensorboard.compat.proto import event_pb2
+    from tensorboard.summary.writer.event_file_writer import EventFileWriter
+
+    is_first = not folder.tensorboard.exists()
+    events = EventFileWriter(str(folder.tensorboard), flush_secs=_SECONDS_BETWEEN_FLUSHES)
+    if not is_first:
+        # Tells TensorBoard to drop whatever it has read at this step and later.
+        start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+        events.add_event(event_pb2.Event(wall_time=time.time(), step=step + 1, session_log=start))
+        events.flush()
+    return events
+
+
+def cut_after(folder: RunFolder, step: int) -> None:
+    """Removes the rows after a step, and a last line that a killed process left unfinished.
+
+    Args:
+        folder: The run folder; it may have no metrics yet.
+        step: The last step whose rows stay.
+    """
+    if not folder.metrics.exists():
+        return
+    text = folder.metrics.read_text(encoding="utf-8")
+    lines = text.splitlines(keepends=True)
+    kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
+    if len(kept) < len(lines):
+        atomic.write_text(folder.metrics, "".join(kept))

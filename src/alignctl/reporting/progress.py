@@ -1,0 +1,234 @@
+"""A run as it goes on, on stderr: a live bar on a terminal, plain lines in a log file.
+
+Both are fed with the rows of `metrics.jsonl` (see `alignctl.reporting.metrics`).
+"""
+
+import sys
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Any, Protocol, Self, TextIO
+
+from rich.console import Console, RenderableType
+from rich.progress import BarColumn, Progress, TaskID, TextColumn
+from rich.table import Column
+
+from alignctl.reporting import preview
+
+Row = Mapping[str, Any]
+
+_MEASURES = (
+    ("loss", "loss {:.4f}"),
+    ("lr", "lr {:.2e}"),
+    ("grad_norm", "grad norm {:.3f}"),
+    ("tokens_per_second", "tokens/s {:,.0f}"),
+    ("peak_memory_gib", "memory {:.2f} GiB"),
+)
+_SMOOTHING = 0.1
+
+
+class Display(Protocol):
+    """What the launcher tells the user while ranks are working; use it as a context manager."""
+
+    def show(self, row: Row) -> None:
+        """Shows one row of the metrics."""
+
+    def note(self, text: str) -> None:
+        """Shows a remark that stays."""
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None: ...
+
+
+def display(stream: TextIO | None = None) -> Display:
+    """The display that fits where the words go.
+
+    Args:
+        stream: Where to write; by default stderr.
+    """
+    stream = stream or sys.stderr
+    console = Console(file=stream)  # rich itself heeds NO_COLOR
+    if console.is_terminal and not console.is_dumb_terminal:
+        return LiveDisplay(console)
+    return PlainDisplay(stream)
+
+
+class Pace:
+    """Smoothed time per step, for the time left."""
+
+    def __init__(self) -> None:
+        self._latest: tuple[int, float] | None = None
+        self._intervals = 0
+        self._seconds_per_step: float | None = None
+
+    def observe(self, step: int, seconds: float) -> None:
+        """Takes note of when a step was completed.
+
+        Args:
+            step: Completed steps.
+            seconds: The moment, on any clock that only moves forward.
+        """
+        if self._latest is not None and step > self._latest[0]:
+            took = (seconds - self._latest[1]) / (step - self._latest[0])
+            self._intervals += 1
+            # The first interval holds the warm-up: it counts only until there is a second one.
+            # From then on a plain mean turns into an exponential one as intervals come in.
+            weight = 1.0 if self._intervals <= 2 else max(_SMOOTHING, 1 / (self._intervals - 1))
+            before = self._seconds_per_step or 0.0
+            self._seconds_per_step = before + weight * (took - before)
+        self._latest = (step, seconds)
+
+    def seconds_left(self, total: int) -> float | None:
+        """Time until all steps are done, None before there is anything to go by."""
+        if self._latest is None or self._seconds_per_step is None:
+            return None
+        return max(0.0, self._seconds_per_step * (total - self._latest[0]))
+
+
+class PlainDisplay:
+    """One line for each row: for log files and pipes."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+        self._pace = Pace()
+        self._total = 0
+
+    def show(self, row: Row) -> None:
+        """Writes one row as a line."""
+        match row["kind"]:
+            case "start":
+                self._total = row["total"]
+                self._pace.observe(row["step"], row["time"])
+            case "train":
+                self._pace.observe(row["step"], row["time"])
+                left = duration(self._pace.seconds_left(self._total))
+                self.note(f"step {row['step']}/{self._total}  {measures(row)}  eta {left}")
+            case "preview":
+                self.note(preview.plain(_pieces(row)))
+            case _:
+                self.note(remark(row))
+
+    def note(self, text: str) -> None:
+        """Writes a line."""
+        self._stream.write(f"{text}\n")
+        self._stream.flush()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._stream.flush()
+
+
+class LiveDisplay:
+    """A bar that stays at the bottom, with remarks, validations and checkpoints above it."""
+
+    def __init__(self, console: Console) -> None:
+        self._pace = Pace()
+        self._progress = Progress(
+            TextColumn("step {task.completed:.0f}/{task.total:.0f}"),
+            BarColumn(bar_width=20),
+            TextColumn(
+                "{task.fields[measures]}",
+                markup=False,
+                table_column=Column(no_wrap=True, overflow="ellipsis"),
+            ),
+            TextColumn("eta {task.fields[left]}"),
+            console=console,
+        )
+        self._task: TaskID | None = None
+        self._total = 0
+
+    def show(self, row: Row) -> None:
+        """Moves the bar, or writes a line that stays above it."""
+        match row["kind"]:
+            case "start":
+                self._start(row)
+            case "train":
+                self._advance(row)
+            case "preview":
+                self._print(preview.render(_pieces(row)))
+            case _:
+                self.note(remark(row))
+
+    def note(self, text: str) -> None:
+        """Writes a line that stays above the bar."""
+        self._print(text)
+
+    def __enter__(self) -> Self:
+        self._progress.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._progress.stop()
+
+    def _start(self, row: Row) -> None:
+        self._total = row["total"]
+        self._pace.observe(row["step"], row["time"])
+        if self._task is not None:
+            self._progress.remove_task(self._task)
+        self._task = self._progress.add_task(
+            "", total=self._total, completed=row["step"], measures="", left=duration(None)
+        )
+
+    def _advance(self, row: Row) -> None:
+        self._pace.observe(row["step"], row["time"])
+        if self._task is not None:
+            left = duration(self._pace.seconds_left(self._total))
+            self._progress.update(
+                self._task, completed=row["step"], measures=measures(row), left=left
+            )
+
+    def _print(self, text: RenderableType) -> None:
+        self._progress.console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+def measures(row: Row) -> str:
+    """The measurements of a training step that are worth a glance, in a fixed order."""
+    # Values that are not finite come as text, see `alignctl.reporting.metrics`.
+    return "  ".join(form.format(float(row[name])) for name, form in _MEASURES if name in row)
+
+
+def remark(row: Row) -> str:
+    """A row that is not a training step, as a line."""
+    match row["kind"]:
+        case "note":
+            return str(row["text"])
+        case "checkpoint":
+            return f"checkpoint at step {row['step']}: {row['path']}"
+        case kind:
+            values = {name: row[name] for name in row if name not in ("kind", "step", "time")}
+            shown = [f"{name.replace('_', ' ')} {_number(v)}" for name, v in values.items()]
+            return "  ".join([f"{kind} at step {row['step']}", *shown])
+
+
+def duration(seconds: float | None) -> str:
+    """Hours, minutes and seconds; a dash when unknown."""
+    if seconds is None:
+        return "-"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}"
+
+
+def _number(value: object) -> str:
+    return f"{value:.4f}" if isinstance(value, float) else str(value)
+
+
+def _pieces(row: Row) -> list[tuple[str, bool]]:
+    return [(text, is_supervised) for text, is_supervised in row["pieces"]]
