@@ -34,7 +34,7 @@ def plain(pieces: Sequence[tuple[str, bool]]) -> str:
 
 
 def visible(text: str) -> str:
-    """Makes every character show: a newline as `\\n` and a new line, a tab as `\\t`, and so on.
+    r"""Makes every character show: a newline as `\n` and a new line, a tab as `\t`, and so on.
 
     Whatever cannot be printed is escaped. That also keeps a data file from sending control
     sequences to the terminal.

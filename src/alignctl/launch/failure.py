@@ -1,0 +1,126 @@
+"""Why a job failed: the one cause among what the ranks wrote, what torchrun saw, and its own end.
+
+When one rank fails, the others lose their connection and fail too; only the first cause is told.
+"""
+
+import json
+import re
+import signal
+from dataclasses import dataclass
+from pathlib import Path
+
+from alignctl.errors import AlignctlError, RunError, UserError
+from alignctl.launch.job import Job
+from alignctl.launch.run_folder import RunFolder
+
+_MAX_LINES = 15
+_MAX_TAIL_BYTES = 16384
+
+_CRASHES = (signal.SIGKILL, signal.SIGSEGV, signal.SIGBUS, signal.SIGILL, signal.SIGFPE)
+"""Signals that no failing neighbour causes; an abort may follow from a broken connection."""
+
+# In torchrun's closing report, one block for each rank that it saw fail.
+_REPORTED = re.compile(r"rank +: (\d+) \(local_rank: \d+\)\s+exitcode +: (-?\d+) ")
+
+
+@dataclass(frozen=True)
+class RankError:
+    """The error that a rank wrote before it left."""
+
+    time: float
+    rank: int
+    kind: str
+    """`user`, `run` or `internal`."""
+    message: str
+    hint: str | None
+
+
+def diagnose(folder: RunFolder, job: Job, exit_code: int) -> AlignctlError:
+    """Finds the cause of a failure and says it as an error for the user.
+
+    Args:
+        folder: The run folder.
+        job: The job that failed, as this node started it.
+        exit_code: torchrun's exit code, negative for a signal.
+    """
+    errors = rank_errors(folder)
+    for error in errors:
+        if error.kind == "user":
+            return UserError(error.message, error.hint)
+        if error.kind == "run":
+            log = folder.rank_log(error.rank)
+            return RunError(f"{error.message}\n  (rank {error.rank}; log: {log})", error.hint)
+    log_of_torchrun = folder.torchrun_log(job.node_rank)
+    deaths = exit_codes(log_of_torchrun)
+    crashed = {rank: -code for rank, code in deaths.items() if -code in _CRASHES}
+    if crashed:
+        return _killed(folder, *next(iter(crashed.items())))
+    if errors:
+        first = errors[0]
+        return _with_tail(
+            f"rank {first.rank} failed: {first.message}", folder.rank_log(first.rank), exit_code=1
+        )
+    for rank, code in deaths.items():
+        if code < 0:
+            return _killed(folder, rank, -code)
+    if exit_code < 0:
+        name = _signal_name(-exit_code)
+        return _with_tail(f"torchrun was killed by {name}", log_of_torchrun, 128 - exit_code)
+    ranks = ", ".join(f"rank {rank} with {code}" for rank, code in deaths.items())
+    return _with_tail(
+        f"torchrun ended with exit code {exit_code}{f' ({ranks})' if ranks else ''}",
+        log_of_torchrun,
+        exit_code,
+    )
+
+
+def rank_errors(folder: RunFolder) -> list[RankError]:
+    """What the ranks wrote about their failures, the earliest first."""
+    errors = []
+    for path in folder.logs.glob("error_rank_*.json"):
+        errors.append(RankError(**json.loads(path.read_text(encoding="utf-8"))))
+    return sorted(errors, key=lambda error: error.time)
+
+
+def exit_codes(torchrun_log: Path) -> dict[int, int]:
+    """The exit code of each rank that torchrun saw fail by itself, negative for signals."""
+    text = torchrun_log.read_text(encoding="utf-8", errors="replace")
+    return {int(rank): int(code) for rank, code in _REPORTED.findall(text)}
+
+
+def _killed(folder: RunFolder, rank: int, number: int) -> AlignctlError:
+    message = f"rank {rank} was killed by {_signal_name(number)}"
+    log = folder.rank_log(rank)
+    if number != signal.SIGKILL:
+        return _with_tail(message, log, exit_code=1)
+    return RunError(
+        f"{message}; running out of memory is the usual cause\n  (log: {log})",
+        "lower batch.micro_batch_size or batch.seq_length, or see the kernel's log; "
+        "the same command goes on from the last checkpoint",
+    )
+
+
+def _with_tail(message: str, log: Path, exit_code: int) -> AlignctlError:
+    lines = [f"  | {line}" for line in tail(log)]
+    error = RunError("\n".join([message, *lines]), f"the whole log: {log}")
+    error.exit_code = exit_code
+    return error
+
+
+def tail(log: Path) -> list[str]:
+    """The last lines of a log, from the latest attempt only."""
+    if not log.exists():
+        return []
+    with log.open("rb") as stream:
+        stream.seek(max(0, log.stat().st_size - _MAX_TAIL_BYTES))
+        lines = stream.read().decode("utf-8", errors="replace").splitlines()
+    starts = [number for number, line in enumerate(lines) if line.startswith("=== ")]
+    latest = lines[starts[-1] + 1 :] if starts else lines
+    return [line for line in latest if line.strip()][-_MAX_LINES:]
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return f"signal {number} ({signal.Signals(number).name})"
+    except ValueError:
+        return f"signal {number}"

@@ -1,0 +1,144 @@
+"""Running one node's part of a job: torchrun as a child, its progress shown, its end explained."""
+
+import contextlib
+import ctypes
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from types import FrameType
+
+from alignctl.errors import RunError
+from alignctl.launch.attempt import Attempt
+from alignctl.launch.failure import diagnose
+from alignctl.launch.job import Job
+from alignctl.launch.run_folder import RunFolder
+from alignctl.reporting.follow import Follower
+from alignctl.reporting.progress import Display
+
+_PR_SET_PDEATHSIG = 1
+_SECONDS_BETWEEN_LOOKS = 0.1
+
+
+def run(job: Job, attempt: Attempt, display: Display) -> None:
+    """Starts torchrun and stays until it ends; a finished run is left as it is.
+
+    The first SIGINT or SIGTERM asks the ranks to save and leave, the second one kills them.
+    Whether the run is complete or was stopped can be told by its `result.json`.
+
+    Args:
+        job: The job, as this node has to start it.
+        attempt: The run folder, opened for this attempt.
+        display: Where progress is shown; it is entered and left here.
+
+    Raises:
+        UserError: When a rank found a mistake of the user.
+        RunError: When the job failed for another reason, or was killed.
+    """
+    folder = attempt.folder
+    if attempt.state == "finished":
+        display.note(attempt.describe())
+        return
+    started = time.time()
+    # Before the display's thread exists: Python code between fork and exec wants a single thread.
+    process = _start(job, attempt)
+    try:
+        with display:
+            display.note(attempt.describe())
+            follower = Follower(folder.metrics, since=started)
+            interrupts = _watch(process, folder, follower, display)
+            _conclude(job, folder, process.returncode, interrupts, display)
+    finally:
+        if process.poll() is None:
+            process.kill()  # its ranks are tied to it, see `worker`
+            process.wait()
+
+
+def _start(job: Job, attempt: Attempt) -> subprocess.Popen[bytes]:
+    log = attempt.folder.torchrun_log(job.node_rank)
+    with log.open("wb") as stream:
+        return subprocess.Popen(
+            job.command(),
+            env={**os.environ, **dict(job.env)},
+            stdin=subprocess.DEVNULL,
+            stdout=stream,
+            stderr=subprocess.STDOUT,
+            # Ctrl-C in the terminal must reach the launcher only: it stops the ranks in order.
+            start_new_session=True,
+            pass_fds=(attempt.lock,),
+            preexec_fn=_die_with_launcher(),
+        )
+
+
+def _die_with_launcher() -> Callable[[], None]:
+    """Ties torchrun to this process: if it is killed, the ranks still save and leave."""
+    prctl = ctypes.CDLL(None, use_errno=True).prctl
+    launcher = os.getpid()
+
+    def tie() -> None:
+        prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
+        if os.getppid() != launcher:
+            os._exit(1)
+
+    return tie
+
+
+def _watch(
+    process: subprocess.Popen[bytes], folder: RunFolder, follower: Follower, display: Display
+) -> list[int]:
+    """Shows progress and passes on interrupts until torchrun has ended; returns the interrupts."""
+    acted = 0
+    with _interrupts() as received:
+        while process.poll() is None:
+            for row in follower.rows():
+                display.show(row)
+            if len(received) > acted:
+                acted += 1
+                if acted == 1:
+                    folder.stop_file.touch()
+                    display.note("stopping: finishing the step and saving; once more to kill")
+                else:
+                    process.kill()
+            time.sleep(_SECONDS_BETWEEN_LOOKS)
+        for row in follower.rows():
+            display.show(row)
+    return received
+
+
+@contextlib.contextmanager
+def _interrupts() -> Iterator[list[int]]:
+    """Collects SIGINT and SIGTERM in a list instead of dying of them."""
+    received: list[int] = []
+
+    def collect(number: int, frame: FrameType | None) -> None:
+        received.append(number)
+
+    before = {number: signal.signal(number, collect) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _conclude(
+    job: Job, folder: RunFolder, exit_code: int, interrupts: list[int], display: Display
+) -> None:
+    first = job.node_rank * job.nproc
+    # A scheduler may signal torchrun as well, which then reports a failure although every rank
+    # has left in good order.
+    if exit_code == 0 or all(folder.rank_ended(first + n).exists() for n in range(job.nproc)):
+        if (interrupts or exit_code) and folder.read_result() is None:
+            saved = folder.latest_step()
+            where = f"at step {saved}" if saved else "before anything was saved"
+            display.note(f"stopped {where}; the same command goes on from there")
+        return
+    if len(interrupts) > 1:
+        error = RunError(
+            "killed before the ranks had saved",
+            "the same command goes on from the last checkpoint",
+        )
+        error.exit_code = 128 + interrupts[-1]
+        raise error
+    raise diagnose(folder, job, exit_code)
