@@ -1,13 +1,15 @@
 """From a preset, flags and overrides to one validated, frozen configuration."""
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
+import yaml
 from pydantic import ValidationError
 
 from alignctl.config import presets
-from alignctl.config.convert import Layout
+from alignctl.config.convert import ConvertOptions, Layout
 from alignctl.config.document import Document, Origin, parse_value, read_yaml, shown
 from alignctl.config.problems import describe, did_you_mean, known_keys, refuse
 from alignctl.config.run import RunConfig, SFTConfig, SFTSettings
@@ -23,7 +25,7 @@ FLAGS = {
     "data.train": "--data",
     "data.validation": "--validation-data",
     "launch.nproc_per_node": "--nproc",
-    "launch.nnodes": "--nnodes",
+    "launch.nnodes": "--nnodes (or the environment's number of nodes)",
 }
 """The flag that sets a key, for messages."""
 
@@ -89,6 +91,63 @@ def load_preset(name_or_file: str) -> Preset:
         if document.tree.get(stage) is not None:
             resolve(config_class, name_or_file, {"output": Path("runs")})
     return preset
+
+
+def convert_options(
+    preset_name: str | None, *, tp: int | None = None, pp: int | None = None, **flags: Any
+) -> ConvertOptions:
+    """The options of a conversion: the flags, and what the preset says where there is no flag.
+
+    Args:
+        preset_name: Name or path of a preset, or None to rely on the folder that is read.
+        tp: --tp, or None for the preset's.
+        pp: --pp, or None for the preset's.
+        **flags: The other fields of ConvertOptions.
+
+    Raises:
+        UserError: When the preset is wrong, or the model cannot be cut that way.
+    """
+    preset = load_preset(preset_name) if preset_name else None
+    layout = preset.convert if preset else Layout()
+    options = {
+        **flags,
+        "tp": tp or layout.tp,
+        "pp": pp or layout.pp,
+        "model": preset.model if preset else None,
+    }
+    try:
+        return ConvertOptions.model_validate(options)
+    except ValidationError as error:
+        origin = Origin(f"preset {preset_name}" if preset_name else "flags")
+        raise refuse(describe(error, ConvertOptions, {}, origin)) from error
+
+
+def render_preset(name_or_file: str, overrides: Sequence[str], *, as_json: bool = False) -> str:
+    """A preset with every default and override filled in: itself a valid preset.
+
+    Args:
+        name_or_file: Name or path of the preset.
+        overrides: `section.key=value`, relative to the stage's section.
+        as_json: JSON instead of YAML.
+    """
+    preset = load_preset(name_or_file)
+    tree = preset.model_dump(mode="json", exclude=set(STAGES))
+    for stage, config_class in STAGES.items():
+        settings = getattr(preset, stage)
+        if settings is not None:
+            config = resolve(config_class, name_or_file, {"output": Path("runs")}, overrides)
+            document = config.model_dump(mode="json")
+            tree["model"] = document["model"]
+            tree[stage] = {key: document[key] for key in type(settings).model_fields}
+    if as_json:
+        return json.dumps(tree, indent=2)
+    return yaml.safe_dump(tree, sort_keys=False).rstrip()
+
+
+def schema() -> str:
+    """The JSON schema of a preset file."""
+    tree = {"$schema": "https://json-schema.org/draft/2020-12/schema", **Preset.model_json_schema()}
+    return json.dumps(tree, indent=2)
 
 
 def _stage_document(

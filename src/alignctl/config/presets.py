@@ -20,6 +20,29 @@ def names() -> list[str]:
     return sorted(path.stem for path in folder().glob("*.yaml"))
 
 
+def title(name: str) -> str:
+    """The first line of a preset's header comment: what model it is for."""
+    with (folder() / f"{name}.yaml").open(encoding="utf-8") as file:
+        return file.readline().lstrip("# ").rstrip()
+
+
+def copy(name_or_file: str, target: Path) -> None:
+    """Copy a preset to a new file.
+
+    Raises:
+        UserError: When there is no such preset, or when the target exists or cannot be written.
+    """
+    source = find(name_or_file)
+    try:
+        text = source.read_bytes()
+        with target.open("xb") as file:
+            file.write(text)
+    except FileExistsError as error:
+        raise UserError(f"{target} exists already", hint="give the name of a new file") from error
+    except OSError as error:
+        raise UserError(f"cannot copy {source} to {target}: {error.strerror}") from error
+
+
 def find(name_or_file: str) -> Path:
     """The file of a preset.
 

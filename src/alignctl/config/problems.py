@@ -88,7 +88,7 @@ def refuse(problems: list[str], hint: str | None = None) -> UserError:
     if len(problems) == 1:
         return UserError(problems[0], hint=hint)
     listed = "\n".join(f"  {problem}" for problem in problems)
-    return UserError(f"{len(problems)} problems with the configuration:\n{listed}", hint=hint)
+    return UserError(f"{len(problems)} problems:\n{listed}", hint=hint)
 
 
 def _sentence(detail: ErrorDetails, known: list[str]) -> str:

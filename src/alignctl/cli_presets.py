@@ -1,0 +1,89 @@
+"""The commands below `alignctl presets`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from alignctl import console
+from alignctl.errors import UserError
+from alignctl.flags import OverridesArgument, PresetArgument, example
+
+app = typer.Typer(
+    name="presets",
+    help="List, show, copy and check presets, one per model.",
+    epilog=example("alignctl presets list"),
+    rich_markup_mode=None,
+)
+
+
+@app.callback(invoke_without_command=True)
+def _root(context: typer.Context) -> None:
+    if context.invoked_subcommand is None:
+        console.emit(context.get_help())
+
+
+@app.command("list", epilog=example("alignctl presets list"))
+def list_presets() -> None:
+    """List the presets that come with alignctl."""
+    from alignctl.config import presets
+
+    names = presets.names()
+    for name in names:
+        console.emit(f"{name:<{max(map(len, names))}}  {presets.title(name)}")
+
+
+@app.command(
+    "show", epilog=example("alignctl presets show llama2-7b optimizer.lr=1e-5 parallel.tp=8")
+)
+def show_preset(
+    preset: PresetArgument,
+    overrides: OverridesArgument = None,
+    json: Annotated[bool, typer.Option("--json", help="JSON instead of YAML.")] = False,
+) -> None:
+    """Print a preset with every default and override filled in."""
+    from alignctl.config.load import render_preset
+
+    console.emit(render_preset(preset, overrides or [], as_json=json))
+
+
+@app.command("copy", epilog=example("alignctl presets copy llama2-7b my-model.yaml"))
+def copy_preset(
+    preset: PresetArgument,
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="The file to write.")],
+) -> None:
+    """Copy a preset, comments and all, to a file of your own."""
+    from alignctl.config import presets
+
+    presets.copy(preset, file)
+    console.say(f"wrote {file}; use it with --preset {file}")
+
+
+@app.command("validate", epilog=example("alignctl presets validate my-model.yaml other.yaml"))
+def validate_presets(
+    files: Annotated[list[str], typer.Argument(metavar="NAME|FILE...", help="Presets to check.")],
+) -> None:
+    """Check presets as a run would, and report every problem."""
+    from alignctl.config.load import load_preset
+
+    code = 0
+    for file in files:
+        try:
+            load_preset(file)
+        except UserError as error:
+            code = console.report(error)
+        else:
+            console.emit(f"{file}: ok")
+    raise typer.Exit(code)
+
+
+@app.command("schema", epilog=example("alignctl presets schema > preset.schema.json"))
+def preset_schema() -> None:
+    """Print the JSON schema of a preset file, for editors.
+
+    Editors with the YAML language server complete and check a preset whose first line is
+    `# yaml-language-server: $schema=preset.schema.json`.
+    """
+    from alignctl.config.load import schema
+
+    console.emit(schema())

@@ -1,0 +1,37 @@
+"""Whether what a run is to read is there, asked before anything is started."""
+
+import os
+from pathlib import Path
+
+from alignctl.config.problems import refuse
+from alignctl.config.run import SFTConfig
+
+
+def require_inputs(config: SFTConfig) -> None:
+    """Refuse a run whose model or data is not named, not there or not readable.
+
+    Raises:
+        UserError: With every missing input and its flag.
+    """
+    inputs = [
+        ("--load", "a model folder to start from", config.load, True),
+        ("--data", "a file or folder of training rows", config.data.train, True),
+        ("--validation-data", "", config.data.validation, False),
+        ("--tokenizer", "", config.tokenizer, False),
+    ]
+    problems = []
+    for flag, meaning, path, is_required in inputs:
+        if path is not None:
+            problems += [f"{flag} {path} {what}" for what in _unreadable(path)]
+        elif is_required:
+            problems.append(f"{flag} is missing: {meaning}")
+    if problems:
+        raise refuse(problems, hint=f"alignctl {config.stage} --help")
+
+
+def _unreadable(path: Path) -> list[str]:
+    if not path.exists():
+        return ["does not exist"]
+    # A folder must be entered as well as listed.
+    mode = os.R_OK | os.X_OK if path.is_dir() else os.R_OK
+    return [] if os.access(path, mode) else ["cannot be read: permission denied"]

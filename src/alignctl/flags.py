@@ -1,0 +1,42 @@
+"""Flags that mean the same in every command, and the way examples are shown."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+PresetFlag = Annotated[
+    str, typer.Option("--preset", metavar="NAME|FILE", help="Preset: its name, or a YAML file.")
+]
+MaybePresetFlag = Annotated[
+    str | None,
+    typer.Option(
+        "--preset",
+        metavar="NAME|FILE",
+        help="Preset whose architecture the model must have; default: believe its config.json.",
+    ),
+]
+TokenizerFlag = Annotated[
+    Path | None,
+    typer.Option("--tokenizer", metavar="DIR", help="Tokenizer; default: beside the model."),
+]
+DryRunFlag = Annotated[
+    bool, typer.Option("--dry-run", help="Print what would run, and start nothing.")
+]
+DtypeFlag = Annotated[
+    Literal["keep", "fp32", "bf16", "fp16"],
+    typer.Option("--dtype", help="Type of the tensors written; keep: as they are read."),
+]
+RoleFlag = Annotated[Literal["policy"], typer.Option("--role", help="What the weights are.")]
+PresetArgument = Annotated[str, typer.Argument(metavar="NAME|FILE", help="A preset.")]
+OverridesArgument = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="key=value", help="Knobs to change, such as optimizer.lr=1e-5 parallel.tp=2."
+    ),
+]
+
+
+def example(*lines: str) -> str:
+    """Text for the end of a command's help; the mark keeps its line breaks."""
+    return "\b\nExample:\n" + "\n".join(f"  {line}" for line in lines)
