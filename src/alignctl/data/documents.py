@@ -1,0 +1,176 @@
+"""Rows streamed through rendering, tokenisation and truncation into the arrays of a folder."""
+
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from alignctl.data.files import Row, read_rows
+from alignctl.data.masks import Encoded, Truncation, encode, truncate
+from alignctl.data.schemas import Conversation, Rendered, schema_of
+from alignctl.data.store import ArrayWriter
+from alignctl.data.templates import Renderer
+from alignctl.data.tokenizer import Tokenizer
+
+Progress = Callable[[int, int | None], None]
+"""Called with the rows done and, if it is known beforehand, their total."""
+
+# Enough for the tokenizer's threads; small enough that progress moves and memory does not matter.
+_BATCH_ROWS = 512
+_BATCH_CHARACTERS = 1 << 20
+
+
+@dataclass(frozen=True, eq=False)
+class Recipe:
+    """How a row becomes a document."""
+
+    render: Renderer
+    tokenizer: Tokenizer
+    truncation: Truncation
+    window: int
+
+
+@dataclass(eq=False)
+class Tally:
+    """What became of the rows of one source, and the small arrays about its documents.
+
+    Attributes:
+        lengths: Input tokens of each document, in parts.
+        targets: Learned targets of each document, in parts.
+        text_hashes: Of each document's whole text: equal texts are held out together.
+        rows: Rows read.
+        truncated: Documents that were cut.
+        no_target: Rows left out because nothing is left to learn.
+        too_long: Rows left out because they were too long.
+        without_eos: Documents in which no EOS is learned.
+    """
+
+    lengths: list[NDArray[np.int64]] = field(default_factory=list)
+    targets: list[NDArray[np.int64]] = field(default_factory=list)
+    text_hashes: list[NDArray[np.uint64]] = field(default_factory=list)
+    rows: int = 0
+    truncated: int = 0
+    no_target: int = 0
+    too_long: int = 0
+    without_eos: int = 0
+
+    @property
+    def documents(self) -> int:
+        """Documents kept."""
+        return sum(len(part) for part in self.lengths)
+
+    def in_words(self) -> str:
+        """The counts that explain why nothing was kept."""
+        return (
+            f"{self.rows} rows read, {self.no_target} dropped without an assistant token to learn, "
+            f"{self.too_long} dropped as too long"
+        )
+
+
+class DocumentWriter:
+    """The arrays with one entry per token or document, appended to as rows stream by."""
+
+    def __init__(self, folder: Path, files: Sequence[Path]) -> None:
+        self._number_of = {file: number for number, file in enumerate(files)}
+        self._tokens = ArrayWriter(folder / "tokens.npy", np.int32)
+        self._supervised = ArrayWriter(folder / "supervised.npy", np.bool_)
+        self._file_numbers = ArrayWriter(folder / "file_numbers.npy", np.int32)
+        self._lines = ArrayWriter(folder / "lines.npy", np.int64)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with ExitStack() as stack:
+            for array in (self._tokens, self._supervised, self._file_numbers, self._lines):
+                stack.callback(array.close)
+
+    def append(self, rows: Sequence[Row], documents: Sequence[Encoded]) -> None:
+        """Adds documents and the rows they came from."""
+        self._tokens.append(np.concatenate([document.tokens for document in documents]))
+        self._supervised.append(np.concatenate([document.supervised for document in documents]))
+        self._file_numbers.append(np.asarray([self._number_of[row.file] for row in rows]))
+        self._lines.append(np.asarray([row.line for row in rows]))
+
+
+def stream(
+    files: Sequence[Path],
+    recipe: Recipe,
+    writer: DocumentWriter,
+    on_rows: Callable[[int], None],
+) -> Tally:
+    """Writes the documents of all rows of some files.
+
+    Args:
+        files: Data files; the first row of the first one decides the schema.
+        recipe: How a row becomes a document.
+        writer: Where documents go.
+        on_rows: Called with the number of rows of each batch that is done.
+
+    Returns:
+        The counts.
+    """
+    tally = Tally()
+    for rows, conversations in _batches(files):
+        texts = [recipe.render(conversation) for conversation in conversations]
+        encoded = encode(texts, recipe.tokenizer)
+        kept = [
+            (row, text, document)
+            for row, text, whole in zip(rows, texts, encoded, strict=True)
+            if (document := _fitted(whole, recipe, tally)) is not None
+        ]
+        tally.rows += len(rows)
+        if kept:
+            _note(tally, [text for _, text, _ in kept], [document for _, _, document in kept])
+            writer.append([row for row, _, _ in kept], [document for _, _, document in kept])
+        on_rows(len(rows))
+    return tally
+
+
+def _fitted(whole: Encoded, recipe: Recipe, tally: Tally) -> Encoded | None:
+    is_long = len(whole.tokens) > recipe.window
+    if is_long and recipe.truncation == "drop":
+        tally.too_long += 1
+        return None
+    document = truncate(whole, recipe.window, recipe.truncation, recipe.tokenizer.bos_id)
+    if not document.has_target:
+        tally.no_target += 1
+        return None
+    tally.truncated += is_long
+    tally.without_eos += recipe.tokenizer.eos_id not in document.tokens[document.supervised]
+    return document
+
+
+def _note(tally: Tally, texts: Sequence[Rendered], documents: Sequence[Encoded]) -> None:
+    def numbers(values: list[int]) -> NDArray[Any]:
+        return np.asarray(values, np.int64)
+
+    tally.lengths.append(numbers([len(document.tokens) - 1 for document in documents]))
+    tally.targets.append(numbers([int(document.supervised[1:].sum()) for document in documents]))
+    digests = b"".join(
+        hashlib.blake2b(text.text.encode("utf-8"), digest_size=8).digest() for text in texts
+    )
+    tally.text_hashes.append(np.frombuffer(digests, np.dtype("<u8")).astype(np.uint64))
+
+
+def _batches(files: Sequence[Path]) -> Iterator[tuple[list[Row], list[Conversation]]]:
+    parse = None
+    rows: list[Row] = []
+    conversations: list[Conversation] = []
+    characters = 0
+    for row in read_rows(files):
+        parse = parse or schema_of(row)
+        conversation = parse(row)
+        rows.append(row)
+        conversations.append(conversation)
+        characters += sum(len(message.content) for message in conversation.messages)
+        if len(rows) == _BATCH_ROWS or characters >= _BATCH_CHARACTERS:
+            yield rows, conversations
+            rows, conversations, characters = [], [], 0
+    if rows:
+        yield rows, conversations

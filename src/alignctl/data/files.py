@@ -1,0 +1,247 @@
+"""Rows out of data files: which files a path means, and their objects one by one with positions."""
+
+import difflib
+import gzip
+import json
+import re
+import zlib
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from alignctl.errors import UserError
+
+SUFFIXES = (".jsonl", ".jsonl.zst", ".jsonl.gz", ".json", ".parquet")
+"""The kinds of file that are read; `.json` is a list of objects (or, mislabelled, JSON lines)."""
+
+Role = Literal["train", "validation"]
+
+# Of several held-out files the first kind that is there is used: a test set is kept for the end
+# when there is a development set too.
+_HELD_OUT = ("validation", "valid", "val", "dev", "eval", "test")
+_CHUNK_BYTES = 1 << 20
+_PARQUET_ROWS = 1024
+
+
+class _DamagedError(Exception):
+    """A compressed stream that ends early or does not decode."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One object of a data file.
+
+    Attributes:
+        file: The file.
+        line: Line number, or number of the row in a list or a parquet file; from 1.
+        record: The object as it stands there.
+    """
+
+    file: Path
+    line: int
+    record: dict[str, object]
+
+    @property
+    def where(self) -> str:
+        """The position in words, for messages."""
+        return position(self.file, self.line)
+
+
+def position(file: Path, number: int) -> str:
+    """`file:line` for files of lines, so that editors jump there; `file: row N` for others."""
+    return f"{file}:{number}" if ".jsonl" in file.name else f"{file}: row {number}"
+
+
+def find_files(path: Path, role: Role) -> list[Path]:
+    """The data files that a file or folder stands for.
+
+    A file stands for itself. In a folder, `train*` are the training files and, of validation*,
+    valid*, val*, dev*, eval* and test*, the first kind present is held out. A folder without a
+    `train*` file trains on everything that is not held out.
+
+    Returns:
+        Sorted files; empty only when a folder holds none for `validation`.
+    """
+    try:
+        return _find_files(path, role)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror or error}") from error
+
+
+def _find_files(path: Path, role: Role) -> list[Path]:
+    if path.is_file():
+        if not path.name.endswith(SUFFIXES):
+            raise UserError(f"{path}: not a kind of data file that is read", _accepted())
+        return [path]
+    if not path.is_dir():
+        near = difflib.get_close_matches(path.name, _names(path.parent), n=1)
+        raise UserError(
+            f"{path}: no such file or folder",
+            f"did you mean {path.parent / near[0]}?" if near else "check data.train or --data",
+        )
+    names = [name for name in _names(path) if name.endswith(SUFFIXES)]
+    held_out = {kind: [n for n in names if _is_of_kind(n, (kind,))] for kind in _HELD_OUT}
+    if role == "validation":
+        found = next((held_out[kind] for kind in _HELD_OUT if held_out[kind]), [])
+    else:
+        found = [n for n in names if _is_of_kind(n, ("train", "training"))]
+        found = found or [n for n in names if not _is_of_kind(n, _HELD_OUT)]
+        if not found:
+            raise UserError(f"{path}: no training file in this folder", _accepted())
+    return [path / name for name in found]
+
+
+def _names(folder: Path) -> list[str]:
+    if not folder.is_dir():
+        return []
+    return sorted(entry.name for entry in folder.iterdir() if not entry.name.startswith("."))
+
+
+def _is_of_kind(name: str, kinds: tuple[str, ...]) -> bool:
+    return re.match(rf"({'|'.join(kinds)})([-_.]|$)", name, re.IGNORECASE) is not None
+
+
+def _accepted() -> str:
+    return "rows are read from files that end in " + ", ".join(SUFFIXES)
+
+
+def read_rows(files: Iterable[Path]) -> Iterator[Row]:
+    """Streams the objects of files, in order; blank lines and a byte order mark are passed over."""
+    for file in files:
+        if file.name.endswith(".parquet"):
+            yield from _parquet_rows(file)
+        elif file.name.endswith(".json") and _first_byte(file) == b"[":
+            yield from _list_rows(file)
+        else:
+            yield from _line_rows(file)
+
+
+def _line_rows(file: Path) -> Iterator[Row]:
+    number = 0
+    try:
+        for number, line in enumerate(_lines(_reader(file)(file)), 1):
+            text = line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
+            if not text.isspace() and text:
+                yield Row(file, number, _object(text, file, number))
+    except (_DamagedError, EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise UserError(
+            f"{file}:{number + 1}: the compressed file is damaged or cut short ({error})",
+            "copy or download it again, or compress it anew",
+        ) from error
+    except OSError as error:
+        raise UserError(f"{file}: cannot be read: {error.strerror or error}") from error
+
+
+def _object(line: bytes, file: Path, number: int) -> dict[str, object]:
+    where = f"{file}:{number}"
+    try:
+        value = json.loads(line.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"{where}: byte {error.start + 1} of the line is not UTF-8 (0x{line[error.start]:02x})",
+            "convert the file: iconv -f LATIN1 -t UTF-8 OLD > NEW (if it is Latin-1)",
+        ) from error
+    except json.JSONDecodeError as error:
+        raise UserError(
+            f"{where}: not valid JSON: {error.msg} at column {error.colno}",
+            "every line must be one complete JSON object",
+        ) from error
+    except RecursionError as error:
+        raise UserError(f"{where}: the JSON is nested too deeply") from error
+    return _checked(value, where)
+
+
+def _checked(value: object, where: str) -> dict[str, object]:
+    if not isinstance(value, dict):
+        kind = {list: "list", str: "string", type(None): "null"}.get(type(value), "number")
+        raise UserError(f"{where}: a JSON {kind}, where an object like {{...}} is expected")
+    return value
+
+
+def _lines(chunks: Iterable[bytes]) -> Iterator[bytes]:
+    tail = b""
+    for chunk in chunks:
+        lines = (tail + chunk).split(b"\n")
+        tail = lines.pop()
+        yield from lines
+    if tail:
+        yield tail
+
+
+def _reader(file: Path) -> Callable[[Path], Iterator[bytes]]:
+    if file.name.endswith(".zst"):
+        return _zst_chunks
+    return _gzip_chunks if file.name.endswith(".gz") else _plain_chunks
+
+
+def _plain_chunks(file: Path) -> Iterator[bytes]:
+    with file.open("rb") as stream:
+        while chunk := stream.read(_CHUNK_BYTES):
+            yield chunk
+
+
+def _gzip_chunks(file: Path) -> Iterator[bytes]:
+    with gzip.open(file) as stream:
+        while chunk := stream.read(_CHUNK_BYTES):
+            yield chunk
+
+
+def _zst_chunks(file: Path) -> Iterator[bytes]:
+    # zstandard's stream_reader takes a truncated frame for the end of the file; the
+    # decompression object tells whether the frame was complete.
+    import zstandard
+
+    decoder = None
+    with file.open("rb") as stream:
+        while data := stream.read(_CHUNK_BYTES):
+            while data:
+                decoder = decoder or zstandard.ZstdDecompressor().decompressobj()
+                try:
+                    yield decoder.decompress(data)
+                except zstandard.ZstdError as error:
+                    raise _DamagedError(str(error)) from error
+                data = decoder.unused_data if decoder.eof else b""
+                decoder = None if decoder.eof else decoder
+    if decoder is not None:
+        raise _DamagedError("the last zstd frame is incomplete")
+
+
+def _first_byte(file: Path) -> bytes:
+    try:
+        with file.open("rb") as stream:
+            return stream.read(4096).removeprefix(b"\xef\xbb\xbf").lstrip()[:1]
+    except OSError as error:
+        raise UserError(f"{file}: cannot be read: {error.strerror or error}") from error
+
+
+def _list_rows(file: Path) -> Iterator[Row]:
+    try:
+        values = json.loads(file.read_bytes().decode("utf-8-sig"))
+    except UnicodeDecodeError as error:
+        line = file.read_bytes()[: error.start].count(b"\n") + 1
+        raise UserError(f"{file}:{line}: not UTF-8 text") from error
+    except json.JSONDecodeError as error:
+        raise UserError(
+            f"{file}:{error.lineno}: not valid JSON: {error.msg} at column {error.colno}"
+        ) from error
+    except RecursionError as error:
+        raise UserError(f"{file}: the JSON is nested too deeply") from error
+    for number, value in enumerate(values, 1):
+        yield Row(file, number, _checked(value, position(file, number)))
+
+
+def _parquet_rows(file: Path) -> Iterator[Row]:
+    import pyarrow
+    import pyarrow.parquet
+
+    number = 0
+    try:
+        with pyarrow.parquet.ParquetFile(file) as table:
+            for batch in table.iter_batches(batch_size=_PARQUET_ROWS):
+                for record in batch.to_pylist():
+                    number += 1
+                    yield Row(file, number, record)
+    except (pyarrow.ArrowException, OSError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"{file}: not a readable parquet file: {reason}") from error

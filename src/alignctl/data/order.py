@@ -1,0 +1,157 @@
+"""Which sequences an optimizer step takes, and how they are dealt to ranks: pure functions.
+
+Everything follows from (seed, step), so a resumed run needs no state but its step number.
+"""
+
+import heapq
+from collections.abc import Sequence
+from functools import lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+from alignctl.data.batch import TokenBatch
+from alignctl.data.store import Split
+
+_GOLDEN = 0x9E3779B97F4A7C15
+_MASK = (1 << 64) - 1
+
+
+@lru_cache(maxsize=2)
+def epoch_order(num_sequences: int, seed: int, epoch: int) -> NDArray[np.int64]:
+    """A permutation of all sequences `[S]` for one epoch; read-only.
+
+    Sequences are sorted by a hash of their number. numpy's own shuffles may change from one version
+    to another, and with them the course of a resumed run.
+    """
+    key = _mixed(np.asarray([(seed * _GOLDEN + epoch) & _MASK], np.uint64))
+    hashes = _mixed(np.arange(num_sequences, dtype=np.uint64) + _mixed(key))
+    order = np.argsort(hashes, kind="stable").astype(np.int64)
+    order.flags.writeable = False
+    return order
+
+
+def _mixed(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """SplitMix64's output function: a bijection of 64-bit integers without visible structure."""
+    values = values + np.uint64(_GOLDEN)
+    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return values ^ (values >> np.uint64(31))
+
+
+def step_sequences(
+    num_sequences: int, *, global_batch_size: int, seed: int, step: int
+) -> NDArray[np.int64]:
+    """The sequences of one optimizer step `[global_batch_size]`.
+
+    They are cut from the endless run of shuffled epochs; a step at the end of an epoch goes on with
+    the next one, so no sequence is left out or taken twice within an epoch.
+
+    Args:
+        num_sequences: Sequences of the training split.
+        global_batch_size: Sequences per step, over all ranks.
+        seed: The run's seed.
+        step: Steps done before this one: 0 for the first.
+    """
+    taken = []
+    position = step * global_batch_size
+    end = position + global_batch_size
+    while position < end:
+        epoch, start = divmod(position, num_sequences)
+        part = epoch_order(num_sequences, seed, epoch)[start : start + end - position]
+        taken.append(part)
+        position += len(part)
+    return np.concatenate(taken)
+
+
+def deal(lengths: Sequence[int], num_ranks: int) -> list[list[int]]:
+    """Deals sequences to ranks: as many to each (give or take one), and about as many tokens.
+
+    The longest first, each to the rank with the fewest tokens among those with room.
+
+    Args:
+        lengths: Tokens of each sequence.
+        num_ranks: Data-parallel ranks.
+
+    Returns:
+        For each rank the places of its sequences in `lengths`, in rising order.
+    """
+    most = -(-len(lengths) // num_ranks)
+    hands: list[list[int]] = [[] for _ in range(num_ranks)]
+    # (tokens so far, rank): the least loaded rank is on top, ties go to the lower rank.
+    open_ranks = [(0, rank) for rank in range(num_ranks)]
+    for place in sorted(range(len(lengths)), key=lambda p: (-lengths[p], p)):
+        tokens, rank = heapq.heappop(open_ranks)
+        hands[rank].append(place)
+        if len(hands[rank]) < most:
+            heapq.heappush(open_ranks, (tokens + lengths[place], rank))
+    return [sorted(hand) for hand in hands]
+
+
+def train_batches(
+    split: Split,
+    *,
+    step: int,
+    seed: int,
+    global_batch_size: int,
+    micro_batch_size: int,
+    dp_rank: int,
+    dp_size: int,
+) -> list[TokenBatch]:
+    """The micro batches of one data-parallel rank for one optimizer step.
+
+    Args:
+        split: The training split.
+        step: Steps done before this one.
+        seed: The run's seed.
+        global_batch_size: Sequences per step; a multiple of micro_batch_size x dp_size.
+        micro_batch_size: Sequences per micro batch.
+        dp_rank: This data-parallel rank.
+        dp_size: Data-parallel ranks.
+
+    Returns:
+        global_batch_size / (micro_batch_size x dp_size) batches.
+    """
+    assert global_batch_size % (micro_batch_size * dp_size) == 0
+    taken = step_sequences(
+        split.num_sequences, global_batch_size=global_batch_size, seed=seed, step=step
+    )
+    hand = deal(split.sequence_tokens[taken].tolist(), dp_size)[dp_rank]
+    return _micro_batches(split, taken[hand].tolist(), micro_batch_size, len(hand))
+
+
+def validation_batches(
+    split: Split,
+    *,
+    micro_batch_size: int,
+    dp_rank: int,
+    dp_size: int,
+    max_sequences: int | None = None,
+) -> list[TokenBatch]:
+    """The micro batches of one rank that, over all ranks, hold each sequence exactly once.
+
+    Args:
+        split: The held-out split.
+        micro_batch_size: Sequences per micro batch.
+        dp_rank: This data-parallel rank.
+        dp_size: Data-parallel ranks.
+        max_sequences: Only the first so many sequences, or all: the same ones at every layout.
+
+    Returns:
+        As many batches on every rank; a rank that runs out ends with fillers.
+    """
+    total = split.num_sequences
+    if max_sequences is not None:
+        total = min(total, max_sequences)
+    own = list(range(dp_rank, total, dp_size))
+    most = -(-total // dp_size)
+    return _micro_batches(split, own, micro_batch_size, most)
+
+
+def _micro_batches(
+    split: Split, sequences: list[int], micro_batch_size: int, most: int
+) -> list[TokenBatch]:
+    return [
+        split.batch(sequences[start : start + micro_batch_size])
+        for start in range(0, most, micro_batch_size)
+    ]

@@ -1,0 +1,226 @@
+"""Prepared documents on disk: memory-mapped arrays, their summary, and batches out of them."""
+
+import json
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, BinaryIO, Self
+
+import numpy as np
+from numpy.lib import format as npy
+from numpy.typing import NDArray
+
+from alignctl.data.batch import Document, TokenBatch
+from alignctl.data.files import position
+from alignctl.errors import RunError, UserError
+
+
+@dataclass(frozen=True)
+class SplitSummary:
+    """What one split holds.
+
+    Attributes:
+        documents: Documents.
+        sequences: Sequences they are packed into; as many as documents without packing.
+        tokens: Input tokens of all documents.
+        supervised_tokens: Targets that are learned.
+        efficiency: Share of the token slots (sequences x seq_length) that hold a token.
+    """
+
+    documents: int
+    sequences: int
+    tokens: int
+    supervised_tokens: int
+    efficiency: float
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What became of the rows.
+
+    Attributes:
+        rows: Rows read, training and validation files together.
+        truncated: Documents that were longer than seq_length + 1 tokens and were cut.
+        dropped_no_target: Rows left out because no assistant token is left to learn.
+        dropped_too_long: Rows left out by `truncation=drop`.
+        without_eos: Documents in which no EOS is learned (cut off, or the template writes none).
+        files: The files read; documents refer to them by number.
+        train: The training split.
+        validation: The held-out split, or None.
+    """
+
+    rows: int
+    truncated: int
+    dropped_no_target: int
+    dropped_too_long: int
+    without_eos: int
+    files: tuple[str, ...]
+    train: SplitSummary
+    validation: SplitSummary | None
+
+    def to_json(self) -> str:
+        """The JSON text of summary.json."""
+        return json.dumps(asdict(self), indent=2) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> Self:
+        """The reverse of `to_json`."""
+        values = json.loads(text)
+        held_out = values["validation"]
+        values["files"] = tuple(values["files"])
+        values["train"] = SplitSummary(**values["train"])
+        values["validation"] = None if held_out is None else SplitSummary(**held_out)
+        return cls(**values)
+
+
+class ArrayWriter:
+    """Appends to a one-dimensional .npy file whose length is known only at the end."""
+
+    def __init__(self, file: Path, dtype: type[np.generic]) -> None:
+        self._dtype = np.dtype(dtype)
+        self._stream: BinaryIO = file.open("wb")
+        self._length = 0
+        self._write_header()
+
+    def append(self, values: NDArray[Any]) -> None:
+        """Writes more elements."""
+        self._stream.write(np.ascontiguousarray(values, self._dtype).tobytes())
+        self._length += len(values)
+
+    def close(self) -> None:
+        """Writes the length into the header."""
+        # numpy leaves room in the header for a length of any number of digits.
+        self._stream.seek(0)
+        self._write_header()
+        self._stream.close()
+
+    def _write_header(self) -> None:
+        header = {
+            "descr": self._dtype.str,
+            "fortran_order": False,
+            "shape": (self._length,),
+        }
+        npy.write_array_header_1_0(self._stream, header)  # type: ignore[no-untyped-call]  # numpy's
+
+
+def write_array(file: Path, values: NDArray[Any]) -> None:
+    """Writes one .npy file."""
+    writer = ArrayWriter(file, values.dtype.type)
+    writer.append(values)
+    writer.close()
+
+
+@contextmanager
+def explained(folder: Path) -> Iterator[None]:
+    """Turns a full disk, or a folder that cannot be written, into a message."""
+    try:
+        yield
+    except OSError as error:
+        raise RunError(
+            f"{folder}: prepared data could not be written: {error.strerror or error}",
+            "free some space, or choose another --output",
+        ) from error
+
+
+@dataclass(frozen=True, eq=False)
+class Split:
+    """Sequences of one split; each is one document, or several packed together.
+
+    Attributes:
+        tokens: Tokens of all documents of the store, end to end (memory-mapped).
+        supervised: Which of them are learned (memory-mapped).
+        offsets: Where each document starts in them `[D + 1]`.
+        members: Document numbers, sequence after sequence.
+        bounds: Where each sequence starts in `members` `[S + 1]`.
+    """
+
+    tokens: NDArray[np.int32]
+    supervised: NDArray[np.bool_]
+    offsets: NDArray[np.int64]
+    members: NDArray[np.int64]
+    bounds: NDArray[np.int64]
+
+    @property
+    def num_sequences(self) -> int:
+        """Sequences S."""
+        return len(self.bounds) - 1
+
+    @cached_property
+    def sequence_tokens(self) -> NDArray[np.int64]:
+        """Input tokens of each sequence `[S]`."""
+        lengths = np.diff(self.offsets)[self.members] - 1
+        return np.add.reduceat(lengths, self.bounds[:-1])
+
+    def document(self, number: int) -> Document:
+        """A document by its number."""
+        where = slice(int(self.offsets[number]), int(self.offsets[number + 1]))
+        return Document(self.tokens[where], self.supervised[where], number)
+
+    def batch(self, sequences: Iterable[int]) -> TokenBatch:
+        """One micro batch of whole sequences; of none: a filler."""
+        return TokenBatch.from_documents(
+            [
+                self.document(number)
+                for sequence in sequences
+                for number in self.members[
+                    self.bounds[sequence] : self.bounds[sequence + 1]
+                ].tolist()
+            ]
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class SFTData:
+    """A folder that `prepare` wrote.
+
+    Attributes:
+        folder: The folder.
+        summary: What became of the rows.
+        train: Training sequences.
+        validation: Held-out sequences, or None.
+        file_numbers: The file of each document, a place in `summary.files` `[D]`.
+        lines: The line of each document in its file `[D]`.
+    """
+
+    folder: Path
+    summary: Summary
+    train: Split
+    validation: Split | None
+    file_numbers: NDArray[np.int32]
+    lines: NDArray[np.int64]
+
+    @classmethod
+    def open(cls, folder: Path) -> Self:
+        """Maps the arrays of a prepared folder into memory."""
+        if not (folder / "summary.json").is_file():
+            raise UserError(f"{folder}: not a folder of prepared data (no summary.json)")
+
+        def load(name: str) -> NDArray[Any]:
+            array: NDArray[Any] = np.load(folder / name, mmap_mode="r", allow_pickle=False)
+            return array
+
+        def split(name: str) -> Split:
+            return Split(
+                load("tokens.npy"),
+                load("supervised.npy"),
+                load("offsets.npy"),
+                load(f"{name}_members.npy"),
+                load(f"{name}_bounds.npy"),
+            )
+
+        summary = Summary.from_json((folder / "summary.json").read_text("utf-8"))
+        return cls(
+            folder=folder,
+            summary=summary,
+            train=split("train"),
+            validation=split("validation") if summary.validation else None,
+            file_numbers=load("file_numbers.npy"),
+            lines=load("lines.npy"),
+        )
+
+    def where(self, document: int) -> str:
+        """The file and line that a document (an entry of `TokenBatch.rows`) came from."""
+        file = self.summary.files[int(self.file_numbers[document])]
+        return position(Path(file), int(self.lines[document]))

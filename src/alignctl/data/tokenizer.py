@@ -1,0 +1,223 @@
+"""The exact fast tokenizer of a folder: its tokenizer.json, and what its settings say about it.
+
+The `tokenizers` library reads tokenizer.json as it is. transformers' model-specific classes do not:
+its LlamaTokenizer (5.x) rebuilds the tokenizer from the vocabulary and loses a leading space.
+"""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from alignctl.errors import UserError
+
+_MAKE_ONE = (
+    "every Llama 2 and Bloom release on the Hugging Face hub has one; or make it, where "
+    'transformers 4 is installed: python -c "from transformers import AutoTokenizer; '
+    "AutoTokenizer.from_pretrained('{folder}').save_pretrained('{folder}')\""
+)
+
+
+@dataclass(frozen=True, eq=False)
+class Tokenizer:
+    """A tokenizer, and the rules for the special tokens that documents get.
+
+    Attributes:
+        folder: Where it was read from.
+        backend: The `tokenizers.Tokenizer`, without post-processor: it adds no special tokens, and
+            its offsets are untrimmed.
+        special_tokens: `bos_token`, `eos_token`, ... to their texts, for chat templates.
+        bos_id: Id of the token at the start of every document, or None.
+        eos_id: Id of the token that ends a turn.
+        pad_id: Id of the padding token, or None. Nothing is ever masked by comparing with it.
+        adds_bos: Whether a document starts with BOS: `add_bos_token` when it is given, otherwise
+            whether the post-processor puts it there.
+        chat_template: Jinja source, or None.
+    """
+
+    folder: Path
+    backend: Any
+    special_tokens: dict[str, str]
+    bos_id: int | None
+    eos_id: int
+    pad_id: int | None
+    adds_bos: bool
+    chat_template: str | None
+
+    @property
+    def eos_token(self) -> str:
+        """The text of EOS."""
+        return self.special_tokens["eos_token"]
+
+    @property
+    def vocab_size(self) -> int:
+        """Highest token id plus one, added tokens included."""
+        highest: int = max(self.backend.get_vocab(with_added_tokens=True).values())
+        return highest + 1
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of everything that decides how text becomes tokens."""
+        state = [self.backend.to_str(), self.special_tokens, self.adds_bos, self.chat_template]
+        return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()
+
+    def encode_batch(self, texts: Sequence[str]) -> list[Any]:
+        """Tokenises texts, without adding special tokens; `tokenizers.Encoding` objects."""
+        encodings: list[Any] = self.backend.encode_batch(list(texts), add_special_tokens=False)
+        return encodings
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of token ids, special tokens included."""
+        text: str = self.backend.decode(list(ids), skip_special_tokens=False)
+        return text
+
+
+def load_tokenizer(path: Path) -> Tokenizer:
+    """Reads a tokenizer folder, or the folder of a tokenizer.json or tokenizer.model file."""
+    folder = path.parent if path.name in ("tokenizer.json", "tokenizer.model") else path
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such tokenizer folder", "set --tokenizer to a folder")
+    if not (folder / "tokenizer.json").is_file():
+        raise UserError(
+            f"{folder}: no tokenizer.json in this tokenizer folder",
+            _MAKE_ONE.format(folder=folder),
+        )
+    backend = _read_backend(folder / "tokenizer.json")
+    settings = _read_json(folder / "tokenizer_config.json")
+    _add_missing_tokens(backend, settings, folder)
+    special = _special_tokens(backend, settings, folder)
+    ids = {name: _id_of(backend, name, token, folder) for name, token in special.items()}
+    if "eos_token" not in ids:
+        raise UserError(
+            f"{folder}: the tokenizer has no eos_token, so a model could not learn to stop",
+            'add "eos_token": "..." to its tokenizer_config.json',
+        )
+    adds_bos = _adds_bos(backend, settings, ids.get("bos_token"), folder)
+    # ByteLevel post-processors cut white space off the offsets, which would move boundaries.
+    backend.post_processor = None
+    return Tokenizer(
+        folder=folder,
+        backend=backend,
+        special_tokens=special,
+        bos_id=ids.get("bos_token"),
+        eos_id=ids["eos_token"],
+        pad_id=ids.get("pad_token"),
+        adds_bos=adds_bos,
+        chat_template=_chat_template(settings, folder),
+    )
+
+
+def check_fits(tokenizer: Tokenizer, vocab_size: int) -> None:
+    """Refuses a tokenizer with ids beyond the rows of the model's embedding.
+
+    Args:
+        tokenizer: The tokenizer of the data.
+        vocab_size: Rows of the embedding, without the padding for tensor parallelism.
+    """
+    if tokenizer.vocab_size <= vocab_size:
+        return
+    vocabulary = tokenizer.backend.get_vocab(with_added_tokens=True)
+    beyond = sorted((i, token) for token, i in vocabulary.items() if i >= vocab_size)
+    shown = ", ".join(f"{token!r} = {i}" for i, token in beyond[:3])
+    raise UserError(
+        f"{tokenizer.folder}: {len(beyond)} token ids exceed the model's embedding of {vocab_size} "
+        f"rows ({shown}{', ...' if len(beyond) > 3 else ''})",
+        "use the tokenizer of the model that is loaded, or a model with a larger vocab_size",
+    )
+
+
+def _read_backend(file: Path) -> Any:
+    from tokenizers import Tokenizer as Backend
+
+    try:
+        backend = Backend.from_file(str(file))
+    except Exception as error:  # the library raises bare Exception for every fault of the file
+        raise UserError(f"{file}: not a readable tokenizer.json: {error}") from error
+    # Some files carry the settings of the last call of their author.
+    backend.no_truncation()
+    backend.no_padding()
+    return backend
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    if not file.is_file():
+        return {}
+    try:
+        value = json.loads(file.read_text("utf-8"))
+    except (ValueError, OSError) as error:
+        raise UserError(f"{file}: not readable as JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise UserError(f"{file}: not a JSON object")
+    return value
+
+
+def _add_missing_tokens(backend: Any, settings: dict[str, Any], folder: Path) -> None:
+    """Adds the tokens that only tokenizer_config.json lists, as transformers does."""
+    from tokenizers import AddedToken
+
+    listed = settings.get("added_tokens_decoder") or {}
+    for number in sorted(int(key) for key in listed):
+        entry = listed[str(number)]
+        content = entry["content"] if isinstance(entry, dict) else str(entry)
+        if backend.token_to_id(content) is None:
+            flags = ("single_word", "lstrip", "rstrip", "normalized", "special")
+            given = {f: entry[f] for f in flags if f in entry} if isinstance(entry, dict) else {}
+            backend.add_tokens([AddedToken(content, **given)])
+        if backend.token_to_id(content) != number:
+            raise UserError(
+                f"{folder}: tokenizer_config.json says {content!r} has id {number}, but in "
+                f"tokenizer.json it has {backend.token_to_id(content)}",
+                "the two files are of different tokenizers; copy both from one release",
+            )
+
+
+def _special_tokens(backend: Any, settings: dict[str, Any], folder: Path) -> dict[str, str]:
+    """tokenizer_config.json, then special_tokens_map.json, then the ids of the model's config."""
+    others = _read_json(folder / "special_tokens_map.json")
+    model = _read_json(folder / "config.json")
+    special = {}
+    for name in ("bos_token", "eos_token", "pad_token", "unk_token"):
+        value = settings.get(name, others.get(name))
+        if isinstance(value, dict):
+            value = value.get("content")
+        if value is None and name not in settings:
+            number = model.get(f"{name}_id")
+            number = number[0] if isinstance(number, list) and number else number
+            value = backend.id_to_token(number) if isinstance(number, int) else None
+        if value is not None:
+            special[name] = str(value)
+    return special
+
+
+def _id_of(backend: Any, name: str, token: str, folder: Path) -> int:
+    number: int | None = backend.token_to_id(token)
+    if number is None:
+        raise UserError(
+            f"{folder}: {name} is {token!r}, which is no token of tokenizer.json",
+            f"correct {name} in tokenizer_config.json or special_tokens_map.json",
+        )
+    return number
+
+
+def _adds_bos(backend: Any, settings: dict[str, Any], bos_id: int | None, folder: Path) -> bool:
+    wanted = settings.get("add_bos_token")
+    if wanted and bos_id is None:
+        raise UserError(f"{folder}: add_bos_token is true, but there is no bos_token")
+    if isinstance(wanted, bool):
+        return wanted
+    ids: list[int] = backend.encode("a", add_special_tokens=True).ids
+    return bos_id is not None and ids[:1] == [bos_id]
+
+
+def _chat_template(settings: dict[str, Any], folder: Path) -> str | None:
+    file = folder / "chat_template.jinja"
+    if file.is_file():
+        return file.read_text("utf-8")
+    value = settings.get("chat_template")
+    if value is None:
+        value = _read_json(folder / "chat_template.json").get("chat_template")
+    if isinstance(value, list):  # several named templates: tool use, retrieval, default
+        value = {entry["name"]: entry["template"] for entry in value}.get("default")
+    return value
