@@ -27,6 +27,8 @@ from alignctl.flags import (
 
 def main() -> None:
     """Run the command line and exit: 2 for what the user got wrong, 1 for what went wrong here."""
+    # Pydantic would look for plugins in the metadata of every installed distribution.
+    os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
     try:
         code = app(standalone_mode=False)
     except AlignctlError as error:

@@ -78,12 +78,12 @@ def validate_presets(
 
 
 @app.command("schema", epilog=example("alignctl presets schema > preset.schema.json"))
-def preset_schema() -> None:
+def print_schema() -> None:
     """Print the JSON schema of a preset file, for editors.
 
     Editors with the YAML language server complete and check a preset whose first line is
     `# yaml-language-server: $schema=preset.schema.json`.
     """
-    from alignctl.config.load import schema
+    from alignctl.config.schema import preset_schema
 
-    console.emit(schema())
+    console.emit(preset_schema())

@@ -144,12 +144,6 @@ def render_preset(name_or_file: str, overrides: Sequence[str], *, as_json: bool 
     return yaml.safe_dump(tree, sort_keys=False).rstrip()
 
 
-def schema() -> str:
-    """The JSON schema of a preset file."""
-    tree = {"$schema": "https://json-schema.org/draft/2020-12/schema", **Preset.model_json_schema()}
-    return json.dumps(tree, indent=2)
-
-
 def _stage_document(
     whole: Document, path: Path, config_class: type[RunConfig], preset: str
 ) -> Document:

@@ -37,7 +37,7 @@ def known_keys(model: type[BaseModel], prefix: str = "") -> list[str]:
     for name, field in model.model_fields.items():
         key = f"{prefix}{name}"
         keys.append(key)
-        for section in _sections(field.annotation):
+        for section in sections_of(field.annotation):
             keys.extend(known_keys(section, f"{key}."))
     return keys
 
@@ -137,6 +137,7 @@ def _culprit(
     return next(iter([*typed, *named]), _nearest(path, origins, fallback))
 
 
-def _sections(annotation: Any) -> list[type[BaseModel]]:
+def sections_of(annotation: Any) -> list[type[BaseModel]]:
+    """The models that a field of this type may hold."""
     candidates = (annotation, *get_args(annotation))
     return [each for each in candidates if isinstance(each, type) and issubclass(each, BaseModel)]
