@@ -7,6 +7,7 @@ import json
 import re
 import signal
 from dataclasses import dataclass
+from datetime import datetime, timedelta
 from pathlib import Path
 
 from alignctl.errors import AlignctlError, RunError, UserError
@@ -19,8 +20,13 @@ _MAX_TAIL_BYTES = 16384
 _CRASHES = (signal.SIGKILL, signal.SIGSEGV, signal.SIGBUS, signal.SIGILL, signal.SIGFPE)
 """Signals that no failing neighbour causes; an abort may follow from a broken connection."""
 
-# In torchrun's closing report, one block for each rank that it saw fail.
-_REPORTED = re.compile(r"rank +: (\d+) \(local_rank: \d+\)\s+exitcode +: (-?\d+) ")
+# In torchrun's closing report, one block for each rank that did not end well.
+_REPORTED = re.compile(
+    r"time +: (\S+)\s+host +: \S*\s+rank +: (\d+) \(local_rank: \d+\)\s+exitcode +: (-?\d+) "
+)
+_SECONDS_TOGETHER = 5
+"""torchrun kills whoever does not end within half a minute after the first failure; ranks that
+ended this soon after it were not killed by torchrun."""
 
 
 @dataclass(frozen=True)
@@ -85,7 +91,14 @@ def rank_errors(folder: RunFolder) -> list[RankError]:
 def exit_codes(torchrun_log: Path) -> dict[int, int]:
     """The exit code of each rank that torchrun saw fail by itself, negative for signals."""
     text = torchrun_log.read_text(encoding="utf-8", errors="replace")
-    return {int(rank): int(code) for rank, code in _REPORTED.findall(text)}
+    blocks = [
+        (datetime.strptime(time, "%Y-%m-%d_%H:%M:%S"), int(rank), int(code))
+        for time, rank, code in _REPORTED.findall(text)
+    ]
+    if not blocks:
+        return {}
+    limit = min(blocks)[0] + timedelta(seconds=_SECONDS_TOGETHER)
+    return {rank: code for time, rank, code in sorted(blocks) if time <= limit}
 
 
 def _killed(folder: RunFolder, rank: int, number: int) -> AlignctlError:

@@ -11,6 +11,7 @@ Only the standard library is imported here, so that the log is in place before a
 import ctypes
 import errno
 import faulthandler
+import fcntl
 import json
 import os
 import shutil
@@ -90,12 +91,18 @@ def _redirect_output(log: Path) -> None:
     os.write(1, f"=== {stamp} process {os.getpid()}: {' '.join(sys.argv)}\n".encode())
 
 
-def _reserve_space(reserve: Path) -> None:
-    """Takes the disk space that an error message will need, while there is some."""
-    with reserve.open("wb") as stream:
-        stream.write(b" " * _RESERVED_BYTES)
-        stream.flush()
-        os.fsync(stream.fileno())
+def _reserve_space(reserve: Path) -> int:
+    """Takes the disk space that an error message will need, while there is some.
+
+    Returns:
+        The descriptor that holds the file's lock: a reserve that is there but not locked belongs
+        to a rank that was killed.
+    """
+    descriptor = os.open(reserve, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
+    fcntl.flock(descriptor, fcntl.LOCK_EX)
+    os.write(descriptor, b" " * _RESERVED_BYTES)
+    os.fsync(descriptor)
+    return descriptor
 
 
 def _watch_for_sigterm(folder: RunFolder) -> None:
@@ -116,13 +123,35 @@ def _watch_for_sigterm(folder: RunFolder) -> None:
             if received[0] != signal.SIGTERM:
                 continue
             _stop.set()
-            if any(folder.logs.glob("error_rank_*.json")):
-                # torchrun ends the job because another rank failed. What is under way cannot be
-                # completed without that rank, so waiting for it would only delay the message.
+            if _has_another_rank_failed(folder):
+                # torchrun ends the job for this reason. What is under way cannot be completed
+                # without that rank, so waiting for it would only delay the message.
                 os.write(2, b"another rank failed: leaving\n")
                 os._exit(1)
 
     threading.Thread(target=watch, name="sigterm", daemon=True).start()
+
+
+def _has_another_rank_failed(folder: RunFolder) -> bool:
+    if any(folder.logs.glob("error_rank_*.json")):
+        return True
+    return any(_is_abandoned(reserve) for reserve in folder.logs.glob(".error_rank_*.reserve"))
+
+
+def _is_abandoned(reserve: Path) -> bool:
+    try:
+        descriptor = os.open(reserve, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return False  # its rank has left in good order since the folder was listed
+    try:
+        # Not exclusive: several ranks look at the same time.
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    finally:
+        os.close(descriptor)
+    # Whoever leaves in good order removes the file first and unlocks it by ending.
+    return reserve.exists()
 
 
 def _leave_failed(folder: RunFolder, rank: int, error: BaseException) -> NoReturn:
