@@ -56,6 +56,15 @@ def is_training(folder: RunFolder, attempt: int = 1) -> bool:
     return all(text.count("training") == attempt for text in texts)
 
 
+def test_the_launcher_needs_no_torch() -> None:
+    program = (
+        "import sys\n"
+        "import alignctl.launch.local, alignctl.launch.nodes, alignctl.reporting.progress\n"
+        "assert not {'torch', 'tensorboard', 'numpy', 'transformers'} & set(sys.modules)\n"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True)
+
+
 def test_a_job_shows_its_progress_and_a_finished_run_is_not_repeated(
     folder: RunFolder, launch: Launch
 ) -> None:
