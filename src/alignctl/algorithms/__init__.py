@@ -1,0 +1,5 @@
+"""The maths of alignment: pure functions of tensors, without process groups.
+
+Notation used for tensor shapes:
+    - T: tokens of a micro batch, documents laid end to end
+"""

@@ -1,0 +1,50 @@
+"""The contract between losses and engines: sums and their weight, divided once by the engine."""
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
+
+from torch import Tensor
+
+
+class Output(NamedTuple):
+    """What an engine computes for a micro batch.
+
+    Attributes:
+        logprobs: Log-probability of each target `[T]`, natural log, fp32, 0 where none is learned.
+        is_most_likely: Whether the target was the model's most likely token `[T]`, bool.
+    """
+
+    logprobs: Tensor
+    is_most_likely: Tensor
+
+
+@dataclass(frozen=True)
+class LossTerms:
+    """A loss before its normalisation, all scalars.
+
+    Attributes:
+        total: Sum over the micro batch; gradients flow through it.
+        weight: What the sum over the whole optimizer step is divided by (tokens, pairs ...).
+        metrics: Further sums, divided by the same weight for reporting.
+    """
+
+    total: Tensor
+    weight: Tensor
+    metrics: dict[str, Tensor]
+
+
+class Loss(Protocol):
+    """A pure function of what the engine computed and of the batch.
+
+    The engine divides by the global weight of the optimizer step, so that no split into ranks,
+    micro batches or packs can change the gradient.
+    """
+
+    @property
+    def metric_names(self) -> tuple[str, ...]:
+        """Keys of `LossTerms.metrics`: ranks without the output layer must know them too."""
+        ...
+
+    def __call__(self, output: Output, targets: Tensor, batch: Any) -> LossTerms:
+        """Computes the terms of one micro batch; targets `[T]`, the batch as it was given."""
+        ...

@@ -1,0 +1,1 @@
+"""Engines: a sharded model with its optimizer, behind one protocol."""

@@ -1,0 +1,345 @@
+"""The Megatron-Core engine: tensor, pipeline and sequence parallelism, distributed optimizer.
+
+One forward path serves a laptop and 32 GPUs: micro batches without padding run through
+Megatron's own schedules; the loss is a sum, and gradients are divided once, by the global weight
+of the optimizer step. Megatron's parallel state is global to the process, so all Megatron models
+of a job share one layout.
+"""
+
+import math
+import os
+from collections.abc import Callable, Iterator, Sequence
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from alignctl.algorithms.loss import Loss, LossTerms, Output
+from alignctl.config.sections import Model, Optimizer, Parallel
+from alignctl.data.batch import IGNORE, TokenBatch
+from alignctl.engines import megatron_cpu
+from alignctl.engines.metrics import StepMetrics
+from alignctl.errors import RunError
+
+from megatron.core import parallel_state, tensor_parallel
+from megatron.core.distributed import (
+    DistributedDataParallel,
+    DistributedDataParallelConfig,
+    finalize_model_grads,
+)
+from megatron.core.optimizer import OptimizerConfig, get_megatron_optimizer
+from megatron.core.optimizer.clip_grads import clip_grad_by_total_norm_fp32
+from megatron.core.pipeline_parallel import get_forward_backward_func
+from megatron.core.transformer.module import Float16Module
+
+from alignctl.models.attention import Documents
+from alignctl.models.families import weight_map
+from alignctl.models.megatron import LanguageModel, build, transformer_config
+from alignctl.models.weight_map import Replicated, Sliced
+
+IS_GPU = torch.cuda.is_available()
+DEVICE = torch.device("cuda" if IS_GPU else "cpu")
+
+
+class NonFiniteError(RunError):
+    """A loss or a gradient that is not finite; nothing was updated."""
+
+
+def initialize(parallel: Parallel, *, seed: int, timeout_minutes: float) -> None:
+    """Joins the job's process group and lays out Megatron's groups over it, once per process."""
+    if IS_GPU:
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    else:
+        megatron_cpu.install()
+    dist.init_process_group(
+        "nccl" if IS_GPU else "gloo", timeout=timedelta(minutes=timeout_minutes)
+    )
+    parallel_state.initialize_model_parallel(parallel.tp, parallel.pp)
+    torch.manual_seed(seed)
+    tensor_parallel.model_parallel_cuda_manual_seed(seed)
+
+
+class MegatronEngine:
+    """A sharded model with its optimizer.
+
+    Attributes:
+        model: This rank's part of the model, unwrapped.
+        architecture: The whole model.
+        parallel: The layout.
+        data_parallel_rank: Which share of each batch is this rank's.
+        data_parallel_size: How many shares there are.
+    """
+
+    def __init__(
+        self,
+        architecture: Model,
+        parallel: Parallel,
+        *,
+        precision: str,
+        seq_length: int,
+        optimizer: Optimizer | None,
+    ) -> None:
+        """Builds the model; its weights are to be loaded before use.
+
+        Args:
+            architecture: The model.
+            parallel: The layout; `initialize` must have been called with the same.
+            precision: "fp32" or "bf16" (then with fp32 master weights and gradients).
+            seq_length: Longest document, in tokens.
+            optimizer: AdamW's settings; None for a model that is not trained.
+        """
+        self.architecture = architecture
+        self.parallel = parallel
+        self.dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+        self.data_parallel_rank: int = parallel_state.get_data_parallel_rank()
+        self.data_parallel_size: int = parallel_state.get_data_parallel_world_size()
+        self.is_last_stage: bool = parallel_state.is_pipeline_last_stage()
+        self._seq_length = seq_length
+        self._config = transformer_config(
+            architecture,
+            parallel,
+            dtype=self.dtype,
+            use_cpu_initialization=not IS_GPU,
+            finalize_model_grads_func=self._finalize_gradients,
+        )
+        self.model: LanguageModel = build(
+            architecture, self._config, max_sequence_length=seq_length
+        ).to(DEVICE)
+        _zero_vocabulary_padding(self.model)
+        self._mark_sharded_parameters()
+        wrapped: Any = self.model
+        if self.dtype == torch.bfloat16:
+            wrapped = Float16Module(self._config, self.model)
+        self.optimizer: Any = None
+        if optimizer is not None:
+            wrapped = DistributedDataParallel(
+                self._config,
+                DistributedDataParallelConfig(
+                    grad_reduce_in_fp32=True,
+                    use_distributed_optimizer=parallel.distributed_optimizer,
+                ),
+                wrapped,
+            )
+            self._settings = optimizer
+        self._wrapped = wrapped
+        self._global_weight: Tensor | None = None
+
+    def global_name(self, local: str) -> str:
+        """A parameter's name in the whole model: each stage counts its layers from 0."""
+        if local == "output_layer.weight" and self.architecture.tie_embeddings:
+            return "embedding.word_embeddings.weight"
+        prefix, *rest = local.split("decoder.layers.")
+        if not rest:
+            return local
+        layer, name = rest[0].split(".", 1)
+        number = self.model.decoder.layers[int(layer)].layer_number - 1
+        return f"{prefix}decoder.layers.{number}.{name}"
+
+    def _mark_sharded_parameters(self) -> None:
+        """Says which parameters are cut: Megatron counts the others once in the gradient norm.
+
+        Its layers do this themselves only when they also draw random weights.
+        """
+        rows = weight_map(self.architecture)
+        for name, parameter in self.model.named_parameters():
+            layout = rows[self.global_name(name)].layout
+            if not isinstance(layout, Replicated) and not hasattr(parameter, "partition_dim"):
+                dim = layout.dim if isinstance(layout, Sliced) else 0
+                tensor_parallel.set_tensor_model_parallel_attributes(parameter, True, dim, 1)
+
+    def create_optimizer(self) -> None:
+        """Creates AdamW with master weights taken from the model: call it once they are loaded."""
+        settings = self._settings
+        self._wrapped.broadcast_params()
+        self.optimizer = get_megatron_optimizer(
+            OptimizerConfig(
+                optimizer="adam",
+                lr=settings.lr,
+                min_lr=settings.min_lr,
+                weight_decay=settings.weight_decay,
+                adam_beta1=settings.beta1,
+                adam_beta2=settings.beta2,
+                adam_eps=settings.eps,
+                bf16=self.dtype == torch.bfloat16,
+                params_dtype=self.dtype,
+                use_distributed_optimizer=self.parallel.distributed_optimizer,
+                clip_grad=settings.clip_grad or 0.0,
+            ),
+            [self._wrapped],
+        )
+
+    def train_step(
+        self,
+        micro_batches: Sequence[TokenBatch],
+        loss: Loss,
+        *,
+        learning_rate: float,
+        is_stop_requested: bool = False,
+    ) -> StepMetrics:
+        """One optimizer step over this rank's micro batches; every rank has as many.
+
+        Raises:
+            NonFiniteError: The loss or the gradient norm is not finite. The weights and the
+                optimizer are as they were before.
+        """
+        self._wrapped.train()
+        self._wrapped.zero_grad_buffer()
+        self.optimizer.zero_grad()
+        result = self._run(micro_batches, loss, forward_only=False, flag=is_stop_requested)
+        if not math.isfinite(result.loss):
+            raise NonFiniteError(f"the loss is {result.loss}")
+        self.optimizer.prepare_grads()
+        grad_norm = float(self.optimizer.get_grad_norm())
+        if not math.isfinite(grad_norm):
+            raise NonFiniteError(f"the gradient norm is {grad_norm} at a loss of {result.loss:.4f}")
+        self._clip(grad_norm)
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate
+        self.optimizer.step_with_ready_grads()
+        return StepMetrics(**{**vars(result), "grad_norm": grad_norm})
+
+    def evaluate(self, micro_batches: Sequence[TokenBatch], loss: Loss) -> StepMetrics:
+        """The same numbers without an update; every rank has as many micro batches."""
+        self._wrapped.eval()
+        with torch.no_grad():
+            return self._run(micro_batches, loss, forward_only=True, flag=False)
+
+    def logits(self, batch: TokenBatch) -> Tensor | None:
+        """Logits of one micro batch `[T, vocabulary]` on the last stage, None on the others.
+
+        For verification: the vocabulary is gathered, which training never does.
+        """
+        self._wrapped.eval()
+        collected: list[Tensor] = []
+
+        def forward(iterator: Iterator[TokenBatch], model: Any) -> tuple[Any, Callable[..., Any]]:
+            output, _ = self._forward(next(iterator), model, with_labels=False)
+
+            def keep(output: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+                collected.append(output)
+                return output.sum(), torch.ones((), dtype=torch.int), {}
+
+            return output, keep
+
+        with torch.no_grad():
+            self._schedule(forward, [batch], forward_only=True)
+        if not collected:
+            return None
+        gathered = tensor_parallel.gather_from_tensor_model_parallel_region(collected[0])
+        whole: Tensor = gathered[: batch.num_tokens, : self.architecture.vocab_size]
+        return whole
+
+    def _run(
+        self, micro_batches: Sequence[TokenBatch], loss: Loss, *, forward_only: bool, flag: bool
+    ) -> StepMetrics:
+        """Runs the schedule and sums what the last stage found over all ranks."""
+        terms: list[LossTerms] = []
+
+        def forward(iterator: Iterator[TokenBatch], model: Any) -> tuple[Any, Callable[..., Any]]:
+            batch = next(iterator)
+            output, targets = self._forward(batch, model, with_labels=True)
+
+            def compute(output: Any) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+                found = loss(Output(*output), targets, batch)
+                terms.append(
+                    LossTerms(
+                        found.total.detach(),
+                        found.weight.detach(),
+                        {name: value.detach() for name, value in found.metrics.items()},
+                    )
+                )
+                # The weight is summed by `_finalize_gradients`: Megatron counts in integers.
+                return found.total, torch.zeros((), dtype=torch.int, device=DEVICE), {}
+
+            return output, compute
+
+        self._pending = terms, loss.metric_names, micro_batches, flag
+        self._result: StepMetrics | None = None
+        self._schedule(forward, micro_batches, forward_only=forward_only)
+        if self._result is None:
+            self._result = self._sum_terms()
+        return self._result
+
+    def _schedule(
+        self, forward: Callable[..., Any], batches: Sequence[TokenBatch], *, forward_only: bool
+    ) -> None:
+        """Megatron's schedule for this layout: 1F1B with stages, plain accumulation without."""
+        get_forward_backward_func()(
+            forward_step_func=forward,
+            data_iterator=iter(batches),
+            model=[self._wrapped],
+            num_microbatches=len(batches),
+            seq_length=self._seq_length,
+            micro_batch_size=1,
+            forward_only=forward_only,
+        )
+
+    def _forward(
+        self, batch: TokenBatch, model: Any, *, with_labels: bool
+    ) -> tuple[Any, Tensor]:
+        """Runs one micro batch; also returns its targets `[T]` as the output has them."""
+        tokens, targets = torch.from_numpy(batch.tokens), torch.from_numpy(batch.targets)
+        boundaries = batch.cu_seqlens
+        if self._config.sequence_parallel and (extra := -len(tokens) % self.parallel.tp):
+            # Sequence parallelism cuts the tokens evenly: a last document nobody learns fills up.
+            tokens = torch.nn.functional.pad(tokens, (0, extra))
+            targets = torch.nn.functional.pad(targets, (0, extra), value=IGNORE)
+            boundaries = (*boundaries, len(tokens))
+        tokens, targets = tokens.to(DEVICE), targets.to(DEVICE)
+        output = model(
+            tokens[None],
+            position_ids=None,
+            attention_mask=None,
+            labels=targets[None] if with_labels else None,
+            packed_seq_params=Documents.at(boundaries, DEVICE),
+        )
+        return output, targets
+
+    def _sum_terms(self) -> StepMetrics:
+        """Adds up loss, weight and metrics over micro batches and ranks: one all-reduce."""
+        terms, names, batches, flag = self._pending
+        values = torch.zeros(4 + len(names), dtype=torch.float64)
+        # Tensor-parallel ranks hold copies of the same numbers, and only the last stage has any.
+        if self.is_last_stage and parallel_state.get_tensor_model_parallel_rank() == 0:
+            for found in terms:
+                numbers = [found.total, found.weight, *(found.metrics[name] for name in names)]
+                values[1 : 3 + len(names)] += torch.stack(numbers).double().cpu()
+            values[-1] = sum(batch.num_tokens for batch in batches)
+        values[0] = float(flag)
+        values = values.to(DEVICE)
+        dist.all_reduce(values)
+        stop, total, weight, *metrics, num_tokens = values.tolist()
+        divisor = weight or 1.0
+        return StepMetrics(
+            loss=total / divisor,
+            weight=weight,
+            num_tokens=num_tokens,
+            metrics={name: value / divisor for name, value in zip(names, metrics, strict=True)},
+            grad_norm=None,
+            is_stop_requested=stop > 0,
+        )
+
+    def _finalize_gradients(self, model: list[Any], num_tokens: Tensor | None, **kw: Any) -> None:
+        """Reduces gradients over ranks, then divides them once by the global weight."""
+        finalize_model_grads(model, None, **kw)
+        self._result = self._sum_terms()
+        if self._result.weight:
+            for chunk in model:
+                chunk.scale_gradients(1.0 / self._result.weight)
+
+    def _clip(self, grad_norm: float) -> None:
+        if self._settings.clip_grad is None:
+            return
+        parameters = self.optimizer.get_parameters()
+        if parameters:
+            clip_grad_by_total_norm_fp32(parameters, self._settings.clip_grad, grad_norm)
+
+
+def _zero_vocabulary_padding(model: LanguageModel) -> None:
+    """Gives vocabulary tables defined rows everywhere: loading fills only those of real tokens."""
+    if model.pre_process:
+        torch.nn.init.zeros_(model.embedding.word_embeddings.weight)
+    if model.post_process and model.output_layer.weight is not None:
+        torch.nn.init.zeros_(model.output_layer.weight)

@@ -1,0 +1,214 @@
+"""The state of a Megatron engine on disk: weights from any source, checkpoints to resume from.
+
+A checkpoint is Megatron-Core's distributed format. Weights can be read back at any layout; the
+optimizer's state, when it is spread over data-parallel ranks, only at the layout it was saved at.
+"""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from megatron.core import dist_checkpointing, parallel_state, tensor_parallel
+from megatron.core.dist_checkpointing.mapping import ShardedTensor
+
+from alignctl.checkpoints import manifest
+from alignctl.checkpoints.companions import copy_companions
+from alignctl.checkpoints.hf import HFFolder
+from alignctl.checkpoints.manifest import HF_FOLDER, FileRecord, Manifest
+from alignctl.checkpoints.mcore import read_metadata
+from alignctl.checkpoints.source import Source
+from alignctl.engines.megatron import IS_GPU, MegatronEngine
+from alignctl.errors import UserError
+from alignctl.launch import atomic
+from alignctl.launch.run_folder import LATEST
+from alignctl.models.families import weight_map
+from alignctl.models.weight_map import Vocabulary, pad_rows
+
+_DISTRIBUTED_OPTIMIZER = {"distrib_optim_sharding_type": "dp_reshardable"}
+
+
+def load_weights(engine: MegatronEngine, source: Source) -> None:
+    """Fills the engine's model from a checkpoint of any kind and layout; no optimizer state."""
+    if source.kind == "hf":
+        _load_hf(engine, source)
+    else:
+        read_metadata(source.path)  # refuses what Megatron's own reader would unpickle blindly
+        loaded = dist_checkpointing.load({"model": _model_state(engine)}, str(source.path))
+        engine.model.load_state_dict(loaded["model"], strict=False)
+    dist.barrier()
+
+
+def _load_hf(engine: MegatronEngine, source: Source) -> None:
+    """Reads this rank's parameters from safetensors, one tensor at a time."""
+    model, parallel = engine.architecture, engine.parallel
+    rows = weight_map(model)
+    rank = parallel_state.get_tensor_model_parallel_rank()
+    with HFFolder(source.path, vocab_divisor=model.vocab_divisor) as folder, torch.no_grad():
+        for local_name, parameter in engine.model.named_parameters():
+            row = rows[engine.global_name(local_name)]
+            full = row.layout.merge([folder.tensor(name) for name in row.hf], model)
+            if isinstance(row.layout, Vocabulary):
+                full = pad_rows(full, model.padded_vocab_size(parallel.tp))
+            parameter.copy_(row.layout.shard(full, rank, parallel.tp))
+
+
+def _model_state(engine: MegatronEngine) -> dict[str, Any]:
+    """Megatron's description of this rank's parameters, without the empty extra states."""
+    state: dict[str, Any] = engine.model.sharded_state_dict()
+    return {key: value for key, value in state.items() if not key.endswith("_extra_state")}
+
+
+def _random_state() -> dict[str, ShardedTensor]:
+    """This rank's random states as tensors, each under a name of its own."""
+    states = {"cpu": torch.get_rng_state()}
+    if IS_GPU:
+        states["cuda"] = torch.cuda.get_rng_state()
+    states |= {
+        f"tracker.{name}": state
+        for name, state in tensor_parallel.get_cuda_rng_tracker().get_states().items()
+    }
+    rank = dist.get_rank()
+    return {
+        name: ShardedTensor.from_rank_offsets(f"random.{rank}.{name}", state.cpu())
+        for name, state in states.items()
+    }
+
+
+def _set_random_state(states: dict[str, torch.Tensor]) -> None:
+    torch.set_rng_state(states["cpu"])
+    if IS_GPU:
+        torch.cuda.set_rng_state(states["cuda"])
+    tracker = tensor_parallel.get_cuda_rng_tracker()
+    tracker.set_states({name: states[f"tracker.{name}"] for name in tracker.get_states()})
+
+
+def _state(engine: MegatronEngine, *, is_loading: bool) -> dict[str, Any]:
+    model = _model_state(engine)
+    metadata = _DISTRIBUTED_OPTIMIZER if engine.parallel.distributed_optimizer else None
+    optimizer = engine.optimizer.sharded_state_dict(
+        model, is_loading=is_loading, **({"metadata": metadata} if metadata else {})
+    )
+    return {"model": model, "optimizer": optimizer, "random": _random_state()}
+
+
+def _layout(engine: MegatronEngine) -> dict[str, int | bool]:
+    return {
+        "tp": engine.parallel.tp,
+        "pp": engine.parallel.pp,
+        "dp": engine.data_parallel_size,
+        "distributed_optimizer": engine.parallel.distributed_optimizer,
+        "is_gpu": IS_GPU,
+    }
+
+
+def save(
+    engine: MegatronEngine, checkpoints: Path, step: int, *, source: Source, keep: int | None
+) -> Path:
+    """Writes a checkpoint that is either complete or absent, then points to it.
+
+    Args:
+        engine: The engine, between two steps.
+        checkpoints: The folder of checkpoints.
+        step: Optimizer steps taken so far.
+        source: The model this run started from: its companions are kept, so that every
+            checkpoint can become a Hugging Face folder on its own.
+        keep: How many of the newest checkpoints stay; None for all.
+
+    Returns:
+        The folder of the checkpoint.
+
+    Raises:
+        OSError: The disk is full or not writable; older checkpoints are untouched.
+    """
+    name = f"iter_{step:07d}"
+    partial, final = checkpoints / f".{name}.partial", checkpoints / name
+    is_first = dist.get_rank() == 0
+    if is_first:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+    dist.barrier()
+    dist_checkpointing.save(
+        _state(engine, is_loading=False), str(partial), validate_access_integrity=False
+    )
+    records = _gather_records(partial)
+    if is_first:
+        _describe(engine, partial, step, source, records)
+        shutil.rmtree(final, ignore_errors=True)
+        atomic.commit_folder(partial, final)
+        atomic.write_text(checkpoints / LATEST, str(step))
+        _remove_old(checkpoints, keep)
+    dist.barrier()
+    return final
+
+
+def _gather_records(partial: Path) -> dict[str, FileRecord]:
+    """Checksums of all ranks' files; each rank reads those that it wrote."""
+    mine = {
+        file.name: manifest.record(file) for file in partial.glob(f"__{dist.get_rank()}_*.distcp")
+    }
+    gathered: list[dict[str, FileRecord]] = [{} for _ in range(dist.get_world_size())]
+    dist.all_gather_object(gathered, mine)
+    return {name: found for records in gathered for name, found in records.items()}
+
+
+def _describe(
+    engine: MegatronEngine,
+    partial: Path,
+    step: int,
+    source: Source,
+    records: dict[str, FileRecord],
+) -> None:
+    """Adds the companions and the manifest to a checkpoint."""
+    copy_companions(source.companions, partial / HF_FOLDER)
+    model = engine.architecture
+    prefix = source.manifest.hf_prefix if source.manifest else None
+    if prefix is None:
+        with HFFolder(source.path, vocab_divisor=model.vocab_divisor) as folder:
+            prefix = folder.prefix
+    Manifest(
+        iteration=step,
+        model=model,
+        dtype=str(engine.dtype).removeprefix("torch."),
+        padded_vocab_size=model.padded_vocab_size(engine.parallel.tp),
+        hf_prefix=prefix,
+        training=_layout(engine),
+    ).write(partial, records)
+
+
+def _remove_old(checkpoints: Path, keep: int | None) -> None:
+    if keep is None:
+        return
+    for old in sorted(checkpoints.glob("iter_*"))[:-keep]:
+        shutil.rmtree(old)
+
+
+def resume(engine: MegatronEngine, checkpoint: Path) -> int:
+    """Restores weights, optimizer and random states; returns the number of steps taken.
+
+    Raises:
+        UserError: The checkpoint was saved at another layout, or on another kind of device.
+    """
+    found = manifest.read(checkpoint)
+    if found.training != _layout(engine):
+        raise UserError(
+            f"{checkpoint}: saved at {_words(found.training)}, this run has "
+            f"{_words(_layout(engine))}: it cannot be resumed bit for bit",
+            "give the same layout, or start a new run from it: --load RUN --output NEW",
+        )
+    read_metadata(checkpoint)
+    loaded = dist_checkpointing.load(
+        _state(engine, is_loading=True), str(checkpoint), validate_access_integrity=False
+    )
+    engine.model.load_state_dict(loaded["model"], strict=False)
+    engine.optimizer.load_state_dict(loaded["optimizer"])
+    _set_random_state(loaded["random"])
+    dist.barrier()
+    return found.iteration
+
+
+def _words(layout: dict[str, int | bool] | None) -> str:
+    if layout is None:
+        return "no training state"
+    return " ".join(f"{key}={value}" for key, value in layout.items())

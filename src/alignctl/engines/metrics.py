@@ -1,0 +1,24 @@
+"""What an engine reports of one step."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class StepMetrics:
+    """The result of one optimizer step or of one validation, equal on every rank.
+
+    Attributes:
+        loss: Total divided by the global weight.
+        weight: The global weight: learned tokens over all ranks and micro batches.
+        num_tokens: Input tokens over all data-parallel ranks, fillers included.
+        metrics: The loss's own sums, divided by the weight.
+        grad_norm: Norm of the whole gradient before clipping; None in a validation.
+        is_stop_requested: Whether any rank was asked to stop.
+    """
+
+    loss: float
+    weight: float
+    num_tokens: float
+    metrics: dict[str, float]
+    grad_norm: float | None
+    is_stop_requested: bool

@@ -1,0 +1,100 @@
+"""Bloom: ALiBi, LayerNorm after the embedding, biases everywhere, tanh GELU, tied embeddings."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from alignctl.config.sections import Model
+from alignctl.errors import UserError
+from alignctl.models.weight_map import COLUMN, REPLICATED, ROW, VOCABULARY, Layout, Weight
+
+HF_MODEL_TYPE = "bloom"
+HF_PREFIX = "transformer."
+HF_IGNORED = (".self_attention.masked_bias", ".self_attention.bias")
+"""Suffixes of buffers that old checkpoints carry and that are recomputed."""
+
+
+def _linear(megatron: str, hf: str, weight: Layout, bias: Layout) -> tuple[Weight, Weight]:
+    name, hf_name = f"decoder.layers.{{layer}}.{megatron}", f"transformer.h.{{layer}}.{hf}"
+    return (
+        Weight(f"{name}.weight", (f"{hf_name}.weight",), weight, "layer"),
+        Weight(f"{name}.bias", (f"{hf_name}.bias",), bias, "layer"),
+    )
+
+
+WEIGHTS = (
+    Weight(
+        "embedding.word_embeddings.weight",
+        ("transformer.word_embeddings.weight",),
+        VOCABULARY,
+        "embedding",
+    ),
+    Weight(
+        "embedding.layernorm.weight",
+        ("transformer.word_embeddings_layernorm.weight",),
+        REPLICATED,
+        "embedding",
+    ),
+    Weight(
+        "embedding.layernorm.bias",
+        ("transformer.word_embeddings_layernorm.bias",),
+        REPLICATED,
+        "embedding",
+    ),
+    *_linear("input_layernorm", "input_layernorm", REPLICATED, REPLICATED),
+    # Bloom stores [q k v] per head, which is Megatron's own order with one query per group.
+    *_linear("self_attention.linear_qkv", "self_attention.query_key_value", COLUMN, COLUMN),
+    *_linear("self_attention.linear_proj", "self_attention.dense", ROW, REPLICATED),
+    *_linear("pre_mlp_layernorm", "post_attention_layernorm", REPLICATED, REPLICATED),
+    *_linear("mlp.linear_fc1", "mlp.dense_h_to_4h", COLUMN, COLUMN),
+    *_linear("mlp.linear_fc2", "mlp.dense_4h_to_h", ROW, REPLICATED),
+    Weight("decoder.final_layernorm.weight", ("transformer.ln_f.weight",), REPLICATED, "head"),
+    Weight("decoder.final_layernorm.bias", ("transformer.ln_f.bias",), REPLICATED, "head"),
+)
+HEAD = Weight("output_layer.weight", ("lm_head.weight",), VOCABULARY, "head")
+
+
+def from_hf(config: Mapping[str, Any], *, vocab_divisor: int) -> Model:
+    """Reads a transformers `BloomConfig`, old key names included.
+
+    Raises:
+        UserError: The residual connection comes after the norm (no published Bloom has that).
+    """
+    if config.get("apply_residual_connection_post_layernorm"):
+        raise UserError(
+            "config.json: apply_residual_connection_post_layernorm = true is not supported",
+            "every published Bloom model has it false",
+        )
+    hidden = config.get("hidden_size") or config["n_embed"]
+    heads = config.get("n_head") or config["num_attention_heads"]
+    return Model(
+        family="bloom",
+        num_layers=config.get("n_layer") or config["num_hidden_layers"],
+        hidden_size=hidden,
+        num_attention_heads=heads,
+        num_query_groups=heads,
+        ffn_hidden_size=4 * hidden,
+        vocab_size=config["vocab_size"],
+        # ALiBi sets no limit; 2048 is what the published models saw in training.
+        max_position_embeddings=config.get("seq_length") or 2048,
+        norm_epsilon=config["layer_norm_epsilon"],
+        rotary_base=None,
+        tie_embeddings=bool(config.get("tie_word_embeddings", True)),
+        vocab_divisor=vocab_divisor,
+    )
+
+
+def to_hf(model: Model) -> dict[str, Any]:
+    """The transformers config of a model that has none of its own."""
+    return {
+        "architectures": ["BloomForCausalLM"],
+        "model_type": HF_MODEL_TYPE,
+        "n_layer": model.num_layers,
+        "hidden_size": model.hidden_size,
+        "n_head": model.num_attention_heads,
+        "vocab_size": model.vocab_size,
+        "seq_length": model.max_position_embeddings,
+        "layer_norm_epsilon": model.norm_epsilon,
+        "tie_word_embeddings": model.tie_embeddings,
+        "attention_dropout": model.attention_dropout,
+        "hidden_dropout": model.hidden_dropout,
+    }

@@ -1,0 +1,58 @@
+"""The families by name, and which of them a Hugging Face `config.json` belongs to."""
+
+from collections.abc import Mapping
+from types import ModuleType
+from typing import Any
+
+from alignctl.config.sections import Model
+from alignctl.errors import UserError
+from alignctl.models import bloom, llama2
+from alignctl.models.weight_map import Weight, expand
+
+FAMILIES: dict[str, ModuleType] = {"llama2": llama2, "bloom": bloom}
+
+
+def weight_map(model: Model) -> dict[str, Weight]:
+    """Every weight of a model by its Megatron name; a tied output layer is not a weight."""
+    family = FAMILIES[model.family]
+    rows = family.WEIGHTS if model.tie_embeddings else (*family.WEIGHTS, family.HEAD)
+    return expand(rows, model.num_layers)
+
+
+def model_from_hf(config: Mapping[str, Any], *, where: str, vocab_divisor: int = 128) -> Model:
+    """Reads the architecture from a transformers config.
+
+    Args:
+        config: The parsed `config.json`.
+        where: The file's name, for messages.
+        vocab_divisor: What the padded vocabulary is a multiple of, per tensor-parallel rank.
+
+    Raises:
+        UserError: The model type is not a family of ours, or a key is missing.
+    """
+    for family in FAMILIES.values():
+        if config.get("model_type") == family.HF_MODEL_TYPE:
+            try:
+                model: Model = family.from_hf(config, vocab_divisor=vocab_divisor)
+            except KeyError as error:
+                raise UserError(f"{where}: key {error.args[0]!r} is missing") from error
+            return model
+    supported = ", ".join(family.HF_MODEL_TYPE for family in FAMILIES.values())
+    raise UserError(
+        f"{where}: model_type = {config.get('model_type')!r} is not supported",
+        f"supported model types: {supported}",
+    )
+
+
+def differences(ours: Model, theirs: Model) -> list[str]:
+    """Where two architectures disagree, as `key: ours != theirs`.
+
+    What does not change a weight or its meaning (dropout, vocabulary padding, the position limit
+    of a model without position weights) is not compared.
+    """
+    ignored = {"vocab_divisor", "attention_dropout", "hidden_dropout", "max_position_embeddings"}
+    return [
+        f"{key}: {getattr(ours, key)} != {getattr(theirs, key)}"
+        for key in type(ours).model_fields
+        if key not in ignored and getattr(ours, key) != getattr(theirs, key)
+    ]

@@ -1,0 +1,123 @@
+"""Llama 2: RMSNorm, SwiGLU, rotary positions, no biases; multi-head or grouped-query attention."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from alignctl.config.sections import Model
+from alignctl.errors import UserError
+from alignctl.models.weight_map import (
+    GATED_COLUMN,
+    GROUPED_QKV,
+    REPLICATED,
+    ROW,
+    VOCABULARY,
+    Weight,
+)
+
+HF_MODEL_TYPE = "llama"
+HF_PREFIX = "model."
+HF_IGNORED = (".rotary_emb.inv_freq",)
+"""Suffixes of buffers that old checkpoints carry and that are recomputed."""
+
+_LAYER = "decoder.layers.{layer}."
+_HF_LAYER = "model.layers.{layer}."
+_QKV = tuple(f"{_HF_LAYER}self_attn.{part}_proj.weight" for part in "qkv")
+_GATE_UP = tuple(f"{_HF_LAYER}mlp.{part}_proj.weight" for part in ("gate", "up"))
+
+WEIGHTS = (
+    Weight(
+        "embedding.word_embeddings.weight",
+        ("model.embed_tokens.weight",),
+        VOCABULARY,
+        "embedding",
+    ),
+    Weight(
+        _LAYER + "input_layernorm.weight",
+        (_HF_LAYER + "input_layernorm.weight",),
+        REPLICATED,
+        "layer",
+    ),
+    Weight(_LAYER + "self_attention.linear_qkv.weight", _QKV, GROUPED_QKV, "layer"),
+    Weight(
+        _LAYER + "self_attention.linear_proj.weight",
+        (_HF_LAYER + "self_attn.o_proj.weight",),
+        ROW,
+        "layer",
+    ),
+    Weight(
+        _LAYER + "pre_mlp_layernorm.weight",
+        (_HF_LAYER + "post_attention_layernorm.weight",),
+        REPLICATED,
+        "layer",
+    ),
+    Weight(_LAYER + "mlp.linear_fc1.weight", _GATE_UP, GATED_COLUMN, "layer"),
+    Weight(
+        _LAYER + "mlp.linear_fc2.weight",
+        (_HF_LAYER + "mlp.down_proj.weight",),
+        ROW,
+        "layer",
+    ),
+    Weight("decoder.final_layernorm.weight", ("model.norm.weight",), REPLICATED, "head"),
+)
+HEAD = Weight("output_layer.weight", ("lm_head.weight",), VOCABULARY, "head")
+
+
+
+def from_hf(config: Mapping[str, Any], *, vocab_divisor: int) -> Model:
+    """Reads a transformers `LlamaConfig`.
+
+    Raises:
+        UserError: The config asks for something that Llama 2 does not have (scaled rotary
+            positions, biases, another activation, a head size that is not hidden / heads).
+    """
+    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    heads = config["num_attention_heads"]
+    head_dim = config.get("head_dim") or config["hidden_size"] // heads
+    unsupported = {
+        "rope_scaling": rope.get("rope_type", rope.get("type", "default")) != "default",
+        "attention_bias": bool(config.get("attention_bias")),
+        "mlp_bias": bool(config.get("mlp_bias")),
+        "hidden_act": config.get("hidden_act", "silu") != "silu",
+        "head_dim": head_dim * heads != config["hidden_size"],
+    }
+    if found := [key for key, is_unsupported in unsupported.items() if is_unsupported]:
+        values = ", ".join(f"{key} = {config.get(key)!r}" for key in found)
+        raise UserError(
+            f"config.json: {values} is not part of the Llama 2 family",
+            "alignctl trains Llama 2 models: plain rotary positions, SwiGLU, no biases",
+        )
+    return Model(
+        family="llama2",
+        num_layers=config["num_hidden_layers"],
+        hidden_size=config["hidden_size"],
+        num_attention_heads=heads,
+        num_query_groups=config.get("num_key_value_heads") or heads,
+        ffn_hidden_size=config["intermediate_size"],
+        vocab_size=config["vocab_size"],
+        max_position_embeddings=config["max_position_embeddings"],
+        norm_epsilon=config["rms_norm_eps"],
+        rotary_base=rope.get("rope_theta") or config.get("rope_theta") or 10000.0,
+        tie_embeddings=bool(config.get("tie_word_embeddings", False)),
+        vocab_divisor=vocab_divisor,
+    )
+
+
+def to_hf(model: Model) -> dict[str, Any]:
+    """The transformers config of a model that has none of its own."""
+    return {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": HF_MODEL_TYPE,
+        "hidden_act": "silu",
+        "attention_bias": False,
+        "mlp_bias": False,
+        "num_hidden_layers": model.num_layers,
+        "hidden_size": model.hidden_size,
+        "num_attention_heads": model.num_attention_heads,
+        "num_key_value_heads": model.num_query_groups,
+        "intermediate_size": model.ffn_hidden_size,
+        "vocab_size": model.vocab_size,
+        "max_position_embeddings": model.max_position_embeddings,
+        "rms_norm_eps": model.norm_epsilon,
+        "rope_parameters": {"rope_type": "default", "rope_theta": model.rotary_base},
+        "tie_word_embeddings": model.tie_embeddings,
+    }

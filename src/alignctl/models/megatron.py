@@ -1,0 +1,222 @@
+"""Llama 2 and Bloom as Megatron-Core models.
+
+Only what Megatron-Core lacks is written here: norms that know sequence parallelism without
+Transformer Engine, attention with documents and ALiBi, Bloom's embedding norm, and an output
+layer that is computed only where a token is learned.
+"""
+
+from typing import Any
+
+import torch
+from megatron.core import parallel_state, tensor_parallel
+from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
+from megatron.core.models.gpt.gpt_model import GPTModel
+from megatron.core.transformer.spec_utils import ModuleSpec
+from megatron.core.transformer.transformer_block import (
+    TransformerBlockSubmodules,
+    get_num_layers_to_build,
+)
+from megatron.core.transformer.transformer_config import TransformerConfig
+from torch import Tensor
+from torch.nn.functional import gelu, silu
+
+from alignctl.config.sections import Model, Parallel
+from alignctl.data.batch import IGNORE
+from alignctl.models.attention import AlibiAttention, DocumentAttention
+from alignctl.models.vocab_parallel import vocab_parallel_logprobs
+
+
+class RMSNorm(torch.nn.RMSNorm):
+    """torch's RMSNorm, marked so that sequence parallelism sums its gradient over ranks."""
+
+    def __init__(
+        self, config: TransformerConfig, hidden_size: int, eps: float = 1e-5, **_: Any
+    ) -> None:
+        super().__init__(hidden_size, eps=eps, dtype=config.params_dtype)
+        _mark_sequence_parallel(self, config)
+
+
+class LayerNorm(torch.nn.LayerNorm):
+    """torch's LayerNorm, marked so that sequence parallelism sums its gradients over ranks."""
+
+    def __init__(
+        self, config: TransformerConfig, hidden_size: int, eps: float = 1e-5, **_: Any
+    ) -> None:
+        super().__init__(hidden_size, eps=eps, dtype=config.params_dtype)
+        _mark_sequence_parallel(self, config)
+
+
+def _mark_sequence_parallel(norm: torch.nn.Module, config: TransformerConfig) -> None:
+    for parameter in norm.parameters():
+        parameter.sequence_parallel = config.sequence_parallel  # type: ignore[attr-defined]
+
+
+def gelu_tanh(x: Tensor) -> Tensor:
+    """Bloom's GELU: the tanh approximation."""
+    return gelu(x, approximate="tanh")
+
+
+class LanguageModel(GPTModel):  # type: ignore[misc]
+    """A GPTModel whose last stage returns log-probabilities of the labels it is given."""
+
+    def __init__(self, model: Model, config: TransformerConfig, **kwargs: Any) -> None:
+        super().__init__(config=config, **kwargs)
+        self.model = model
+        if model.family == "bloom" and self.pre_process:
+            # A hook, since GPTModel builds its embedding itself and ties it to the last stage's.
+            self.embedding.layernorm = LayerNorm(
+                config, config.hidden_size, eps=config.layernorm_epsilon
+            )
+            self.embedding.register_forward_hook(lambda module, _, out: module.layernorm(out))
+        if self.post_process:
+            # The hidden states are gathered before the learned rows are picked, so the output
+            # layer itself must not gather them again.
+            self.output_layer.sequence_parallel = False
+            size = parallel_state.get_tensor_model_parallel_world_size()
+            self.output_layer.allreduce_dgrad = size > 1
+
+    def _postprocess(self, hidden_states: Tensor, **kwargs: Any) -> Any:
+        """Hidden states on inner stages; on the last one what `labels` asks for.
+
+        With labels `[1, T]`: (log-probabilities `[T]` fp32, most likely `[T]` bool), both zero
+        where the label is IGNORE. Without: this rank's logits `[T, V / tp]`.
+        """
+        if not self.post_process:
+            return hidden_states
+        if self.config.sequence_parallel:
+            # Every rank goes on with the same rows, and the output layer's backward already sums
+            # over ranks: the gradient is only cut here, not summed a second time.
+            hidden_states = tensor_parallel.gather_from_sequence_parallel_region(
+                hidden_states, tensor_parallel_output_grad=False
+            )
+        hidden_states = hidden_states[:, 0]
+        if (labels := kwargs["labels"]) is None:
+            return self._logits(hidden_states)
+        labels = labels[0]
+        learned = (labels != IGNORE).nonzero()[:, 0]
+        if learned.numel() == 0:
+            # Nothing to learn here: one row with a gradient of zero keeps the collectives even.
+            learned = learned.new_zeros(1)
+        logprobs, is_most_likely = vocab_parallel_logprobs(
+            self._logits(hidden_states[learned]),
+            labels[learned].clamp(min=0),
+            group=parallel_state.get_tensor_model_parallel_group(),
+            vocab_size=self.model.vocab_size,
+        )
+        is_learned = labels[learned] != IGNORE
+        full = logprobs.new_zeros(labels.shape).index_put((learned,), logprobs * is_learned)
+        hits = torch.zeros_like(labels, dtype=torch.bool)
+        return full, hits.index_put((learned,), is_most_likely & is_learned)
+
+    def _logits(self, hidden_states: Tensor) -> Tensor:
+        """Logits of this rank's vocabulary `[N, hidden]` -> `[N, V / tp]`."""
+        tied = self.share_embeddings_and_output_weights
+        weight = self.shared_embedding_or_output_weight() if tied else None
+        logits: Tensor
+        logits, _ = self.output_layer(hidden_states[:, None], weight=weight)
+        return logits[:, 0]
+
+
+def transformer_config(
+    model: Model, parallel: Parallel, *, dtype: torch.dtype, **training: Any
+) -> TransformerConfig:
+    """Megatron's view of the model and its layout.
+
+    Args:
+        model: The architecture.
+        parallel: The layout.
+        dtype: Parameters, activations and what pipeline stages exchange.
+        training: Further fields of TransformerConfig that the engine owns.
+    """
+    llama = model.family == "llama2"
+    full = parallel.recompute == "full"
+    return TransformerConfig(
+        num_layers=model.num_layers,
+        hidden_size=model.hidden_size,
+        num_attention_heads=model.num_attention_heads,
+        num_query_groups=model.num_query_groups,
+        ffn_hidden_size=model.ffn_hidden_size,
+        normalization="RMSNorm" if llama else "LayerNorm",
+        layernorm_epsilon=model.norm_epsilon,
+        gated_linear_unit=llama,
+        activation_func=silu if llama else gelu_tanh,
+        add_bias_linear=not llama,
+        attention_dropout=model.attention_dropout,
+        hidden_dropout=model.hidden_dropout,
+        bf16=dtype == torch.bfloat16,
+        params_dtype=dtype,
+        pipeline_dtype=dtype,
+        tensor_model_parallel_size=parallel.tp,
+        pipeline_model_parallel_size=parallel.pp,
+        sequence_parallel=parallel.sequence_parallel and parallel.tp > 1,
+        # Micro batches have as many tokens as their documents have; stages tell each other.
+        variable_seq_lengths=parallel.pp > 1,
+        # Refused beside variable lengths otherwise, although there are no experts here.
+        moe_token_dispatcher_type="alltoall",
+        recompute_granularity=None if parallel.recompute == "none" else parallel.recompute,
+        recompute_method="uniform" if full else None,
+        recompute_num_layers=1 if full else None,
+        # Weights always come from a checkpoint: nothing is spent on random ones.
+        perform_initialization=False,
+        gradient_accumulation_fusion=False,
+        bias_dropout_fusion=False,
+        bias_activation_fusion=False,
+        masked_softmax_fusion=False,
+        apply_rope_fusion=False,
+        persist_layer_norm=False,
+        calculate_per_token_loss=True,
+        **training,
+    )
+
+
+def _layer_spec(model: Model) -> ModuleSpec:
+    llama = model.family == "llama2"
+    spec = get_gpt_layer_local_spec(normalization="RMSNorm" if llama else "LayerNorm")
+    norm = RMSNorm if llama else LayerNorm
+    spec.submodules.input_layernorm = norm
+    spec.submodules.pre_mlp_layernorm = norm
+    attention = spec.submodules.self_attention.submodules
+    if not llama:
+        attention.core_attention = AlibiAttention
+    elif torch.cuda.is_available() and (te_attention := _transformer_engine_attention()):
+        attention.core_attention = te_attention
+    else:
+        attention.core_attention = DocumentAttention
+    return spec
+
+
+def _transformer_engine_attention() -> type | None:
+    """Transformer Engine's attention with packed sequences, where it is installed."""
+    try:
+        import transformer_engine  # noqa: F401
+    except ImportError:
+        return None
+    from megatron.core.extensions.transformer_engine import TEDotProductAttention
+
+    attention: type = TEDotProductAttention
+    return attention
+
+
+def build(model: Model, config: TransformerConfig, *, max_sequence_length: int) -> LanguageModel:
+    """Builds this rank's part of the model, its weights not set.
+
+    Megatron's parallel state must be initialised. Pipeline stages hold equal shares of layers.
+    """
+    llama = model.family == "llama2"
+    layer = _layer_spec(model)
+    block = TransformerBlockSubmodules(
+        layer_specs=[layer] * get_num_layers_to_build(config),
+        layer_norm=RMSNorm if llama else LayerNorm,
+    )
+    return LanguageModel(
+        model,
+        config,
+        transformer_layer_spec=block,
+        vocab_size=model.padded_vocab_size(config.tensor_model_parallel_size),
+        max_sequence_length=max_sequence_length,
+        pre_process=parallel_state.is_pipeline_first_stage(),
+        post_process=parallel_state.is_pipeline_last_stage(),
+        share_embeddings_and_output_weights=model.tie_embeddings,
+        position_embedding_type="rope" if llama else "none",
+        rotary_base=model.rotary_base or 10000,
+    )

@@ -1,0 +1,217 @@
+"""How a Hugging Face tensor becomes a Megatron tensor, and how tensor parallelism cuts it.
+
+Each family lists its weights once as `Weight` rows. Conversion in both directions, loading at any
+layout and (later) the push into a rollout engine read that list; none of them knows a name.
+
+Shapes: a *full* tensor is the Megatron tensor of one layer before tensor parallelism, without
+vocabulary padding; a *shard* is one tensor-parallel rank's part of it. All tensors are torch
+tensors, and every layout only moves values, so each conversion is exact in any dtype.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from alignctl.config.sections import Model
+
+
+class Layout:
+    """The parallel layout of one tensor. The default: the same tensor on every rank.
+
+    Subclasses say what tensor parallelism does; `merge` and `split` are the identity unless
+    several Hugging Face tensors make one Megatron tensor.
+    """
+
+    def merge(self, parts: Sequence[Tensor], model: Model) -> Tensor:
+        """Makes the full Megatron tensor from its Hugging Face tensors, in the order of `hf`."""
+        (part,) = parts
+        return part
+
+    def split(self, full: Tensor, model: Model) -> list[Tensor]:
+        """The inverse of `merge`."""
+        return [full]
+
+    def shard(self, full: Tensor, rank: int, size: int) -> Tensor:
+        """The part of `full` that tensor-parallel rank `rank` of `size` holds."""
+        return full
+
+    def unshard(self, shards: Sequence[Tensor]) -> Tensor:
+        """The inverse of `shard`, from all ranks' parts in rank order."""
+        return shards[0]
+
+
+class Replicated(Layout):
+    """Norms and row-parallel biases: every rank holds the whole tensor."""
+
+
+@dataclass(frozen=True)
+class Sliced(Layout):
+    """Contiguous slices along one dimension.
+
+    Attributes:
+        dim: 0 for a column-parallel linear (output features) and its bias, 1 for a row-parallel
+            linear (input features).
+    """
+
+    dim: int
+
+    def shard(self, full: Tensor, rank: int, size: int) -> Tensor:
+        return full.chunk(size, dim=self.dim)[rank]
+
+    def unshard(self, shards: Sequence[Tensor]) -> Tensor:
+        import torch
+
+        return torch.cat(list(shards), dim=self.dim)
+
+
+COLUMN = Sliced(0)
+ROW = Sliced(1)
+REPLICATED = Replicated()
+
+
+class Vocabulary(Sliced):
+    """Embedding and output rows: column slices of a table padded with zero rows."""
+
+    def __init__(self) -> None:
+        super().__init__(dim=0)
+
+    def merge(self, parts: Sequence[Tensor], model: Model) -> Tensor:
+        (part,) = parts
+        return part[: model.vocab_size]
+
+    def split(self, full: Tensor, model: Model) -> list[Tensor]:
+        return [full[: model.vocab_size]]
+
+
+class GatedColumn(Layout):
+    """Gate and up projections of a gated MLP, `[gate; up]`, each cut on its own.
+
+    Rank r holds `[gate_r; up_r]`, so a shard is not a contiguous slice of the full tensor.
+    """
+
+    def merge(self, parts: Sequence[Tensor], model: Model) -> Tensor:
+        import torch
+
+        return torch.cat(list(parts), dim=0)
+
+    def split(self, full: Tensor, model: Model) -> list[Tensor]:
+        return list(full.chunk(2, dim=0))
+
+    def shard(self, full: Tensor, rank: int, size: int) -> Tensor:
+        import torch
+
+        return torch.cat([half.chunk(size, dim=0)[rank] for half in full.chunk(2, dim=0)], dim=0)
+
+    def unshard(self, shards: Sequence[Tensor]) -> Tensor:
+        import torch
+
+        halves = [shard.chunk(2, dim=0) for shard in shards]
+        return torch.cat([gate for gate, _ in halves] + [up for _, up in halves], dim=0)
+
+
+class GroupedQKV(Sliced):
+    """Query, key and value rows interleaved by query group: `[q ... q k v]` for each group.
+
+    A slice of whole groups is then a smaller model of the same kind, which is why Megatron
+    orders them so. Works for weights `[rows, hidden]` and biases `[rows]`.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(dim=0)
+
+    def merge(self, parts: Sequence[Tensor], model: Model) -> Tensor:
+        import torch
+
+        groups = model.num_query_groups
+        grouped = [part.reshape(groups, -1, model.head_dim, *part.shape[1:]) for part in parts]
+        return torch.cat(grouped, dim=1).flatten(0, 2)
+
+    def split(self, full: Tensor, model: Model) -> list[Tensor]:
+        groups = model.num_query_groups
+        queries = model.num_attention_heads // groups
+        grouped = full.reshape(groups, queries + 2, model.head_dim, *full.shape[1:])
+        return [part.flatten(0, 2) for part in grouped.split([queries, 1, 1], dim=1)]
+
+
+VOCABULARY = Vocabulary()
+GATED_COLUMN = GatedColumn()
+GROUPED_QKV = GroupedQKV()
+
+
+@dataclass(frozen=True)
+class Weight:
+    """One row of a family's weight map.
+
+    Attributes:
+        megatron: Parameter name in our Megatron model; `{layer}` stands for the layer number,
+            counted over the whole model.
+        hf: Names of the Hugging Face tensors it is made of, with the same placeholder.
+        layout: How they are merged and cut.
+        place: Which pipeline stage holds it: the first ("embedding"), its layer's ("layer"), or
+            the last ("head").
+    """
+
+    megatron: str
+    hf: tuple[str, ...]
+    layout: Layout
+    place: Literal["embedding", "layer", "head"]
+
+    def of_layer(self, layer: int) -> Weight:
+        """This row with the placeholder filled in; a row without one stays as it is."""
+        return Weight(
+            self.megatron.format(layer=layer),
+            tuple(name.format(layer=layer) for name in self.hf),
+            self.layout,
+            self.place,
+        )
+
+
+def expand(weights: Sequence[Weight], num_layers: int) -> dict[str, Weight]:
+    """The map of a whole model: Megatron parameter name to its row, in model order."""
+    rows: list[Weight] = [row for row in weights if row.place == "embedding"]
+    for layer in range(num_layers):
+        rows += [row.of_layer(layer) for row in weights if row.place == "layer"]
+    rows += [row for row in weights if row.place == "head"]
+    return {row.megatron: row for row in rows}
+
+
+def pad_rows(full: Tensor, rows: int) -> Tensor:
+    """Adds zero rows at the end up to `rows`: the vocabulary padding of Megatron's embedding."""
+    from torch.nn.functional import pad
+
+    return pad(full, (0, 0, 0, rows - full.shape[0])) if rows > full.shape[0] else full
+
+
+def hf_shapes(rows: Mapping[str, Weight], model: Model) -> dict[str, tuple[int, ...]]:
+    """The shape every Hugging Face tensor must have, by name; computed on the meta device."""
+    import torch
+
+    shapes: dict[str, tuple[int, ...]] = {}
+    for row in rows.values():
+        full = torch.empty(full_shape(row, model), device="meta")
+        for name, part in zip(row.hf, row.layout.split(full, model), strict=True):
+            shapes[name] = tuple(part.shape)
+    return shapes
+
+
+def full_shape(row: Weight, model: Model) -> tuple[int, ...]:
+    """The shape of a row's full Megatron tensor (vocabulary not padded)."""
+    hidden, ffn = model.hidden_size, model.ffn_hidden_size
+    name, kind = row.megatron.removesuffix(".weight").removesuffix(".bias"), row.megatron
+    outputs, inputs = {
+        "linear_qkv": (
+            (model.num_attention_heads + 2 * model.num_query_groups) * model.head_dim,
+            hidden,
+        ),
+        "linear_proj": (hidden, model.num_attention_heads * model.head_dim),
+        "linear_fc1": (2 * ffn if isinstance(row.layout, GatedColumn) else ffn, hidden),
+        "linear_fc2": (hidden, ffn),
+        "word_embeddings": (model.vocab_size, hidden),
+        "output_layer": (model.vocab_size, hidden),
+    }.get(name.rsplit(".", 1)[-1], (hidden, None))
+    return (outputs,) if inputs is None or kind.endswith(".bias") else (outputs, inputs)
