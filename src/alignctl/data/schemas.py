@@ -155,12 +155,11 @@ def _hh_conversation(row: Row, text: str) -> Conversation:
     head = text[: markers[0].start()] if markers else text
     messages = [Message("system", head)] if head.strip() else []
     spans = []
-    for marker, end in zip(markers, ends, strict=True):
+    for marker, end in zip(markers, ends, strict=False):  # without markers there is still one end
         role = "assistant" if marker[1] == "Assistant" else "user"
         messages.append(Message(role, text[marker.end() : end].strip()))
         if role == "assistant":
-            # With an empty turn the next marker may start before this one's space is over.
-            spans.append((min(marker.end(), end), end))
+            spans.append((marker.end(), end))
     return Conversation(row.where, tuple(messages), own_text(text, spans))
 
 

@@ -1,0 +1,247 @@
+"""Preparation as a whole: what is in the folder, when it is reused, and that it is whole."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from alignctl.data.masks import Truncation
+from alignctl.data.sft import prepare
+from alignctl.data.store import SFTData, Split
+from alignctl.data.templates import Choice
+from alignctl.data.tokenizer import Tokenizer
+from alignctl.errors import RunError, UserError
+from tests.data.conftest import MakeTokenizer
+
+WriteRows = Callable[..., Path]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """A run's data section."""
+
+    train: Path | None
+    validation: Path | None = None
+    validation_fraction: float = 0.0
+    packing: bool = True
+    template: Choice = "auto"
+    truncation: Truncation = "keep_response"
+
+
+def rows(num: int, start: int = 0) -> list[dict[str, str]]:
+    return [
+        {"prompt": f"{n}+{n}=", "response": str(2 * n) * (1 + n % 5)}
+        for n in range(start, start + num)
+    ]
+
+
+def texts(split: Split | None, tokenizer: Tokenizer) -> list[str]:
+    assert split is not None
+    numbers = sorted(split.members.tolist())
+    return [tokenizer.decode(split.document(n).tokens.tolist()) for n in numbers]
+
+
+def whole(num: int, start: int = 0) -> list[str]:
+    return [row["prompt"] + row["response"] + "</s>" for row in rows(num, start)]
+
+
+@pytest.fixture
+def tokenizer(make_tokenizer: MakeTokenizer) -> Tokenizer:
+    return make_tokenizer()
+
+
+def test_packed_sequences_hold_every_document_once(
+    tmp_path: Path, tokenizer: Tokenizer, write_rows: WriteRows
+) -> None:
+    file = write_rows(rows(40))
+    data = SFTData.open(prepare(Settings(file), 32, tokenizer, tmp_path / "data"))
+    assert texts(data.train, tokenizer) == whole(40)
+    assert data.train.sequence_tokens.max() <= 32
+    assert data.train.num_sequences < 40
+    assert data.validation is None
+    counts = data.summary.train
+    assert (counts.documents, counts.sequences) == (40, data.train.num_sequences)
+    assert counts.tokens == data.train.sequence_tokens.sum()
+    assert counts.efficiency == counts.tokens / (counts.sequences * 32)
+    batch = data.train.batch(range(data.train.num_sequences))
+    assert batch.num_targets == counts.supervised_tokens
+    assert [data.where(n) for n in (0, 39)] == [f"{file}:1", f"{file}:40"]
+
+
+def test_without_packing_a_sequence_is_a_document(
+    tmp_path: Path, tokenizer: Tokenizer, write_rows: WriteRows
+) -> None:
+    settings = Settings(write_rows(rows(7)), packing=False)
+    data = SFTData.open(prepare(settings, 32, tokenizer, tmp_path / "data"))
+    assert data.train.num_sequences == 7
+    assert data.train.batch([3]).rows == (3,)
+
+
+def test_a_folder_brings_its_own_validation_file(
+    tmp_path: Path, tokenizer: Tokenizer, write_rows: WriteRows
+) -> None:
+    write_rows(rows(9), "set/train.jsonl")
+    write_rows(rows(3, start=50), "set/dev.jsonl")
+    settings = Settings(tmp_path / "set", validation_fraction=0.5)
+    data = SFTData.open(prepare(settings, 32, tokenizer, tmp_path / "data"))
+    assert texts(data.train, tokenizer) == whole(9)
+    assert texts(data.validation, tokenizer) == whole(3, start=50)
+    assert data.where(9) == f"{tmp_path / 'set' / 'dev.jsonl'}:1"
+
+
+def test_a_validation_path_wins(
+    tmp_path: Path, tokenizer: Tokenizer, write_rows: WriteRows
+) -> None:
+    write_rows(rows(9), "set/train.jsonl")
+    write_rows(rows(3, start=50), "set/dev.jsonl")
+    other = write_rows(rows(2, start=80), "other.jsonl")
+    settings = Settings(tmp_path / "set", validation=other)
+    data = SFTData.open(prepare(settings, 32, tokenizer, tmp_path / "data"))
+    assert texts(data.validation, tokenizer) == whole(2, start=80)
+
+
+def test_a_fraction_is_held_out_by_text_whatever_the_order(
+    tmp_path: Path, tokenizer: Tokenizer, write_rows: WriteRows
+) -> None:
+    forward = write_rows(rows(50), "a.jsonl")
+    backward = write_rows(rows(50)[::-1], "b.jsonl")
+    held_out = []
+    for file in (forward, backward):
+        settings = Settings(file, validation_fraction=0.1)
+        data = SFTData.open(prepare(settings, 32, tokenizer, tmp_path / "data"))
+        held_out.append(sorted(texts(data.validation, tokenizer)))
+        both = texts(data.train, tokenizer) + texts(data.validation, tokenizer)
+        assert sorted(both) == sorted(whole(50))
+    assert len(held_out[0]) == 5
+    assert held_out[0] == held_out[1]
+
+
+def test_equal_texts_are_never_on_both_sides(
+    tmp_path: Path, tokenizer: Tokenizer, write_rows: WriteRows
+) -> None:
+    settings = Settings(write_rows(rows(10) * 3), validation_fraction=0.2)
+    data = SFTData.open(prepare(settings, 32, tokenizer, tmp_path / "data"))
+    held_out = texts(data.validation, tokenizer)
+    assert len(held_out) == 6
+    assert not set(held_out) & set(texts(data.train, tokenizer))
+
+
+def test_the_same_content_is_prepared_once(
+    tmp_path: Path, make_tokenizer: MakeTokenizer, write_rows: WriteRows
+) -> None:
+    file, out = write_rows(rows(5)), tmp_path / "data"
+    settings = Settings(file)
+    calls: list[tuple[int, int | None]] = []
+
+    def on_progress(done: int, total: int | None) -> None:
+        calls.append((done, total))
+
+    first = prepare(settings, 32, make_tokenizer(), out, on_progress)
+    assert calls == [(5, 5)]
+    file.touch()
+    assert prepare(settings, 32, make_tokenizer(), out, on_progress) == first
+    assert calls == [(5, 5)]
+    others = {
+        prepare(settings, 31, make_tokenizer(), out),
+        prepare(settings, 32, make_tokenizer(bos=True), out),
+        prepare(replace(settings, packing=False), 32, make_tokenizer(), out),
+        prepare(replace(settings, template="hh"), 32, make_tokenizer(), out),
+        prepare(replace(settings, truncation="left"), 32, make_tokenizer(), out),
+        prepare(replace(settings, validation_fraction=0.5), 32, make_tokenizer(), out),
+    }
+    write_rows(rows(6))
+    others.add(prepare(settings, 32, make_tokenizer(), out))
+    assert len(others | {first}) == 8
+
+
+def test_the_arrays_do_not_depend_on_when_they_are_made(
+    tmp_path: Path, tokenizer: Tokenizer, write_rows: WriteRows
+) -> None:
+    settings = Settings(write_rows(rows(30)), validation_fraction=0.2)
+    one, two = (prepare(settings, 32, tokenizer, tmp_path / name) for name in ("one", "two"))
+    assert {file.name: file.read_bytes() for file in one.iterdir()} == {
+        file.name: file.read_bytes() for file in two.iterdir()
+    }
+
+
+def test_a_failure_leaves_nothing_and_leftovers_of_a_kill_do_not_matter(
+    tmp_path: Path, tokenizer: Tokenizer, write_rows: WriteRows
+) -> None:
+    file, out = write_rows(rows(5)), tmp_path / "data"
+    good = file.read_bytes()
+    file.write_bytes(good + b"{broken\n")
+    with pytest.raises(UserError, match=r"train\.jsonl:6: not valid JSON"):
+        prepare(Settings(file), 32, tokenizer, out)
+    assert list(out.iterdir()) == []
+    file.write_bytes(good)
+    folder = prepare(Settings(file), 32, tokenizer, out)
+    partial = out / f".{folder.name}.partial"
+    folder.rename(partial)
+    (partial / "tokens.npy").write_bytes(b"half")
+    assert prepare(Settings(file), 32, tokenizer, out) == folder
+    assert texts(SFTData.open(folder).train, tokenizer) == whole(5)
+    assert list(out.iterdir()) == [folder]
+
+
+def test_an_interrupted_preparation_leaves_nothing(
+    tmp_path: Path, tokenizer: Tokenizer, write_rows: WriteRows
+) -> None:
+    def interrupt(done: int, total: int | None) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        prepare(Settings(write_rows(rows(5))), 32, tokenizer, tmp_path / "data", interrupt)
+    assert list((tmp_path / "data").iterdir()) == []
+
+
+def test_a_folder_that_cannot_be_written_is_a_failure_of_the_run(
+    tmp_path: Path, tokenizer: Tokenizer, write_rows: WriteRows
+) -> None:
+    (tmp_path / "data").touch()
+    with pytest.raises(RunError, match="prepared data could not be written"):
+        prepare(Settings(write_rows(rows(5))), 32, tokenizer, tmp_path / "data")
+
+
+@pytest.mark.parametrize("content", [b"", b"\n\n", b'{"prompt": "a", "response": ""}\n'])
+def test_data_with_nothing_to_learn_is_refused_with_counts(
+    tmp_path: Path, tokenizer: Tokenizer, content: bytes
+) -> None:
+    file = tmp_path / "train.jsonl"
+    file.write_bytes(content)
+    num = int(b"prompt" in content)
+    with pytest.raises(UserError, match=f"nothing to learn from: {num} rows read, {num} dropped"):
+        prepare(Settings(file), 32, tokenizer, tmp_path / "data")
+
+
+def test_an_empty_validation_file_and_a_missing_one_are_refused(
+    tmp_path: Path, tokenizer: Tokenizer, write_rows: WriteRows
+) -> None:
+    train, empty = write_rows(rows(5)), write_rows([], "dev.jsonl")
+    with pytest.raises(UserError, match=r"dev\.jsonl: nothing to learn from: 0 rows"):
+        prepare(Settings(train, validation=empty), 32, tokenizer, tmp_path / "data")
+    with pytest.raises(UserError, match="no such file"):
+        prepare(Settings(train, validation=tmp_path / "no.jsonl"), 32, tokenizer, tmp_path / "d")
+    with pytest.raises(UserError, match="no training data"):
+        prepare(Settings(None), 32, tokenizer, tmp_path / "data")
+
+
+def test_holding_everything_out_is_refused(
+    tmp_path: Path, tokenizer: Tokenizer, write_rows: WriteRows
+) -> None:
+    settings = Settings(write_rows(rows(1)), validation_fraction=0.1)
+    with pytest.raises(UserError, match=r"validation_fraction=0\.1 of 1 documents leaves nothing"):
+        prepare(settings, 32, tokenizer, tmp_path / "data")
+
+
+def test_a_row_too_long_for_its_window_is_cut_and_counted(
+    tmp_path: Path, tokenizer: Tokenizer, write_rows: WriteRows
+) -> None:
+    """The window is 5 tokens: EOS, the answer of 2 and the last 2 of the prompt's 4."""
+    file = write_rows([{"prompt": "abcd", "response": "ef"}])
+    data = SFTData.open(prepare(Settings(file), 4, tokenizer, tmp_path / "data"))
+    assert texts(data.train, tokenizer) == ["cdef</s>"]
+    assert data.summary.truncated == 1
+    assert data.train.document(0).supervised.tolist() == [False, False, True, True, True]
+    assert np.array_equal(data.train.sequence_tokens, [4])

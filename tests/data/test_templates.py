@@ -1,0 +1,166 @@
+"""Templates: the text of a conversation and the characters of it that are learned."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from alignctl.data.files import Row
+from alignctl.data.schemas import Conversation, Message, Rendered, schema_of
+from alignctl.data.templates import Choice, render_hh, renderer
+from alignctl.errors import UserError
+from tests.data.conftest import MakeTokenizer
+
+CHATML = (
+    "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}{{ eos_token }}\n{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+MARKED = (
+    "{{ bos_token }}{% for m in messages %}{% if m.role == 'assistant' %}A:"
+    "{% generation %}{{ m.content }}{% endgeneration %}{{ eos_token }}"
+    "{% else %}U:{{ m.content }}{% endif %}{% endfor %}"
+)
+LLAMA2 = (
+    "{% for m in messages %}{% if m.role == 'user' %}{{ bos_token }}[INST] {{ m.content }} [/INST]"
+    "{% elif m.role == 'assistant' %} {{ m.content }} {{ eos_token }}"
+    "{% else %}{{ raise_exception('no system message') }}{% endif %}{% endfor %}"
+)
+HEADERS = "{% for m in messages %}<{{ m.role }}>\n{{ m.content }}{{ eos_token }}{% endfor %}"
+NO_EOS = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
+FORGETFUL = (
+    "{% for m in messages %}{{ m.role }}: "
+    "{% if m.role == 'user' or loop.last %}{{ m.content }}{% endif %}{{ eos_token }}{% endfor %}"
+)
+
+
+def chat(*turns: str) -> Conversation:
+    """Turns alternate between user and assistant."""
+    roles = ("user", "assistant")
+    messages = [Message(roles[i % 2], turn) for i, turn in enumerate(turns)]
+    return Conversation("train.jsonl:5", tuple(messages), None)
+
+
+def parts(rendered: Rendered) -> list[str]:
+    return [rendered.text[start:end] for start, end in rendered.spans]
+
+
+def test_the_hh_form_learns_every_assistant_turn_and_ends_with_the_last() -> None:
+    rendered = render_hh(chat("a", "b", "c", "d", "e"))
+    assert rendered.text == "\n\nHuman: a\n\nAssistant: b\n\nHuman: c\n\nAssistant: d"
+    assert parts(rendered) == ["b", "d"]
+    assert rendered.append_eos
+
+
+def test_the_hh_form_puts_a_system_message_first_and_refuses_other_roles() -> None:
+    system = Message("system", "Be kind.")
+    conversation = Conversation("t.jsonl:1", (system, *chat("a", "b").messages), None)
+    assert render_hh(conversation).text == "Be kind.\n\nHuman: a\n\nAssistant: b"
+    with pytest.raises(UserError, match=r"t\.jsonl:1: messages\[2\] has the role 'system'"):
+        render_hh(Conversation("t.jsonl:1", (*chat("a", "b").messages, system), None))
+
+
+def test_a_chat_template_learns_each_turn_with_its_eos(make_tokenizer: MakeTokenizer) -> None:
+    write = renderer("auto", make_tokenizer(chat_template=CHATML))
+    rendered = write(chat("a", "b", "c", "d"))
+    assert rendered.text == ("<|user|>a</s>\n<|assistant|>b</s>\n<|user|>c</s>\n<|assistant|>d</s>")
+    assert parts(rendered) == ["b</s>", "d</s>"]
+    assert not rendered.append_eos
+
+
+def test_generation_marks_decide_and_a_following_eos_is_learned(
+    make_tokenizer: MakeTokenizer,
+) -> None:
+    write = renderer("auto", make_tokenizer(chat_template=MARKED))
+    rendered = write(chat("a", "b", "c", "d"))
+    assert rendered.text == "<s>U:aA:b</s>U:cA:d</s>"
+    assert parts(rendered) == ["b</s>", "d</s>"]
+
+
+def test_a_template_without_generation_prompt_learns_the_space_it_does_not_give(
+    make_tokenizer: MakeTokenizer,
+) -> None:
+    """Llama 2's prompt ends with [/INST]: the space after it is the model's to produce."""
+    write = renderer("auto", make_tokenizer(chat_template=LLAMA2))
+    assert parts(write(chat("a", "b", "c", "d"))) == [" b </s>", " d </s>"]
+
+
+def test_a_template_without_generation_prompt_does_not_learn_its_headers(
+    make_tokenizer: MakeTokenizer,
+) -> None:
+    """The content "a" is also inside the header <assistant>, which must not confuse the search."""
+    write = renderer("auto", make_tokenizer(chat_template=HEADERS))
+    assert parts(write(chat("q", "a"))) == ["a</s>"]
+
+
+def test_eos_is_appended_when_the_template_writes_none(make_tokenizer: MakeTokenizer) -> None:
+    rendered = renderer("auto", make_tokenizer(chat_template=NO_EOS))(chat("a", "b", "c", "d"))
+    assert rendered.append_eos
+    assert parts(rendered) == ["b\n", "d\n"]
+
+
+def test_turns_after_the_last_answer_and_blank_answers_are_left_out(
+    make_tokenizer: MakeTokenizer,
+) -> None:
+    write = renderer("auto", make_tokenizer(chat_template=CHATML))
+    rendered = write(chat("a", " ", "b", "c", "d", ""))
+    assert rendered.text.endswith("<|assistant|>c</s>")
+    assert parts(rendered) == ["c</s>"]
+    assert write(chat("a")).spans == ()
+    assert write(chat()).spans == ()
+
+
+def test_a_template_that_rewrites_earlier_turns_is_refused(make_tokenizer: MakeTokenizer) -> None:
+    write = renderer("auto", make_tokenizer(chat_template=FORGETFUL))
+    assert parts(write(chat("a", "b"))) == ["b</s>"]
+    with pytest.raises(UserError, match=r"train\.jsonl:5: the chat template .* rewrites earlier"):
+        write(chat("a", "b", "c", "d"))
+
+
+def test_what_a_template_raises_is_told_with_the_row(make_tokenizer: MakeTokenizer) -> None:
+    write = renderer("auto", make_tokenizer(chat_template=LLAMA2))
+    conversation = Conversation(
+        "t.jsonl:3", (Message("system", "x"), *chat("a", "b").messages), None
+    )
+    with pytest.raises(UserError, match=r"t\.jsonl:3: .*refuses .*: no system message"):
+        write(conversation)
+
+
+TURNS = [{"role": "user", "content": "p"}, {"role": "assistant", "content": "r"}]
+RECORDS: tuple[dict[str, object], ...] = (
+    {"prompt": "p", "response": "r"},
+    {"query": "p", "response": "r"},
+    {"messages": TURNS},
+    {"text": "\n\nHuman: p\n\nAssistant: r"},
+)
+HH_FORM = "\n\nHuman: p\n\nAssistant: r"
+CHAT_FORM = "<|user|>p</s>\n<|assistant|>r</s>"
+
+
+@pytest.mark.parametrize(
+    ("choice", "has_template", "texts"),
+    [
+        ("auto", True, ["pr", HH_FORM, CHAT_FORM, HH_FORM]),
+        ("auto", False, ["pr", HH_FORM, HH_FORM, HH_FORM]),
+        ("tokenizer", True, [CHAT_FORM] * 4),
+        ("hh", True, [HH_FORM] * 4),
+        ("none", True, ["pr", HH_FORM, None, HH_FORM]),
+    ],
+)
+def test_the_setting_decides_for_each_schema(
+    make_tokenizer: MakeTokenizer, choice: Choice, has_template: bool, texts: list[str | None]
+) -> None:
+    settings: dict[str, Any] = {"chat_template": CHATML} if has_template else {}
+    write = renderer(choice, make_tokenizer(**settings))
+    for record, text in zip(RECORDS, texts, strict=True):
+        row = Row(Path("train.jsonl"), 1, record)
+        conversation = schema_of(row)(row)
+        if text is None:
+            with pytest.raises(UserError, match=r"data\.template is none"):
+                write(conversation)
+        else:
+            assert write(conversation).text == text
+
+
+def test_the_tokenizer_template_must_exist(make_tokenizer: MakeTokenizer) -> None:
+    with pytest.raises(UserError, match="has no chat template"):
+        renderer("tokenizer", make_tokenizer())
