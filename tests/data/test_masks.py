@@ -1,5 +1,7 @@
 """Tokens and masks, written down by hand for tokenizers whose tokens are known."""
 
+import re
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -198,3 +200,11 @@ def test_truncation_never_exceeds_the_window_and_keeps_bos_and_a_learned_tail(
         assert (cut.tokens[0] == BOS) == has_bos
     if rule != "right":
         assert cut.has_target
+
+
+def test_a_llama_like_tokenizer_with_llama_2s_template(llama_like: Tokenizer) -> None:
+    """Brackets, slashes and some letters are no tokens here, so they fall back to bytes."""
+    tokenizer = replace(llama_like, chat_template=LLAMA2)
+    text = shown(tokenizer, renderer("auto", tokenizer)(chat("Hi", "Sure", "Hi", "Hi!")))
+    text = re.sub("<0x(..)>", lambda byte: chr(int(byte[1], 16)), text).replace("\u2581", "_")
+    assert text == ("<s>_[INST]_Hi_[/INST][_Sure][_][</s>]<s>_[INST]_Hi_[/INST][_Hi][!][_][</s>]")

@@ -159,7 +159,8 @@ def _render_by_prefixes(tokenizer: Tokenizer, messages: list[Message], where: st
     for index, message in enumerate(messages):
         if not _is_learned(message):
             continue
-        through, _ = _write(tokenizer, messages[: index + 1])
+        is_last = index + 1 == len(messages)
+        through = whole if is_last else _write(tokenizer, messages[: index + 1])[0]
         start = _turn_start(tokenizer, messages[:index], message, through)
         if start is None or not whole.startswith(through):
             raise UserError(
@@ -178,10 +179,11 @@ def _turn_start(
     tokenizer: Tokenizer, before: list[Message], message: Message, through: str
 ) -> int | None:
     """Where the assistant's own text starts in `through`, or None when it has no stable prefix."""
+    if before and "add_generation_prompt" in (tokenizer.chat_template or ""):
+        prompt, _ = _write(tokenizer, before, prompt=True)
+        if through.startswith(prompt):
+            return len(prompt)
     context = _write(tokenizer, before)[0] if before else ""
-    prompt = _write(tokenizer, before, prompt=True)[0] if before else ""
-    if prompt != context and through.startswith(prompt):
-        return len(prompt)
     if not through.startswith(context):
         return None
     # The template has no generation prompt (Llama 2's), or one that the turn does not start with
