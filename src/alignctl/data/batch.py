@@ -19,7 +19,7 @@ class Document:
     Attributes:
         tokens: Token ids `[L+1]`.
         supervised: `[L+1]`; True where the model learns to produce this very token.
-        row: The row's number in its split, counted from 0 over all files, dropped rows included.
+        row: The document's number in the prepared data; `SFTData.where` names its file and line.
     """
 
     tokens: NDArray[np.int32]
@@ -38,7 +38,7 @@ class TokenBatch:
             document, never the first token of the next document.
         cu_seqlens: Document boundaries: document `d` is `[cu_seqlens[d], cu_seqlens[d+1])`;
             starts with 0, ends with T. Attention must not cross them.
-        rows: The source row of each document, -1 for a filler.
+        rows: The number of each document in the prepared data, -1 for a filler.
     """
 
     tokens: NDArray[np.int64]
