@@ -104,7 +104,7 @@ def _sentence(detail: ErrorDetails, known: list[str]) -> str:
         return f"{key} must be one of {', '.join(choices)}; found {_quoted(found)}{guess}"
     if kind in _BOUNDS:
         words, name = _BOUNDS[kind]
-        return f"{key} must be {words} {context[name]}; found {_quoted(found)}"
+        return f"{key} must be {words} {context[name]:g}; found {_quoted(found)}"
     if kind in _TYPES:
         return f"{key} must be {_TYPES[kind]}; found {_quoted(found)}"
     return f"{key}: {detail['msg']}; found {_quoted(found)}"

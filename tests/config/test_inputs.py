@@ -1,0 +1,32 @@
+from pathlib import Path
+
+import pytest
+
+from alignctl.config.inputs import require_inputs
+from alignctl.config.load import resolve
+from alignctl.config.run import SFTConfig
+from alignctl.errors import UserError
+
+
+def config(**flags: Path) -> SFTConfig:
+    keys = {"data": "data.train", "validation": "data.validation"}
+    named = {keys.get(name, name): path for name, path in flags.items()}
+    overrides = ["data.validation_fraction=0.0"]
+    return resolve(SFTConfig, "tiny-llama", {"output": "runs/x", **named}, overrides)
+
+
+def test_every_missing_input_is_named_with_its_flag(tmp_path: Path) -> None:
+    with pytest.raises(UserError) as caught:
+        require_inputs(config(data=tmp_path / "rows.jsonl", tokenizer=tmp_path / "tokenizer"))
+    assert caught.value.message.splitlines() == [
+        "3 problems:",
+        "  --load is missing: a model folder to start from",
+        f"  --data {tmp_path}/rows.jsonl does not exist",
+        f"  --tokenizer {tmp_path}/tokenizer does not exist",
+    ]
+
+
+def test_inputs_that_are_there_are_accepted(tmp_path: Path) -> None:
+    rows = tmp_path / "rows.jsonl"
+    rows.touch()
+    require_inputs(config(load=tmp_path, data=rows, validation=rows))

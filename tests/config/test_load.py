@@ -1,0 +1,229 @@
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from alignctl.config import presets
+from alignctl.config.load import convert_options, load_preset, render_preset, resolve
+from alignctl.config.run import SFTConfig
+from alignctl.errors import UserError
+
+OUTPUT = {"output": Path("runs/x")}
+
+
+def refused(
+    *overrides: str, preset: str = "tiny-llama", flags: dict[str, object] | None = None
+) -> str:
+    """The message of the error that these overrides cause."""
+    with pytest.raises(UserError) as caught:
+        resolve(SFTConfig, preset, {**OUTPUT, **(flags or {})}, overrides)
+    assert caught.value.exit_code == 2
+    return caught.value.message
+
+
+@pytest.fixture
+def preset_file(tmp_path: Path) -> Path:
+    file = tmp_path / "mine.yaml"
+    presets.copy("tiny-llama", file)
+    return file
+
+
+def edit(file: Path, old: str, new: str) -> int:
+    """Replace one line's text; returns the number of that line."""
+    text = file.read_text()
+    assert text.count(old) == 1, old
+    file.write_text(text.replace(old, new))
+    return text[: text.index(old)].count("\n") + 1
+
+
+def test_overrides_win_over_flags_and_flags_over_the_preset() -> None:
+    flags = {**OUTPUT, "launch.nproc_per_node": 4, "data.train": Path("a.jsonl")}
+    config = resolve(SFTConfig, "tiny-llama", flags, ["data.train=b.jsonl", "optimizer.lr=0.5"])
+    assert config.launch.nproc_per_node == 4
+    assert config.data.train == Path("b.jsonl")
+    assert config.optimizer.lr == 0.5
+
+
+def test_a_flag_that_was_not_given_changes_nothing() -> None:
+    flags = {**OUTPUT, "launch.nproc_per_node": None, "load": None}
+    assert resolve(SFTConfig, "tiny-llama", flags) == resolve(SFTConfig, "tiny-llama", OUTPUT)
+
+
+def test_the_resolved_config_survives_json() -> None:
+    for name in presets.names():
+        config = resolve(SFTConfig, name, {**OUTPUT, "data.train": Path("rows.jsonl")})
+        assert SFTConfig.model_validate_json(config.model_dump_json()) == config
+
+
+@given(lr=st.floats(2e-4, 1.0), steps=st.integers(21, 10**9), fraction=st.floats(0, 0.99))
+def test_any_number_given_as_an_override_arrives_exactly(
+    lr: float, steps: int, fraction: float
+) -> None:
+    config = resolve(
+        SFTConfig,
+        "tiny-llama",
+        OUTPUT,
+        [f"optimizer.lr={lr!r}", f"train.steps={steps}", f"data.validation_fraction={fraction!r}"],
+    )
+    assert (config.optimizer.lr, config.train.steps) == (lr, steps)
+    assert config.data.validation_fraction == fraction
+    assert SFTConfig.model_validate_json(config.model_dump_json()) == config
+
+
+def test_a_misspelt_key_in_a_file_names_the_line_and_the_nearest_key(preset_file: Path) -> None:
+    line = edit(preset_file, "  optimizer:\n    lr:", "  optimzer:\n    lr:")
+    message = refused(preset=str(preset_file))
+    assert f"{preset_file}:{line}: unknown key 'optimzer'; did you mean 'optimizer'?" in message
+
+
+def test_a_misspelt_key_inside_of_a_section_is_named_with_its_section(preset_file: Path) -> None:
+    line = edit(preset_file, "    warmup_steps: 20", "    warmup_step: 20")
+    assert refused(preset=str(preset_file)) == (
+        f"{preset_file}:{line}: unknown key 'optimizer.warmup_step'; "
+        "did you mean 'optimizer.warmup_steps'?"
+    )
+
+
+def test_a_misspelt_stage_is_named(preset_file: Path) -> None:
+    line = edit(preset_file, "\nsft:", "\nsftt:") + 1
+    expected = f"{preset_file}:{line}: unknown key 'sftt'; did you mean 'sft'?"
+    assert refused(preset=str(preset_file)) == expected
+    with pytest.raises(UserError) as caught:
+        load_preset(str(preset_file))
+    assert caught.value.message == expected
+
+
+def test_a_preset_without_the_stage_says_so(preset_file: Path) -> None:
+    text = preset_file.read_text()
+    preset_file.write_text(text[: text.index("\nsft:")])
+    assert "has no section 'sft'" in refused(preset=str(preset_file))
+    assert load_preset(str(preset_file)).sft is None
+
+
+@pytest.mark.parametrize(
+    ("override", "problem"),
+    [
+        ("optimzer.lr=1", "unknown key 'optimzer.lr'; did you mean 'optimizer.lr'?"),
+        ("lr=1", "unknown key 'lr'; did you mean 'optimizer.lr'?"),
+        ("sft.optimizer.lr=1", "keys are relative to the stage; did you mean 'optimizer.lr=1'?"),
+        ("optimizer.lr", "is not of the form section.key=value"),
+        ("optimizer.lr=", "has no value (write null to unset a key)"),
+        ("optimizer={lr: 1}", "is a mapping (set one key at a time: section.key=value)"),
+        ("optimizer=1", "optimizer must be a section of keys; found 1"),
+        ("optimizer.lr=fast", "optimizer.lr must be a number; found 'fast'"),
+        ("optimizer.lr=0", "optimizer.lr must be greater than 0; found 0"),
+        ("optimizer.lr=.inf", "optimizer.lr must be a finite number; found inf"),
+        ("optimizer.beta1=1.0", "optimizer.beta1 must be less than 1; found 1.0"),
+        ("batch.seq_length=1.5", "batch.seq_length must be an integer; found 1.5"),
+        ("batch.seq_length='64'", "batch.seq_length must be an integer; found '64'"),
+        ("batch.seq_length=true", "batch.seq_length must be an integer; found true"),
+        ("data.packing=yes", "data.packing must be true or false; found 'yes'"),
+        ("precision=fp23", "must be one of fp32, bf16; found 'fp23'; did you mean 'fp32'?"),
+        ("stage=sft", "stage is not a knob"),
+        ("data.train=[1", "not valid YAML"),
+    ],
+)
+def test_a_wrong_override_is_quoted_with_what_is_wrong(override: str, problem: str) -> None:
+    message = refused(override)
+    assert message.startswith(f"override {override!r}")
+    assert problem in message
+
+
+def test_all_problems_are_listed_at_once(preset_file: Path) -> None:
+    first = edit(preset_file, "hidden_size: 128", "hidden_size: wide")
+    second = edit(preset_file, "precision: fp32", "precision: fp8")
+    message = refused("optimizer.lrr=1", preset=str(preset_file))
+    lines = message.splitlines()
+    assert lines[0] == "3 problems:"
+    assert "override 'optimizer.lrr=1'" in lines[1]
+    assert f"{preset_file}:{second}:" in message
+    assert f"{preset_file}:{first}:" in message
+
+
+def test_a_missing_key_names_the_section_it_belongs_in(preset_file: Path) -> None:
+    section = edit(preset_file, "  batch:\n", "  batch:\n")
+    edit(preset_file, "    seq_length: 128\n", "")
+    expected = f"{preset_file}:{section}: key 'batch.seq_length' is missing"
+    assert refused(preset=str(preset_file)) == expected
+
+
+@pytest.mark.parametrize(
+    ("overrides", "problem"),
+    [
+        (
+            ["parallel.tp=3", "launch.nproc_per_node=3"],
+            "model.num_attention_heads 4 is not divisible by parallel.tp 3",
+        ),
+        (["parallel.pp=3"], "model.num_layers 2 is not divisible by parallel.pp 3"),
+        (
+            ["launch.nproc_per_node=3"],
+            "3 processes (launch.nproc_per_node 3 x launch.nnodes 1) are not a multiple of "
+            "parallel.tp 2 x parallel.pp 1 = 2",
+        ),
+        (
+            ["launch.nnodes=2", "batch.global_batch_size=24"],
+            "batch.global_batch_size 24 is not divisible by batch.micro_batch_size 8 x 2 "
+            "data-parallel ranks = 16",
+        ),
+        (
+            ["batch.seq_length=512"],
+            "batch.seq_length 512 exceeds model.max_position_embeddings 256",
+        ),
+        (["train.epochs=2"], "both of train.steps and train.epochs set"),
+        (["train.steps=null"], "neither of train.steps and train.epochs set"),
+        (["train.steps=10"], "optimizer.warmup_steps 20 is not less than train.steps 10"),
+        (["optimizer.decay_steps=20"], "warmup_steps 20 is not less than optimizer.decay_steps 20"),
+        (["optimizer.lr=1e-5"], "optimizer.min_lr 0.0002 exceeds optimizer.lr 1e-05"),
+        (["data.validation=dev.jsonl"], "data.validation_fraction 0.05 has no effect"),
+    ],
+)
+def test_sections_that_disagree_are_refused_with_the_numbers(
+    overrides: list[str], problem: str
+) -> None:
+    message = refused(*overrides)
+    assert problem in message
+    assert "override" in message
+
+
+def test_a_flag_is_blamed_by_its_name() -> None:
+    assert refused(flags={"launch.nproc_per_node": 3}).startswith("--nproc 3: 3 processes")
+
+
+def test_a_rule_broken_inside_of_a_file_names_the_line(preset_file: Path) -> None:
+    line = edit(preset_file, "num_attention_heads: 4", "num_attention_heads: 3")
+    message = refused(preset=str(preset_file))
+    assert f"{preset_file}:{line - 1}: hidden_size 128 is not divisible by" in message
+
+
+def test_an_unknown_preset_names_the_nearest_and_lists_all() -> None:
+    with pytest.raises(UserError) as caught:
+        load_preset("lama2-7b")
+    assert caught.value.message == "there is no preset 'lama2-7b' (did you mean llama2-7b?)"
+    assert caught.value.hint is not None
+    assert all(name in caught.value.hint for name in presets.names())
+
+
+def test_a_rendered_preset_is_a_preset_that_means_the_same(tmp_path: Path) -> None:
+    file = tmp_path / "rendered.yaml"
+    file.write_text(render_preset("tiny-bloom", ["optimizer.clip_grad=null"]))
+    assert yaml.safe_load(file.read_text())["sft"]["optimizer"]["clip_grad"] is None
+    ours, original = load_preset(str(file)), load_preset("tiny-bloom")
+    assert (ours.model, ours.convert) == (original.model, original.convert)
+    as_json = json.loads(render_preset("tiny-bloom", [], as_json=True))
+    assert as_json["sft"]["optimizer"]["clip_grad"] == 1.0
+
+
+def test_a_conversion_takes_its_layout_from_flags_then_from_the_preset() -> None:
+    paths: dict[str, Any] = {"load": Path("a"), "save": Path("b")}
+    assert convert_options("llama2-70b", pp=2, **paths).model_dump(include={"tp", "pp"}) == {
+        "tp": 8,
+        "pp": 2,
+    }
+    without = convert_options(None, **paths)
+    assert (without.tp, without.pp, without.model) == (1, 1, None)
+    with pytest.raises(UserError, match="num_attention_heads 32 is not divisible by --tp 3"):
+        convert_options("llama2-7b", tp=3, **paths)

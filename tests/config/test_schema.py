@@ -1,0 +1,29 @@
+import json
+from typing import Any
+
+import pytest
+import yaml
+from jsonschema import Draft202012Validator
+
+from alignctl.config import presets
+from alignctl.config.schema import preset_schema
+
+SCHEMA: dict[str, Any] = json.loads(preset_schema())
+
+
+@pytest.mark.parametrize("name", presets.names())
+def test_every_preset_satisfies_the_schema(name: str) -> None:
+    tree = yaml.load((presets.folder() / f"{name}.yaml").read_text(), Loader=yaml.SafeLoader)
+    Draft202012Validator.check_schema(SCHEMA)
+    assert list(Draft202012Validator(SCHEMA).iter_errors(tree)) == []
+
+
+def test_the_schema_refuses_a_misspelt_key() -> None:
+    tree = yaml.safe_load((presets.folder() / "tiny-llama.yaml").read_text())
+    tree["sft"]["optimizer"]["lrr"] = 1
+    assert len(list(Draft202012Validator(SCHEMA).iter_errors(tree))) == 1
+
+
+def test_the_schema_carries_the_text_below_each_knob() -> None:
+    knob = SCHEMA["$defs"]["Batch"]["properties"]["global_batch_size"]
+    assert knob["description"] == "Sequences per optimizer step, over all data-parallel ranks."

@@ -1,0 +1,102 @@
+import re
+
+import pytest
+from pydantic import ValidationError
+
+from alignctl.config.problems import known_keys
+from alignctl.config.run import SFTConfig
+from alignctl.config.schema import describe_fields
+from alignctl.config.sections import Model, Section
+
+LLAMA = {
+    "family": "llama2",
+    "num_layers": 2,
+    "hidden_size": 64,
+    "num_attention_heads": 4,
+    "num_query_groups": 2,
+    "ffn_hidden_size": 128,
+    "vocab_size": 500,
+    "max_position_embeddings": 128,
+    "rotary_base": 10000.0,
+    "tie_embeddings": False,
+}
+BLOOM = {
+    **LLAMA,
+    "family": "bloom",
+    "num_query_groups": 4,
+    "ffn_hidden_size": 256,
+    "rotary_base": None,
+}
+
+
+def test_the_padded_vocabulary_is_megatrons() -> None:
+    """500 rows at a divisor of 128: 4 x 128 at TP 1 and 2, and 4 x 128 at TP 4, 8 x 128 at TP 8.
+
+    Llama 2's 32000 = 250 x 128 becomes 32256 at TP 4 and 32768 at TP 8.
+    """
+    model = Model.model_validate(LLAMA)
+    assert [model.padded_vocab_size(tp) for tp in (1, 2, 4, 8)] == [512, 512, 512, 1024]
+    llama = model.model_copy(update={"vocab_size": 32000})
+    assert [llama.padded_vocab_size(tp) for tp in (1, 2, 4, 8)] == [32000, 32000, 32256, 32768]
+
+
+@pytest.mark.parametrize(
+    ("base", "change", "problem"),
+    [
+        (LLAMA, {"hidden_size": 66}, "hidden_size 66 is not divisible by num_attention_heads 4"),
+        (LLAMA, {"hidden_size": 60}, "rotary positions need an even number"),
+        (LLAMA, {"num_query_groups": 3}, "heads 4 is not divisible by num_query_groups 3"),
+        (LLAMA, {"rotary_base": None}, "rotary_base is missing"),
+        (BLOOM, {"rotary_base": 1e4}, "has no effect: bloom uses ALiBi"),
+        (BLOOM, {"num_query_groups": 2}, "bloom has no grouped queries"),
+        (BLOOM, {"ffn_hidden_size": 128}, "is not 4 x hidden_size"),
+    ],
+)
+def test_an_impossible_architecture_is_refused(
+    base: dict[str, object], change: dict[str, object], problem: str
+) -> None:
+    Model.model_validate(base)
+    with pytest.raises(ValidationError, match=re.escape(problem)):
+        Model.model_validate({**base, **change})
+
+
+def test_a_section_is_frozen() -> None:
+    model = Model.model_validate(LLAMA)
+    with pytest.raises(ValidationError, match="frozen"):
+        model.num_layers = 3  # type: ignore[misc]
+
+
+def test_every_knob_is_documented() -> None:
+    """A section's own docstring documents the fields that hold sections."""
+
+    def undocumented(section: type[Section], prefix: str = "") -> list[str]:
+        texts = describe_fields(section)
+        missing = []
+        for name, field in section.model_fields.items():
+            kind = field.annotation
+            if isinstance(kind, type) and issubclass(kind, Section):
+                missing += undocumented(kind, f"{prefix}{name}.")
+            elif not texts.get(name, "").endswith("."):
+                missing.append(f"{prefix}{name}")
+        return missing
+
+    assert undocumented(SFTConfig) == []
+    assert len(known_keys(SFTConfig)) > 40
+
+
+def test_the_ranks_divide_into_copies_and_micro_batches() -> None:
+    """4 nodes x 4 processes at TP 2 x PP 2 are 4 copies; 64 / (2 x 4) = 8 micro batches."""
+    config = SFTConfig.model_validate(
+        {
+            "preset": "x",
+            "output": "runs/x",
+            "model": LLAMA,
+            "precision": "fp32",
+            "parallel": {"tp": 2, "pp": 2},
+            "launch": {"nproc_per_node": 4, "nnodes": 4},
+            "batch": {"micro_batch_size": 2, "global_batch_size": 64, "seq_length": 128},
+            "optimizer": {"lr": 1e-3},
+            "train": {"epochs": 1.5},
+        }
+    )
+    assert (config.world_size, config.data_parallel_size, config.num_micro_batches) == (16, 4, 8)

@@ -1,0 +1,181 @@
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import yaml
+
+from alignctl import __version__, cli
+from alignctl.config import presets
+
+COMMANDS = [
+    ["convert-hf2mg"],
+    ["convert-mg2hf"],
+    ["sft"],
+    ["presets"],
+    ["presets", "list"],
+    ["presets", "show"],
+    ["presets", "copy"],
+    ["presets", "validate"],
+    ["presets", "schema"],
+    ["doctor"],
+    [],
+]
+HEAVY = ("torch", "megatron", "transformers", "vllm", "deepspeed")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a command left behind."""
+
+    code: int
+    out: str
+    err: str
+
+
+Alignctl = Callable[..., Outcome]
+
+
+@pytest.fixture
+def alignctl(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Alignctl:
+    """Runs a command in this process."""
+
+    def run(*arguments: str) -> Outcome:
+        monkeypatch.setattr(sys, "argv", ["alignctl", *arguments])
+        with pytest.raises(SystemExit) as caught:
+            cli.main()
+        code = caught.value.code or 0
+        assert isinstance(code, int)
+        return Outcome(code, *capsys.readouterr())
+
+    return run
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
+def test_every_command_has_an_example_in_its_help(alignctl: Alignctl, command: list[str]) -> None:
+    outcome = alignctl(*command, "--help")
+    assert outcome.code == 0
+    assert "Example:\n    alignctl " in outcome.out
+    assert outcome.err == ""
+
+
+def test_the_version_is_data(alignctl: Alignctl) -> None:
+    assert alignctl("--version") == Outcome(0, f"alignctl {__version__}\n", "")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "hint"),
+    [
+        (["sftt"], "No such command 'sftt'. Did you mean 'sft'?", "alignctl --help"),
+        (["sft", "--nprok", "2"], "No such option: --nprok", "alignctl sft --help"),
+        (["sft"], "Missing option '--preset'", "alignctl sft --help"),
+        (["sft", "--preset", "x", "--nproc", "two"], "--nproc", "alignctl sft --help"),
+        (["sft", "--preset", "lama2-7b"], "did you mean llama2-7b?", "presets: bloom-13b, "),
+        (["convert-hf2mg", "--load", "a", "--save", "b", "--format", "old"], "'old'", "--help"),
+        (["presets", "show", "nothing.yaml"], "cannot read nothing.yaml", ""),
+        (["presets", "copy", "tiny-llama", "."], ". exists already", ""),
+        (["presets", "frobnicate"], "No such command", "alignctl presets --help"),
+    ],
+)
+def test_a_mistake_is_explained_on_stderr(
+    alignctl: Alignctl, arguments: list[str], error: str, hint: str
+) -> None:
+    outcome = alignctl(*arguments)
+    assert outcome.code == 2
+    assert outcome.out == ""
+    assert outcome.err.startswith("error: ")
+    assert error in outcome.err.splitlines()[0]
+    assert "Traceback" not in outcome.err
+    if hint:
+        assert f"hint: {hint}" in outcome.err or hint in outcome.err.splitlines()[-1]
+
+
+def test_a_run_without_model_and_data_is_refused_before_it_starts(
+    alignctl: Alignctl, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    outcome = alignctl("sft", "--preset", "tiny-llama")
+    assert outcome.code == 2
+    assert "--load is missing" in outcome.err
+    assert "--data is missing" in outcome.err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_unforeseen_failure_asks_for_a_report(
+    alignctl: Alignctl, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail() -> list[str]:
+        raise RuntimeError("out of cheese")
+
+    monkeypatch.setattr(presets, "names", fail)
+    outcome = alignctl("presets", "list")
+    assert outcome.code == 1
+    assert "error: unexpected RuntimeError: out of cheese" in outcome.err
+    assert "hint: this is a defect of alignctl" in outcome.err
+    assert "Traceback" in outcome.err
+
+
+def test_a_dry_conversion_prints_its_options_and_writes_nothing(
+    alignctl: Alignctl, tmp_path: Path
+) -> None:
+    save = tmp_path / "mg"
+    arguments = ["--load", "hf", "--save", str(save), "--preset", "llama2-70b", "--dtype", "bf16"]
+    outcome = alignctl("convert-hf2mg", *arguments, "--dry-run")
+    options = json.loads(outcome.out)
+    assert outcome.code == 0
+    assert (options["tp"], options["pp"], options["dtype"]) == (8, 4, "bf16")
+    assert options["model"]["num_query_groups"] == 8
+    assert not save.exists()
+
+
+def test_presets_can_be_listed_shown_copied_and_checked(alignctl: Alignctl, tmp_path: Path) -> None:
+    listed = alignctl("presets", "list").out.splitlines()
+    assert [line.split()[0] for line in listed] == presets.names()
+
+    shown = yaml.safe_load(alignctl("presets", "show", "llama2-7b", "optimizer.lr=1e-3").out)
+    assert shown["sft"]["optimizer"]["lr"] == 1e-3
+
+    mine = tmp_path / "mine.yaml"
+    assert alignctl("presets", "copy", "llama2-7b", str(mine)).code == 0
+    assert alignctl("presets", "validate", str(mine)) == Outcome(0, f"{mine}: ok\n", "")
+
+    bad = tmp_path / "bad.yaml"
+    bad.write_text(mine.read_text().replace("tie_embeddings:", "tie_embedding:"))
+    outcome = alignctl("presets", "validate", str(mine), str(bad), "tiny-lama")
+    assert outcome.code == 2
+    assert outcome.out == f"{mine}: ok\n"
+    assert "key 'model.tie_embeddings' is missing" in outcome.err
+    assert "did you mean 'model.tie_embeddings'?" in outcome.err
+    assert "there is no preset 'tiny-lama'" in outcome.err
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--help"],
+        ["sft", "--help"],
+        ["sft", "--preset", "tiny-llama", "optimzer.lr=1"],
+        ["sft", "--preset", "llama2-7b", "--nproc", "3"],
+        ["presets", "validate", "tiny-bloom"],
+    ],
+    ids=" ".join,
+)
+def test_help_and_configuration_import_nothing_heavy(arguments: list[str]) -> None:
+    """In a process of its own, as this one may have imported torch for another test."""
+    code = (
+        "import sys\n"
+        "from alignctl.cli import main\n"
+        f"sys.argv = ['alignctl', *{arguments!r}]\n"
+        "try:\n    main()\n"
+        f"finally:\n    print([name for name in {HEAVY!r} if name in sys.modules])\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.stdout.splitlines()[-1] == "[]"
+    assert "Traceback" not in done.stderr
+
+
+def test_words_are_plain_where_colour_is_unwelcome(alignctl: Alignctl) -> None:
+    assert "\x1b" not in alignctl("sftt").err

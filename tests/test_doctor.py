@@ -1,0 +1,34 @@
+import re
+from pathlib import Path
+
+import pytest
+
+from alignctl import doctor
+
+LOCK = Path(__file__).parents[1] / "requirements" / "cpu.lock"
+
+
+def test_the_tested_versions_are_those_of_the_lock() -> None:
+    lock = dict(re.findall(r"^([\w.-]+)==(\S+)$", LOCK.read_text(), re.MULTILINE))
+    locked = {name.lower(): version for name, version in lock.items()}
+    for library in doctor.LIBRARIES:
+        if library.tested:
+            assert locked[(library.on_cpu or library.name).lower()] == library.tested
+
+
+def test_the_report_says_what_is_here() -> None:
+    text, is_usable = doctor.examine()
+    assert is_usable
+    assert text.endswith("\nusable")
+    assert "megatron-core" in text
+    assert re.search(r"memory: [\d.]+ GiB available of [\d.]+ GiB", text)
+
+
+def test_what_is_missing_comes_with_the_command_that_mends_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    nowhere = doctor.Library("no-such-library-of-ours", "1.2.3", "this test")
+    monkeypatch.setattr(doctor, "LIBRARIES", (nowhere,))
+    text, is_usable = doctor.examine()
+    assert not is_usable
+    assert "(this test): pip install no-such-library-of-ours==1.2.3" in text
