@@ -1,7 +1,7 @@
 import json
 from pathlib import Path
 
-from alignctl.launch import atomic
+from alignctl import atomic
 from alignctl.reporting.follow import Follower
 
 

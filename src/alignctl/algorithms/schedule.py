@@ -24,5 +24,7 @@ def learning_rate(step: int, optimizer: Optimizer, *, total_steps: int) -> float
         return optimizer.lr
     span = max(1, (optimizer.decay_steps or total_steps) - warmup)
     progress = min(1.0, (step - warmup) / span)
-    share = 1 - progress if optimizer.schedule == "linear" else (1 + math.cos(math.pi * progress)) / 2
+    share = (
+        1 - progress if optimizer.schedule == "linear" else (1 + math.cos(math.pi * progress)) / 2
+    )
     return optimizer.min_lr + (optimizer.lr - optimizer.min_lr) * share

@@ -1,7 +1,7 @@
 """Hugging Face folders: config, tokenizer files and safetensors, read lazily, written in shards."""
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from alignctl.models.weight_map import hf_shapes
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 
+
 class HFFolder:
     """The weights of a Hugging Face folder, by their full names, one tensor in memory at a time.
 
@@ -34,9 +35,7 @@ class HFFolder:
         )
         family = FAMILIES[self.model.family]
         files = _weight_files(path)
-        names = {
-            name: file for name, file in files.items() if not name.endswith(family.HF_IGNORED)
-        }
+        names = {name: file for name, file in files.items() if not name.endswith(family.HF_IGNORED)}
         is_bare = not any(name.startswith(family.HF_PREFIX) for name in names)
         self.prefix: str = "" if is_bare else family.HF_PREFIX
         self._files: dict[str, tuple[Path, str]] = {
@@ -199,10 +198,3 @@ def _shards(tensors: Iterable[tuple[str, Tensor]], limit: int) -> Iterator[dict[
         size += tensor.nbytes
     if shard:
         yield shard
-
-
-def config_with_dtype(config: Mapping[str, Any], dtype: torch.dtype) -> dict[str, Any]:
-    """A transformers config that names the dtype the weights now have, under the key it uses."""
-    key = "torch_dtype" if "torch_dtype" in config and "dtype" not in config else "dtype"
-    return {**config, key: str(dtype).removeprefix("torch.")}
-

@@ -54,7 +54,9 @@ class Manifest(BaseModel):
             records: Files that were read already, by name.
         """
         known = records or {}
-        names = sorted(str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file())
+        names = sorted(
+            str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file()
+        )
         files = {name: known.get(name) or record(folder / name) for name in names}
         whole = self.model_copy(update={"files": files})
         (folder / NAME).write_text(whole.model_dump_json(indent=2) + "\n", encoding="utf-8")

@@ -8,18 +8,18 @@ them, which is what every Megatron-Core model asks for.
 
 import io
 import json
+import math
 import pickle
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed.checkpoint as dcp
 from torch import Tensor
-from torch.distributed.checkpoint import FileSystemWriter
 from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
+from torch.distributed.checkpoint.filesystem import FileSystemWriter
 from torch.distributed.checkpoint.metadata import (
     ChunkStorageMetadata,
     Metadata,
@@ -68,6 +68,11 @@ class LazyTensor:
     shape: tuple[int, ...]
     make: Callable[[], Tensor]
 
+    @property
+    def numel(self) -> int:
+        """Number of elements."""
+        return math.prod(self.shape)
+
 
 class _LazyPlanner(DefaultSavePlanner):
     """Plans one chunk per tensor and layer, and makes each just before it is written."""
@@ -79,7 +84,7 @@ class _LazyPlanner(DefaultSavePlanner):
         dtype: torch.dtype,
         on_bytes: Callable[[int], None],
     ) -> None:
-        super().__init__()
+        super().__init__(flatten_state_dict=False)
         self._tensors = tensors
         self._num_layers = num_layers
         self._dtype = dtype
@@ -138,7 +143,15 @@ def write(
     """
     planner = _LazyPlanner(tensors, num_layers, dtype, on_bytes)
     writer = FileSystemWriter(folder, single_file_per_rank=True, sync_files=True)
-    dcp.save({}, storage_writer=writer, planner=planner, no_dist=True)
+    # The steps of `torch.distributed.checkpoint.save` for one process, without its wrapping of
+    # errors: a damaged source file is to be reported as what it is.
+    planner.set_up_planner({}, is_coordinator=True)
+    writer.set_up_storage_writer(True)
+    plan = writer.prepare_local_plan(planner.create_local_plan())
+    plans, metadata = planner.create_global_plan([plan])
+    plan = planner.finish_plan(writer.prepare_global_plan(plans)[0])
+    results = writer.write_data(plan, planner).wait()
+    writer.finish(metadata, [results])
     # What Megatron-Core's own save puts beside the tensors.
     torch.save({}, folder / "common.pt")
     backend = {
@@ -152,13 +165,24 @@ def write(
 
 _SAFE_CLASSES = {
     ("torch.distributed.checkpoint.metadata", name)
-    for name in (
-        "BytesStorageMetadata ChunkStorageMetadata Metadata MetadataIndex StorageMeta "
-        "TensorProperties TensorStorageMetadata _MEM_FORMAT_ENCODING"
-    ).split()
+    for name in [
+        "BytesStorageMetadata",
+        "ChunkStorageMetadata",
+        "Metadata",
+        "MetadataIndex",
+        "StorageMeta",
+        "TensorProperties",
+        "TensorStorageMetadata",
+        "_MEM_FORMAT_ENCODING",
+    ]
 } | {
     ("torch.distributed.checkpoint.filesystem", "_StorageInfo"),
     ("torch.distributed.checkpoint.filesystem", "_StoragePrefix"),
+    # Megatron-Core keeps the plans of all ranks in the index.
+    *(
+        ("torch.distributed.checkpoint.planner", name)
+        for name in ("SavePlan", "TensorWriteData", "WriteItem", "WriteItemType")
+    ),
     ("torch.distributed._shard.sharded_tensor.metadata", "TensorProperties"),
     ("torch.distributed._shard.sharded_tensor.metadata", "MEM_FORMAT_ENCODING"),
     ("torch", "Size"),
@@ -214,6 +238,10 @@ class McoreFolder:
         size = tuple(self._entry(key).size)
         return size if layer is None else size[1:]
 
+    def numel(self, megatron: str) -> int:
+        """Number of elements of a parameter."""
+        return math.prod(self.shape(megatron))
+
     def tensor(self, megatron: str) -> Tensor:
         """Reads a parameter whole: the chunks of all tensor-parallel ranks put together."""
         key, layer = stored_name(megatron)
@@ -221,7 +249,10 @@ class McoreFolder:
         whole: Tensor | None = None
         filled = 0
         for chunk in entry.chunks:
-            if layer is not None and not chunk.offsets[0] <= layer < chunk.offsets[0] + chunk.sizes[0]:
+            if (
+                layer is not None
+                and not chunk.offsets[0] <= layer < chunk.offsets[0] + chunk.sizes[0]
+            ):
                 continue
             part = self._chunk(key, chunk)
             if part.shape != chunk.sizes:
@@ -257,8 +288,3 @@ class McoreFolder:
             return torch.load(content, weights_only=True)  # type: ignore[no-any-return]
         except Exception as error:  # torch.load raises many kinds on damaged bytes
             raise UserError(f"{file}: {key} cannot be read: {error}") from error
-
-
-def keys(names: Iterable[str]) -> set[str]:
-    """The distinct keys under which parameters are stored."""
-    return {stored_name(name)[0] for name in names}

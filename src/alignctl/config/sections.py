@@ -211,11 +211,9 @@ class Data(Section):
     template: Literal["auto", "tokenizer", "hh", "none"] = "auto"
     """How a conversation is written as text; auto: the tokenizer's chat template, if it has one."""
 
-    truncation: Literal["keep_response", "left", "right"] = "keep_response"
-    """What goes when a row exceeds seq_length: the prompt's start, the start, or the end."""
+    truncation: Literal["keep_response", "left", "right", "drop"] = "keep_response"
+    """What goes when a row exceeds seq_length: context before the answer, the start, the end, the row."""
 
-    num_workers: Annotated[int, Field(ge=1)] = 1
-    """Processes that tokenise rows before the first step."""
 
 
 class Optimizer(Section):

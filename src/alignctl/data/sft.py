@@ -15,6 +15,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from alignctl import atomic
 from alignctl.data.documents import DocumentWriter, Progress, Recipe, Tally, stream
 from alignctl.data.files import find_files
 from alignctl.data.masks import Truncation
@@ -23,7 +24,6 @@ from alignctl.data.store import SplitSummary, Summary, explained, write_array
 from alignctl.data.templates import Choice, renderer
 from alignctl.data.tokenizer import Tokenizer
 from alignctl.errors import UserError
-from alignctl.launch import atomic
 
 FORMAT = 1
 """Part of the content key; raised when the same rows would give other arrays."""

@@ -14,15 +14,6 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
-
-from alignctl.algorithms.loss import Loss, LossTerms, Output
-from alignctl.config.sections import Model, Optimizer, Parallel
-from alignctl.data.batch import IGNORE, TokenBatch
-from alignctl.engines import megatron_cpu
-from alignctl.engines.metrics import StepMetrics
-from alignctl.errors import RunError
-
 from megatron.core import parallel_state, tensor_parallel
 from megatron.core.distributed import (
     DistributedDataParallel,
@@ -33,7 +24,14 @@ from megatron.core.optimizer import OptimizerConfig, get_megatron_optimizer
 from megatron.core.optimizer.clip_grads import clip_grad_by_total_norm_fp32
 from megatron.core.pipeline_parallel import get_forward_backward_func
 from megatron.core.transformer.module import Float16Module
+from torch import Tensor
 
+from alignctl.algorithms.loss import Loss, LossTerms, Output
+from alignctl.config.sections import Model, Optimizer, Parallel
+from alignctl.data.batch import IGNORE, TokenBatch
+from alignctl.engines import megatron_cpu
+from alignctl.engines.metrics import StepMetrics
+from alignctl.errors import RunError
 from alignctl.models.attention import Documents
 from alignctl.models.families import weight_map
 from alignctl.models.megatron import LanguageModel, build, transformer_config
@@ -276,9 +274,7 @@ class MegatronEngine:
             forward_only=forward_only,
         )
 
-    def _forward(
-        self, batch: TokenBatch, model: Any, *, with_labels: bool
-    ) -> tuple[Any, Tensor]:
+    def _forward(self, batch: TokenBatch, model: Any, *, with_labels: bool) -> tuple[Any, Tensor]:
         """Runs one micro batch; also returns its targets `[T]` as the output has them."""
         tokens, targets = torch.from_numpy(batch.tokens), torch.from_numpy(batch.targets)
         boundaries = batch.cu_seqlens

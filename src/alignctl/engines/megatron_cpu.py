@@ -71,7 +71,8 @@ def install() -> None:
     cuda.stream = lambda _: contextlib.nullcontext()
     cuda.empty_cache = lambda: None
     cuda.manual_seed = torch.manual_seed
-    for module in (cuda, cuda_random):
+    modules: tuple[Any, ...] = (cuda, cuda_random)
+    for module in modules:
         module.get_rng_state = lambda *_, **__: torch.get_rng_state()
         module.set_rng_state = lambda state, *_, **__: torch.set_rng_state(state)
     import megatron.core.tensor_parallel.random as megatron_random
@@ -79,5 +80,6 @@ def install() -> None:
     random: Any = megatron_random
     random._get_cuda_rng_state = lambda *_, **__: torch.get_rng_state()
     random._set_cuda_rng_state = lambda state, *_, **__: torch.set_rng_state(state)
-    _installed = _CudaMeansCpu()
-    _installed.__enter__()
+    mode: Any = _CudaMeansCpu()
+    mode.__enter__()
+    _installed = mode

@@ -13,16 +13,17 @@ import torch.distributed as dist
 from megatron.core import dist_checkpointing, parallel_state, tensor_parallel
 from megatron.core.dist_checkpointing.mapping import ShardedTensor
 
+from alignctl import atomic
 from alignctl.checkpoints import manifest
 from alignctl.checkpoints.companions import copy_companions
+from alignctl.checkpoints.dtypes import name_of
 from alignctl.checkpoints.hf import HFFolder
 from alignctl.checkpoints.manifest import HF_FOLDER, FileRecord, Manifest
 from alignctl.checkpoints.mcore import read_metadata
 from alignctl.checkpoints.source import Source
 from alignctl.engines.megatron import IS_GPU, MegatronEngine
 from alignctl.errors import UserError
-from alignctl.launch import atomic
-from alignctl.launch.run_folder import LATEST
+from alignctl.launch.run_folder import LATEST, RunFolder
 from alignctl.models.families import weight_map
 from alignctl.models.weight_map import Vocabulary, pad_rows
 
@@ -124,6 +125,8 @@ def save(
     """
     name = f"iter_{step:07d}"
     partial, final = checkpoints / f".{name}.partial", checkpoints / name
+    if RunFolder(checkpoints.parent).latest_step() == step:
+        return final  # replacing it would leave a moment without any
     is_first = dist.get_rank() == 0
     if is_first:
         shutil.rmtree(partial, ignore_errors=True)
@@ -170,7 +173,7 @@ def _describe(
     Manifest(
         iteration=step,
         model=model,
-        dtype=str(engine.dtype).removeprefix("torch."),
+        dtype=name_of(engine.dtype),
         padded_vocab_size=model.padded_vocab_size(engine.parallel.tp),
         hf_prefix=prefix,
         training=_layout(engine),

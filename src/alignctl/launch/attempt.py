@@ -13,8 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
+from alignctl import atomic
 from alignctl.errors import AlignctlError, RunError, UserError
-from alignctl.launch import atomic, environment
+from alignctl.launch import environment
 from alignctl.launch.run_folder import RunFolder, read_object
 
 MAY_CHANGE = ("output", "checkpoint", "launch", "train.eval_interval", "train.log_interval")

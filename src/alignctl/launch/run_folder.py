@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from alignctl import atomic
 from alignctl.errors import UserError
-from alignctl.launch import atomic
 
 LATEST = "latest_checkpointed_iteration.txt"
 """Megatron's name for the file that holds the number of the newest complete checkpoint."""

@@ -75,7 +75,8 @@ class DocumentAttention(MegatronModule):
         **_: Any,
     ) -> None:
         super().__init__(config=config)
-        assert attn_mask_type == AttnMaskType.causal and attention_type == "self"
+        assert attn_mask_type == AttnMaskType.causal
+        assert attention_type == "self"
         self.alibi = alibi
         self._bias: Tensor | None = None
 
@@ -90,7 +91,8 @@ class DocumentAttention(MegatronModule):
         packed_seq_params: Documents | None = None,
     ) -> Tensor:
         """Attends; query `[T, H, D]`, key and value `[T, G, D]` -> `[T, H, D]`."""
-        assert packed_seq_params is not None and attention_bias is None
+        assert packed_seq_params is not None
+        assert attention_bias is None
         if (repeats := query.shape[1] // key.shape[1]) > 1:
             key = key.repeat_interleave(repeats, dim=1)
             value = value.repeat_interleave(repeats, dim=1)

@@ -62,7 +62,6 @@ WEIGHTS = (
 HEAD = Weight("output_layer.weight", ("lm_head.weight",), VOCABULARY, "head")
 
 
-
 def from_hf(config: Mapping[str, Any], *, vocab_divisor: int) -> Model:
     """Reads a transformers `LlamaConfig`.
 

@@ -48,7 +48,7 @@ class LayerNorm(torch.nn.LayerNorm):
 
 def _mark_sequence_parallel(norm: torch.nn.Module, config: TransformerConfig) -> None:
     for parameter in norm.parameters():
-        parameter.sequence_parallel = config.sequence_parallel  # type: ignore[attr-defined]
+        parameter.sequence_parallel = config.sequence_parallel
 
 
 def gelu_tanh(x: Tensor) -> Tensor:

@@ -86,5 +86,6 @@ def vocab_parallel_logprobs(
     Returns:
         Log-probabilities `[N]` (natural log, fp32) and booleans `[N]`. Equal on every rank.
     """
-    logprobs, is_most_likely = _VocabParallelLogprobs.apply(logits, targets, group, vocab_size)
+    apply: Any = _VocabParallelLogprobs.apply
+    logprobs, is_most_likely = apply(logits, targets, group, vocab_size)
     return logprobs, is_most_likely

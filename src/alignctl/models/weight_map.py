@@ -14,6 +14,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+from typing_extensions import override
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -60,9 +62,11 @@ class Sliced(Layout):
 
     dim: int
 
+    @override
     def shard(self, full: Tensor, rank: int, size: int) -> Tensor:
         return full.chunk(size, dim=self.dim)[rank]
 
+    @override
     def unshard(self, shards: Sequence[Tensor]) -> Tensor:
         import torch
 
@@ -80,10 +84,12 @@ class Vocabulary(Sliced):
     def __init__(self) -> None:
         super().__init__(dim=0)
 
+    @override
     def merge(self, parts: Sequence[Tensor], model: Model) -> Tensor:
         (part,) = parts
         return part[: model.vocab_size]
 
+    @override
     def split(self, full: Tensor, model: Model) -> list[Tensor]:
         return [full[: model.vocab_size]]
 
@@ -94,19 +100,23 @@ class GatedColumn(Layout):
     Rank r holds `[gate_r; up_r]`, so a shard is not a contiguous slice of the full tensor.
     """
 
+    @override
     def merge(self, parts: Sequence[Tensor], model: Model) -> Tensor:
         import torch
 
         return torch.cat(list(parts), dim=0)
 
+    @override
     def split(self, full: Tensor, model: Model) -> list[Tensor]:
         return list(full.chunk(2, dim=0))
 
+    @override
     def shard(self, full: Tensor, rank: int, size: int) -> Tensor:
         import torch
 
         return torch.cat([half.chunk(size, dim=0)[rank] for half in full.chunk(2, dim=0)], dim=0)
 
+    @override
     def unshard(self, shards: Sequence[Tensor]) -> Tensor:
         import torch
 
@@ -124,6 +134,7 @@ class GroupedQKV(Sliced):
     def __init__(self) -> None:
         super().__init__(dim=0)
 
+    @override
     def merge(self, parts: Sequence[Tensor], model: Model) -> Tensor:
         import torch
 
@@ -131,6 +142,7 @@ class GroupedQKV(Sliced):
         grouped = [part.reshape(groups, -1, model.head_dim, *part.shape[1:]) for part in parts]
         return torch.cat(grouped, dim=1).flatten(0, 2)
 
+    @override
     def split(self, full: Tensor, model: Model) -> list[Tensor]:
         groups = model.num_query_groups
         queries = model.num_attention_heads // groups

@@ -21,7 +21,7 @@ from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TextIO
 
-from alignctl.launch import atomic
+from alignctl import atomic
 from alignctl.launch.run_folder import RunFolder
 
 if TYPE_CHECKING:

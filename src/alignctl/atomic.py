@@ -4,8 +4,14 @@ A rename within one folder is atomic on POSIX file systems, but it may reach the
 data does; so data is synced first, and the folder that holds the name is synced last.
 """
 
+import contextlib
+import errno
 import os
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
+
+from alignctl.errors import RunError, UserError
 
 
 def write_text(path: Path, text: str) -> None:
@@ -69,3 +75,40 @@ def commit_folder(partial: Path, final: Path) -> None:
         raise FileExistsError(f"{final} exists already and is not empty")
     partial.rename(final)
     fsync_folder(final.parent)
+
+
+@contextlib.contextmanager
+def new_folder(final: Path) -> Iterator[Path]:
+    """A folder to fill that gets its name only when the block ends without an error.
+
+    Args:
+        final: The name it gets; nothing, or an empty folder, may be there.
+
+    Yields:
+        The hidden folder beside it, empty. What a killed attempt left there is removed.
+
+    Raises:
+        UserError: The name is taken, or the folder cannot be made.
+        RunError: The disk is full.
+    """
+    if final.exists() and (not final.is_dir() or any(final.iterdir())):
+        raise UserError(
+            f"{final} exists already and is not empty", "give another name, or remove it first"
+        )
+    partial = final.with_name(f".{final.name}.partial")
+    try:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        yield partial
+        commit_folder(partial, final)
+    except OSError as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise RunError(
+                f"no space left on device while writing {final}; what was written is removed",
+                "free some space and start again",
+            ) from error
+        raise UserError(f"{final}: cannot be written: {error.strerror or error}") from error
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise

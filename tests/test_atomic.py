@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from alignctl.launch import atomic
+from alignctl import atomic
 
 
 def test_text_replaces_what_was_there_and_leaves_nothing_beside(tmp_path: Path) -> None:
