@@ -17,6 +17,7 @@ $(READY): requirements/cpu.lock pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --no-deps -r requirements/cpu.lock
 	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation -e .
+	$(BIN)/python -m compileall -q src stages
 	$(BIN)/python -c "import torch"
 	touch $(READY)
 

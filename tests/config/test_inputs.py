@@ -11,8 +11,7 @@ from alignctl.errors import UserError
 def config(**flags: Path) -> SFTConfig:
     keys = {"data": "data.train", "validation": "data.validation"}
     named = {keys.get(name, name): path for name, path in flags.items()}
-    overrides = ["data.validation_fraction=0.0"]
-    return resolve(SFTConfig, "tiny-llama", {"output": "runs/x", **named}, overrides)
+    return resolve(SFTConfig, "tiny-llama", {"output": "runs/x", **named})
 
 
 def test_every_missing_input_is_named_with_its_flag(tmp_path: Path) -> None:

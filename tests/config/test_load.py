@@ -178,7 +178,6 @@ def test_a_missing_key_names_the_section_it_belongs_in(preset_file: Path) -> Non
         (["train.steps=10"], "optimizer.warmup_steps 20 is not less than train.steps 10"),
         (["optimizer.decay_steps=20"], "warmup_steps 20 is not less than optimizer.decay_steps 20"),
         (["optimizer.lr=1e-5"], "optimizer.min_lr 0.0002 exceeds optimizer.lr 1e-05"),
-        (["data.validation=dev.jsonl"], "data.validation_fraction 0.05 has no effect"),
     ],
 )
 def test_sections_that_disagree_are_refused_with_the_numbers(

@@ -112,7 +112,6 @@ class SFTConfig(SFTSettings, RunConfig):
             *super()._problems(),
             *self._batch_problems(),
             *self._schedule_problems(),
-            *self._data_problems(),
         ]
 
     def _batch_problems(self) -> list[str]:
@@ -153,12 +152,3 @@ class SFTConfig(SFTSettings, RunConfig):
                 f"optimizer.warmup_steps {optimizer.warmup_steps} is not less than {name} {last}"
             )
         return problems
-
-    def _data_problems(self) -> list[str]:
-        data = self.data
-        if data.validation is not None and data.validation_fraction > 0:
-            return [
-                f"data.validation_fraction {data.validation_fraction} has no effect beside "
-                f"data.validation {data.validation}"
-            ]
-        return []

@@ -200,20 +200,21 @@ class Data(Section):
     """File (.jsonl, .jsonl.zst, .json, .parquet) or folder of training rows."""
 
     validation: FilePath | None = None
-    """File or folder of validation rows."""
+    """File or folder of validation rows; null: the validation file of a training folder, if any."""
 
     validation_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """Share of the training rows held out, always the same ones, when `validation` is not set."""
+    """Share of the training rows held out, always the same ones, when there is no such file."""
 
     packing: bool = True
     """Put several documents into one sequence, without attention from one to another."""
 
     template: Literal["auto", "tokenizer", "hh", "none"] = "auto"
-    """How a conversation is written as text; auto: the tokenizer's chat template, if it has one."""
+    """How a row becomes text: auto keeps a text that the row has, and writes chats by the
+    tokenizer's chat template, or in HH's form if it has none; tokenizer, hh: always like this;
+    none: only rows that have a text."""
 
     truncation: Literal["keep_response", "left", "right", "drop"] = "keep_response"
-    """What goes when a row exceeds seq_length: context before the answer, the start, the end, the row."""
-
+    """What goes when a row exceeds seq_length: its context's start, its start, its end, or all."""
 
 
 class Optimizer(Section):
