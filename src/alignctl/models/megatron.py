@@ -48,7 +48,8 @@ class LayerNorm(torch.nn.LayerNorm):
 
 def _mark_sequence_parallel(norm: torch.nn.Module, config: TransformerConfig) -> None:
     for parameter in norm.parameters():
-        parameter.sequence_parallel = config.sequence_parallel
+        # Megatron reads this attribute of its own from each parameter.
+        parameter.sequence_parallel = config.sequence_parallel  # type: ignore[attr-defined]
 
 
 def gelu_tanh(x: Tensor) -> Tensor:
@@ -56,7 +57,7 @@ def gelu_tanh(x: Tensor) -> Tensor:
     return gelu(x, approximate="tanh")
 
 
-class LanguageModel(GPTModel):  # type: ignore[misc]
+class LanguageModel(GPTModel):
     """A GPTModel whose last stage returns log-probabilities of the labels it is given."""
 
     def __init__(self, model: Model, config: TransformerConfig, **kwargs: Any) -> None:
