@@ -46,7 +46,13 @@ class NonFiniteError(RunError):
 
 
 def initialize(parallel: Parallel, *, seed: int, timeout_minutes: float) -> None:
-    """Joins the job's process group and lays out Megatron's groups over it, once per process."""
+    """Joins the job's process group and lays out Megatron's groups over it, once per process.
+
+    Args:
+        parallel: The layout.
+        seed: Of everything random on this job's ranks.
+        timeout_minutes: How long a rank waits for the others in one collective.
+    """
     if IS_GPU:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     else:
@@ -54,7 +60,17 @@ def initialize(parallel: Parallel, *, seed: int, timeout_minutes: float) -> None
     dist.init_process_group(
         "nccl" if IS_GPU else "gloo", timeout=timedelta(minutes=timeout_minutes)
     )
-    parallel_state.initialize_model_parallel(parallel.tp, parallel.pp)
+    lay_out(parallel, seed=seed, timeout_minutes=timeout_minutes)
+
+
+def lay_out(parallel: Parallel, *, seed: int, timeout_minutes: float) -> None:
+    """Lays Megatron's groups over the job's ranks, in place of those of an earlier layout."""
+    if parallel_state.is_initialized():
+        parallel_state.destroy_model_parallel()
+    # Megatron's groups have a timeout of their own, half an hour unless it is told.
+    parallel_state.initialize_model_parallel(
+        parallel.tp, parallel.pp, distributed_timeout_minutes=timeout_minutes
+    )
     torch.manual_seed(seed)
     tensor_parallel.model_parallel_cuda_manual_seed(seed)
 
@@ -195,6 +211,9 @@ class MegatronEngine:
         self._clip(grad_norm)
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
+            # Megatron's own scheduler, which is not used here, is what heeds its mark of the
+            # parameters without decay: biases and norms.
+            group["weight_decay"] = self._settings.weight_decay * group["wd_mult"]
         self.optimizer.step_with_ready_grads()
         return StepMetrics(**{**vars(result), "grad_norm": grad_norm})
 
