@@ -31,19 +31,20 @@ class _VocabParallelLogprobs(torch.autograd.Function):
         real = min(max(vocab_size - first, 0), columns)
         local = targets - first
         owned = (local >= 0) & (local < real)
-        local = local.clamp(0, columns - 1)
+        local = local.clamp(0, max(real - 1, 0))
 
-        maximum = torch.full_like(targets, float("-inf"), dtype=torch.float32)
+        dtype = _accumulator(logits)
+        maximum = torch.full_like(targets, float("-inf"), dtype=dtype)
         for rows in _chunks(logits):
             if real:
-                maximum[rows] = logits[rows, :real].amax(dim=1).float()
+                maximum[rows] = logits[rows, :real].amax(dim=1).to(dtype)
         dist.all_reduce(maximum, dist.ReduceOp.MAX, group=group)
         total = torch.zeros_like(maximum)
         for rows in _chunks(logits):
-            shifted = logits[rows, :real].float() - maximum[rows, None]
+            shifted = logits[rows, :real].to(dtype) - maximum[rows, None]
             total[rows] = shifted.exp_().sum(dim=1)
         dist.all_reduce(total, group=group)
-        chosen = logits.gather(1, local[:, None])[:, 0].float().masked_fill(~owned, 0.0)
+        chosen = logits.gather(1, local[:, None])[:, 0].to(dtype).masked_fill(~owned, 0.0)
         dist.all_reduce(chosen, group=group)
 
         log_normaliser = maximum + total.log()
@@ -56,13 +57,22 @@ class _VocabParallelLogprobs(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
         logits, local, owned, log_normaliser = ctx.saved_tensors
-        grad = grads[0].float()
+        grad = grads[0].to(log_normaliser.dtype)
         grad_logits = torch.zeros_like(logits)
-        for rows in _chunks(logits):
-            softmax = (logits[rows, : ctx.real].float() - log_normaliser[rows, None]).exp_()
-            grad_logits[rows, : ctx.real] = softmax.mul_(-grad[rows, None]).to(logits.dtype)
-        grad_logits.scatter_add_(1, local[:, None], (grad * owned).to(logits.dtype)[:, None])
+        for rows in _chunks(logits) if ctx.real else []:
+            grad_rows = grad[rows, None]
+            softmax = (logits[rows, : ctx.real].to(grad.dtype) - log_normaliser[rows, None]).exp_()
+            # Added before rounding: 1 - softmax is small where the model is sure of the target.
+            softmax.mul_(-grad_rows).scatter_add_(
+                1, local[rows, None], grad_rows * owned[rows, None]
+            )
+            grad_logits[rows, : ctx.real] = softmax.to(logits.dtype)
         return grad_logits, None, None, None
+
+
+def _accumulator(logits: Tensor) -> torch.dtype:
+    """fp32, or fp64 for fp64 logits, so that the gradient can be checked by finite differences."""
+    return torch.promote_types(logits.dtype, torch.float32)
 
 
 def _chunks(logits: Tensor) -> list[slice]:
@@ -84,7 +94,8 @@ def vocab_parallel_logprobs(
             neither probability nor gradient.
 
     Returns:
-        Log-probabilities `[N]` (natural log, fp32) and booleans `[N]`. Equal on every rank.
+        Log-probabilities `[N]` (natural log, fp32; fp64 for fp64 logits) and booleans `[N]`.
+        Equal on every rank.
     """
     apply: Any = _VocabParallelLogprobs.apply
     logprobs, is_most_likely = apply(logits, targets, group, vocab_size)
