@@ -53,7 +53,7 @@ WEIGHTS = (
 HEAD = Weight("output_layer.weight", ("lm_head.weight",), VOCABULARY, "head")
 
 
-def from_hf(config: Mapping[str, Any], *, vocab_divisor: int) -> Model:
+def from_hf(config: Mapping[str, Any], *, where: str, vocab_divisor: int) -> Model:
     """Reads a transformers `BloomConfig`, old key names included.
 
     Raises:
@@ -61,7 +61,7 @@ def from_hf(config: Mapping[str, Any], *, vocab_divisor: int) -> Model:
     """
     if config.get("apply_residual_connection_post_layernorm"):
         raise UserError(
-            "config.json: apply_residual_connection_post_layernorm = true is not supported",
+            f"{where}: apply_residual_connection_post_layernorm = true is not supported",
             "every published Bloom model has it false",
         )
     hidden = config.get("hidden_size") or config["n_embed"]

@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from types import ModuleType
 from typing import Any
 
+from pydantic import ValidationError
+
 from alignctl.config.sections import Model
 from alignctl.errors import UserError
 from alignctl.models import bloom, llama2
@@ -28,20 +30,31 @@ def model_from_hf(config: Mapping[str, Any], *, where: str, vocab_divisor: int =
         vocab_divisor: What the padded vocabulary is a multiple of, per tensor-parallel rank.
 
     Raises:
-        UserError: The model type is not a family of ours, or a key is missing.
+        UserError: The model type is not a family of ours, or a key is missing or impossible.
     """
     for family in FAMILIES.values():
         if config.get("model_type") == family.HF_MODEL_TYPE:
             try:
-                model: Model = family.from_hf(config, vocab_divisor=vocab_divisor)
+                model: Model = family.from_hf(config, where=where, vocab_divisor=vocab_divisor)
             except KeyError as error:
                 raise UserError(f"{where}: key {error.args[0]!r} is missing") from error
+            except ValidationError as error:
+                raise UserError(f"{where}: {_first_problem(error)}") from error
+            except (TypeError, ZeroDivisionError) as error:
+                raise UserError(f"{where}: a size in it is no number: {error}") from error
             return model
     supported = ", ".join(family.HF_MODEL_TYPE for family in FAMILIES.values())
     raise UserError(
         f"{where}: model_type = {config.get('model_type')!r} is not supported",
         f"supported model types: {supported}",
     )
+
+
+def _first_problem(error: ValidationError) -> str:
+    """What is wrong, by our name of the knob, which is close to the config's."""
+    first = error.errors()[0]
+    key = ".".join(str(part) for part in first["loc"])
+    return f"{key}: {first['msg']} ({first['input']!r})" if key else first["msg"]
 
 
 def differences(ours: Model, theirs: Model) -> list[str]:

@@ -62,7 +62,7 @@ WEIGHTS = (
 HEAD = Weight("output_layer.weight", ("lm_head.weight",), VOCABULARY, "head")
 
 
-def from_hf(config: Mapping[str, Any], *, vocab_divisor: int) -> Model:
+def from_hf(config: Mapping[str, Any], *, where: str, vocab_divisor: int) -> Model:
     """Reads a transformers `LlamaConfig`.
 
     Raises:
@@ -71,18 +71,18 @@ def from_hf(config: Mapping[str, Any], *, vocab_divisor: int) -> Model:
     """
     rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
     heads = config["num_attention_heads"]
-    head_dim = config.get("head_dim") or config["hidden_size"] // heads
     unsupported = {
         "rope_scaling": rope.get("rope_type", rope.get("type", "default")) != "default",
         "attention_bias": bool(config.get("attention_bias")),
         "mlp_bias": bool(config.get("mlp_bias")),
         "hidden_act": config.get("hidden_act", "silu") != "silu",
-        "head_dim": head_dim * heads != config["hidden_size"],
+        "head_dim": (config.get("head_dim") or config["hidden_size"] / heads) * heads
+        != config["hidden_size"],
     }
     if found := [key for key, is_unsupported in unsupported.items() if is_unsupported]:
         values = ", ".join(f"{key} = {config.get(key)!r}" for key in found)
         raise UserError(
-            f"config.json: {values} is not part of the Llama 2 family",
+            f"{where}: {values} is not part of the Llama 2 family",
             "alignctl trains Llama 2 models: plain rotary positions, SwiGLU, no biases",
         )
     return Model(
