@@ -1,0 +1,125 @@
+import math
+from collections.abc import Iterator
+from itertools import pairwise
+
+import pytest
+import torch
+from megatron.core import parallel_state
+from megatron.core.transformer.enums import AttnMaskType
+from megatron.core.transformer.transformer_config import TransformerConfig
+from transformers.models.bloom.modeling_bloom import build_alibi_tensor
+
+from alignctl.models.attention import DocumentAttention, Documents, alibi_slopes
+
+BOUNDARIES = (0, 1, 6, 13, 17)
+WIDTH = 8
+
+
+@pytest.fixture(autouse=True)
+def rank() -> Iterator[None]:
+    """Attention asks which heads are its own; there are no process groups here."""
+    parallel_state.set_tensor_model_parallel_rank(0)
+    yield
+    parallel_state.set_tensor_model_parallel_rank(None)
+
+
+def attention(heads: int, *, alibi: bool) -> DocumentAttention:
+    config = TransformerConfig(
+        num_layers=1, hidden_size=heads * WIDTH, num_attention_heads=heads, attention_dropout=0.0
+    )
+    return DocumentAttention(config, 1, AttnMaskType.causal, "self", alibi=alibi)
+
+
+def attend(module: DocumentAttention, *qkv: torch.Tensor) -> torch.Tensor:
+    documents = Documents.at(BOUNDARIES, torch.device("cpu"))
+    output: torch.Tensor = module(*qkv, None, packed_seq_params=documents)
+    return output
+
+
+def random_qkv(heads: int, groups: int) -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(heads)
+    return [
+        torch.randn(BOUNDARIES[-1], n, WIDTH, generator=generator) for n in (heads, *2 * [groups])
+    ]
+
+
+def naive(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, slopes: torch.Tensor) -> torch.Tensor:
+    """Softmax attention, one document, head and query position at a time."""
+    output = torch.zeros_like(q)
+    queries_per_group = q.shape[1] // k.shape[1]
+    for start, end in pairwise(BOUNDARIES):
+        for head in range(q.shape[1]):
+            keys = k[start:end, head // queries_per_group]
+            values = v[start:end, head // queries_per_group]
+            for place in range(end - start):
+                seen = keys[: place + 1]
+                scores = seen @ q[start + place, head] / math.sqrt(WIDTH)
+                scores += slopes[head] * torch.arange(place + 1)
+                output[start + place, head] = scores.softmax(0) @ values[: place + 1]
+    return output
+
+
+@pytest.mark.parametrize(
+    ("heads", "groups", "alibi"), [(4, 4, False), (6, 2, False), (4, 1, False), (6, 6, True)]
+)
+def test_it_is_causal_softmax_attention_in_each_document(
+    heads: int, groups: int, alibi: bool
+) -> None:
+    qkv = random_qkv(heads, groups)
+    slopes = alibi_slopes(heads) if alibi else torch.zeros(heads)
+    found = attend(attention(heads, alibi=alibi), *qkv)
+    torch.testing.assert_close(found, naive(*qkv, slopes), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("alibi", [False, True])
+def test_no_document_sees_another(alibi: bool) -> None:
+    """The second of four documents changes: the others keep every bit, in both directions."""
+    module = attention(4, alibi=alibi)
+    qkv = [x.requires_grad_() for x in random_qkv(4, 4)]
+    before = attend(module, *qkv)
+    changed = [x.detach().clone() for x in qkv]
+    for x in changed:
+        x[1:6] += 100.0
+    after = attend(module, *changed)
+    outside = [0, *range(6, 17)]
+    assert torch.equal(before[outside], after[outside])
+    assert not torch.equal(before[1:6], after[1:6])
+    for grad in torch.autograd.grad(before[1:6].sum(), qkv):
+        assert not grad[outside].any()
+
+
+def test_no_token_sees_a_later_one() -> None:
+    module = attention(4, alibi=True)
+    q, k, v = random_qkv(4, 4)
+    before = attend(module, q, k, v)
+    k[5] += 10.0
+    v[5] -= 10.0
+    assert torch.equal(attend(module, q, k, v)[:5], before[:5])
+
+
+@pytest.mark.parametrize("heads", [4, 6, 12, 16, 112])
+def test_slopes_are_those_of_transformers(heads: int) -> None:
+    """Bloom 1b1 has 16 heads and 176b 112, which is not a power of two."""
+    theirs = build_alibi_tensor(torch.ones(1, 2), heads, torch.float32)[:, 0, 1]
+    torch.testing.assert_close(alibi_slopes(heads), theirs, rtol=1e-6, atol=0)
+
+
+def test_a_tensor_parallel_rank_takes_the_slopes_of_its_own_heads() -> None:
+    qkv = random_qkv(6, 6)
+    whole = attend(attention(6, alibi=True), *qkv)
+    parallel_state.set_tensor_model_parallel_rank(1)
+    part = attend(attention(6, alibi=True), *(x[:, 3:] for x in qkv))
+    torch.testing.assert_close(part, whole[:, 3:])
+
+
+def test_the_bias_follows_the_length_and_the_dtype() -> None:
+    """It is kept between calls; a longer document or another dtype must not get the old one."""
+    module = attention(4, alibi=True)
+    q, k, v = random_qkv(4, 4)
+    short = Documents.at((0, 3), torch.device("cpu"))
+    module(q[:3], k[:3], v[:3], None, packed_seq_params=short)
+    fresh = attend(attention(4, alibi=True), q, k, v)
+    assert torch.equal(attend(module, q, k, v), fresh)
+    brief = attend(module, q.bfloat16(), k.bfloat16(), v.bfloat16())
+    assert brief.dtype == torch.bfloat16
+    torch.testing.assert_close(brief.float(), fresh, rtol=0.05, atol=0.05)

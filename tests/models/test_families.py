@@ -1,0 +1,163 @@
+from typing import Any
+
+import pytest
+import torch
+from transformers import BloomConfig, BloomForCausalLM, LlamaConfig, LlamaForCausalLM
+
+from alignctl.config.sections import Model
+from alignctl.errors import UserError
+from alignctl.models.families import FAMILIES, differences, model_from_hf, weight_map
+from alignctl.models.weight_map import hf_shapes
+
+LLAMA: dict[str, Any] = {
+    "num_hidden_layers": 3,
+    "hidden_size": 48,
+    "num_attention_heads": 6,
+    "num_key_value_heads": 2,
+    "intermediate_size": 88,
+    "vocab_size": 509,
+    "max_position_embeddings": 128,
+    "rms_norm_eps": 1e-6,
+}
+BLOOM: dict[str, Any] = {"n_layer": 3, "hidden_size": 48, "n_head": 6, "vocab_size": 509}
+
+
+def configs() -> dict[str, Any]:
+    return {
+        "llama": LlamaConfig(**LLAMA, rope_parameters={"rope_type": "default", "rope_theta": 5e5}),
+        "tied llama": LlamaConfig(**LLAMA, tie_word_embeddings=True),
+        "bloom": BloomConfig(**BLOOM, layer_norm_epsilon=1e-6),
+        "untied bloom": BloomConfig(**BLOOM, tie_word_embeddings=False),
+    }
+
+
+@pytest.mark.parametrize("name", configs())
+def test_an_architecture_survives_the_way_through_transformers(name: str) -> None:
+    config = configs()[name]
+    model = model_from_hf(config.to_dict(), where="config.json", vocab_divisor=2)
+    written = FAMILIES[model.family].to_hf(model)
+    reread = type(config)(**{key: v for key, v in written.items() if key != "model_type"})
+    assert model_from_hf(reread.to_dict(), where="config.json", vocab_divisor=2) == model
+    assert model_from_hf(written, where="config.json", vocab_divisor=2) == model
+
+
+@pytest.mark.parametrize("name", configs())
+def test_the_weight_map_names_what_transformers_has(name: str) -> None:
+    """Every tensor of the transformers model, no other, and each of its shape."""
+    config = configs()[name]
+    model = model_from_hf(config.to_dict(), where="config.json")
+    with torch.device("meta"):
+        theirs = {"llama": LlamaForCausalLM, "bloom": BloomForCausalLM}[config.model_type](config)
+    theirs.tie_weights()
+    shapes = {name: tuple(p.shape) for name, p in theirs.named_parameters()}
+    assert hf_shapes(weight_map(model), model) == shapes
+
+
+def test_llama_keeps_what_its_config_says() -> None:
+    config = configs()["llama"].to_dict()
+    assert model_from_hf(config, where="config.json") == Model(
+        family="llama2",
+        num_layers=3,
+        hidden_size=48,
+        num_attention_heads=6,
+        num_query_groups=2,
+        ffn_hidden_size=88,
+        vocab_size=509,
+        max_position_embeddings=128,
+        norm_epsilon=1e-6,
+        rotary_base=5e5,
+        tie_embeddings=False,
+        vocab_divisor=128,
+    )
+
+
+def test_llama_configs_of_the_years_before_are_understood() -> None:
+    """Llama 2 was published with neither rope_theta nor head_dim, the 7B without groups."""
+    old = {key: v for key, v in LLAMA.items() if key != "num_key_value_heads"}
+    model = model_from_hf(old | {"model_type": "llama", "rope_scaling": None}, where="c")
+    assert model.rotary_base == 10000.0
+    assert model.num_query_groups == 6
+    newer = model_from_hf(old | {"model_type": "llama", "rope_theta": 1e6}, where="c")
+    assert newer.rotary_base == 1e6
+
+
+def test_bloom_configs_of_bigscience_are_understood() -> None:
+    """bloom-560m's own keys: n_embed for the width, and no num_hidden_layers."""
+    published = {
+        "model_type": "bloom",
+        "apply_residual_connection_post_layernorm": False,
+        "n_embed": 1024,
+        "n_layer": 24,
+        "num_attention_heads": 16,
+        "layer_norm_epsilon": 1e-05,
+        "seq_length": 2048,
+        "vocab_size": 250880,
+    }
+    model = model_from_hf(published, where="config.json")
+    assert (model.hidden_size, model.num_layers, model.num_attention_heads) == (1024, 24, 16)
+    assert (model.ffn_hidden_size, model.tie_embeddings) == (4096, True)
+
+
+@pytest.mark.parametrize(
+    ("change", "culprit"),
+    [
+        ({"rope_scaling": {"type": "linear", "factor": 2.0}}, "rope_scaling"),
+        ({"rope_parameters": {"rope_type": "llama3", "rope_theta": 5e5}}, "rope_scaling"),
+        ({"attention_bias": True}, "attention_bias = True"),
+        ({"mlp_bias": True}, "mlp_bias = True"),
+        ({"hidden_act": "gelu"}, "hidden_act = 'gelu'"),
+        ({"head_dim": 16}, "head_dim = 16"),
+    ],
+)
+def test_what_llama_2_does_not_have_is_refused_by_name(
+    change: dict[str, Any], culprit: str
+) -> None:
+    with pytest.raises(UserError, match=r"not part of the Llama 2 family") as error:
+        model_from_hf({"model_type": "llama", **LLAMA, **change}, where="m/config.json")
+    assert error.value.message.startswith("m/config.json: ")
+    assert culprit in error.value.message
+
+
+def test_a_bloom_with_another_residual_is_refused() -> None:
+    config = {"model_type": "bloom", **BLOOM, "apply_residual_connection_post_layernorm": True}
+    with pytest.raises(UserError, match="apply_residual_connection_post_layernorm"):
+        model_from_hf(config, where="config.json")
+
+
+@pytest.mark.parametrize(
+    ("config", "key"),
+    [
+        ({"model_type": "llama", **LLAMA, "intermediate_size": None}, "ffn_hidden_size"),
+        ({"model_type": "llama"}, "num_attention_heads"),
+        ({"model_type": "bloom"}, "n_embed"),
+        ({"model_type": "llama", **LLAMA, "num_attention_heads": 7}, "num_attention_heads 7"),
+        ({"model_type": "llama", **LLAMA, "vocab_size": "many"}, "vocab_size"),
+        ({"model_type": "llama", **LLAMA, "hidden_size": "48"}, "'str' and 'int'"),
+        ({"model_type": "llama", **LLAMA, "num_attention_heads": 0}, "by zero"),
+    ],
+)
+def test_a_config_that_is_incomplete_or_impossible_says_which_key(
+    config: dict[str, Any], key: str
+) -> None:
+    with pytest.raises(UserError, match=r"^models/config.json: ") as error:
+        model_from_hf(config, where="models/config.json")
+    assert key in error.value.message
+
+
+def test_another_model_type_is_refused_with_those_that_work() -> None:
+    with pytest.raises(UserError, match="model_type = 'gpt2'") as error:
+        model_from_hf({"model_type": "gpt2"}, where="config.json")
+    assert error.value.hint == "supported model types: llama, bloom"
+
+
+def test_differences_name_the_keys_and_both_values() -> None:
+    ours = model_from_hf({"model_type": "llama", **LLAMA}, where="c")
+    theirs = ours.model_copy(update={"num_layers": 4, "tie_embeddings": True})
+    assert differences(ours, ours) == []
+    assert differences(ours, theirs) == ["num_layers: 3 != 4", "tie_embeddings: False != True"]
+
+
+def test_differences_leave_out_what_changes_no_weight() -> None:
+    ours = model_from_hf({"model_type": "llama", **LLAMA}, where="c")
+    theirs = ours.model_copy(update={"vocab_divisor": 2, "hidden_dropout": 0.1})
+    assert differences(ours, theirs) == []
