@@ -7,12 +7,12 @@ it. The format is independent of the layout; --tp and --pp decide the vocabulary
 checked against the model, so that a layout which cannot work is refused here already.
 """
 
-import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from alignctl import atomic, console
 from alignctl.config.convert import ConvertOptions
+from alignctl.data.tokenizer import check_fits, load_tokenizer
 from alignctl.errors import UserError
 from alignctl.launch.run_folder import LATEST
 from alignctl.reporting.bytes_progress import BytesProgress
@@ -60,7 +60,8 @@ def check(options: ConvertOptions, source: "Source") -> None:
     """What can be known before a tensor is read.
 
     Raises:
-        UserError: The preset describes another model, or the layout does not fit.
+        UserError: The preset describes another model, the layout does not fit, or the tokenizer
+            is none or has more tokens than the embedding has rows.
     """
     from alignctl.models.families import differences
 
@@ -71,6 +72,8 @@ def check(options: ConvertOptions, source: "Source") -> None:
         )
     if problems := source.model.layout_problems(options.tp, options.pp, prefix="--"):
         raise UserError("; ".join(problems))
+    if options.tokenizer:
+        check_fits(load_tokenizer(options.tokenizer), source.model.vocab_size)
 
 
 def _write(options: ConvertOptions, source: "Source", folder: "HFFolder", target: Path) -> None:
@@ -91,10 +94,7 @@ def _write(options: ConvertOptions, source: "Source", folder: "HFFolder", target
             dtype=dtype,
             on_bytes=progress.advance,
         )
-    copy_companions(source.path, target / HF_FOLDER)
-    if options.tokenizer:
-        copy_companions(options.tokenizer, target / HF_FOLDER)
-        shutil.copyfile(source.path / "config.json", target / HF_FOLDER / "config.json")
+    copy_companions(source.path, target / HF_FOLDER, tokenizer=options.tokenizer)
     Manifest(
         iteration=0,
         model=source.model,

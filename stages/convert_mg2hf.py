@@ -7,7 +7,6 @@ dtype entry of config.json follows the weights). The vocabulary padding is remov
 """
 
 import json
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -76,7 +75,7 @@ def _tensors(source: "Source", dtype: "torch.dtype") -> "Iterator[tuple[str, Ten
             for hf_name, part in zip(weight.hf, parts, strict=True):
                 yield (
                     hf_name.replace(ours, theirs, 1) if hf_name.startswith(ours) else hf_name,
-                    (part.to(dtype)),
+                    part.to(dtype),
                 )
 
 
@@ -87,11 +86,8 @@ def _write_companions(
     from alignctl.checkpoints.companions import copy_companions, read_json
     from alignctl.checkpoints.dtypes import name_of
 
-    copy_companions(source.companions, target)
+    copy_companions(source.companions, target, tokenizer=options.tokenizer)
     config = target / "config.json"
-    if options.tokenizer:
-        copy_companions(options.tokenizer, target)
-        shutil.copyfile(source.companions / "config.json", config)
     content = read_json(config)
     key = "torch_dtype" if "torch_dtype" in content and "dtype" not in content else "dtype"
     if content.get(key, "float32") != name_of(dtype):

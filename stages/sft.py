@@ -26,13 +26,13 @@ from alignctl.data import order, preview
 from alignctl.data.sft import prepare
 from alignctl.data.store import SFTData, Summary
 from alignctl.data.tokenizer import check_fits, load_tokenizer
-from alignctl.errors import RunError, UserError
+from alignctl.errors import AlignctlError, RunError, UserError
 from alignctl.launch import local, worker
 from alignctl.launch.attempt import Attempt, create_or_resume
 from alignctl.launch.job import Job, worker_environment
 from alignctl.launch.nodes import Nodes
 from alignctl.launch.run_folder import RunFolder
-from alignctl.reporting.metrics import MetricsWriter
+from alignctl.reporting.metrics import MetricsWriter, recorded
 from alignctl.reporting.progress import display
 
 if TYPE_CHECKING:
@@ -88,6 +88,7 @@ def launch(config: SFTConfig, *, nodes: Nodes, dry_run: bool, resume: bool) -> i
     ) as attempt:
         if attempt.state != "finished":
             console.say(f"model: {source.description}")
+            check_resumable(config, attempt.folder)
             if nodes.node_rank == 0:
                 _prepare_data(config, attempt)
         local.run(todo, attempt, display())
@@ -121,21 +122,47 @@ def check_inputs(config: SFTConfig) -> "Source":
     return source
 
 
+def check_resumable(config: SFTConfig, folder: RunFolder) -> None:
+    """Looks at the checkpoint that a run is to go on from, if it has one.
+
+    Raises:
+        UserError: It is damaged, or was saved at another layout than this run's.
+    """
+    from alignctl.checkpoints import manifest
+
+    if (checkpoint := folder.latest_checkpoint()) is None:
+        return
+    layout = {
+        "tp": config.parallel.tp,
+        "pp": config.parallel.pp,
+        "dp": config.data_parallel_size,
+        "distributed_optimizer": config.parallel.distributed_optimizer,
+    }
+    manifest.check_layout(checkpoint, manifest.read(checkpoint), layout)
+
+
 def _prepare_data(config: SFTConfig, attempt: Attempt) -> None:
     """Tokenises the rows; a new run folder is taken back when they turn out to be wrong."""
     from alignctl.checkpoints.source import find
 
     assert config.load is not None
     tokenizer = load_tokenizer(config.tokenizer or find(config.load).companions)
-    data = attempt.folder.data
+    data, pointer = attempt.folder.data, attempt.folder.data / PREPARED
     try:
         data.mkdir(exist_ok=True)
         prepared = prepare(config.data, config.batch.seq_length, tokenizer, data, _say_progress())
-    except UserError:
+        before = pointer.read_text(encoding="utf-8") if pointer.exists() else prepared.name
+        if before != prepared.name and attempt.folder.latest_step():
+            raise UserError(
+                f"{config.data.train}: the rows or the tokenizer have changed since this run was "
+                "started: its steps would not be those of the rows it began with",
+                f"put them back, or start a new run: --load {attempt.folder.path} --output NEW",
+            )
+        atomic.write_text(pointer, prepared.name)
+    except AlignctlError:
         if attempt.state == "new":
             shutil.rmtree(attempt.folder.path)
         raise
-    atomic.write_text(data / PREPARED, prepared.name)
     console.say(describe_data(SFTData.open(prepared).summary))
 
 
@@ -189,6 +216,20 @@ class _Progress:
     loss: float | None = None
     validation: dict[str, float] | None = None
 
+    @classmethod
+    def recall(cls, folder: RunFolder, step: int, total: int) -> "_Progress":
+        """Where the run was at a step, as its metrics tell: earlier attempts belong to it."""
+        progress = cls(step=step, total=total)
+        for row in recorded(folder, until=step):
+            if row["kind"] == "train":
+                progress.loss = row["loss"]
+            elif row["kind"] == "validation":
+                about = ("kind", "step", "time")
+                progress.validation = {key: row[key] for key in row if key not in about}
+                if row["step"] == 0:
+                    progress.first_validation = row["loss"]
+        return progress
+
 
 def run(folder: RunFolder) -> None:
     """One rank's work: load or resume, train, validate, save."""
@@ -202,7 +243,7 @@ def run(folder: RunFolder) -> None:
     )
     data = SFTData.open(folder.data / (folder.data / PREPARED).read_text(encoding="utf-8"))
     engine, source, step = _load(config, folder)
-    progress = _Progress(step=step, total=_total_steps(config, data))
+    progress = _Progress.recall(folder, step, _total_steps(config, data))
     with MetricsWriter(folder, enabled=dist.get_rank() == 0, step=step) as metrics:
         metrics.start(step, progress.total)
         if step == 0:
@@ -283,8 +324,14 @@ def _train(
             _validate(config, engine, data, progress, metrics)
         is_stopping = result.is_stop_requested and not is_last
         if is_last or is_stopping or progress.step % config.checkpoint.save_interval == 0:
-            keep = config.checkpoint.keep
-            path = save(engine, folder.checkpoints, progress.step, source=source, keep=keep)
+            path = save(
+                engine,
+                folder.checkpoints,
+                progress.step,
+                source=source,
+                tokenizer=config.tokenizer,
+                keep=config.checkpoint.keep,
+            )
             metrics.checkpoint(progress.step, path)
         if is_stopping:
             metrics.note(f"stopped after step {progress.step} of {progress.total}, as asked")

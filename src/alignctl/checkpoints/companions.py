@@ -13,6 +13,12 @@ _NOT_COMPANIONS = re.compile(
 )
 """Weights of any kind, and hidden files."""
 
+_TOKENIZER = re.compile(
+    r"(tokenizer|special_tokens_map|added_tokens|chat_template|vocab|merges|sentencepiece|spiece)"
+    r"[^/]*\.(json|jinja|model|txt)"
+)
+"""Files that make up a tokenizer; another tokenizer replaces all of them."""
+
 
 def read_json(path: Path) -> dict[str, Any]:
     """Reads a JSON object; a file that is missing or holds something else is the user's error."""
@@ -27,9 +33,21 @@ def read_json(path: Path) -> dict[str, Any]:
     return content
 
 
-def copy_companions(source: Path, target: Path) -> None:
-    """Copies the files beside the weights; neither the weights nor folders."""
+def copy_companions(source: Path, target: Path, *, tokenizer: Path | None = None) -> None:
+    """Copies the files beside the weights; neither the weights nor folders.
+
+    Args:
+        source: Folder of a model.
+        target: Folder to copy to; made if need be.
+        tokenizer: Folder (or a file in it) whose tokenizer takes the place of the model's own.
+    """
+    if tokenizer is not None and tokenizer.is_file():
+        tokenizer = tokenizer.parent
     target.mkdir(parents=True, exist_ok=True)
     for file in sorted(source.iterdir()):
-        if file.is_file() and not _NOT_COMPANIONS.fullmatch(file.name):
+        is_replaced = tokenizer is not None and _TOKENIZER.fullmatch(file.name)
+        if file.is_file() and not is_replaced and not _NOT_COMPANIONS.fullmatch(file.name):
+            shutil.copyfile(file, target / file.name)
+    for file in sorted(tokenizer.iterdir()) if tokenizer else []:
+        if file.is_file() and _TOKENIZER.fullmatch(file.name):
             shutil.copyfile(file, target / file.name)

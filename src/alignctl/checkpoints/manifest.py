@@ -4,6 +4,7 @@ It is written last, so a folder without it is not finished.
 """
 
 import hashlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
@@ -100,15 +101,53 @@ def read(folder: Path) -> Manifest:
     return manifest
 
 
-def verify_checksums(folder: Path, manifest: Manifest) -> None:
+def verify_checksums(
+    folder: Path, manifest: Manifest, *, share: int = 0, num_shares: int = 1
+) -> None:
     """Reads every file once and compares its checksum with the manifest.
+
+    Args:
+        folder: The checkpoint.
+        manifest: Its manifest.
+        share: Which share of the files is read, when several ranks divide them.
+        num_shares: How many shares there are.
 
     Raises:
         UserError: A file's content is not what was written.
     """
-    for name, expected in manifest.files.items():
-        if record(folder / name) != expected:
+    for name in sorted(manifest.files)[share::num_shares]:
+        try:
+            found = record(folder / name)
+        except OSError as error:
+            raise UserError(f"{folder / name}: cannot be read: {error.strerror}") from error
+        if found != manifest.files[name]:
             raise UserError(
                 f"{folder / name}: its checksum differs from the one in {NAME}",
-                "the file is damaged: copy the checkpoint again",
+                "the file is damaged: copy the checkpoint again, or use an older one",
             )
+
+
+def check_layout(folder: Path, manifest: Manifest, layout: Mapping[str, int | bool]) -> None:
+    """Makes sure that a run of this layout can go on from a checkpoint as if it never stopped.
+
+    Args:
+        folder: The checkpoint.
+        manifest: Its manifest.
+        layout: What is known of the layout: tp, pp, dp ...
+
+    Raises:
+        UserError: It holds no training state, or that of another layout.
+    """
+    if manifest.training is None:
+        raise UserError(f"{folder}: holds weights only, no training state to resume from")
+    changes = [
+        f"{key}={manifest.training.get(key)} -> {value}"
+        for key, value in layout.items()
+        if manifest.training.get(key) != value
+    ]
+    if changes:
+        raise UserError(
+            f"{folder} was saved at another layout: {', '.join(changes)}; "
+            "it cannot be resumed bit for bit",
+            "give the same layout, or start a new run from its weights: --load RUN --output NEW",
+        )

@@ -22,7 +22,7 @@ from alignctl.checkpoints.manifest import HF_FOLDER, FileRecord, Manifest
 from alignctl.checkpoints.mcore import read_metadata
 from alignctl.checkpoints.source import Source
 from alignctl.engines.megatron import IS_GPU, MegatronEngine
-from alignctl.errors import UserError
+from alignctl.engines.megatron_writer import InProcessStrategy
 from alignctl.launch.run_folder import LATEST, RunFolder
 from alignctl.models.families import weight_map
 from alignctl.models.weight_map import Vocabulary, pad_rows
@@ -35,6 +35,8 @@ def load_weights(engine: MegatronEngine, source: Source) -> None:
     if source.kind == "hf":
         _load_hf(engine, source)
     else:
+        assert source.manifest is not None
+        _verify(source.path, source.manifest)
         read_metadata(source.path)  # refuses what Megatron's own reader would unpickle blindly
         loaded = dist_checkpointing.load({"model": _model_state(engine)}, str(source.path))
         engine.model.load_state_dict(loaded["model"], strict=False)
@@ -91,6 +93,7 @@ def _state(engine: MegatronEngine, *, is_loading: bool) -> dict[str, Any]:
     optimizer = engine.optimizer.sharded_state_dict(
         model, is_loading=is_loading, **({"metadata": metadata} if metadata else {})
     )
+    _zero_gaps(optimizer)
     return {"model": model, "optimizer": optimizer, "random": _random_state()}
 
 
@@ -105,7 +108,13 @@ def _layout(engine: MegatronEngine) -> dict[str, int | bool]:
 
 
 def save(
-    engine: MegatronEngine, checkpoints: Path, step: int, *, source: Source, keep: int | None
+    engine: MegatronEngine,
+    checkpoints: Path,
+    step: int,
+    *,
+    source: Source,
+    tokenizer: Path | None,
+    keep: int | None,
 ) -> Path:
     """Writes a checkpoint that is either complete or absent, then points to it.
 
@@ -115,6 +124,7 @@ def save(
         step: Optimizer steps taken so far.
         source: The model this run started from: its companions are kept, so that every
             checkpoint can become a Hugging Face folder on its own.
+        tokenizer: Folder of the tokenizer it is trained with, if not the source's own.
         keep: How many of the newest checkpoints stay; None for all.
 
     Returns:
@@ -129,21 +139,42 @@ def save(
         return final  # replacing it would leave a moment without any
     is_first = dist.get_rank() == 0
     if is_first:
-        shutil.rmtree(partial, ignore_errors=True)
+        _remove_unfinished(checkpoints)
         partial.mkdir(parents=True)
     dist.barrier()
-    dist_checkpointing.save(
-        _state(engine, is_loading=False), str(partial), validate_access_integrity=False
-    )
-    records = _gather_records(partial)
-    if is_first:
-        _describe(engine, partial, step, source, records)
-        shutil.rmtree(final, ignore_errors=True)
-        atomic.commit_folder(partial, final)
-        atomic.write_text(checkpoints / LATEST, str(step))
-        _remove_old(checkpoints, keep)
+    try:
+        dist_checkpointing.save(
+            _state(engine, is_loading=False),
+            str(partial),
+            InProcessStrategy(),
+            validate_access_integrity=False,
+        )
+        records = _gather_records(partial)
+        if is_first:
+            _describe(engine, partial, step, source, tokenizer, records)
+            # Of an attempt that was killed before it could point to it.
+            _remove(final)
+            atomic.commit_folder(partial, final)
+            atomic.write_text(checkpoints / LATEST, str(step))
+            _remove_old(checkpoints, step, keep)
+    except BaseException:
+        if is_first:
+            shutil.rmtree(partial, ignore_errors=True)  # it may be what fills the disk
+        raise
     dist.barrier()
     return final
+
+
+def _remove_unfinished(checkpoints: Path) -> None:
+    """Removes what killed saves and removals have left."""
+    for left in checkpoints.glob(".iter_*"):
+        shutil.rmtree(left)
+
+
+def _remove(checkpoint: Path) -> None:
+    """Removes a checkpoint: its name goes first, so that no half of it can pass for a whole."""
+    if checkpoint.exists():
+        shutil.rmtree(checkpoint.rename(checkpoint.with_name(f".{checkpoint.name}.removed")))
 
 
 def _gather_records(partial: Path) -> dict[str, FileRecord]:
@@ -161,10 +192,11 @@ def _describe(
     partial: Path,
     step: int,
     source: Source,
+    tokenizer: Path | None,
     records: dict[str, FileRecord],
 ) -> None:
     """Adds the companions and the manifest to a checkpoint."""
-    copy_companions(source.companions, partial / HF_FOLDER)
+    copy_companions(source.companions, partial / HF_FOLDER, tokenizer=tokenizer)
     model = engine.architecture
     prefix = source.manifest.hf_prefix if source.manifest else None
     if prefix is None:
@@ -180,38 +212,84 @@ def _describe(
     ).write(partial, records)
 
 
-def _remove_old(checkpoints: Path, keep: int | None) -> None:
-    if keep is None:
-        return
-    for old in sorted(checkpoints.glob("iter_*"))[:-keep]:
-        shutil.rmtree(old)
+def _remove_old(checkpoints: Path, step: int, keep: int | None) -> None:
+    """Removes all but the newest; one of a later step, which nobody points to, does not count."""
+    newest_first = sorted(checkpoints.glob("iter_" + 7 * "[0-9]"), reverse=True)
+    finished = [each for each in newest_first if int(each.name.removeprefix("iter_")) <= step]
+    for old in finished[keep:] if keep else []:
+        _remove(old)
 
 
 def resume(engine: MegatronEngine, checkpoint: Path) -> int:
     """Restores weights, optimizer and random states; returns the number of steps taken.
 
     Raises:
-        UserError: The checkpoint was saved at another layout, or on another kind of device.
+        UserError: The checkpoint was saved at another layout or on another kind of device, or it
+            is damaged.
     """
     found = manifest.read(checkpoint)
-    if found.training != _layout(engine):
-        raise UserError(
-            f"{checkpoint}: saved at {_words(found.training)}, this run has "
-            f"{_words(_layout(engine))}: it cannot be resumed bit for bit",
-            "give the same layout, or start a new run from it: --load RUN --output NEW",
-        )
+    manifest.check_layout(checkpoint, found, _layout(engine))
+    _verify(checkpoint, found)
     read_metadata(checkpoint)
+    _allocate_optimizer_state(engine)
     loaded = dist_checkpointing.load(
         _state(engine, is_loading=True), str(checkpoint), validate_access_integrity=False
     )
     engine.model.load_state_dict(loaded["model"], strict=False)
-    engine.optimizer.load_state_dict(loaded["optimizer"])
+    with torch.no_grad():  # in float32 the master weights are views of the parameters
+        engine.optimizer.load_state_dict(loaded["optimizer"])
+    _set_step_counters(engine)
     _set_random_state(loaded["random"])
     dist.barrier()
     return found.iteration
 
 
-def _words(layout: dict[str, int | bool] | None) -> str:
-    if layout is None:
-        return "no training state"
-    return " ".join(f"{key}={value}" for key, value in layout.items())
+def _adamws(engine: MegatronEngine) -> list[torch.optim.AdamW]:
+    """The optimizers that are torch's own; Transformer Engine's keep their state differently."""
+    optimizers = [each.optimizer for each in engine.optimizer.chained_optimizers]
+    return [each for each in optimizers if isinstance(each, torch.optim.AdamW)]
+
+
+def _allocate_optimizer_state(engine: MegatronEngine) -> None:
+    """Makes room for what is loaded: torch's AdamW does so in its first step only."""
+    for optimizer in _adamws(engine):
+        for group in optimizer.param_groups:
+            for parameter in group["params"]:
+                optimizer.state[parameter] = {
+                    "step": torch.zeros(()),
+                    "exp_avg": torch.zeros_like(parameter),
+                    "exp_avg_sq": torch.zeros_like(parameter),
+                }
+
+
+def _set_step_counters(engine: MegatronEngine) -> None:
+    """Counts on from the saved step, which the distributed optimizer leaves in the groups.
+
+    Megatron-Core 0.16.1 writes the counters of the state it allocated, zeros, over it.
+    """
+    for optimizer in _adamws(engine):
+        for group in optimizer.param_groups:
+            for parameter in group["params"] if "step" in group else []:
+                optimizer.state[parameter]["step"] = torch.tensor(float(group["step"]))
+
+
+def _zero_gaps(tree: Any) -> None:
+    """Gives the gaps between parameters in the distributed optimizer's buffers a defined content.
+
+    Megatron describes them as uninitialised memory; equal runs are to write equal files.
+    """
+    if isinstance(tree, dict) and "padding" in tree:
+        if tree["padding"].unwrap():
+            for tensor in tree.values():
+                if isinstance(tensor, ShardedTensor):
+                    tensor.data.zero_()
+    elif isinstance(tree, dict | list):
+        for branch in tree.values() if isinstance(tree, dict) else tree:
+            _zero_gaps(branch)
+
+
+def _verify(checkpoint: Path, found: Manifest) -> None:
+    """Compares the checksums of this rank's share of the files."""
+    manifest.verify_checksums(
+        checkpoint, found, share=dist.get_rank(), num_shares=dist.get_world_size()
+    )

@@ -142,6 +142,26 @@ def _open_events(folder: RunFolder, step: int) -> "EventFileWriter":
     return events
 
 
+def recorded(folder: RunFolder, *, until: int) -> list[dict[str, Any]]:
+    """The rows of a run up to a step; a line that a killed process left unfinished is no row.
+
+    Args:
+        folder: The run folder; it may have no metrics yet.
+        until: The last step whose rows are wanted.
+    """
+    return [json.loads(line) for line in _lines(folder) if _is_kept(line, until)]
+
+
+def _lines(folder: RunFolder) -> list[str]:
+    if not folder.metrics.exists():
+        return []
+    return folder.metrics.read_text(encoding="utf-8").splitlines(keepends=True)
+
+
+def _is_kept(line: str, step: int) -> bool:
+    return line.endswith("\n") and json.loads(line)["step"] <= step
+
+
 def cut_after(folder: RunFolder, step: int) -> None:
     """Removes the rows after a step, and a last line that a killed process left unfinished.
 
@@ -149,10 +169,7 @@ def cut_after(folder: RunFolder, step: int) -> None:
         folder: The run folder; it may have no metrics yet.
         step: The last step whose rows stay.
     """
-    if not folder.metrics.exists():
-        return
-    text = folder.metrics.read_text(encoding="utf-8")
-    lines = text.splitlines(keepends=True)
-    kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
+    lines = _lines(folder)
+    kept = [line for line in lines if _is_kept(line, step)]
     if len(kept) < len(lines):
         atomic.write_text(folder.metrics, "".join(kept))

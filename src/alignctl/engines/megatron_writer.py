@@ -1,0 +1,46 @@
+"""The way of a sharded state to the disk: described by Megatron, written by torch, in this process.
+
+Megatron-Core's own strategy starts a manager process for the first save of a rank, which imports
+everything once more and outlives a rank that is killed, and forks writers off a process that has
+threads. One writer in the rank itself needs neither, gives the same files, and its errors arrive
+as what they are.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from megatron.core.dist_checkpointing.strategies.base import SaveShardedStrategy
+from megatron.core.dist_checkpointing.strategies.torch import (
+    MCoreSavePlanner,
+    _replace_state_dict_keys_with_sharded_keys,
+    mcore_to_pyt_state_dict,
+)
+from torch.distributed.checkpoint import FileSystemWriter, save
+from torch.distributed.checkpoint.api import CheckpointException
+
+
+class InProcessStrategy(SaveShardedStrategy):
+    """Megatron's `torch_dist` format, one file for each rank."""
+
+    can_handle_sharded_objects = True
+
+    def __init__(self) -> None:
+        super().__init__("torch_dist", 1)
+
+    def save(self, sharded_state_dict: Any, checkpoint_dir: str | Path) -> None:
+        """Writes this rank's shards; every rank must call it.
+
+        Raises:
+            OSError: A rank could not write; raised on all of them.
+        """
+        tensors, _, _ = _replace_state_dict_keys_with_sharded_keys(sharded_state_dict, True)
+        # One thread: torch's further ones lose their errors.
+        writer = FileSystemWriter(checkpoint_dir, thread_count=1, sync_files=True)
+        planner = MCoreSavePlanner(
+            flatten_state_dict=False, can_run_decentralized_global_plan=False
+        )
+        try:
+            save(mcore_to_pyt_state_dict(tensors, False), storage_writer=writer, planner=planner)
+        except CheckpointException as error:
+            # Not an Exception, and its text is made of tracebacks: the first cause says it better.
+            raise next(iter(error.failures.values()))[0] from error
