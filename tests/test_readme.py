@@ -1,0 +1,136 @@
+import re
+import shlex
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import typer
+
+from alignctl import cli
+from alignctl.config import presets
+from alignctl.config.load import load_preset
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+TARGETS = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text("utf-8"), re.MULTILINE))
+CAN_DRY_RUN = ("convert-hf2mg", "convert-mg2hf", "sft")
+
+Run = Callable[[list[str]], tuple[int, str]]
+
+
+def blocks(language: str) -> list[str]:
+    """The README's code blocks of a language."""
+    return re.findall(rf"^```{language}\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+
+
+def commands() -> list[list[str]]:
+    """The commands of its shell blocks, continued lines joined, comments left out."""
+    text = "".join(blocks("sh")).replace("\\\n", " ")
+    return [shlex.split(line, comments=True) for line in text.splitlines() if line.strip()]
+
+
+def table(heading: str) -> list[list[str]]:
+    """The cells of the first table below a heading, without its head."""
+    section = README.partition(f"\n## {heading}\n")[2].partition("\n## ")[0]
+    rows = [line.strip("|").split("|") for line in section.splitlines() if line.startswith("|")]
+    return [[cell.strip() for cell in row] for row in rows[2:]]
+
+
+def named(cells: list[str]) -> list[str]:
+    """What stands between backticks."""
+    return re.findall(r"`([^`]+)`", " ".join(cells))
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Run:
+    """Runs a command in an empty folder; returns its exit code and all it wrote."""
+    monkeypatch.chdir(tmp_path)
+
+    def call(words: list[str]) -> tuple[int, str]:
+        monkeypatch.setattr(sys, "argv", words)
+        with pytest.raises(SystemExit) as caught:
+            cli.main()
+        captured = capsys.readouterr()
+        return int(caught.value.code or 0), captured.out + captured.err
+
+    return call
+
+
+def test_every_alignctl_command_is_accepted(run: Run) -> None:
+    """Stages are asked what they would do; the other commands really run, one after the other."""
+    ours = [command for command in commands() if command[0] == "alignctl"]
+    assert {command[1] for command in ours} >= set(CAN_DRY_RUN)
+    for command in ours:
+        is_real = command[1] not in CAN_DRY_RUN or "--dry-run" in command
+        code, output = run(command if is_real else [*command, "--dry-run"])
+        assert code == 0, output
+
+
+def test_every_other_command_is_one_that_exists() -> None:
+    for program, *words in commands():
+        if program == "make":
+            assert set(words) <= TARGETS
+        else:
+            assert program in ("alignctl", "hf", "pip")
+
+
+def test_every_make_target_that_is_mentioned_exists() -> None:
+    assert set(re.findall(r"\bmake ([a-z-]+)", README)) <= TARGETS
+
+
+def test_the_errors_are_those_that_a_user_sees(run: Run) -> None:
+    for block in blocks("console"):
+        for example in block.split("$ ")[1:]:
+            command, _, expected = example.partition("\n")
+            assert run(shlex.split(command)) == (2, expected)
+
+
+def test_the_table_of_stages_lists_the_stages_that_exist() -> None:
+    listed = [name for row in table("Stages") for name in named(row[:1])]
+    helpers = ["presets", "doctor"]
+    group = typer.main.get_command(cli.app)
+    assert sorted([*listed, *helpers]) == sorted(getattr(group, "commands", {}))
+    assert all(f"`{name}`" in README for name in helpers)
+
+
+def test_the_table_of_presets_tells_each_layout() -> None:
+    """The layout is TP x PP x DP, ones left out; the number of GPUs is that of all processes."""
+    rows = [half for row in table("Presets") for half in (row[:3], row[4:])]
+    assert sorted(name for row in rows for name in named(row[:1])) == presets.names()
+    for row in rows:
+        for name in named(row[:1]):
+            settings = load_preset(name).sft
+            assert settings is not None
+            sizes = {"TP": settings.parallel.tp, "PP": settings.parallel.pp}
+            processes = settings.launch.nproc_per_node * settings.launch.nnodes
+            sizes["DP"] = processes // (sizes["TP"] * sizes["PP"])
+            assert row[1] == " x ".join(f"{kind} {n}" for kind, n in sizes.items() if n > 1)
+            assert row[2] == ("CPU" if name.startswith("tiny") else str(processes))
+
+
+@pytest.mark.parametrize("page", ["README.md", "ARCHITECTURE.md", "CONTRIBUTING.md"])
+def test_every_file_that_a_page_names_is_there(page: str) -> None:
+    text = (ROOT / page).read_text(encoding="utf-8")
+    paths = re.findall(
+        r"`((?:src|stages|tests|docs|examples|requirements|presets)/[\w./-]*|[A-Z]+\.md)`", text
+    )
+    assert paths
+    assert not [path for path in paths if not (ROOT / path).exists()]
+
+
+def test_the_list_of_decisions_is_complete() -> None:
+    folder = ROOT / "docs" / "adr"
+    linked = re.findall(r"\]\(([\w.-]+)\)", (folder / "README.md").read_text("utf-8"))
+    assert sorted([*linked, "README.md"]) == sorted(path.name for path in folder.iterdir())
+
+
+@pytest.mark.parametrize(
+    "path",
+    [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")],
+    ids=lambda path: str(path.relative_to(ROOT)),
+)
+def test_pages_are_plain_text_of_a_hundred_columns(path: Path) -> None:
+    """Tables, and output that is quoted as it is, may be wider."""
+    lines = path.read_bytes().decode("ascii").splitlines()
+    assert not [line for line in lines if len(line) > 100 and not line.startswith(("|", "error:"))]
