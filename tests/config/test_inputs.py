@@ -25,6 +25,16 @@ def test_every_missing_input_is_named_with_its_flag(tmp_path: Path) -> None:
     ]
 
 
+def test_a_misspelt_path_is_told_its_neighbour(tmp_path: Path) -> None:
+    (tmp_path / "train.jsonl").touch()
+    with pytest.raises(UserError) as caught:
+        require_inputs(config(load=tmp_path, data=tmp_path / "trian.jsonl"))
+    assert caught.value.message == (
+        f"--data {tmp_path}/trian.jsonl does not exist; did you mean {tmp_path}/train.jsonl?"
+    )
+    assert caught.value.hint is None
+
+
 def test_inputs_that_are_there_are_accepted(tmp_path: Path) -> None:
     rows = tmp_path / "rows.jsonl"
     rows.touch()

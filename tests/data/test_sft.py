@@ -204,14 +204,20 @@ def test_a_folder_that_cannot_be_written_is_a_failure_of_the_run(
         prepare(Settings(write_rows(rows(5))), 32, tokenizer, tmp_path / "data")
 
 
-@pytest.mark.parametrize("content", [b"", b"\n\n", b'{"prompt": "a", "response": ""}\n'])
+@pytest.mark.parametrize(
+    ("content", "why"),
+    [
+        (b"", "there is no row in it"),
+        (b"\n\n", "there is no row in it"),
+        (b'{"prompt": "a", "response": ""}\n', "1 rows read, 1 dropped"),
+    ],
+)
 def test_data_with_nothing_to_learn_is_refused_with_counts(
-    tmp_path: Path, tokenizer: Tokenizer, content: bytes
+    tmp_path: Path, tokenizer: Tokenizer, content: bytes, why: str
 ) -> None:
     file = tmp_path / "train.jsonl"
     file.write_bytes(content)
-    num = int(b"prompt" in content)
-    with pytest.raises(UserError, match=f"nothing to learn from: {num} rows read, {num} dropped"):
+    with pytest.raises(UserError, match=f"nothing to learn from: {why}"):
         prepare(Settings(file), 32, tokenizer, tmp_path / "data")
 
 
@@ -219,7 +225,7 @@ def test_an_empty_validation_file_and_a_missing_one_are_refused(
     tmp_path: Path, tokenizer: Tokenizer, write_rows: WriteRows
 ) -> None:
     train, empty = write_rows(rows(5)), write_rows([], "dev.jsonl")
-    with pytest.raises(UserError, match=r"dev\.jsonl: nothing to learn from: 0 rows"):
+    with pytest.raises(UserError, match=r"dev\.jsonl: nothing to learn from: there is no row"):
         prepare(Settings(train, validation=empty), 32, tokenizer, tmp_path / "data")
     with pytest.raises(UserError, match="no such file"):
         prepare(Settings(train, validation=tmp_path / "no.jsonl"), 32, tokenizer, tmp_path / "d")

@@ -118,11 +118,19 @@ def test_a_folder_with_other_things_is_refused_and_an_empty_one_taken(folder: Ru
     folder.path.mkdir(parents=True)
     stranger = folder.path / "thesis.tex"
     stranger.touch()
-    with pytest.raises(UserError, match=r"not a run folder .* it holds thesis.tex"):
+    with pytest.raises(UserError, match=r"not a run folder, .* it holds thesis.tex"):
         start(folder)
     assert list(folder.path.iterdir()) == [stranger]
     stranger.unlink()
     start(folder)
+
+
+def test_a_model_is_not_taken_for_a_run_although_it_has_a_config_too(folder: RunFolder) -> None:
+    folder.path.mkdir(parents=True)
+    folder.config.write_text('{"model_type": "llama"}')
+    with pytest.raises(UserError, match=r"not a run folder, .* it holds config.json"):
+        start(folder)
+    assert list(folder.path.iterdir()) == [folder.config]
 
 
 def test_a_launcher_killed_before_it_wrote_the_configuration_blocks_nothing(

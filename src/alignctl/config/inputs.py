@@ -1,6 +1,7 @@
 """Whether what a run is to read is there, asked before anything is started."""
 
 import os
+from difflib import get_close_matches
 from pathlib import Path
 
 from alignctl.config.problems import refuse
@@ -19,19 +20,30 @@ def require_inputs(config: SFTConfig) -> None:
         ("--validation-data", "", config.data.validation, False),
         ("--tokenizer", "", config.tokenizer, False),
     ]
-    problems = []
+    problems, hint = [], None
     for flag, meaning, path, is_required in inputs:
         if path is not None:
             problems += [f"{flag} {path} {what}" for what in _unreadable(path)]
         elif is_required:
             problems.append(f"{flag} is missing: {meaning}")
+            hint = f"alignctl {config.stage} --help"
     if problems:
-        raise refuse(problems, hint=f"alignctl {config.stage} --help")
+        raise refuse(problems, hint=hint)
 
 
 def _unreadable(path: Path) -> list[str]:
     if not path.exists():
-        return ["does not exist"]
+        return [f"does not exist{_similar(path)}"]
     # A folder must be entered as well as listed.
     mode = os.R_OK | os.X_OK if path.is_dir() else os.R_OK
     return [] if os.access(path, mode) else ["cannot be read: permission denied"]
+
+
+def _similar(path: Path) -> str:
+    """A clause with the neighbour that has almost this name, or nothing."""
+    try:
+        names = [each.name for each in path.parent.iterdir()]
+    except OSError:
+        return ""
+    near = get_close_matches(path.name, names, n=1)
+    return f"; did you mean {path.parent / near[0]}?" if near else ""

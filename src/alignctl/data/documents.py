@@ -66,6 +66,8 @@ class Tally:
 
     def in_words(self) -> str:
         """The counts that explain why nothing was kept."""
+        if not self.rows:
+            return "there is no row in it"
         return (
             f"{self.rows} rows read, {self.no_target} dropped without an assistant token to learn, "
             f"{self.too_long} dropped as too long"

@@ -14,7 +14,7 @@ from typing import Any
 from alignctl.errors import UserError
 
 _MAKE_ONE = (
-    "every Llama 2 and Bloom release on the Hugging Face hub has one; or make it, where "
+    "give the folder of one: --tokenizer DIR. Every Llama 2 and Bloom release on the Hugging Face hub has one; or make it, where "
     'transformers 4 is installed: python -c "from transformers import AutoTokenizer; '
     "AutoTokenizer.from_pretrained('{folder}').save_pretrained('{folder}')\""
 )

@@ -185,14 +185,18 @@ def _refuse_foreign_folder(folder: RunFolder) -> None:
     path = folder.path
     if path.exists() and not path.is_dir():
         raise UserError(f"--output {path} is a file", "choose a folder that does not exist yet")
-    if not path.exists() or folder.config.exists():
+    # A model has a config.json too; but a launcher locks a folder before it writes one, and writes
+    # the command line next.
+    if not path.exists() or (
+        folder.config.exists() and (any(path.glob(".launcher_*")) or folder.command.exists())
+    ):
         return
     # A launcher that was killed before it wrote the configuration leaves only these.
     ours = (".launcher_", f".{folder.config.name}.")
     strangers = sorted(p.name for p in path.iterdir() if not p.name.startswith(ours))
     if strangers:
         raise UserError(
-            f"{path} is not a run folder (no {folder.config.name}), and it is not empty: "
+            f"--output {path} is not a run folder, and it is not empty: "
             f"it holds {', '.join(strangers[:3])}{' ...' if len(strangers) > 3 else ''}",
             "choose another --output; nothing was changed",
         )
