@@ -18,6 +18,8 @@ from alignctl.models.weight_map import hf_shapes
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
+_DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
+"""By the names in safetensors headers."""
 
 
 class HFFolder:
@@ -64,8 +66,19 @@ class HFFolder:
         return list(self._files)
 
     def dtype(self) -> torch.dtype:
-        """The dtype of the weights, as the first of them has it."""
-        return self.tensor(next(iter(self._files))).dtype
+        """The dtype of the weights.
+
+        Raises:
+            UserError: They have several, and one of them could not hold the others unchanged.
+        """
+        examples = {self._slice(name).get_dtype(): name for name in self._files}
+        if len(examples) > 1:
+            found = ", ".join(f"{name} is {dtype}" for dtype, name in sorted(examples.items()))
+            raise UserError(
+                f"{self.path}: the tensors have different types: {found}",
+                "choose one for all of them with --dtype; fp32 keeps every value",
+            )
+        return _DTYPES[next(iter(examples))]
 
     def _handle(self, file: Path) -> Any:
         if file not in self._handles:
@@ -78,20 +91,30 @@ class HFFolder:
             self._handles[file] = handle
         return self._handles[file]
 
+    def _slice(self, name: str) -> Any:
+        """What the file's header says of a tensor; nothing is read."""
+        file, stored = self._files[name]
+        try:
+            return self._handle(file).get_slice(stored)
+        except SafetensorError as error:
+            raise UserError(
+                f"{file}: tensor {stored!r}, which {INDEX} places here, is not in the file"
+            ) from error
+
     def _check_names(self) -> None:
-        """Compares names and shapes with what the architecture needs, before anything is read."""
+        """Compares names, shapes and types with what is needed, before any weight is read."""
         expected = hf_shapes(weight_map(self.model), self.model)
         found = set(self._files)
-        if self.model.tie_embeddings and "lm_head.weight" in found:
-            self._check_tied()
-            del self._files["lm_head.weight"]
-            found.discard("lm_head.weight")
         if missing := sorted(set(expected) - found):
             raise UserError(
                 f"{self.path}: {len(missing)} of {len(expected)} tensors are missing, "
                 f"the first is {missing[0]!r}",
                 "the folder is incomplete, or config.json belongs to another model",
             )
+        if self.model.tie_embeddings and "lm_head.weight" in found:
+            self._check_tied()
+            del self._files["lm_head.weight"]
+            found.discard("lm_head.weight")
         if unknown := sorted(found - set(expected)):
             raise UserError(
                 f"{self.path}: {len(unknown)} tensors do not belong to a {self.model.family} model,"
@@ -100,21 +123,21 @@ class HFFolder:
             )
         for name, shape in expected.items():
             file, stored = self._files[name]
-            try:
-                actual = tuple(self._handle(file).get_slice(stored).get_shape())
-            except SafetensorError as error:
-                raise UserError(
-                    f"{file}: tensor {stored!r}, which {INDEX} places here, is not in the file"
-                ) from error
-            if actual != shape:
+            header = self._slice(name)
+            if (actual := tuple(header.get_shape())) != shape:
                 raise UserError(
                     f"{file}: {stored} has shape {list(actual)}, config.json asks for {list(shape)}"
                 )
+            if header.get_dtype() not in _DTYPES:
+                raise UserError(
+                    f"{file}: {stored} is of type {header.get_dtype()}",
+                    f"supported types: {', '.join(_DTYPES)}; a quantised model cannot be trained",
+                )
 
     def _check_tied(self) -> None:
-        family = FAMILIES[self.model.family]
-        embedding = family.WEIGHTS[0].hf[0]
-        if not torch.equal(self.tensor("lm_head.weight"), self.tensor(embedding)):
+        names = ("lm_head.weight", FAMILIES[self.model.family].WEIGHTS[0].hf[0])
+        shapes = [self._slice(name).get_shape() for name in names]
+        if shapes[0] != shapes[1] or not torch.equal(*(self.tensor(name) for name in names)):
             raise UserError(
                 f"{self.path}: config.json ties the output layer to the embedding, "
                 "but lm_head.weight differs from it",
