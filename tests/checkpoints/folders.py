@@ -1,0 +1,81 @@
+"""Models of a few kilobytes on disk, written without transformers."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from alignctl.checkpoints.hf import write_weights
+from alignctl.config.sections import Model
+from alignctl.models.families import FAMILIES, weight_map
+from alignctl.models.weight_map import hf_shapes
+
+Family = Literal["llama2", "bloom"]
+FAMILY_NAMES: tuple[Family, ...] = ("llama2", "bloom")
+
+
+def architecture(family: Family, *, tie: bool | None = None) -> Model:
+    """Two layers and 11 tokens; grouped queries where the family has them."""
+    is_bloom = family == "bloom"
+    return Model(
+        family=family,
+        num_layers=2,
+        hidden_size=16,
+        num_attention_heads=4,
+        num_query_groups=4 if is_bloom else 2,
+        ffn_hidden_size=64 if is_bloom else 24,
+        vocab_size=11,
+        max_position_embeddings=2048 if is_bloom else 64,
+        rotary_base=None if is_bloom else 10000.0,
+        tie_embeddings=is_bloom if tie is None else tie,
+    )
+
+
+def random_weights(
+    model: Model, dtype: torch.dtype = torch.float32, seed: int = 0
+) -> dict[str, Tensor]:
+    """Every Hugging Face tensor of a model."""
+    generator = torch.Generator().manual_seed(seed)
+    shapes = hf_shapes(weight_map(model), model)
+    return {name: torch.randn(s, generator=generator).to(dtype) for name, s in shapes.items()}
+
+
+def write_config(folder: Path, model: Model, **changes: Any) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    content = FAMILIES[model.family].to_hf(model) | changes
+    (folder / "config.json").write_text(json.dumps(content))
+
+
+def write_hf(
+    folder: Path,
+    model: Model,
+    weights: Mapping[str, Tensor] | None = None,
+    *,
+    max_shard_bytes: int = 1 << 30,
+) -> Path:
+    """A Hugging Face folder, in shards of at most so many bytes."""
+    write_config(folder, model)
+    tensors = random_weights(model) if weights is None else weights
+    write_weights(folder, tensors.items(), max_shard_bytes=max_shard_bytes)
+    return folder
+
+
+def write_single(folder: Path, model: Model, weights: Mapping[str, Tensor]) -> Path:
+    """A Hugging Face folder as safetensors itself writes it, whatever is in it."""
+    write_config(folder, model)
+    save_file(dict(weights), folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
+def is_identical(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> bool:
+    """The same names, dtypes, shapes and bits (NaN and -0 included)."""
+    return ours.keys() == theirs.keys() and all(
+        a.dtype == theirs[name].dtype
+        and a.shape == theirs[name].shape
+        and torch.equal(a.view(torch.uint8), theirs[name].view(torch.uint8))
+        for name, a in ours.items()
+    )

@@ -1,0 +1,274 @@
+import json
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from alignctl.checkpoints.hf import INDEX, SINGLE, HFFolder, write_weights
+from alignctl.errors import UserError
+from tests.checkpoints.folders import (
+    FAMILY_NAMES,
+    Family,
+    architecture,
+    is_identical,
+    random_weights,
+    write_config,
+    write_hf,
+    write_single,
+)
+
+
+def read(folder: Path) -> dict[str, Tensor]:
+    with HFFolder(folder) as opened:
+        return {name: opened.tensor(name) for name in opened.names}
+
+
+def refusal(folder: Path) -> UserError:
+    with pytest.raises(UserError) as error:
+        HFFolder(folder)
+    return error.value
+
+
+@pytest.mark.parametrize("family", FAMILY_NAMES)
+@pytest.mark.parametrize("max_shard_bytes", [1 << 30, 4096])
+def test_what_is_written_is_read_in_one_file_or_in_many(
+    family: Family, max_shard_bytes: int, tmp_path: Path
+) -> None:
+    model = architecture(family)
+    weights = random_weights(model)
+    write_hf(tmp_path, model, weights, max_shard_bytes=max_shard_bytes)
+    assert (tmp_path / SINGLE).exists() == (max_shard_bytes == 1 << 30)
+    assert is_identical(read(tmp_path), weights)
+    with HFFolder(tmp_path) as folder:
+        assert folder.model == model
+        assert folder.dtype() == torch.float32
+
+
+def test_shards_keep_their_limit_and_the_index_names_each_tensor_once(tmp_path: Path) -> None:
+    """Tensors of 40 bytes, three to a shard of at most 127; the seventh is larger than a shard."""
+    tensors = {f"t{i}": torch.arange(10.0) + i for i in range(6)} | {"big": torch.zeros(50)}
+    write_weights(tmp_path, tensors.items(), max_shard_bytes=127)
+    index = json.loads((tmp_path / INDEX).read_text())
+    files = sorted(path.name for path in tmp_path.glob("*.safetensors"))
+    assert files == [f"model-0000{i}-of-00003.safetensors" for i in (1, 2, 3)]
+    assert {name: index["weight_map"][name] for name in ("t0", "t2", "t3", "big")} == {
+        "t0": files[0],
+        "t2": files[0],
+        "t3": files[1],
+        "big": files[2],
+    }
+    assert index["metadata"]["total_size"] == 6 * 40 + 200
+    merged = {name: t for file in files for name, t in load_file(tmp_path / file).items()}
+    assert is_identical(merged, tensors)
+
+
+def test_a_slice_is_written_without_the_table_it_was_cut_from(tmp_path: Path) -> None:
+    table = torch.randn(1000, 10)
+    tensors = {"a": table[:1], "b": table[1:2], "c": table[:, 0]}
+    write_weights(tmp_path, tensors.items(), max_shard_bytes=1 << 20)
+    assert is_identical(
+        load_file(tmp_path / SINGLE), {n: t.contiguous() for n, t in tensors.items()}
+    )
+    assert (tmp_path / SINGLE).stat().st_size < 5000
+
+
+def test_a_bloom_saved_without_its_head_is_read_under_the_full_names(tmp_path: Path) -> None:
+    """The files of bigscience/bloom-* begin with "h.0", not with "transformer.h.0"."""
+    model = architecture("bloom")
+    weights = random_weights(model)
+    bare = {name.removeprefix("transformer."): tensor for name, tensor in weights.items()}
+    write_hf(tmp_path, model, bare)
+    with HFFolder(tmp_path) as folder:
+        assert folder.prefix == ""
+    assert is_identical(read(tmp_path), weights)
+
+
+@pytest.mark.parametrize(
+    ("family", "buffer"),
+    [
+        ("llama2", "model.layers.0.self_attn.rotary_emb.inv_freq"),
+        ("bloom", "transformer.h.0.self_attention.masked_bias"),
+        ("bloom", "transformer.h.1.self_attention.bias"),
+    ],
+)
+def test_buffers_of_old_checkpoints_are_left_out(
+    family: Family, buffer: str, tmp_path: Path
+) -> None:
+    model = architecture(family)
+    weights = random_weights(model)
+    write_hf(tmp_path, model, weights | {buffer: torch.ones(3, dtype=torch.int64)})
+    assert is_identical(read(tmp_path), weights)
+
+
+@pytest.mark.parametrize("prefix", ["transformer.", ""])
+def test_a_tied_output_layer_may_be_stored_a_second_time(prefix: str, tmp_path: Path) -> None:
+    model = architecture("bloom")
+    weights = random_weights(model)
+    stored = {prefix + name.removeprefix("transformer."): t for name, t in weights.items()}
+    stored["lm_head.weight"] = weights["transformer.word_embeddings.weight"].clone()
+    write_hf(tmp_path, model, stored)
+    assert is_identical(read(tmp_path), weights)
+
+
+@pytest.mark.parametrize("rows", [11, 12])
+def test_a_tied_output_layer_that_differs_is_refused(rows: int, tmp_path: Path) -> None:
+    model = architecture("bloom")
+    weights = random_weights(model) | {"lm_head.weight": torch.zeros(rows, 16)}
+    error = refusal(write_hf(tmp_path, model, weights))
+    assert "lm_head.weight differs" in error.message
+    assert "tie_word_embeddings" in str(error.hint)
+
+
+def test_a_missing_tensor_is_named_and_missing_ones_are_counted(tmp_path: Path) -> None:
+    model = architecture("llama2")
+    weights = random_weights(model)
+    del weights["model.norm.weight"], weights["model.layers.1.mlp.up_proj.weight"]
+    error = refusal(write_hf(tmp_path, model, weights))
+    assert error.message == (
+        f"{tmp_path}: 2 of 21 tensors are missing, the first is 'model.layers.1.mlp.up_proj.weight'"
+    )
+
+
+def test_a_missing_embedding_is_missed_even_when_its_tied_copy_is_there(tmp_path: Path) -> None:
+    model = architecture("bloom")
+    weights = random_weights(model)
+    weights["lm_head.weight"] = weights.pop("transformer.word_embeddings.weight")
+    error = refusal(write_hf(tmp_path, model, weights))
+    assert "the first is 'transformer.word_embeddings.weight'" in error.message
+
+
+def test_a_tensor_of_another_model_is_refused(tmp_path: Path) -> None:
+    model = architecture("llama2")
+    weights = random_weights(model) | {"model.layers.0.self_attn.q_proj.lora_A": torch.zeros(1)}
+    error = refusal(write_hf(tmp_path, model, weights))
+    assert "1 tensors do not belong to a llama2 model" in error.message
+    assert "lora_A" in error.message
+    assert "adapter" in str(error.hint)
+
+
+def test_a_misshapen_tensor_is_refused_with_both_shapes(tmp_path: Path) -> None:
+    model = architecture("llama2")
+    weights = random_weights(model)
+    weights["model.embed_tokens.weight"] = torch.zeros(12, 16)
+    error = refusal(write_hf(tmp_path, model, weights))
+    assert error.message == (
+        f"{tmp_path / SINGLE}: model.embed_tokens.weight has shape [12, 16], "
+        "config.json asks for [11, 16]"
+    )
+
+
+def test_a_quantised_tensor_is_refused_with_its_type(tmp_path: Path) -> None:
+    model = architecture("llama2")
+    weights = random_weights(model)
+    weights["model.norm.weight"] = weights["model.norm.weight"].to(torch.int8)
+    error = refusal(write_hf(tmp_path, model, weights))
+    assert "model.norm.weight is of type I8" in error.message
+    assert "F32, BF16, F16" in str(error.hint)
+
+
+def test_weights_of_several_types_have_no_type_to_keep(tmp_path: Path) -> None:
+    model = architecture("llama2")
+    weights = random_weights(model, torch.bfloat16)
+    weights["model.norm.weight"] = weights["model.norm.weight"].float()
+    with (
+        HFFolder(write_hf(tmp_path, model, weights)) as folder,
+        pytest.raises(UserError, match=r"model.norm.weight is F32") as error,
+    ):
+        folder.dtype()
+    assert "--dtype" in str(error.value.hint)
+
+
+def sharded(folder: Path) -> dict[str, str]:
+    """A folder in shards, and its index."""
+    write_hf(folder, architecture("llama2"), max_shard_bytes=4096)
+    found: dict[str, str] = json.loads((folder / INDEX).read_text())["weight_map"]
+    return found
+
+
+def write_index(folder: Path, weight_map: object) -> None:
+    (folder / INDEX).write_text(json.dumps({"weight_map": weight_map}))
+
+
+@pytest.mark.parametrize("place", ["../other/model.safetensors", "/etc/hostname"])
+def test_an_index_cannot_name_a_file_outside_the_folder(place: str, tmp_path: Path) -> None:
+    index = sharded(tmp_path / "model")
+    write_hf(tmp_path / "other", architecture("llama2"))
+    write_index(tmp_path / "model", index | {"model.norm.weight": place})
+    assert "lies outside the model folder" in refusal(tmp_path / "model").message
+
+
+def test_shards_may_be_links_as_in_the_hubs_cache(tmp_path: Path) -> None:
+    sharded(tmp_path / "blobs")
+    snapshot = tmp_path / "snapshot"
+    snapshot.mkdir()
+    for file in (tmp_path / "blobs").iterdir():
+        (snapshot / file.name).symlink_to(file)
+    assert is_identical(read(snapshot), random_weights(architecture("llama2")))
+
+
+def test_a_missing_shard_is_named(tmp_path: Path) -> None:
+    first = sorted(set(sharded(tmp_path).values()))[0]
+    (tmp_path / first).unlink()
+    assert refusal(tmp_path).message == f"{tmp_path / INDEX}: shard {first} is missing"
+
+
+def test_a_tensor_that_is_not_where_the_index_places_it_is_named(tmp_path: Path) -> None:
+    index = sharded(tmp_path)
+    name = "model.norm.weight"
+    other = next(file for file in index.values() if file != index[name])
+    write_index(tmp_path, index | {name: other})
+    assert refusal(tmp_path).message == (
+        f"{tmp_path / other}: tensor {name!r}, which {INDEX} places here, is not in the file"
+    )
+
+
+@pytest.mark.parametrize("content", ['{"weights": {}}', "[]", "{", '{"weight_map": []}'])
+def test_an_index_that_is_none_is_refused(content: str, tmp_path: Path) -> None:
+    sharded(tmp_path)
+    (tmp_path / INDEX).write_text(content)
+    assert str(tmp_path / INDEX) in refusal(tmp_path).message
+
+
+POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 13476838744\n"
+
+
+@pytest.mark.parametrize("max_shard_bytes", [1 << 30, 4096])
+def test_a_git_lfs_pointer_is_recognised(max_shard_bytes: int, tmp_path: Path) -> None:
+    write_hf(tmp_path, architecture("llama2"), max_shard_bytes=max_shard_bytes)
+    file = sorted(tmp_path.glob("*.safetensors"))[-1]
+    file.write_text(POINTER)
+    error = refusal(tmp_path)
+    assert str(file) in error.message
+    assert "git lfs pull" in str(error.hint)
+
+
+@pytest.mark.parametrize("kept", [0, 4, 100, -1])
+@pytest.mark.parametrize("max_shard_bytes", [1 << 30, 4096])
+def test_a_truncated_file_is_refused_by_name(
+    kept: int, max_shard_bytes: int, tmp_path: Path
+) -> None:
+    write_hf(tmp_path, architecture("bloom"), max_shard_bytes=max_shard_bytes)
+    file = sorted(tmp_path.glob("*.safetensors"))[-1]
+    file.write_bytes(file.read_bytes()[:kept])
+    error = refusal(tmp_path)
+    assert error.message.startswith(f"{file}: not a readable safetensors file: ")
+
+
+def test_weights_in_torchs_own_format_are_pointed_out(tmp_path: Path) -> None:
+    write_config(tmp_path, architecture("llama2"))
+    assert refusal(tmp_path).hint is None
+    (tmp_path / "pytorch_model.bin").write_bytes(b"")
+    error = refusal(tmp_path)
+    assert re.search("neither model.safetensors nor", error.message)
+    assert error.hint == "found pytorch_model.bin: save the model as safetensors first"
+
+
+def test_a_config_of_another_model_shows_in_the_tensors(tmp_path: Path) -> None:
+    """The file has one layer more than config.json says."""
+    model = architecture("llama2")
+    shallow = model.model_copy(update={"num_layers": 1})
+    error = refusal(write_single(tmp_path, shallow, random_weights(model)))
+    assert "9 tensors do not belong to a llama2 model" in error.message

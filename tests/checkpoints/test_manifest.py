@@ -1,0 +1,96 @@
+import json
+from pathlib import Path
+
+import pytest
+
+from alignctl.checkpoints import manifest
+from alignctl.checkpoints.manifest import Manifest
+from alignctl.errors import UserError
+from tests.checkpoints.folders import architecture
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A checkpoint of three files and its manifest."""
+    checkpoint = tmp_path / "iter_0000007"
+    (checkpoint / "hf").mkdir(parents=True)
+    (checkpoint / "__0_0.distcp").write_bytes(b"weights" * 100)
+    (checkpoint / ".metadata").write_bytes(b"index")
+    (checkpoint / "hf" / "config.json").write_text("{}")
+    Manifest(
+        iteration=7,
+        model=architecture("llama2"),
+        dtype="float32",
+        padded_vocab_size=128,
+        hf_prefix="model.",
+    ).write(checkpoint)
+    return checkpoint
+
+
+def test_every_file_is_recorded_hidden_ones_and_those_in_folders_too(folder: Path) -> None:
+    found = manifest.read(folder)
+    assert sorted(found.files) == [".metadata", "__0_0.distcp", "hf/config.json"]
+    assert found.files["__0_0.distcp"].num_bytes == 700
+    assert (found.iteration, found.model) == (7, architecture("llama2"))
+    manifest.verify_checksums(folder, found)
+
+
+def test_a_folder_without_a_manifest_is_not_finished(folder: Path) -> None:
+    (folder / manifest.NAME).unlink()
+    with pytest.raises(UserError, match="not an alignctl checkpoint"):
+        manifest.read(folder)
+
+
+@pytest.mark.parametrize("name", [".metadata", "__0_0.distcp", "hf/config.json"])
+def test_a_missing_file_is_named(name: str, folder: Path) -> None:
+    (folder / name).unlink()
+    with pytest.raises(UserError, match=rf"{name} is missing, though alignctl.json lists it"):
+        manifest.read(folder)
+
+
+def test_a_truncated_file_is_named_with_both_sizes(folder: Path) -> None:
+    (folder / "__0_0.distcp").write_bytes(b"weights")
+    with pytest.raises(UserError, match=r"__0_0.distcp: 7 bytes, but .* recorded 700") as error:
+        manifest.read(folder)
+    assert "truncated" in str(error.value.hint)
+
+
+def test_a_changed_byte_shows_in_the_checksum(folder: Path) -> None:
+    found = manifest.read(folder)
+    (folder / "__0_0.distcp").write_bytes(b"weights" * 99 + b"weighty")
+    with pytest.raises(UserError, match=r"__0_0.distcp: its checksum differs"):
+        manifest.verify_checksums(folder, found)
+
+
+@pytest.mark.parametrize("place", ["../secret", "/etc/hostname", "hf/../../secret"])
+def test_a_manifest_cannot_name_a_file_outside_the_checkpoint(place: str, folder: Path) -> None:
+    content = json.loads((folder / manifest.NAME).read_text())
+    content["files"] = {place: {"num_bytes": 1, "sha256": "0"}}
+    (folder / manifest.NAME).write_text(json.dumps(content))
+    with pytest.raises(UserError, match="lies outside the checkpoint"):
+        manifest.read(folder)
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        ({"version": 2}, "version: Input should be 1"),
+        ({"iteration": "seven"}, "iteration"),
+        ({"surprise": 1}, "surprise"),
+        ({"model": {}}, "model"),
+    ],
+)
+def test_a_manifest_of_another_version_says_which_entry(
+    change: dict[str, object], complaint: str, folder: Path
+) -> None:
+    content = json.loads((folder / manifest.NAME).read_text())
+    (folder / manifest.NAME).write_text(json.dumps(content | change))
+    with pytest.raises(UserError, match=r"alignctl.json: ") as error:
+        manifest.read(folder)
+    assert complaint in error.value.message
+
+
+def test_a_manifest_that_is_no_json_is_refused(folder: Path) -> None:
+    (folder / manifest.NAME).write_text("{")
+    with pytest.raises(UserError, match=r"alignctl\.json: "):
+        manifest.read(folder)

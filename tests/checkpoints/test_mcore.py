@@ -1,0 +1,202 @@
+import os
+import pickle
+import weakref
+from collections import OrderedDict, deque
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.distributed.checkpoint import filesystem, state_dict_loader
+
+from alignctl.checkpoints.mcore import (
+    METADATA,
+    LazyTensor,
+    McoreFolder,
+    read_metadata,
+    stored_name,
+    write,
+)
+from alignctl.errors import UserError
+from alignctl.models.families import weight_map
+from alignctl.models.weight_map import full_shape
+from tests.checkpoints.folders import FAMILY_NAMES, Family, architecture, is_identical
+
+LAYERS = 2
+NORM = "decoder.layers.1.input_layernorm.weight"
+PROJECTION = "decoder.layers.{}.self_attention.linear_proj.weight"
+STORED_PROJECTION = "decoder.layers.self_attention.linear_proj.weight"
+
+
+def tensors(family: Family, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
+    model = architecture(family)
+    generator = torch.Generator().manual_seed(1)
+    return {
+        name: torch.randn(full_shape(row, model), generator=generator).to(dtype)
+        for name, row in weight_map(model).items()
+    }
+
+
+def write_all(folder: Path, full: dict[str, Tensor], **options: Any) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    lazy = {name: LazyTensor(tuple(t.shape), partial(Tensor.clone, t)) for name, t in full.items()}
+    dtype = next(iter(full.values())).dtype
+    write(folder, lazy, num_layers=LAYERS, dtype=dtype, **options)
+    return folder
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return write_all(tmp_path / "release", tensors("llama2"))
+
+
+@pytest.mark.parametrize("family", FAMILY_NAMES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_what_is_written_is_read_bit_for_bit(
+    family: Family, dtype: torch.dtype, tmp_path: Path
+) -> None:
+    full = tensors(family, dtype)
+    opened = McoreFolder(write_all(tmp_path / "release", full))
+    assert is_identical({name: opened.tensor(name) for name in full}, full)
+    assert all(opened.shape(name) == tuple(t.shape) for name, t in full.items())
+    assert all(opened.numel(name) == t.numel() for name, t in full.items())
+
+
+def test_the_layers_are_stacked_as_megatron_expects_them(folder: Path) -> None:
+    """Read by torch's own reader: one tensor for all layers, [2, 16, 16]."""
+    full = tensors("llama2")
+    stacked = torch.zeros(LAYERS, 16, 16)
+    state = {STORED_PROJECTION: stacked}
+    reader = filesystem.FileSystemReader(folder)
+    state_dict_loader.load(state, storage_reader=reader, no_dist=True)
+    for layer in range(LAYERS):
+        assert torch.equal(stacked[layer], full[PROJECTION.format(layer)])
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "layer"),
+    [
+        ("embedding.word_embeddings.weight", "embedding.word_embeddings.weight", None),
+        ("decoder.final_layernorm.bias", "decoder.final_layernorm.bias", None),
+        ("decoder.layers.12.mlp.linear_fc2.bias", "decoder.layers.mlp.linear_fc2.bias", 12),
+        (NORM, "decoder.layers.self_attention.linear_qkv.layer_norm_weight", 1),
+        (
+            "decoder.layers.0.pre_mlp_layernorm.bias",
+            "decoder.layers.mlp.linear_fc1.layer_norm_bias",
+            0,
+        ),
+    ],
+)
+def test_norms_have_the_names_of_fused_layers(ours: str, theirs: str, layer: int | None) -> None:
+    assert stored_name(ours) == (theirs, layer)
+
+
+def test_one_tensor_is_made_at_a_time_and_each_is_announced(tmp_path: Path) -> None:
+    made: list[weakref.ref[Tensor]] = []
+    alive: list[int] = []
+    announced: list[int] = []
+
+    def making(full: Tensor) -> Callable[[], Tensor]:
+        def make() -> Tensor:
+            tensor = full.clone()
+            alive.append(sum(reference() is not None for reference in made))
+            made.append(weakref.ref(tensor))
+            return tensor
+
+        return make
+
+    full = tensors("bloom")
+    lazy = {name: LazyTensor(tuple(t.shape), making(t)) for name, t in full.items()}
+    write(tmp_path, lazy, num_layers=LAYERS, dtype=torch.float32, on_bytes=announced.append)
+    assert sorted(announced) == sorted(t.nbytes for t in full.values())
+    # The writer still holds the tensor before, whose write it has not yet closed.
+    assert max(alive) <= 1
+
+
+class Call:
+    """Pickled, it makes the reader call a function."""
+
+    def __init__(self, function: Callable[..., Any], *arguments: Any) -> None:
+        self.call = function, arguments
+
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+        return self.call
+
+
+@pytest.mark.parametrize(
+    ("function", "name"),
+    [
+        (os.system, "posix.system"),
+        (exec, "builtins.exec"),
+        (torch.load, "torch.serialization.load"),
+    ],
+)
+def test_an_index_that_would_run_code_is_refused_and_not_run(
+    function: Callable[..., Any], name: str, folder: Path
+) -> None:
+    marker = folder.parent / "marker"
+    code = f"open({str(marker)!r}, 'w')" if function is exec else f"touch {marker}"
+    metadata = read_metadata(folder)
+    metadata.planner_data = Call(function, code)
+    (folder / METADATA).write_bytes(pickle.dumps(metadata))
+    with pytest.raises(UserError) as error:
+        McoreFolder(folder)
+    assert f"it asks for {name}, which is not allowed" in error.value.message
+    assert str(folder / METADATA) in error.value.message
+    assert not marker.exists()
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"no pickle", pickle.dumps(OrderedDict(a=1)), pickle.dumps([1, 2])[:-3]]
+)
+def test_an_index_that_is_damaged_is_refused(content: bytes, folder: Path) -> None:
+    (folder / METADATA).write_bytes(content)
+    with pytest.raises(UserError, match="not the index of a distributed checkpoint"):
+        McoreFolder(folder)
+
+
+def test_a_missing_index_is_named(folder: Path) -> None:
+    (folder / METADATA).unlink()
+    with pytest.raises(UserError, match=r"\.metadata: cannot be read: No such file"):
+        McoreFolder(folder)
+
+
+def test_a_truncated_file_is_named_with_the_tensor(folder: Path) -> None:
+    (file,) = folder.glob("*.distcp")
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    opened = McoreFolder(folder)
+    with pytest.raises(UserError) as error:
+        deque(map(opened.tensor, tensors("llama2")), maxlen=0)
+    assert error.value.message.startswith(f"{file}: ")
+    assert "cannot be read" in error.value.message
+
+
+def test_a_missing_tensor_is_named(folder: Path) -> None:
+    with pytest.raises(UserError, match=r"no tensor decoder\.layers\.mlp\.linear_fc1\.bias"):
+        McoreFolder(folder).tensor("decoder.layers.0.mlp.linear_fc1.bias")
+
+
+def test_a_layer_that_no_rank_has_written_is_missed(folder: Path) -> None:
+    metadata = read_metadata(folder)
+    entry: Any = metadata.state_dict_metadata[STORED_PROJECTION]
+    entry.chunks = entry.chunks[:1]
+    (folder / METADATA).write_bytes(pickle.dumps(metadata))
+    opened = McoreFolder(folder)
+    opened.tensor(PROJECTION.format(0))
+    with pytest.raises(UserError, match=r"linear_proj.weight is incomplete for layer 1"):
+        opened.tensor(PROJECTION.format(1))
+
+
+def test_an_index_cannot_name_a_file_outside_the_folder(folder: Path) -> None:
+    metadata = read_metadata(folder)
+    metadata.storage_data = {
+        index: replace(info, relative_path=f"../{info.relative_path}")
+        for index, info in metadata.storage_data.items()
+    }
+    (folder / METADATA).write_bytes(pickle.dumps(metadata))
+    with pytest.raises(UserError, match="lies outside the folder"):
+        McoreFolder(folder).tensor(NORM)

@@ -1,0 +1,94 @@
+from pathlib import Path
+
+import pytest
+
+from alignctl.checkpoints.manifest import HF_FOLDER, Manifest
+from alignctl.checkpoints.source import find
+from alignctl.errors import UserError
+from alignctl.launch.run_folder import LATEST
+from tests.checkpoints.folders import architecture, write_config
+
+MODEL = architecture("llama2")
+
+
+def write_checkpoint(folder: Path, *, iteration: int = 0) -> Path:
+    folder.mkdir(parents=True)
+    (folder / "weights").write_bytes(b"weights")
+    Manifest(
+        iteration=iteration,
+        model=MODEL,
+        dtype="bfloat16",
+        padded_vocab_size=128,
+        hf_prefix="model.",
+    ).write(folder)
+    return folder
+
+
+def test_a_hugging_face_folder_is_found_by_its_config(tmp_path: Path) -> None:
+    write_config(tmp_path, MODEL)
+    source = find(tmp_path, vocab_divisor=2)
+    assert (source.kind, source.path, source.companions) == ("hf", tmp_path, tmp_path)
+    assert source.model == MODEL.model_copy(update={"vocab_divisor": 2})
+    assert source.manifest is None
+    assert source.description == f"{tmp_path}: Hugging Face llama2, 2 layers"
+
+
+def test_one_checkpoint_is_found_by_its_manifest(tmp_path: Path) -> None:
+    checkpoint = write_checkpoint(tmp_path / "iter_0000100", iteration=100)
+    source = find(checkpoint)
+    assert (source.kind, source.path) == ("mcore", checkpoint)
+    assert source.companions == checkpoint / HF_FOLDER
+    assert source.description.endswith("llama2, 2 layers, bfloat16, iteration 100")
+
+
+@pytest.mark.parametrize(
+    ("latest", "name"), [("release", "release"), ("20", "iter_0000020"), ("20\n", "iter_0000020")]
+)
+def test_a_folder_of_checkpoints_means_its_latest(latest: str, name: str, tmp_path: Path) -> None:
+    write_checkpoint(tmp_path / "iter_0000010")
+    expected = write_checkpoint(tmp_path / name)
+    (tmp_path / LATEST).write_text(latest)
+    assert find(tmp_path).path == expected
+
+
+def test_a_run_folder_means_its_latest_checkpoint(tmp_path: Path) -> None:
+    """It has a config.json as well, which is the run's and not the model's."""
+    (tmp_path / "config.json").write_text("{}")
+    expected = write_checkpoint(tmp_path / "checkpoints" / "iter_0000003", iteration=3)
+    (tmp_path / "checkpoints" / LATEST).write_text("3")
+    assert find(tmp_path).path == expected
+
+
+def test_a_run_without_a_checkpoint_is_told_apart_from_a_model(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "checkpoints").mkdir()
+    with pytest.raises(UserError, match="this run has no checkpoint yet"):
+        find(tmp_path)
+
+
+def test_a_path_that_is_missing_or_a_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"nothing: no such folder"):
+        find(tmp_path / "nothing")
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=r"file: a folder was expected"):
+        find(tmp_path / "file")
+
+
+def test_a_folder_that_is_no_model_points_to_one_in_it(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    write_config(tmp_path / "llama", MODEL)
+    with pytest.raises(UserError, match="not a model: neither config") as error:
+        find(tmp_path)
+    assert error.value.hint == f"did you mean {tmp_path / 'llama'}?"
+    with pytest.raises(UserError) as error:
+        find(tmp_path / "empty")
+    assert "did you mean" not in str(error.value.hint)
+
+
+def test_a_tracker_that_points_nowhere_is_refused(tmp_path: Path) -> None:
+    (tmp_path / LATEST).write_text("latest")
+    with pytest.raises(UserError, match="'latest' is neither an iteration nor `release`"):
+        find(tmp_path)
+    (tmp_path / LATEST).write_text("5")
+    with pytest.raises(UserError, match=r"iter_0000005: not an alignctl checkpoint"):
+        find(tmp_path)
