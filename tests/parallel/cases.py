@@ -1,0 +1,190 @@
+"""What the torchrun jobs compute, as values: tests and the layout benchmark share this list."""
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from alignctl.config.sections import Parallel
+
+MODELS = ("llama-mha", "llama-gqa", "bloom", "llama-tied")
+TRAINED = ("llama-gqa", "bloom", "llama-tied")
+"""Grouped queries contain everything that multi-head attention has."""
+
+
+class Case(BaseModel):
+    """One computation of one model at one layout; `kind` is the function in jobs.py."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    kind: str
+    model: str = "llama-gqa"
+    world: Literal[1, 2, 4]
+    parallel: Parallel = Parallel()
+    load: Literal["hf", "mcore"] = "hf"
+    grouping: Literal["1", "2", "4", "packed"] = "1"
+    """Documents in one micro batch; "packed" are bins that hold 1 to 4 of them."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+
+    @property
+    def data_parallel_size(self) -> int:
+        return self.world // (self.parallel.tp * self.parallel.pp)
+
+    @property
+    def layout(self) -> str:
+        """Such as `dp2-tp2-sp`; what is 1 or off is left out, but for `one-rank`."""
+        sizes = {
+            "dp": self.data_parallel_size,
+            "tp": self.parallel.tp,
+            "pp": self.parallel.pp,
+        }
+        parts = [f"{name}{size}" for name, size in sizes.items() if size > 1]
+        parts += ["sp"] if self.parallel.sequence_parallel else []
+        parts += ["distopt"] if self.parallel.distributed_optimizer else []
+        return "-".join(parts) or "one-rank"
+
+    @property
+    def variation(self) -> str:
+        """The layout and what else differs from the baseline."""
+        recompute = self.parallel.recompute
+        parts = [
+            f"recompute-{recompute}" if recompute != "none" else "",
+            {"1": "", "packed": "packed"}.get(self.grouping, f"micro{self.grouping}"),
+            self.precision if self.precision != "fp32" else "",
+        ]
+        return "-".join([self.layout, *filter(None, parts)])
+
+    @property
+    def name(self) -> str:
+        """Unique among the cases; also the test's id."""
+        source = ["mcore"] if self.load == "mcore" else []
+        return "-".join([self.kind, self.model, self.variation, *source])
+
+
+def _parallel(tp: int = 1, pp: int = 1, **switches: object) -> Parallel:
+    return Parallel.model_validate({"tp": tp, "pp": pp, **switches})
+
+
+LOGITS = tuple(
+    Case(kind="logits", model=model, world=tp * pp, parallel=_parallel(tp, pp), load=load)
+    for model in MODELS
+    for load in ("hf", "mcore")
+    for tp, pp in ((1, 1), (2, 1), (1, 2), (2, 2))
+) + tuple(
+    Case(
+        kind="logits",
+        model=model,
+        world=2,
+        parallel=_parallel(2, sequence_parallel=True),
+    )
+    for model in MODELS
+)
+
+_VARIATIONS: tuple[tuple[int, Parallel, str], ...] = (
+    (1, _parallel(), "2"),
+    (1, _parallel(), "4"),
+    (1, _parallel(), "packed"),
+    (1, _parallel(recompute="selective"), "1"),
+    (1, _parallel(recompute="full"), "2"),
+    (1, _parallel(distributed_optimizer=True), "1"),
+    (2, _parallel(), "1"),
+    (2, _parallel(), "packed"),
+    (2, _parallel(distributed_optimizer=True), "2"),
+    (2, _parallel(2), "1"),
+    (2, _parallel(2, sequence_parallel=True), "1"),
+    (2, _parallel(2, sequence_parallel=True, recompute="full"), "packed"),
+    (2, _parallel(2, recompute="selective"), "2"),
+    (2, _parallel(1, 2), "1"),
+    (2, _parallel(1, 2), "4"),
+    (2, _parallel(1, 2, recompute="full"), "packed"),
+    (4, _parallel(2, 2), "1"),
+    (4, _parallel(2, 2, sequence_parallel=True), "packed"),
+    (4, _parallel(2, sequence_parallel=True, distributed_optimizer=True), "1"),
+    (4, _parallel(1, 2, distributed_optimizer=True), "2"),
+)
+
+_TIED_VARIATIONS = tuple(
+    (world, parallel, grouping)
+    for world, parallel, grouping in _VARIATIONS
+    if parallel.pp > 1 or parallel.sequence_parallel
+)
+"""Where a second copy of the embedding, or a second gradient of it, could go wrong."""
+
+BASELINES = tuple(Case(kind="train", model=model, world=1) for model in TRAINED)
+TRAINING = tuple(
+    Case(kind="train", model=model, world=world, parallel=parallel, grouping=grouping)
+    for model in TRAINED
+    for world, parallel, grouping in (_TIED_VARIATIONS if model == "llama-tied" else _VARIATIONS)
+)
+
+BF16 = tuple(
+    Case(
+        kind="train",
+        model=model,
+        world=world,
+        parallel=parallel,
+        grouping=grouping,
+        precision="bf16",
+    )
+    for model in ("llama-gqa", "bloom")
+    for world, parallel, grouping in (
+        (1, _parallel(), "1"),
+        (2, _parallel(2, sequence_parallel=True), "packed"),
+        (2, _parallel(1, 2), "2"),
+        (2, _parallel(distributed_optimizer=True), "1"),
+    )
+)
+
+FOLLOWING = tuple(
+    Case(kind="follow", model=model, world=2, parallel=parallel, grouping=grouping)
+    for model in TRAINED
+    for parallel, grouping in ((_parallel(2), "4"), (_parallel(1, 2), "1"))
+)
+
+EVALUATION = tuple(
+    Case(kind="evaluate", model=model, world=world, parallel=parallel, grouping=grouping)
+    for model in ("llama-gqa", "bloom")
+    for world, parallel, grouping in (
+        (1, _parallel(), "1"),
+        (1, _parallel(), "4"),
+        (2, _parallel(), "4"),
+        (2, _parallel(2, sequence_parallel=True), "2"),
+        (2, _parallel(1, 2), "packed"),
+        (4, _parallel(2), "2"),
+        (4, _parallel(1, 2), "4"),
+    )
+)
+
+MASTER_WEIGHTS = tuple(
+    Case(kind="master_weights", world=2, parallel=parallel, grouping="4", precision="bf16")
+    for parallel in (_parallel(2), _parallel(distributed_optimizer=True))
+)
+VOCAB_PARALLEL = Case(kind="vocab_parallel", world=2, parallel=_parallel(2))
+SPOILT_STEPS = tuple(
+    Case(kind="spoilt_steps", world=2, parallel=parallel)
+    for parallel in (_parallel(2), _parallel(1, 2))
+)
+STOP = Case(kind="stop", world=2, parallel=_parallel(1, 2))
+RESHARD = tuple(
+    Case(kind="reshard", model=model, world=4, parallel=_parallel(2, 2)) for model in MODELS
+)
+PLAIN_MEGATRON = tuple(
+    Case(kind="plain_megatron", model=model, world=1, load="mcore")
+    for model in ("llama-mha", "llama-gqa", "llama-tied")
+)
+
+ALL = (
+    *LOGITS,
+    *BASELINES,
+    *TRAINING,
+    *BF16,
+    *FOLLOWING,
+    *EVALUATION,
+    *MASTER_WEIGHTS,
+    VOCAB_PARALLEL,
+    *SPOILT_STEPS,
+    STOP,
+    *RESHARD,
+    *PLAIN_MEGATRON,
+)
+"""Everything, each case under a name of its own."""
+assert len({case.name for case in ALL}) == len(ALL)

@@ -1,0 +1,458 @@
+"""The torchrun jobs: one per world size, each running every case of that size.
+
+    results = jobs.run(folder, world=2)
+
+A process takes seconds to import Megatron and milliseconds to train a tiny model, so each job
+goes through many layouts: Megatron's groups are laid out anew between them.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from alignctl.launch.job import Job, worker_environment
+from tests.parallel import documents
+from tests.parallel.cases import ALL, Case
+
+if TYPE_CHECKING:
+    from alignctl.engines.megatron import MegatronEngine
+
+ROOT = Path(__file__).parents[2]
+TIMEOUT_MINUTES = 2
+
+Result = dict[str, Any]
+
+
+def run(folder: Path, *, world: int) -> dict[str, Result]:
+    """Runs the job of a world size over the models in `folder`; results by the cases' names.
+
+    Raises:
+        RuntimeError: The job failed; the message ends with the last lines of its output.
+    """
+    results = folder / f"results_{world}.json"
+    environment = os.environ | dict(worker_environment(2, os.environ))
+    job = Job("tests.parallel.jobs", (str(folder), str(results)), nproc=world, master_port=0)
+    done = subprocess.run(
+        job.command(), cwd=ROOT, env=environment, capture_output=True, text=True, timeout=540
+    )
+    if done.returncode != 0:
+        raise RuntimeError(f"the job of {world} ranks failed:\n{done.stderr[-6000:]}")
+    found: dict[str, Result] = json.loads(results.read_text())
+    return found
+
+
+# ---- what every rank runs ----
+
+
+def main(folder: Path, results: Path) -> None:
+    """Runs the cases of this job's world size, those of one layout after each other."""
+    import torch
+    import torch.distributed as dist
+
+    from alignctl.config.sections import Parallel
+    from alignctl.engines.megatron import initialize, lay_out
+
+    torch.set_num_threads(1)
+    world = int(os.environ["WORLD_SIZE"])
+    cases = sorted(
+        (case for case in ALL if case.world == world),
+        key=lambda case: (case.parallel.tp, case.parallel.pp),
+    )
+    initialize(Parallel(), seed=1, timeout_minutes=TIMEOUT_MINUTES)
+    layout = (1, 1)
+    found: dict[str, Result] = {}
+    for case in cases:
+        if (case.parallel.tp, case.parallel.pp) != layout:
+            layout = (case.parallel.tp, case.parallel.pp)
+            lay_out(case.parallel, seed=1, timeout_minutes=TIMEOUT_MINUTES)
+        mine = KINDS[case.kind](case, folder)
+        # Some numbers exist on the last pipeline stage alone.
+        everybody: list[Result] = [{} for _ in range(world)]
+        dist.all_gather_object(everybody, mine)
+        found[case.name] = {key: value for one in everybody for key, value in one.items()}
+    if dist.get_rank() == 0:
+        results.write_text(json.dumps(found))
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+def _engine(case: Case, folder: Path, optimizer: Any = None) -> "MegatronEngine":
+    from alignctl.checkpoints.source import find
+    from alignctl.engines.megatron import MegatronEngine
+    from alignctl.engines.megatron_state import load_weights
+
+    source = find(folder / case.model / case.load, vocab_divisor=documents.VOCAB_DIVISOR)
+    assert source.model.vocab_divisor == documents.VOCAB_DIVISOR
+    engine = MegatronEngine(
+        source.model,
+        case.parallel,
+        precision=case.precision,
+        seq_length=documents.SEQ_LENGTH,
+        optimizer=optimizer,
+    )
+    load_weights(engine, source)
+    if optimizer is not None:
+        engine.create_optimizer()
+    return engine
+
+
+def logits(case: Case, folder: Path) -> Result:
+    """The largest difference to transformers' logits, seven documents in one batch."""
+    import numpy as np
+    import torch
+
+    from alignctl.data.batch import TokenBatch
+
+    engine = _engine(case, folder)
+    found = engine.logits(TokenBatch.from_documents(documents.of_evaluation()))
+    if found is None:
+        return {}
+    expected = torch.from_numpy(np.load(folder / case.model / "logits.npy"))
+    assert found.shape == expected.shape
+    return {
+        "difference": (found.float() - expected).abs().max().item(),
+        "largest": expected.abs().max().item(),
+    }
+
+
+def train(case: Case, folder: Path) -> Result:
+    """Loss, gradient norm and accuracy of a few steps."""
+    steps = [documents.of_step(step, count=8) for step in range(documents.TRAIN_STEPS)]
+    rates = [documents.TRAIN_OPTIMIZER.lr] * len(steps)
+    return _steps(case, folder, documents.TRAIN_OPTIMIZER, steps, rates)
+
+
+def follow(case: Case, folder: Path) -> Result:
+    """The same twenty steps that `reference.train` takes."""
+    from alignctl.algorithms.schedule import learning_rate
+
+    settings, count = documents.FOLLOW_OPTIMIZER, documents.FOLLOW_STEPS
+    steps = [documents.of_step(step, count=4) for step in range(count)]
+    rates = [learning_rate(step, settings, total_steps=count) for step in range(count)]
+    return _steps(case, folder, settings, steps, rates)
+
+
+def _steps(
+    case: Case,
+    folder: Path,
+    optimizer: Any,
+    steps: list[Any],
+    rates: list[float],
+) -> Result:
+    from alignctl.algorithms.sft import CrossEntropy
+
+    engine = _engine(case, folder, optimizer)
+    assert engine.data_parallel_size == case.data_parallel_size
+    found = []
+    for step, rate in zip(steps, rates, strict=True):
+        batches = documents.micro_batches(
+            step,
+            case.grouping,
+            dp_rank=engine.data_parallel_rank,
+            dp_size=engine.data_parallel_size,
+        )
+        found.append(engine.train_step(batches, CrossEntropy(), learning_rate=rate))
+    return {
+        "loss": [result.loss for result in found],
+        "grad_norm": [result.grad_norm for result in found],
+        "token_accuracy": [result.metrics["token_accuracy"] for result in found],
+        "weight": [result.weight for result in found],
+    }
+
+
+def evaluate(case: Case, folder: Path) -> Result:
+    """Loss and accuracy of documents that no layout can deal evenly."""
+    from alignctl.algorithms.sft import CrossEntropy
+
+    engine = _engine(case, folder)
+    batches = documents.micro_batches(
+        documents.load(folder / case.model / "evaluation_documents.json"),
+        case.grouping,
+        dp_rank=engine.data_parallel_rank,
+        dp_size=engine.data_parallel_size,
+    )
+    result = engine.evaluate(batches, CrossEntropy())
+    return {"loss": result.loss, "weight": result.weight, **result.metrics}
+
+
+def master_weights(case: Case, folder: Path) -> Result:
+    """Steps of 5e-4 on a norm near 1, where bf16 knows no numbers closer than 2e-3."""
+    from alignctl.algorithms.sft import CrossEntropy
+
+    settings = documents.TRAIN_OPTIMIZER.model_copy(update={"weight_decay": 0.0})
+    engine = _engine(case, folder, settings)
+    norm = engine.model.decoder.final_layernorm.weight
+    start = norm.detach().clone()
+    batches = documents.micro_batches(
+        documents.of_step(0, count=4),
+        case.grouping,
+        dp_rank=engine.data_parallel_rank,
+        dp_size=engine.data_parallel_size,
+    )
+    moved = []
+    for _ in range(20):
+        engine.train_step(batches, CrossEntropy(), learning_rate=5e-4)
+        moved.append((norm != start).float().mean().item())
+    (optimizer,) = engine.optimizer.chained_optimizers
+    masters = [tensor for group in optimizer.param_groups for tensor in group["params"]]
+    moments = [optimizer.optimizer.state[tensor]["exp_avg_sq"] for tensor in masters]
+    return {
+        "model": sorted({str(parameter.dtype) for parameter in engine.model.parameters()}),
+        "gradients": sorted({str(p.main_grad.dtype) for p in engine.model.parameters()}),
+        "masters": sorted({str(tensor.dtype) for tensor in masters}),
+        "moments": sorted({str(tensor.dtype) for tensor in moments}),
+        "moved_after_one": moved[0],
+        "moved_after_all": moved[-1],
+    }
+
+
+def vocab_parallel(case: Case, folder: Path) -> Result:
+    """Log-probabilities of a vocabulary of 13 on two ranks of 8 columns, against log_softmax."""
+    import torch
+    from megatron.core import parallel_state, tensor_parallel
+
+    from alignctl.models import vocab_parallel as module
+
+    group = parallel_state.get_tensor_model_parallel_group()
+    rank = parallel_state.get_tensor_model_parallel_rank()
+    vocabulary, rows, columns = 13, 10, 8
+    generator = torch.Generator().manual_seed(5)
+    whole = 8 * torch.randn(rows, 2 * columns, generator=generator, dtype=torch.float64)
+    whole[0] += 100.0  # a naive exponential overflows
+    whole[1, 2] = 60.0  # near certainty: 1 - p must not be lost
+    targets = torch.randint(vocabulary, (rows,), generator=generator)
+    targets[:4] = torch.tensor([12, 2, 0, 8])
+    upstream = torch.randn(rows, generator=generator, dtype=torch.float64)
+
+    def compute(full: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, ...]:
+        """Log-probabilities, whether most likely, and the gradient of all columns."""
+        local = full[:, rank * columns : (rank + 1) * columns].to(dtype).requires_grad_()
+        logprobs, hits = module.vocab_parallel_logprobs(
+            local, targets, group=group, vocab_size=vocabulary
+        )
+        (grad,) = torch.autograd.grad(logprobs, local, upstream.to(logprobs.dtype))
+        return (
+            logprobs.detach(),
+            hits,
+            tensor_parallel.gather_from_tensor_model_parallel_region(grad),
+        )
+
+    def expected(full: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        real = full[:, :vocabulary].double().requires_grad_()
+        chosen = real.log_softmax(1).gather(1, targets[:, None])[:, 0]
+        (grad,) = torch.autograd.grad(chosen, real, upstream)
+        return chosen.detach(), grad
+
+    single, right_grad = expected(whole.float())
+    found, hits, grad = compute(whole, torch.float32)
+    loud = whole.clone()
+    loud[:, vocabulary:] = 1e6
+    found_loud, _, grad_loud = compute(loud, torch.float32)
+    brief = whole.to(torch.bfloat16)
+    single_brief, right_brief = expected(brief)
+    found_brief, _, grad_brief = compute(brief, torch.bfloat16)
+    usual, module.CHUNK_ELEMENTS = module.CHUNK_ELEMENTS, 3 * columns
+    chunked, chunked_hits, chunked_grad = compute(whole, torch.float32)
+    module.CHUNK_ELEMENTS = usual
+
+    def of_whole(full: torch.Tensor) -> Any:
+        # Both ranks perturb the same element of the same table, and add up what they find.
+        local = tensor_parallel.scatter_to_tensor_model_parallel_region(full)
+        return module.vocab_parallel_logprobs(local, targets, group=group, vocab_size=vocabulary)[0]
+
+    small = torch.randn(rows, 2 * columns, generator=generator, dtype=torch.float64)
+    likely = whole[:, :vocabulary].argmax(1) == targets
+    return {
+        "dtype": str(found.dtype),
+        "logprob_difference": (found - single).abs().max().item(),
+        "gradient_difference": (grad[:, :vocabulary] - right_grad).abs().max().item(),
+        "padding_gradient": grad[:, vocabulary:].abs().max().item(),
+        "hits_are_right": torch.equal(hits, likely) and bool(hits.any()) and not bool(hits.all()),
+        "is_padding_ignored": torch.equal(found, found_loud) and torch.equal(grad, grad_loud),
+        "is_chunking_invisible": torch.equal(found, chunked)
+        and torch.equal(hits, chunked_hits)
+        and torch.equal(grad, chunked_grad),
+        "bf16_dtype": str(found_brief.dtype),
+        "bf16_logprob_difference": (found_brief - single_brief).abs().max().item(),
+        "bf16_gradient_relative": (
+            (grad_brief[:, :vocabulary].double() - right_brief).abs()
+            / right_brief.abs().clamp(min=1e-3)
+        )
+        .max()
+        .item(),
+        "gradcheck": torch.autograd.gradcheck(of_whole, (small.requires_grad_(),)),
+    }
+
+
+def spoilt_steps(case: Case, folder: Path) -> Result:
+    """A loss and a gradient that are not finite; then the step that would have come first."""
+    import torch
+
+    from alignctl.algorithms.loss import LossTerms, Output
+    from alignctl.algorithms.sft import CrossEntropy
+    from alignctl.engines.megatron import NonFiniteError
+
+    class Spoilt(CrossEntropy):
+        def __init__(self, *, loss: float) -> None:
+            self.loss = loss
+
+        def __call__(self, output: Output, targets: torch.Tensor, batch: Any) -> LossTerms:
+            terms = super().__call__(output, targets, batch)
+            # The root of 0 is 0, but its slope is infinite.
+            spoilt = terms.total * self.loss + (0 * terms.total).sqrt()
+            return LossTerms(spoilt, terms.weight, terms.metrics)
+
+    def weights() -> torch.Tensor:
+        return torch.cat([p.detach().flatten() for p in engine.model.parameters()])
+
+    engine = _engine(case, folder, documents.TRAIN_OPTIMIZER)
+    batches = documents.micro_batches(
+        documents.of_step(0, count=8), case.grouping, dp_rank=0, dp_size=1
+    )
+    before, messages = weights().clone(), []
+    for loss in (float("nan"), 1.0):
+        try:
+            engine.train_step(batches, Spoilt(loss=loss), learning_rate=1e-3)
+        except NonFiniteError as error:
+            messages.append(error.message)
+    is_unchanged = torch.equal(before, weights())
+    result = engine.train_step(batches, CrossEntropy(), learning_rate=1e-3)
+    return {
+        "messages": messages,
+        "is_unchanged": is_unchanged,
+        "is_trained_then": not torch.equal(before, weights()),
+        "loss": result.loss,
+        "grad_norm": result.grad_norm,
+    }
+
+
+def stop(case: Case, folder: Path) -> Result:
+    """What every rank hears when the last one is asked to stop; and the rows of logits."""
+    import torch.distributed as dist
+
+    from alignctl.algorithms.sft import CrossEntropy
+
+    engine = _engine(case, folder, documents.TRAIN_OPTIMIZER)
+    batches = documents.micro_batches(
+        documents.of_step(0, count=8), case.grouping, dp_rank=0, dp_size=1
+    )
+    rows: list[int] = []
+    if engine.is_last_stage:
+        engine.model.output_layer.register_forward_hook(
+            lambda module, inputs, output: rows.append(inputs[0].shape[0])
+        )
+    rank, world = dist.get_rank(), dist.get_world_size()
+    heard = [
+        engine.train_step(
+            batches,
+            CrossEntropy(),
+            learning_rate=1e-3,
+            is_stop_requested=is_asked and rank == world - 1,
+        ).is_stop_requested
+        for is_asked in (False, True)
+    ]
+    found: Result = {f"heard_by_{rank}": heard}
+    if engine.is_last_stage:
+        found["rows"] = rows[: len(batches)]
+        found["learned"] = [batch.num_targets for batch in batches]
+    return found
+
+
+def reshard(case: Case, folder: Path) -> Result:
+    """What Megatron saves at this layout, read tensor by tensor by our own reader."""
+    import torch
+    import torch.distributed as dist
+    from megatron.core import dist_checkpointing
+
+    from alignctl.checkpoints.hf import HFFolder
+    from alignctl.checkpoints.mcore import McoreFolder
+    from alignctl.models.families import weight_map
+
+    engine = _engine(case, folder)
+    saved = folder / case.model / "resharded"
+    if dist.get_rank() == 0:
+        saved.mkdir()
+    dist.barrier()
+    state = engine.model.sharded_state_dict()
+    weights = {key: value for key, value in state.items() if not key.endswith("_extra_state")}
+    dist_checkpointing.save(weights, str(saved))
+    dist.barrier()
+    model, ours = engine.architecture, McoreFolder(saved)
+    different = []
+    with HFFolder(folder / case.model / "hf") as theirs:
+        for name, row in weight_map(model).items():
+            parts = row.layout.split(ours.tensor(name), model)
+            expected = [theirs.tensor(hf_name) for hf_name in row.hf]
+            if not all(torch.equal(a, b) for a, b in zip(parts, expected, strict=True)):
+                different.append(name)
+    return {"different": different, "rows": ours.shape("embedding.word_embeddings.weight")[0]}
+
+
+def plain_megatron(case: Case, folder: Path) -> Result:
+    """A converted checkpoint in a GPTModel as Megatron builds it, by Megatron's own reader."""
+    import numpy as np
+    import torch
+    from megatron.core import dist_checkpointing
+    from megatron.core.dist_checkpointing.validation import StrictHandling
+    from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
+    from megatron.core.models.gpt.gpt_model import GPTModel
+
+    from alignctl.checkpoints.source import find
+    from alignctl.models.megatron import transformer_config
+
+    source = find(folder / case.model / "mcore")
+    config = transformer_config(
+        source.model, case.parallel, dtype=torch.float32, use_cpu_initialization=True
+    )
+    model = GPTModel(
+        config,
+        get_gpt_layer_local_spec(normalization="RMSNorm"),
+        vocab_size=source.model.padded_vocab_size(1),
+        max_sequence_length=documents.SEQ_LENGTH,
+        position_embedding_type="rope",
+        share_embeddings_and_output_weights=source.model.tie_embeddings,
+    )
+    state = dist_checkpointing.load(
+        model.sharded_state_dict(), str(source.path), strict=StrictHandling.LOG_ALL
+    )
+    missing, unexpected = model.load_state_dict(state, strict=False)
+    # Transformer Engine's fp8 state is not a weight; without fp8 it is empty.
+    weights = [name for name in missing if not name.endswith("_extra_state")]
+    expected = torch.from_numpy(np.load(folder / case.model / "logits.npy"))
+    found = []
+    with torch.no_grad():
+        for document in documents.of_evaluation():
+            tokens = torch.from_numpy(document.tokens[None, :-1].astype(np.int64))
+            length = tokens.shape[1]
+            mask = torch.ones(1, 1, length, length, dtype=torch.bool).triu(1)
+            found.append(model(tokens, torch.arange(length)[None], mask)[0])
+    rows = torch.cat(found)[:, : documents.VOCAB_SIZE]
+    return {
+        "difference": (rows - expected).abs().max().item(),
+        "missing": weights,
+        "unexpected": list(unexpected),
+    }
+
+
+KINDS: dict[str, Callable[[Case, Path], Result]] = {
+    function.__name__: function
+    for function in (
+        logits,
+        train,
+        follow,
+        evaluate,
+        master_weights,
+        vocab_parallel,
+        spoilt_steps,
+        stop,
+        reshard,
+        plain_megatron,
+    )
+}
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), Path(sys.argv[2]))
