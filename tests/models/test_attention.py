@@ -1,5 +1,5 @@
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 
 import pytest
@@ -43,8 +43,9 @@ def random_qkv(heads: int, groups: int) -> list[torch.Tensor]:
     ]
 
 
-def naive(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, slopes: torch.Tensor) -> torch.Tensor:
+def naive(qkv: Sequence[torch.Tensor], slopes: torch.Tensor) -> torch.Tensor:
     """Softmax attention, one document, head and query position at a time."""
+    q, k, v = qkv
     output = torch.zeros_like(q)
     queries_per_group = q.shape[1] // k.shape[1]
     for start, end in pairwise(BOUNDARIES):
@@ -68,7 +69,7 @@ def test_it_is_causal_softmax_attention_in_each_document(
     qkv = random_qkv(heads, groups)
     slopes = alibi_slopes(heads) if alibi else torch.zeros(heads)
     found = attend(attention(heads, alibi=alibi), *qkv)
-    torch.testing.assert_close(found, naive(*qkv, slopes), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(found, naive(qkv, slopes), rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("alibi", [False, True])
