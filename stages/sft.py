@@ -83,12 +83,12 @@ def launch(config: SFTConfig, *, nodes: Nodes, dry_run: bool, resume: bool) -> i
         console.emit(config.model_dump_json(indent=2))
         return 0
     source = check_inputs(config)
+    check_resumable(config, RunFolder(config.output))
     with create_or_resume(
         config.output, config, argv=sys.argv, resume=resume, node_rank=nodes.node_rank
     ) as attempt:
         if attempt.state != "finished":
             console.say(f"model: {source.description}")
-            check_resumable(config, attempt.folder)
             if nodes.node_rank == 0:
                 _prepare_data(config, attempt)
         local.run(todo, attempt, display())
@@ -130,7 +130,8 @@ def check_resumable(config: SFTConfig, folder: RunFolder) -> None:
     """
     from alignctl.checkpoints import manifest
 
-    if (checkpoint := folder.latest_checkpoint()) is None:
+    checkpoint = folder.latest_checkpoint()
+    if checkpoint is None or folder.result.exists():
         return
     layout = {
         "tp": config.parallel.tp,

@@ -90,5 +90,5 @@ def test_a_tracker_that_points_nowhere_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="'latest' is neither an iteration nor `release`"):
         find(tmp_path)
     (tmp_path / LATEST).write_text("5")
-    with pytest.raises(UserError, match=r"iter_0000005: not an alignctl checkpoint"):
+    with pytest.raises(UserError, match="names iter_0000005, which is not there"):
         find(tmp_path)

@@ -81,7 +81,9 @@ def read(folder: Path) -> Manifest:
         manifest = Manifest.model_validate_json(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(
-            f"{folder}: not an alignctl checkpoint: {NAME} cannot be read ({error.strerror})"
+            f"{folder}: not an alignctl checkpoint: {NAME} cannot be read ({error.strerror})",
+            "the folder is incomplete, or another program wrote it; let that one export the model "
+            "to Hugging Face's format",
         ) from error
     except ValidationError as error:
         first = error.errors()[0]
@@ -92,11 +94,15 @@ def read(folder: Path) -> Manifest:
         if ".." in Path(name).parts or Path(name).is_absolute():
             raise UserError(f"{path}: {name} lies outside the checkpoint")
         if not file.is_file():
-            raise UserError(f"{folder}: {name} is missing, though {NAME} lists it")
+            raise UserError(
+                f"{folder}: {name} is missing, though {NAME} lists it",
+                "copy the checkpoint again, or use an older one",
+            )
         if (size := file.stat().st_size) != expected.num_bytes:
             raise UserError(
                 f"{file}: {size} bytes, but {NAME} recorded {expected.num_bytes}",
-                "the file is truncated or was changed: copy the checkpoint again",
+                "the file is truncated or was changed: copy the checkpoint again, or use an older "
+                "one",
             )
     return manifest
 

@@ -54,7 +54,7 @@ def find(path: Path, *, vocab_divisor: int = 128) -> Source:
     if (path / manifest.NAME).is_file():
         return _mcore(path)
     if (path / LATEST).is_file():
-        return _mcore(path / _latest(path))
+        return _mcore(_latest(path))
     if (path / "config.json").is_file():
         config = path / "config.json"
         model = model_from_hf(read_json(config), where=str(config), vocab_divisor=vocab_divisor)
@@ -67,13 +67,21 @@ def find(path: Path, *, vocab_divisor: int = 128) -> Source:
     )
 
 
-def _latest(path: Path) -> str:
-    text = (path / LATEST).read_text(encoding="utf-8").strip()
-    if text == "release":
-        return text
-    if not text.isdecimal():
-        raise UserError(f"{path / LATEST}: {text!r} is neither an iteration nor `release`")
-    return f"iter_{int(text):07d}"
+def _latest(path: Path) -> Path:
+    """The checkpoint that a folder of checkpoints points to."""
+    text = (path / LATEST).read_text(encoding="utf-8", errors="replace").strip()
+    if text != "release" and not text.isdecimal():
+        raise UserError(
+            f"{path / LATEST}: {text[:40]!r} is neither an iteration nor `release`",
+            "write the number of a folder iter_NNNNNNN beside it into the file",
+        )
+    folder = path / (text if text == "release" else f"iter_{int(text):07d}")
+    if not folder.is_dir():
+        raise UserError(
+            f"{path / LATEST} names {folder.name}, which is not there",
+            "put the folder back, or write the number of another one into the file",
+        )
+    return folder
 
 
 def _mcore(path: Path) -> Source:

@@ -14,7 +14,8 @@ from typing import Any
 from alignctl.errors import UserError
 
 _MAKE_ONE = (
-    "give the folder of one: --tokenizer DIR. Every Llama 2 and Bloom release on the Hugging Face hub has one; or make it, where "
+    "give another folder with --tokenizer DIR; every Llama 2 and Bloom release on the Hugging Face "
+    "hub has the file; or make it, where "
     'transformers 4 is installed: python -c "from transformers import AutoTokenizer; '
     "AutoTokenizer.from_pretrained('{folder}').save_pretrained('{folder}')\""
 )

@@ -104,7 +104,7 @@ class RunFolder:
         pointer = self.checkpoints / LATEST
         if not pointer.exists():
             return None
-        text = pointer.read_text(encoding="utf-8").strip()
+        text = pointer.read_text(encoding="utf-8", errors="replace").strip()
         if not text.isdecimal():
             raise UserError(
                 f"{pointer} should hold the number of a checkpoint, but reads {text[:40]!r}",
