@@ -1,0 +1,112 @@
+"""Additions of two-digit numbers, as questions with worked answers: the data of the demo.
+
+The answer goes digit by digit ("7+5=12, 1+2+1=4, so 42."), because a model of two layers learns
+the steps in a minute, and the sum alone not in ten. Questions of the held-out files ask for sums
+that no training row holds.
+"""
+
+import json
+import random
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from alignctl.data.schemas import ASSISTANT, HUMAN
+
+NUMBERS = range(100)
+FORMS = (
+    "What is {a}+{b}?",
+    "How much is {a}+{b}?",
+    "Please add: {a}+{b}",
+)
+MAX_TURNS = 2
+"""Questions in the longest chat."""
+
+CHAT_TEMPLATE = (
+    "{{ bos_token }}{% for message in messages %}"
+    "{% if message['role'] == 'user' %}{{ 'Question: ' + message['content'] + '\nAnswer: ' }}"
+    "{% else %}{% generation %}{{ message['content'] + eos_token }}{% endgeneration %}{{ '\n' }}"
+    "{% endif %}{% endfor %}"
+)
+"""A question ends with the cue to answer, so there is no generation prompt to add."""
+
+
+@dataclass(frozen=True)
+class Addition:
+    """One sum to ask for."""
+
+    a: int
+    b: int
+
+    def question(self, form: str = FORMS[0]) -> str:
+        """The sum as a question."""
+        return form.format(a=self.a, b=self.b)
+
+    @property
+    def answer(self) -> str:
+        """The sum, worked out: units, tens with the carry, result."""
+        (a_tens, a_units), (b_tens, b_units) = divmod(self.a, 10), divmod(self.b, 10)
+        units = a_units + b_units
+        tens = a_tens + b_tens + units // 10
+        carried = "+1" if units > 9 else ""
+        worked = f"{a_units}+{b_units}={units}, {a_tens}+{b_tens}{carried}={tens}"
+        return f"{worked}, so {self.a + self.b}."
+
+    def is_answered_by(self, text: str) -> bool:
+        """Whether a reply ends with the right number."""
+        numbers = re.findall(r"\d+", text)
+        return bool(numbers) and int(numbers[-1]) == self.a + self.b
+
+
+def split(*, held_out: int, seed: int) -> tuple[list[Addition], list[Addition]]:
+    """All sums in random order, cut in two.
+
+    Args:
+        held_out: Sums that are never trained on.
+        seed: Of the order.
+
+    Returns:
+        Sums to train on, and those held out.
+    """
+    sums = [Addition(a, b) for a in NUMBERS for b in NUMBERS]
+    random.Random(seed).shuffle(sums)
+    return sums[held_out:], sums[:held_out]
+
+
+def questions(sums: Iterable[Addition], *, seed: int) -> Iterator[dict[str, Any]]:
+    """Rows of the query/response schema, one sum each."""
+    random_form = random.Random(seed)
+    for each in sums:
+        yield {"query": each.question(random_form.choice(FORMS)), "response": each.answer}
+
+
+def chats(sums: Sequence[Addition], *, seed: int) -> Iterator[dict[str, Any]]:
+    """Rows of the chat schema: one to `MAX_TURNS` questions with their answers."""
+    randomness = random.Random(seed)
+    start = 0
+    while start < len(sums):
+        turns = sums[start : start + randomness.randint(1, MAX_TURNS)]
+        start += len(turns)
+        messages = []
+        for each in turns:
+            question = each.question(randomness.choice(FORMS))
+            messages.append({"role": "user", "content": question})
+            messages.append({"role": "assistant", "content": each.answer})
+        yield {"messages": messages}
+
+
+def wordings(sums: Iterable[Addition]) -> Iterator[str]:
+    """Sums as a model gets to see them, in every form: what a tokenizer is to be trained on."""
+    for each in sums:
+        for form in FORMS:
+            question = each.question(form)
+            yield f"{HUMAN}{question}{ASSISTANT}{each.answer}"
+            yield f"Question: {question}\nAnswer: {each.answer}\n"
+
+
+def write_rows(file: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Writes rows as JSON lines."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text("".join(f"{json.dumps(row)}\n" for row in rows), encoding="utf-8")

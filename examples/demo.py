@@ -1,0 +1,248 @@
+"""A tiny Llama and a tiny Bloom from Hugging Face through training and back, on two CPU processes.
+
+    python examples/demo.py            (or: make demo)
+
+Makes models with random weights, a tokenizer and questions, then runs the same commands that
+larger models get, and asks the results questions that they have not seen. The folder is made
+afresh each time. The exit code is that of the first command that fails, or 1 when a model does
+not answer better than it did before.
+"""
+
+import argparse
+import json
+import os
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from arithmetic import (
+    CHAT_TEMPLATE,
+    Addition,
+    chats,
+    questions,
+    split,
+    wordings,
+    write_rows,
+)
+from outcome import Done, Verdict, show
+from rich.console import Console
+
+from alignctl.config.load import load_preset
+
+SEED = 1234
+NUM_HELD_OUT = 300
+NUM_TOKENIZED = 1000
+NUM_ASKED = 100
+MAX_ANSWER_TOKENS = 32
+FAST = ("train.steps=20", "optimizer.warmup_steps=5")
+MARKER = ".made-by-alignctl-demo"
+"""Only a folder that holds this file is ever removed."""
+
+
+@dataclass(frozen=True)
+class Track:
+    """One model's way through the demo."""
+
+    preset: str
+    data: str
+    """The folder of rows below data/: questions or chats."""
+    tp: int
+    pp: int
+
+
+TRACKS = {
+    track.preset: track
+    for track in (
+        Track("tiny-llama", "questions", tp=2, pp=1),
+        Track("tiny-bloom", "chats", tp=1, pp=2),
+        Track("tiny-llama-gqa", "chats", tp=2, pp=1),
+    )
+}
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One command of a chain."""
+
+    arguments: tuple[str, ...]
+    """What follows `alignctl`."""
+    output: Path
+    describe: Callable[[Path], str]
+    """Says from the output what was done."""
+
+
+def chain(track: Track, home: Path, knobs: tuple[str, ...]) -> list[Stage]:
+    """The stages of one model, each of which starts from the output of the one before.
+
+    Args:
+        track: The model, its data and its layout.
+        home: The demo's folder.
+        knobs: `section.key=value` for the training.
+    """
+    here = home / track.preset
+    preset = ("--preset", track.preset)
+    layout = ("--tp", str(track.tp), "--pp", str(track.pp))
+    parallel = (f"parallel.tp={track.tp}", f"parallel.pp={track.pp}")
+    hf, mg, sft, result = (here / name for name in ("hf", "mg", "sft", "hf-sft"))
+    data = home / "data" / track.data
+    return [
+        Stage(
+            ("convert-hf2mg", *preset, "--load", str(hf), "--save", str(mg), *layout),
+            mg,
+            lambda folder: f"Hugging Face -> Megatron-Core, {megabytes(folder)}",
+        ),
+        Stage(
+            (
+                *("sft", *preset, "--load", str(mg), "--data", str(data), "--output", str(sft)),
+                *parallel,
+                *knobs,
+            ),
+            sft,
+            lambda folder: f"{describe_run(folder)} at TP {track.tp} x PP {track.pp}",
+        ),
+        Stage(
+            ("convert-mg2hf", *preset, "--load", str(sft), "--save", str(result)),
+            result,
+            lambda folder: f"Megatron-Core -> Hugging Face, {megabytes(folder)}",
+        ),
+    ]
+
+
+def main() -> int:
+    """Runs the demo; returns the exit code."""
+    options = parse_options()
+    # On CPUs everywhere, and without the remark of DeepSpeed, which transformers imports, on that.
+    os.environ |= {"CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu"}
+    terminal = Console(stderr=True)
+    home: Path = options.folder
+    knobs = ("train.log_interval=10", *(FAST if options.fast else ()))
+    if problem := make_folder(home):
+        terminal.print(f"error: {problem}", markup=False, style="red")
+        return 2
+    train, held_out = split(held_out=NUM_HELD_OUT, seed=SEED)
+    write_data(home / "data", train, held_out)
+    done: list[Done] = []
+    verdicts: list[Verdict] = []
+    for name in options.models:
+        track = TRACKS[name]
+        done.append(make_model(track, home, train))
+        for stage in chain(track, home, knobs):
+            finished, code = run(stage, track.preset, terminal)
+            if code:
+                return code
+            done.append(finished)
+        started = time.monotonic()
+        verdicts.append(judge(track, home, held_out[:NUM_ASKED]))
+        what = f"{NUM_ASKED} questions to transformers, before and after"
+        done.append(Done(name, "(ask)", what, time.monotonic() - started, home / name / "hf-sft"))
+    show(done, verdicts)
+    return 0 if all(verdict.is_better for verdict in verdicts) else 1
+
+
+def parse_options() -> argparse.Namespace:
+    """What the command line asks for."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--folder", type=Path, default=Path("demo"), help="where all of it goes")
+    parser.add_argument(
+        "--models",
+        nargs="+",
+        choices=TRACKS,
+        default=["tiny-llama", "tiny-bloom"],
+        metavar="PRESET",
+        help=f"of {', '.join(TRACKS)}; default: the first two",
+    )
+    parser.add_argument("--fast", action="store_true", help="20 steps only: better, but not good")
+    return parser.parse_args()
+
+
+def make_folder(home: Path) -> str | None:
+    """Empties the demo's folder; returns what keeps it from doing that."""
+    if home.exists() and any(home.iterdir()) and not (home / MARKER).is_file():
+        return f"{home} holds something that this demo did not make; give another --folder"
+    shutil.rmtree(home, ignore_errors=True)
+    home.mkdir(parents=True)
+    (home / MARKER).touch()
+    return None
+
+
+def write_data(folder: Path, train: list[Addition], held_out: list[Addition]) -> None:
+    """Writes the same sums in two schemas, a folder each."""
+    for role, sums in (("train", train), ("validation", held_out)):
+        write_rows(folder / "questions" / f"{role}.jsonl", questions(sums, seed=SEED))
+        write_rows(folder / "chats" / f"{role}.jsonl", chats(sums, seed=SEED))
+
+
+def make_model(track: Track, home: Path, train: list[Addition]) -> Done:
+    """Writes a model with random weights and a tokenizer of the training rows."""
+    from tiny_models import train_tokenizer, write_model
+
+    started = time.monotonic()
+    model = load_preset(track.preset).model
+    texts = wordings(train[:NUM_TOKENIZED])
+    tokenizer = train_tokenizer(texts, vocab_size=model.vocab_size)
+    if track.data == "chats":
+        tokenizer.chat_template = CHAT_TEMPLATE
+    folder = home / track.preset / "hf"
+    count = write_model(folder, model, tokenizer, seed=SEED)
+    what = f"random weights, {count / 1e6:.2f}M; {len(tokenizer)} tokens"
+    return Done(track.preset, "(start)", what, time.monotonic() - started, folder)
+
+
+def run(stage: Stage, model: str, terminal: Console) -> tuple[Done, int]:
+    """Runs a command with its own output visible; returns what it did, and its exit code."""
+    terminal.print(f"\n$ alignctl {shlex.join(stage.arguments)}", style="bold", soft_wrap=True)
+    started = time.monotonic()
+    interrupts: list[int] = []
+    # Ctrl-C reaches the command too, and that one knows how to stop: wait for it.
+    before = signal.signal(signal.SIGINT, lambda number, _: interrupts.append(number))
+    command = Path(sys.executable).with_name("alignctl")
+    code = subprocess.run([str(command), *stage.arguments], check=False).returncode
+    signal.signal(signal.SIGINT, before)
+    code = 130 if interrupts else code
+    if code:
+        terminal.print(f"the demo ends here: exit code {code}", style="red")
+    what = "" if code else stage.describe(stage.output)
+    return Done(model, stage.arguments[0], what, time.monotonic() - started, stage.output), code
+
+
+def megabytes(folder: Path) -> str:
+    """The size of a folder."""
+    size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+    return f"{size / 1e6:.1f} MB"
+
+
+def metrics_of(run_folder: Path, kind: str) -> list[dict[str, Any]]:
+    """The rows of one kind that a run has recorded."""
+    lines = (run_folder / "metrics.jsonl").read_text("utf-8").splitlines()
+    return [row for row in map(json.loads, lines) if row["kind"] == kind]
+
+
+def describe_run(folder: Path) -> str:
+    """Steps and speed of a training run."""
+    rows = metrics_of(folder, "train")
+    speed = median(row["tokens_per_second"] for row in rows)
+    return f"{rows[-1]['step']} steps, {speed:,.0f} tokens/s"
+
+
+def judge(track: Track, home: Path, asked: list[Addition]) -> Verdict:
+    """Compares the trained model with the one it started from, on sums that neither has seen."""
+    from tiny_models import replies
+
+    here = home / track.preset
+    rows = metrics_of(here / "sft", "validation")
+    texts = [each.question() for each in asked]
+    before = replies(here / "hf", texts, max_new_tokens=MAX_ANSWER_TOKENS)
+    after = replies(here / "hf-sft", texts, max_new_tokens=MAX_ANSWER_TOKENS)
+    return Verdict(track.preset, rows[0], rows[-1], asked, before, after)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,100 @@
+"""What the demo has done and brought, and the tables that say so."""
+
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+from arithmetic import Addition
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+
+LEAST_GAIN = 0.1
+"""Of held-out token accuracy, for "clearly better"."""
+NUM_SHOWN = 3
+
+
+@dataclass(frozen=True)
+class Done:
+    """A stage that has run: a line of the table at the end."""
+
+    model: str
+    name: str
+    what: str
+    seconds: float
+    output: Path
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a model could do before and after."""
+
+    model: str
+    before: dict[str, float]
+    after: dict[str, float]
+    asked: list[Addition]
+    replies_before: list[str]
+    replies_after: list[str]
+
+    @property
+    def is_better(self) -> bool:
+        """Whether held-out rows are predicted clearly better than at the start."""
+        return (
+            self.after["loss"] < self.before["loss"]
+            and self.after["token_accuracy"] >= self.before["token_accuracy"] + LEAST_GAIN
+        )
+
+
+def count_right(asked: list[Addition], texts: list[str]) -> int:
+    """How many replies end with the right number."""
+    return sum(each.is_answered_by(text) for each, text in zip(asked, texts, strict=True))
+
+
+def show(done: list[Done], verdicts: list[Verdict]) -> None:
+    """Prints what was done, what it brought, and a few answers."""
+    console = Console()
+    console.width = max(console.width, 100)  # in a log file too, where nobody said how wide it is
+    console.print("", table_of_stages(done), table_of_gains(verdicts), table_of_answers(verdicts))
+
+
+def table_of_stages(done: list[Done]) -> Table:
+    """What each stage did, how long it took, and where its output lies."""
+    table = Table("model", "stage", "what it did", title="What was done", box=SIMPLE_HEAD)
+    table.add_column("seconds", justify="right")
+    table.add_column("output", overflow="fold")
+    for each, following in zip(done, [*done[1:], None], strict=True):
+        is_last = following is None or following.model != each.model
+        seconds = f"{each.seconds:.1f}"
+        table.add_row(
+            each.model, each.name, each.what, seconds, str(each.output), end_section=is_last
+        )
+    table.add_row("", "", "together", f"{sum(each.seconds for each in done):.1f}", "")
+    return table
+
+
+def table_of_gains(verdicts: list[Verdict]) -> Table:
+    """Loss, accuracy and right answers, before and after."""
+    table = Table("model", title="On sums that were held out", box=SIMPLE_HEAD)
+    for name in ("loss", "token accuracy", "right answers"):
+        table.add_column(name, justify="right")
+    for verdict in verdicts:
+        old, new = verdict.before, verdict.after
+        table.add_row(
+            verdict.model,
+            f"{old['loss']:.3f} -> {new['loss']:.3f}",
+            f"{old['token_accuracy']:.1%} -> {new['token_accuracy']:.1%}",
+            f"{count_right(verdict.asked, verdict.replies_before)} -> "
+            f"{count_right(verdict.asked, verdict.replies_after)} of {len(verdict.asked)}",
+        )
+    return table
+
+
+def table_of_answers(verdicts: list[Verdict]) -> Table:
+    """A few replies of the trained models."""
+    table = Table("model", "question", "answer", "", title="Some answers", box=SIMPLE_HEAD)
+    for verdict in verdicts:
+        pairs = zip(verdict.asked, verdict.replies_after, strict=True)
+        for asked, text in islice(pairs, NUM_SHOWN):
+            mark = "right" if asked.is_answered_by(text) else "wrong"
+            table.add_row(verdict.model, asked.question(), text.strip(), mark)
+    return table
