@@ -29,7 +29,7 @@ def test_the_optimizer_takes_tensors_for_those_of_a_gpu() -> None:
 def test_gradients_flow_through_such_moves() -> None:
     leaf = torch.ones(2, requires_grad=True)
     with _CudaMeansCpu():
-        (leaf.cuda() * torch.full((2,), 3.0, device="cuda")).sum().backward()  # type: ignore[no-untyped-call]
+        (leaf.cuda() * torch.full((2,), 3.0, device="cuda")).sum().backward()
     assert leaf.grad is not None
     assert leaf.grad.tolist() == [3, 3]
 
