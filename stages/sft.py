@@ -429,11 +429,16 @@ def _with_culprits(
     rows = [data.where(row) for row in data.train.batch(sequences.tolist()).rows]
     more = f" and {len(rows) - _ROWS_SHOWN} more" if len(rows) > _ROWS_SHOWN else ""
     saved = folder.latest_checkpoint()
+    hint = "lower optimizer.lr or raise optimizer.warmup_steps, and look at these rows"
+    if saved is not None:
+        hint += f"; a new run can start from the checkpoint: --load {folder.path} --output NEW"
+    elif progress.step == 0:
+        hint = f"the weights of {config.load} may not be finite themselves; look at these rows too"
     kept = f"the last checkpoint is {saved}" if saved else "no checkpoint was written yet"
     return RunError(
         f"step {progress.step + 1}: {error}; no weight was changed by it, and {kept}\n"
         f"  rows of the batch: {', '.join(rows[:_ROWS_SHOWN])}{more}",
-        "lower optimizer.lr or raise optimizer.warmup_steps, and look at these rows",
+        hint,
     )
 
 

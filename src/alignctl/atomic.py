@@ -101,14 +101,28 @@ def new_folder(final: Path) -> Iterator[Path]:
         partial.mkdir(parents=True)
         yield partial
         commit_folder(partial, final)
-    except OSError as error:
+    except BaseException as error:
         shutil.rmtree(partial, ignore_errors=True)
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if is_disk_full(error):
             raise RunError(
                 f"no space left on device while writing {final}; what was written is removed",
                 "free some space and start again",
             ) from error
-        raise UserError(f"{final}: cannot be written: {error.strerror or error}") from error
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
+        if isinstance(error, OSError):
+            raise UserError(f"{final}: cannot be written: {error.strerror or error}") from error
         raise
+
+
+def is_disk_full(error: BaseException | None) -> bool:
+    """Whether a failure comes from a full disk, or a full quota.
+
+    Looks through the chain of causes: libraries wrap the system's error into their own, or fail
+    over what they could not write.
+    """
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return True
+        if os.strerror(errno.ENOSPC) in str(error):
+            return True
+        error = error.__cause__ or error.__context__
+    return False

@@ -1,6 +1,7 @@
 """Hugging Face folders: config, tokenizer files and safetensors, read lazily, written in shards."""
 
 import json
+import os
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -85,9 +86,7 @@ class HFFolder:
             try:
                 handle = self._stack.enter_context(safe_open(file, framework="pt"))
             except (SafetensorError, OSError) as error:
-                raise UserError(
-                    f"{file}: not a readable safetensors file: {error}", _pointer_hint(file)
-                ) from error
+                raise _unreadable(file, error) from error
             self._handles[file] = handle
         return self._handles[file]
 
@@ -145,10 +144,16 @@ class HFFolder:
             )
 
 
-def _pointer_hint(file: Path) -> str | None:
-    if file.is_file() and file.stat().st_size < 1024 and b"git-lfs" in file.read_bytes():
-        return "this is a Git-LFS pointer, not the weights: run `git lfs pull`"
-    return None
+def _unreadable(file: Path, error: Exception) -> UserError:
+    if not os.access(file, os.R_OK):  # which safetensors reports as a file that is not there
+        return UserError(f"{file}: cannot be read: permission denied")
+    is_pointer = file.stat().st_size < 1024 and b"git-lfs" in file.read_bytes()
+    return UserError(
+        f"{file}: not a readable safetensors file: {error}",
+        "this is a Git-LFS pointer, not the weights: run `git lfs pull`"
+        if is_pointer
+        else "the file is damaged or cut short: copy or download it again",
+    )
 
 
 def _weight_files(path: Path) -> dict[str, Path]:
@@ -175,9 +180,7 @@ def _weight_files(path: Path) -> dict[str, Path]:
         with safe_open(single, framework="pt") as handle:
             return dict.fromkeys(handle.keys(), single)
     except (SafetensorError, OSError) as error:
-        raise UserError(
-            f"{single}: not a readable safetensors file: {error}", _pointer_hint(single)
-        ) from error
+        raise _unreadable(single, error) from error
 
 
 def write_weights(

@@ -139,36 +139,24 @@ def save(
         return final  # replacing it would leave a moment without any
     is_first = dist.get_rank() == 0
     if is_first:
-        _remove_unfinished(checkpoints)
+        RunFolder(checkpoints.parent).remove_unfinished()
         partial.mkdir(parents=True)
     dist.barrier()
-    try:
-        dist_checkpointing.save(
-            _state(engine, is_loading=False),
-            str(partial),
-            InProcessStrategy(),
-            validate_access_integrity=False,
-        )
-        records = _gather_records(partial)
-        if is_first:
-            _describe(engine, partial, step, source, tokenizer, records)
-            # Of an attempt that was killed before it could point to it.
-            _remove(final)
-            atomic.commit_folder(partial, final)
-            atomic.write_text(checkpoints / LATEST, str(step))
-            _remove_old(checkpoints, step, keep)
-    except BaseException:
-        if is_first:
-            shutil.rmtree(partial, ignore_errors=True)  # it may be what fills the disk
-        raise
+    dist_checkpointing.save(
+        _state(engine, is_loading=False),
+        str(partial),
+        InProcessStrategy(),
+        validate_access_integrity=False,
+    )
+    records = _gather_records(partial)
+    if is_first:
+        _describe(engine, partial, step, source, tokenizer, records)
+        _remove(final)  # of an attempt that was killed before it could point to it
+        atomic.commit_folder(partial, final)
+        atomic.write_text(checkpoints / LATEST, str(step))
+        _remove_old(checkpoints, step, keep)
     dist.barrier()
     return final
-
-
-def _remove_unfinished(checkpoints: Path) -> None:
-    """Removes what killed saves and removals have left."""
-    for left in checkpoints.glob(".iter_*"):
-        shutil.rmtree(left)
 
 
 def _remove(checkpoint: Path) -> None:

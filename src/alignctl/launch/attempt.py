@@ -249,6 +249,7 @@ def _start_attempt(folder: RunFolder, config: Config, argv: Sequence[str], numbe
         stale.unlink(missing_ok=True)
     for stale in [*folder.logs.glob("error_rank_*.json"), *folder.logs.glob(".error_rank_*")]:
         stale.unlink(missing_ok=True)
+    folder.remove_unfinished()
     folder.logs.mkdir(exist_ok=True)
     earlier = folder.command.read_text(encoding="utf-8") if folder.command.exists() else ""
     now = time.strftime("%Y-%m-%dT%H:%M:%S%z")

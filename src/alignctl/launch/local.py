@@ -134,6 +134,8 @@ def _conclude(
             where = f"at step {saved}" if saved else "before anything was saved"
             display.note(f"stopped {where}; the same command goes on from there")
         return
+    if job.node_rank == 0:
+        folder.remove_unfinished()  # it may be what fills the disk
     if len(interrupts) > 1:
         error = RunError(
             "killed before the ranks had saved",

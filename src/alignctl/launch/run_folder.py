@@ -8,6 +8,7 @@ look things up in `RunFolder(path)`.
 """
 
 import json
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -122,6 +123,15 @@ class RunFolder:
         """The step of the newest complete checkpoint, 0 when nothing was saved yet."""
         checkpoint = self.latest_checkpoint()
         return 0 if checkpoint is None else int(checkpoint.name.removeprefix("iter_"))
+
+    def remove_unfinished(self) -> None:
+        """Removes what killed saves and removals of checkpoints have left: their hidden folders.
+
+        No rank may be saving: the one who names checkpoints, rank 0, does this, or the launcher
+        of its node when no rank is running.
+        """
+        for left in self.checkpoints.glob(".iter_*"):
+            shutil.rmtree(left)
 
     def read_config(self) -> dict[str, Any]:
         """The resolved configuration as plain values.

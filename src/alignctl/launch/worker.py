@@ -9,7 +9,6 @@ Only the standard library is imported here, so that the log is in place before a
 """
 
 import ctypes
-import errno
 import faulthandler
 import fcntl
 import json
@@ -24,6 +23,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
+from alignctl import atomic
 from alignctl.errors import AlignctlError, RunError, UserError
 from alignctl.launch.run_folder import RunFolder
 
@@ -188,7 +188,7 @@ def explain(error: BaseException, folder: RunFolder) -> AlignctlError | None:
     """
     if isinstance(error, AlignctlError):
         return error
-    if _is_disk_full(error):
+    if atomic.is_disk_full(error):
         name = getattr(error, "filename", None) or folder.path
         free = shutil.disk_usage(folder.path).free / 2**20
         return RunError(
@@ -196,17 +196,6 @@ def explain(error: BaseException, folder: RunFolder) -> AlignctlError | None:
             "free some space and start the same command again: it goes on from the last checkpoint",
         )
     return None
-
-
-def _is_disk_full(error: BaseException | None) -> bool:
-    """Looks through the chain of causes: libraries wrap the system's error into their own."""
-    while error is not None:
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-            return True
-        if os.strerror(errno.ENOSPC) in str(error):
-            return True
-        error = error.__cause__ or error.__context__
-    return False
 
 
 def _write_report(folder: RunFolder, rank: int, report: dict[str, object]) -> None:

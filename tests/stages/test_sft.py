@@ -1,0 +1,229 @@
+"""Runs that cannot begin, cannot go on, or end before their time; on two ranks where any start."""
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from alignctl.launch.run_folder import RunFolder
+from tests import commands, tiny
+from tests.stages.conftest import Alignctl, refused, snapshot
+from tests.stages.full_disk import alignctl_on_full_disk
+
+
+def sft(workspace: Path, output: Path, *overrides: str, **flags: object) -> list[object]:
+    """A run of the workspace's model, data and preset."""
+    inputs = {"preset": "tiny.yaml", "load": "hf", "data": "train.jsonl"}
+    named = {name: workspace / file for name, file in inputs.items()} | flags
+    words = [word for name, value in named.items() for word in (f"--{name}", value)]
+    return ["sft", *words, "--output", output, *overrides]
+
+
+@pytest.fixture
+def unfinished(finished: Path) -> Iterator[RunFolder]:
+    """The workspace's run as it was before its result was written; unharmed afterwards."""
+    before = snapshot(finished)
+    kept = finished.with_name("run.kept")
+    shutil.copytree(finished, kept)
+    (finished / "result.json").unlink()
+    yield RunFolder(finished)
+    shutil.rmtree(finished)
+    kept.rename(finished)
+    assert snapshot(finished).keys() == before.keys()
+
+
+def test_a_folder_that_holds_another_run_names_every_difference(
+    alignctl: Alignctl, workspace: Path, finished: Path
+) -> None:
+    before = snapshot(finished)
+    said = refused(alignctl(*sft(workspace, finished, "optimizer.lr=0.02", "train.seed=7")))
+    assert said.splitlines() == [
+        f"error: {finished} holds another run; these settings differ:",
+        "  optimizer.lr: 0.01 -> 0.02",
+        "  train.seed: 1234 -> 7",
+        f"hint: choose another --output, or use the run's own settings ({finished}/command.txt has "
+        "its command)",
+    ]
+    assert snapshot(finished) == before
+
+
+def test_a_finished_run_is_said_to_be_finished_and_nothing_is_done(
+    alignctl: Alignctl, workspace: Path, finished: Path
+) -> None:
+    before = snapshot(finished)
+    outcome = alignctl(*sft(workspace, finished))
+    assert (outcome.code, outcome.out) == (0, "")
+    assert outcome.err == (
+        f"{finished} holds this run already, finished; choose another --output to repeat it\n"
+    )
+    assert snapshot(finished) == before
+
+
+@pytest.mark.parametrize(
+    ("flags", "override", "words"),
+    [
+        ({"nproc": 1}, "train.steps=4", "was saved at another layout: dp=2 -> 1;"),
+        ({}, "parallel.tp=2", "was saved at another layout: tp=1 -> 2, dp=2 -> 1;"),
+        ({}, "parallel.distributed_optimizer=true", "distributed_optimizer=False -> True;"),
+    ],
+)
+def test_a_run_is_not_resumed_at_another_layout(
+    alignctl: Alignctl,
+    workspace: Path,
+    unfinished: RunFolder,
+    flags: dict[str, object],
+    override: str,
+    words: str,
+) -> None:
+    before = snapshot(unfinished.path)
+    said = refused(alignctl(*sft(workspace, unfinished.path, override, **flags)))
+    assert words in said
+    assert "hint: give the same layout, or start a new run from its weights: --load RUN" in said
+    assert snapshot(unfinished.path) == before
+
+
+def test_a_run_is_not_resumed_with_other_rows(
+    alignctl: Alignctl, workspace: Path, unfinished: RunFolder
+) -> None:
+    rows = workspace / "train.jsonl"
+    content = rows.read_bytes()
+    rows.write_bytes(content + b'{"query": "one more", "response": "row"}\n')
+    try:
+        said = refused(alignctl(*sft(workspace, unfinished.path)))
+    finally:
+        rows.write_bytes(content)
+    assert f"{rows}: the rows or the tokenizer have changed since this run was started" in said
+    assert f"--load {unfinished.path} --output NEW" in said
+    assert unfinished.latest_step() == 4
+
+
+def test_a_run_is_not_resumed_from_a_damaged_checkpoint(
+    alignctl: Alignctl, workspace: Path, unfinished: RunFolder
+) -> None:
+    file = unfinished.checkpoints / "iter_0000004/__1_0.distcp"
+    file.write_bytes(file.read_bytes()[:-1])
+    said = refused(alignctl(*sft(workspace, unfinished.path)))
+    assert "alignctl.json recorded" in said
+    assert "or use an older one" in said
+
+
+def test_a_flipped_bit_is_found_by_the_ranks_before_they_train(
+    workspace: Path, unfinished: RunFolder
+) -> None:
+    unfinished.checkpoints.joinpath("latest_checkpointed_iteration.txt").write_text("2")
+    file = unfinished.checkpoints / "iter_0000002/__1_0.distcp"
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+    said = refused(commands.alignctl(*sft(workspace, unfinished.path)))
+    assert f"{file}: its checksum differs from the one in alignctl.json" in said
+    assert unfinished.latest_step() == 2
+
+
+@pytest.mark.parametrize("pointer", [2, 4], ids=["before the pointer moved", "before the result"])
+def test_a_run_killed_at_its_very_end_comes_to_the_same_end(
+    workspace: Path, unfinished: RunFolder, pointer: int
+) -> None:
+    """Its last checkpoint is complete; the pointer to it, or only the result, was not written."""
+    (unfinished.checkpoints / "latest_checkpointed_iteration.txt").write_text(str(pointer))
+    (unfinished.checkpoints / ".iter_0000002.removed").mkdir()
+    outcome = commands.alignctl(*sft(workspace, unfinished.path))
+    assert outcome.code == 0, outcome.text
+    result = unfinished.read_result()
+    assert result == RunFolder(unfinished.path.with_name("run.kept")).read_result()
+    assert result is not None
+    assert result["steps"] == 4
+    assert result["first_validation_loss"] > result["validation"]["loss"]
+    assert sorted(path.name for path in unfinished.checkpoints.iterdir()) == [
+        "iter_0000002",
+        "iter_0000004",
+        "latest_checkpointed_iteration.txt",
+    ]
+    assert unfinished.latest_step() == 4
+
+
+def test_a_loss_that_is_not_finite_names_step_and_rows_and_keeps_the_last_checkpoint(
+    workspace: Path, tmp_path: Path
+) -> None:
+    run = RunFolder(tmp_path / "run")
+    overrides = ["optimizer.lr=1e30", "optimizer.warmup_steps=0", "checkpoint.save_interval=1"]
+    said = refused(commands.alignctl(*sft(workspace, run.path, *overrides)), code=1)
+    assert "error: step 2: the " in said
+    assert " is nan" in said or " is inf" in said
+    assert f"the last checkpoint is {run.checkpoints}/iter_0000001" in said
+    assert f"  rows of the batch: {workspace}/train.jsonl:" in said
+    assert "hint: lower optimizer.lr" in said
+    assert run.latest_step() == 1
+    assert run.read_result() is None
+
+
+@pytest.mark.slow
+def test_weights_that_are_not_finite_are_named_before_the_first_step(
+    workspace: Path, tmp_path: Path
+) -> None:
+    model = shutil.copytree(workspace / "hf", tmp_path / "hf")
+    weights = load_file(model / "model.safetensors")
+    weights["model.norm.weight"][3] = torch.nan
+    save_file(weights, model / "model.safetensors", metadata={"format": "pt"})
+    run = RunFolder(tmp_path / "run")
+    said = refused(commands.alignctl(*sft(workspace, run.path, load=model)), code=1)
+    assert "error: step 1: the loss is nan" in said
+    assert "no checkpoint was written yet" in said
+    assert f"hint: the weights of {model} may not be finite themselves" in said
+    assert run.latest_checkpoint() is None
+
+
+def test_a_full_disk_leaves_nothing_of_data_that_was_being_prepared(
+    workspace: Path, tmp_path: Path
+) -> None:
+    disk, left = tmp_path / "disk", tmp_path / "left"
+    outcome = alignctl_on_full_disk(disk, "40k", left, sft(workspace, disk / "run"))
+    said = refused(outcome, code=1)
+    assert f"{disk}/run/data: prepared data could not be written: No space left on device" in said
+    assert list(left.iterdir()) == []
+
+
+def test_a_full_disk_leaves_the_checkpoints_that_were_there(
+    workspace: Path, tmp_path: Path
+) -> None:
+    disk, left = tmp_path / "disk", tmp_path / "left"
+    outcome = alignctl_on_full_disk(disk, "1100k", left, sft(workspace, disk / "run"))
+    said = refused(outcome, code=1)
+    assert "no space left on device while writing" in said
+    assert "it goes on from the last checkpoint" in said
+    run = RunFolder(left / "run")
+    assert run.latest_step() == 2
+    assert sorted(path.name for path in run.checkpoints.iterdir()) == [
+        "iter_0000002",
+        "latest_checkpointed_iteration.txt",
+    ]
+
+
+def test_a_second_launcher_on_the_same_folder_is_refused(
+    finished_and_rival: tuple[Path, commands.Outcome],
+) -> None:
+    run, rival = finished_and_rival
+    assert f"{run} is in use by another launcher (process " in refused(rival)
+
+
+def test_bf16_runs_where_there_is_no_gpu_and_keeps_one_checkpoint_and_its_tokenizer(
+    workspace: Path, tmp_path: Path
+) -> None:
+    tokenizer = tiny.write_tokenizer(tmp_path / "tokenizer")
+    (tokenizer / "chat_template.jinja").write_text("{{ messages[0]['content'] }}")
+    run = RunFolder(tmp_path / "run")
+    preset = tiny.preset()["sft"] | {
+        "precision": "bf16",
+        "checkpoint": {"save_interval": 1, "keep": 1},
+    }
+    file = tiny.write_preset(tmp_path / "bf16.yaml", sft=preset)
+    outcome = commands.alignctl(*sft(workspace, run.path, preset=file, tokenizer=tokenizer))
+    assert outcome.code == 0, outcome.text
+    assert [path.name for path in run.checkpoints.glob("iter_*")] == ["iter_0000004"]
+    saved = run.checkpoints / "iter_0000004/hf"
+    assert (saved / "chat_template.jinja").read_bytes() == (
+        tokenizer / "chat_template.jinja"
+    ).read_bytes()

@@ -1,0 +1,118 @@
+"""Models, a tokenizer and data of a few kilobytes, for tests that run the real programs."""
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+Family = Literal["llama", "llama-gqa", "bloom"]
+
+VOCABULARY = 261
+"""Four special tokens, 256 bytes, one merge: odd, so that no TP divides it."""
+
+LAYERS, HIDDEN, HEADS = 2, 32, 4
+
+
+def write_model(folder: Path, family: Family = "llama-gqa", *, seed: int = 0) -> Path:
+    """A Hugging Face model with random weights and its tokenizer, as transformers writes them."""
+    import torch
+    from transformers import BloomConfig, BloomForCausalLM, LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(seed)
+    tokens: dict[str, Any] = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 3}
+    model: Any
+    if family == "bloom":
+        shape = {"n_layer": LAYERS, "hidden_size": HIDDEN, "n_head": HEADS}
+        model = BloomForCausalLM(BloomConfig(**shape, vocab_size=VOCABULARY, **tokens))
+    else:
+        model = LlamaForCausalLM(
+            LlamaConfig(
+                num_hidden_layers=LAYERS,
+                hidden_size=HIDDEN,
+                num_attention_heads=HEADS,
+                num_key_value_heads=2 if family == "llama-gqa" else HEADS,
+                intermediate_size=2 * HIDDEN,
+                max_position_embeddings=128,
+                rms_norm_eps=1e-5,
+                vocab_size=VOCABULARY,
+                **tokens,
+            )
+        )
+    model.save_pretrained(folder)
+    return write_tokenizer(folder)
+
+
+def write_tokenizer(folder: Path, *, num_extra: int = 0) -> Path:
+    """A byte-level tokenizer.
+
+    Args:
+        folder: Where its files go, beside a model's for instance.
+        num_extra: Tokens beyond the rows of the models' embeddings.
+    """
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    special = ["<unk>", "<s>", "</s>", "<pad>"]
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokens = [*special, *alphabet, "th", *(f"<extra_{n}>" for n in range(num_extra))]
+    vocabulary = {token: number for number, token in enumerate(tokens)}
+    backend = Tokenizer(models.BPE(vocab=vocabulary, merges=[("t", "h")]))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        unk_token="<unk>",
+        bos_token="<s>",
+        eos_token="</s>",
+        pad_token="<pad>",
+    )
+    fast.save_pretrained(folder)
+    return folder
+
+
+def write_rows(file: Path, rows: Iterable[object] | None = None) -> Path:
+    """JSON lines; by default forty sums."""
+    if rows is None:
+        pairs = [(a, 3 * a % 7) for a in range(40)]
+        rows = [{"query": f"{a} + {b}?", "response": f"{a + b}"} for a, b in pairs]
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return file
+
+
+def preset(family: Family = "llama-gqa") -> dict[str, Any]:
+    """The tree of a preset file for `write_model`: two ranks, four steps, a checkpoint each two."""
+    is_bloom = family == "bloom"
+    model = {
+        "family": "bloom" if is_bloom else "llama2",
+        "num_layers": LAYERS,
+        "hidden_size": HIDDEN,
+        "num_attention_heads": HEADS,
+        "num_query_groups": 2 if family == "llama-gqa" else HEADS,
+        "ffn_hidden_size": (4 if is_bloom else 2) * HIDDEN,
+        "vocab_size": VOCABULARY,
+        "max_position_embeddings": 128,
+        "norm_epsilon": 1e-5,
+        "rotary_base": None if is_bloom else 10000.0,
+        "tie_embeddings": is_bloom,
+        "vocab_divisor": 8,
+    }
+    sft = {
+        "precision": "fp32",
+        "parallel": {"tp": 1, "pp": 1},
+        "launch": {"nproc_per_node": 2, "timeout_minutes": 1},
+        "batch": {"micro_batch_size": 2, "global_batch_size": 4, "seq_length": 64},
+        "data": {"validation_fraction": 0.1, "packing": False},
+        "optimizer": {"lr": 1e-2, "min_lr": 1e-3, "warmup_steps": 2},
+        "train": {"steps": 4, "eval_interval": 100},
+        "checkpoint": {"save_interval": 2},
+    }
+    return {"model": model, "convert": {"tp": 1, "pp": 1}, "sft": sft}
+
+
+def write_preset(file: Path, family: Family = "llama-gqa", **changes: Any) -> Path:
+    """A preset file, with some of its sections replaced."""
+    file.write_text(yaml.safe_dump(preset(family) | changes, sort_keys=False), encoding="utf-8")
+    return file
