@@ -118,7 +118,8 @@ class DocumentAttention(MegatronModule):
             dropout_p=dropout,
             is_causal=bias is None,
         )
-        return output[0]
+        # Not output[0]: the gradient of an index is a tensor of zeros, written into.
+        return output.squeeze(0)
 
     def _alibi_bias(self, query: Tensor) -> Tensor:
         """The bias of one document `[H, L, L]`, cut from one that is kept for the longest."""

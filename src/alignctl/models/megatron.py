@@ -90,7 +90,7 @@ class LanguageModel(GPTModel):
             hidden_states = tensor_parallel.gather_from_sequence_parallel_region(
                 hidden_states, tensor_parallel_output_grad=False
             )
-        hidden_states = hidden_states[:, 0]
+        hidden_states = hidden_states.squeeze(1)
         if (labels := kwargs["labels"]) is None:
             return self._logits(hidden_states)
         labels = labels[0]
@@ -115,7 +115,8 @@ class LanguageModel(GPTModel):
         weight = self.shared_embedding_or_output_weight() if tied else None
         logits: Tensor
         logits, _ = self.output_layer(hidden_states[:, None], weight=weight)
-        return logits[:, 0]
+        # Not logits[:, 0]: the gradient of an index is a tensor of zeros, written into.
+        return logits.squeeze(1)
 
 
 def transformer_config(
