@@ -56,14 +56,16 @@ class Track:
     """The folder of rows below data/: questions or chats."""
     tp: int
     pp: int
+    micro_batch_size: int
+    """Half a batch keeps two pipeline stages busy; a whole one has fewer, larger exchanges."""
 
 
 TRACKS = {
     track.preset: track
     for track in (
-        Track("tiny-llama", "questions", tp=2, pp=1),
-        Track("tiny-bloom", "chats", tp=1, pp=2),
-        Track("tiny-llama-gqa", "chats", tp=2, pp=1),
+        Track("tiny-llama", "questions", tp=2, pp=1, micro_batch_size=16),
+        Track("tiny-bloom", "chats", tp=1, pp=2, micro_batch_size=8),
+        Track("tiny-llama-gqa", "chats", tp=2, pp=1, micro_batch_size=16),
     )
 }
 
@@ -90,7 +92,11 @@ def chain(track: Track, home: Path, knobs: tuple[str, ...]) -> list[Stage]:
     here = home / track.preset
     preset = ("--preset", track.preset)
     layout = ("--tp", str(track.tp), "--pp", str(track.pp))
-    parallel = (f"parallel.tp={track.tp}", f"parallel.pp={track.pp}")
+    fitting = (
+        f"parallel.tp={track.tp}",
+        f"parallel.pp={track.pp}",
+        f"batch.micro_batch_size={track.micro_batch_size}",
+    )
     hf, mg, sft, result = (here / name for name in ("hf", "mg", "sft", "hf-sft"))
     data = home / "data" / track.data
     return [
@@ -102,7 +108,7 @@ def chain(track: Track, home: Path, knobs: tuple[str, ...]) -> list[Stage]:
         Stage(
             (
                 *("sft", *preset, "--load", str(mg), "--data", str(data), "--output", str(sft)),
-                *parallel,
+                *fitting,
                 *knobs,
             ),
             sft,

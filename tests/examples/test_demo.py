@@ -68,7 +68,7 @@ def test_the_exit_code_is_that_of_the_command_that_failed(
     tmp_path: Path,
 ) -> None:
     """A tensor-parallel size that does not divide the heads: the second command refuses it."""
-    track = demo.Track("tiny-llama", "questions", tp=2, pp=1)
+    track = demo.TRACKS["tiny-llama"]
     stages = demo.chain(track, tmp_path, ("parallel.tp=3",))
     done, code = demo.run(stages[1], track.preset, Console(stderr=True))
     assert (done.what, code) == ("", 2)
