@@ -8,10 +8,12 @@ Notation used for tensor shapes:
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import pairwise
 from typing import Any
 
 import torch
+from megatron.core import parallel_state
 from megatron.core.packed_seq_params import PackedSeqParams
 from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.module import MegatronModule
@@ -78,7 +80,6 @@ class DocumentAttention(MegatronModule):
         assert attn_mask_type == AttnMaskType.causal
         assert attention_type == "self"
         self.alibi = alibi
-        self._bias: Tensor | None = None
 
     def forward(
         self,
@@ -122,23 +123,33 @@ class DocumentAttention(MegatronModule):
         return output.squeeze(0)
 
     def _alibi_bias(self, query: Tensor) -> Tensor:
-        """The bias of one document `[H, L, L]`, cut from one that is kept for the longest."""
+        """The bias of one document `[H, L, L]`, for the heads of this tensor-parallel rank."""
         heads, length = query.shape[:2]
-        if self._bias is None or self._bias.shape[-1] < length or self._bias.dtype != query.dtype:
-            rank, total = self._tensor_parallel_rank(), self.config.num_attention_heads
-            slopes = alibi_slopes(total)[rank * heads : (rank + 1) * heads].to(query.device)
-            positions = torch.arange(length, device=query.device)
-            distance = positions[None, :] - positions[:, None]
-            bias = slopes[:, None, None] * distance
-            self._bias = bias.masked_fill(distance > 0, float("-inf")).to(query.dtype)
-        return self._bias[:, :length, :length]
+        # A power of two serves documents of many lengths; only differences of positions count.
+        bias = _alibi_bias(
+            self.config.num_attention_heads,
+            parallel_state.get_tensor_model_parallel_rank() * heads,
+            heads,
+            1 << (length - 1).bit_length(),
+            query.dtype,
+            query.device,
+        )
+        return bias[:, :length, :length]
 
-    @staticmethod
-    def _tensor_parallel_rank() -> int:
-        from megatron.core import parallel_state
 
-        rank: int = parallel_state.get_tensor_model_parallel_rank()
-        return rank
+@lru_cache(maxsize=16)
+def _alibi_bias(
+    num_heads: int, first: int, heads: int, length: int, dtype: torch.dtype, device: torch.device
+) -> Tensor:
+    """Bias `[heads, length, length]` of heads from `first` on; one tensor serves all layers.
+
+    The shorter lengths together take a third of the longest one's memory.
+    """
+    slopes = alibi_slopes(num_heads)[first : first + heads].to(device)
+    positions = torch.arange(length, device=device)
+    distance = positions[None, :] - positions[:, None]
+    bias = slopes[:, None, None] * distance
+    return bias.masked_fill(distance > 0, float("-inf")).to(dtype)
 
 
 class AlibiAttention(DocumentAttention):
