@@ -73,13 +73,20 @@ def wait_until(condition: Callable[[], object], process: "subprocess.Popen[str]"
         time.sleep(0.0005)
 
 
-def kill_tree(process: "subprocess.Popen[str]") -> None:
-    """`kill -9` for a process and all below it, as a machine that goes down would."""
-    everyone = descendants(process.pid)
+def kill_tree(process: "subprocess.Popen[str]", below: Sequence[int] | None = None) -> None:
+    """`kill -9` for a process and all below it, as a machine that goes down would.
+
+    Args:
+        process: The process; one that has ended is left alone.
+        below: Its descendants, when they were found beforehand: so the kill comes at once.
+    """
+    if process.poll() is not None:
+        return
+    everyone = descendants(process.pid) if below is None else below
     for pid in [*reversed(everyone), process.pid]:
         with suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
-    process.communicate()
+    process.wait()
     deadline = time.monotonic() + 60
     while left := [pid for pid in everyone if is_alive(pid)]:
         assert time.monotonic() < deadline, f"still alive: {left}"

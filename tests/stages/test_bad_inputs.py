@@ -6,6 +6,7 @@ Every case goes through the command line; the words are those that the user read
 import json
 import os
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -16,9 +17,9 @@ from tests.stages.conftest import Alignctl, refused, snapshot
 SFT = {"--preset": "tiny.yaml", "--load": "hf", "--data": "train.jsonl", "--output": "new"}
 
 
-def sft(changes: dict[str, object], *overrides: str) -> list[object]:
+def sft(changes: Mapping[str, object], *overrides: str) -> list[object]:
     """The command of a run that would work, but for the changes."""
-    flags = [word for pair in (SFT | changes).items() for word in pair]
+    flags = [word for pair in {**SFT, **changes}.items() for word in pair]
     return ["sft", *flags, *overrides]
 
 
