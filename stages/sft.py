@@ -24,7 +24,7 @@ from alignctl import atomic, console
 from alignctl.config.run import SFTConfig
 from alignctl.data import order, preview
 from alignctl.data.sft import prepare
-from alignctl.data.store import SFTData, Summary
+from alignctl.data.store import SFTData
 from alignctl.data.tokenizer import check_fits, load_tokenizer
 from alignctl.errors import AlignctlError, RunError, UserError
 from alignctl.launch import local, worker
@@ -34,6 +34,7 @@ from alignctl.launch.nodes import Nodes
 from alignctl.launch.run_folder import RunFolder
 from alignctl.reporting.metrics import MetricsWriter, recorded
 from alignctl.reporting.progress import display
+from alignctl.reporting.rows_progress import RowsProgress
 
 if TYPE_CHECKING:
     from alignctl.checkpoints.source import Source
@@ -151,7 +152,8 @@ def _prepare_data(config: SFTConfig, attempt: Attempt) -> None:
     data, pointer = attempt.folder.data, attempt.folder.data / PREPARED
     try:
         data.mkdir(exist_ok=True)
-        prepared = prepare(config.data, config.batch.seq_length, tokenizer, data, _say_progress())
+        progress = RowsProgress("tokenising")
+        prepared = prepare(config.data, config.batch.seq_length, tokenizer, data, progress)
         before = pointer.read_text(encoding="utf-8") if pointer.exists() else prepared.name
         if before != prepared.name and attempt.folder.latest_step():
             raise UserError(
@@ -164,44 +166,7 @@ def _prepare_data(config: SFTConfig, attempt: Attempt) -> None:
         if attempt.state == "new":
             shutil.rmtree(attempt.folder.path)
         raise
-    console.say(describe_data(SFTData.open(prepared).summary))
-
-
-class _say_progress:  # noqa: N801  (used as a function that remembers when it last spoke)
-    """Says how many rows are tokenised, every few seconds."""
-
-    _SECONDS = 5.0
-
-    def __init__(self) -> None:
-        self._started = self._spoken = time.monotonic()
-
-    def __call__(self, done: int, total: int | None) -> None:
-        now = time.monotonic()
-        if now - self._spoken < self._SECONDS:
-            return
-        self._spoken = now
-        left = f", {(now - self._started) / done * (total - done):.0f} s left" if total else ""
-        console.say(f"tokenising: {done:,}{f' of {total:,}' if total else ''} rows{left}")
-
-
-def describe_data(summary: Summary) -> str:
-    """One line on what became of the rows."""
-    train = summary.train
-    counts = [f"{summary.rows:,} rows"]
-    for number, words in (
-        (summary.truncated, "truncated"),
-        (summary.dropped_no_target, "dropped: nothing to learn"),
-        (summary.dropped_too_long, "dropped: too long"),
-        (summary.without_eos, "without EOS"),
-    ):
-        if number:
-            counts.append(f"{number:,} {words}")
-    held_out = summary.validation.documents if summary.validation else 0
-    return (
-        f"data: {', '.join(counts)}; {train.documents:,} to train on, {held_out:,} held out; "
-        f"{train.sequences:,} sequences, {100 * train.efficiency:.0f} % full; "
-        f"{train.supervised_tokens:,} of {train.tokens:,} tokens learned"
-    )
+    console.say(SFTData.open(prepared).summary.describe())
 
 
 # ---- what every rank runs ----

@@ -55,3 +55,24 @@ def test_a_full_disk_is_explained(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="No space left on device") as caught, explained(tmp_path):
         raise OSError(errno.ENOSPC, "No space left on device")
     assert caught.value.exit_code == 1
+
+
+def test_a_summary_is_one_line_that_leaves_out_what_did_not_happen() -> None:
+    train = SplitSummary(
+        documents=90, sequences=30, tokens=3000, supervised_tokens=1000, efficiency=0.97
+    )
+    summary = Summary(
+        rows=101,
+        truncated=3,
+        dropped_no_target=1,
+        dropped_too_long=0,
+        without_eos=0,
+        files=("a.jsonl",),
+        train=train,
+        validation=None,
+    )
+
+    assert summary.describe() == (
+        "data: 101 rows, 3 truncated, 1 dropped: nothing to learn; 90 to train on, 0 held out; "
+        "30 sequences, 97 % full; 1,000 of 3,000 tokens learned"
+    )

@@ -60,6 +60,25 @@ class Summary:
     train: SplitSummary
     validation: SplitSummary | None
 
+    def describe(self) -> str:
+        """One line for the user on what became of the rows."""
+        counts = [f"{self.rows:,} rows"]
+        for number, words in (
+            (self.truncated, "truncated"),
+            (self.dropped_no_target, "dropped: nothing to learn"),
+            (self.dropped_too_long, "dropped: too long"),
+            (self.without_eos, "without EOS"),
+        ):
+            if number:
+                counts.append(f"{number:,} {words}")
+        train = self.train
+        held_out = self.validation.documents if self.validation else 0
+        return (
+            f"data: {', '.join(counts)}; {train.documents:,} to train on, {held_out:,} held out; "
+            f"{train.sequences:,} sequences, {100 * train.efficiency:.0f} % full; "
+            f"{train.supervised_tokens:,} of {train.tokens:,} tokens learned"
+        )
+
     def to_json(self) -> str:
         """The JSON text of summary.json."""
         return json.dumps(asdict(self), indent=2) + "\n"
