@@ -25,7 +25,7 @@ from alignctl.config.run import SFTConfig
 from alignctl.data import order, preview
 from alignctl.data.sft import prepare
 from alignctl.data.store import SFTData
-from alignctl.data.tokenizer import check_fits, load_tokenizer
+from alignctl.data.tokenizer import load_tokenizer
 from alignctl.errors import AlignctlError, RunError, UserError
 from alignctl.launch import local, worker
 from alignctl.launch.attempt import Attempt, create_or_resume
@@ -83,7 +83,12 @@ def launch(config: SFTConfig, *, nodes: Nodes, dry_run: bool, resume: bool) -> i
             console.emit(todo.on_node(rank).render())
         console.emit(config.model_dump_json(indent=2))
         return 0
-    source = check_inputs(config)
+    import torch
+
+    from alignctl.checkpoints.preflight import check_devices, check_model, check_resumable
+
+    check_devices(config, torch.cuda.device_count())
+    source = check_model(config)
     check_resumable(config, RunFolder(config.output))
     with create_or_resume(
         config.output, config, argv=sys.argv, resume=resume, node_rank=nodes.node_rank
@@ -94,53 +99,6 @@ def launch(config: SFTConfig, *, nodes: Nodes, dry_run: bool, resume: bool) -> i
                 _prepare_data(config, attempt)
         local.run(todo, attempt, display())
     return 0
-
-
-def check_inputs(config: SFTConfig) -> "Source":
-    """Looks at the model and the tokenizer as the ranks will, without loading a weight.
-
-    Raises:
-        UserError: The folder is no model, or another one than the preset says; tensors are
-            missing or misshapen; the tokenizer has more tokens than the embedding has rows.
-    """
-    from alignctl.checkpoints.source import find
-    from alignctl.models.families import differences
-
-    assert config.load is not None
-    source = find(config.load, vocab_divisor=config.model.vocab_divisor)
-    if found := differences(config.model, source.model):
-        raise UserError(
-            f"preset {config.preset} and {source.path} describe different models:\n  "
-            + "\n  ".join(found),
-            "choose the preset of this model, or override the keys above: model.KEY=VALUE",
-        )
-    if source.kind == "hf":
-        from alignctl.checkpoints.hf import HFFolder
-
-        with HFFolder(source.path):
-            pass
-    check_fits(load_tokenizer(config.tokenizer or source.companions), config.model.vocab_size)
-    return source
-
-
-def check_resumable(config: SFTConfig, folder: RunFolder) -> None:
-    """Looks at the checkpoint that a run is to go on from, if it has one.
-
-    Raises:
-        UserError: It is damaged, or was saved at another layout than this run's.
-    """
-    from alignctl.checkpoints import manifest
-
-    checkpoint = folder.latest_checkpoint()
-    if checkpoint is None or folder.result.exists():
-        return
-    layout = {
-        "tp": config.parallel.tp,
-        "pp": config.parallel.pp,
-        "dp": config.data_parallel_size,
-        "distributed_optimizer": config.parallel.distributed_optimizer,
-    }
-    manifest.check_layout(checkpoint, manifest.read(checkpoint), layout)
 
 
 def _prepare_data(config: SFTConfig, attempt: Attempt) -> None:

@@ -1,0 +1,69 @@
+"""What can be known about a run's model and checkpoint before a process is started for it."""
+
+from alignctl.checkpoints import manifest
+from alignctl.checkpoints.hf import HFFolder
+from alignctl.checkpoints.source import Source, find
+from alignctl.config.run import RunConfig
+from alignctl.data.tokenizer import check_fits, load_tokenizer
+from alignctl.errors import UserError
+from alignctl.launch.run_folder import RunFolder
+from alignctl.models.families import differences
+
+
+def check_model(config: RunConfig) -> Source:
+    """Looks at the model and the tokenizer as the ranks will, without loading a weight.
+
+    Raises:
+        UserError: The folder is no model, or another one than the preset says; tensors are
+            missing or misshapen; the tokenizer has more tokens than the embedding has rows.
+    """
+    assert config.load is not None
+    source = find(config.load, vocab_divisor=config.model.vocab_divisor)
+    if found := differences(config.model, source.model):
+        raise UserError(
+            f"preset {config.preset} and {source.path} describe different models:\n  "
+            + "\n  ".join(found),
+            "choose the preset of this model, or override the keys above: model.KEY=VALUE",
+        )
+    if source.kind == "hf":
+        with HFFolder(source.path):
+            pass
+    check_fits(load_tokenizer(config.tokenizer or source.companions), config.model.vocab_size)
+    return source
+
+
+def check_resumable(config: RunConfig, folder: RunFolder) -> None:
+    """Looks at the checkpoint that a run is to go on from, if it has one.
+
+    Raises:
+        UserError: It is damaged, or was saved at another layout than this run's.
+    """
+    checkpoint = folder.latest_checkpoint()
+    if checkpoint is None or folder.result.exists():
+        return
+    layout = {
+        "tp": config.parallel.tp,
+        "pp": config.parallel.pp,
+        "dp": config.data_parallel_size,
+        "distributed_optimizer": config.parallel.distributed_optimizer,
+    }
+    manifest.check_layout(checkpoint, manifest.read(checkpoint), layout)
+
+
+def check_devices(config: RunConfig, num_gpus: int) -> None:
+    """Makes sure that every process of this node gets a GPU of its own, where there are any.
+
+    Args:
+        config: The run.
+        num_gpus: GPUs that can be seen on this node; 0 where the CPU does the work.
+
+    Raises:
+        UserError: There are fewer GPUs than processes.
+    """
+    num_processes = config.launch.nproc_per_node
+    if 0 < num_gpus < num_processes:
+        raise UserError(
+            f"launch.nproc_per_node {num_processes}: only {num_gpus} GPUs can be seen on this "
+            "node, and each process needs one",
+            f"give --nproc {num_gpus}, or see whether CUDA_VISIBLE_DEVICES hides some",
+        )

@@ -1,0 +1,20 @@
+"""The checks of models and checkpoints are tested with whole commands, in tests/stages."""
+
+from pathlib import Path
+
+import pytest
+
+from alignctl.checkpoints.preflight import check_devices
+from alignctl.config.load import resolve
+from alignctl.config.run import SFTConfig
+from alignctl.errors import UserError
+
+
+def test_every_process_needs_a_gpu_of_its_own_where_there_are_any() -> None:
+    config = resolve(SFTConfig, "tiny-llama", {"output": Path("run"), "launch.nproc_per_node": 2})
+    check_devices(config, 0)
+    check_devices(config, 2)
+    with pytest.raises(UserError, match="nproc_per_node 2: only 1 GPUs can be seen") as caught:
+        check_devices(config, 1)
+    assert caught.value.hint is not None
+    assert "--nproc 1" in caught.value.hint
