@@ -66,8 +66,9 @@ def be_killed(folder: RunFolder) -> None:
 
 
 def train_until_stopped(folder: RunFolder) -> None:
-    with MetricsWriter(folder, enabled=RANK == 0) as metrics:
-        metrics.start(0, 1000)
+    step = folder.latest_step()
+    with MetricsWriter(folder, enabled=RANK == 0, step=step) as metrics:
+        metrics.start(step, 1000)
         metrics.note("training")
         print("training")
         while not worker.stop_requested(folder):

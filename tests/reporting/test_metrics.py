@@ -66,6 +66,15 @@ def test_a_resumed_run_has_every_step_once(folder: RunFolder) -> None:
     assert scalars(folder, "train/loss") == expected
 
 
+def test_an_attempt_that_begins_at_the_start_again_has_step_0_once(folder: RunFolder) -> None:
+    for loss in (1.0, 2.0):
+        with MetricsWriter(folder, enabled=True) as metrics:
+            metrics.validation(0, loss=loss)
+            metrics.train(1, loss=loss)
+    assert [(row["step"], row["loss"]) for row in rows(folder)] == [(0, 2.0), (1, 2.0)]
+    assert scalars(folder, "validation/loss") == [(0, 2.0)]
+
+
 def test_a_row_that_a_killed_process_left_unfinished_is_removed(folder: RunFolder) -> None:
     train(folder, 1, 2, loss=1.0)
     with folder.metrics.open("a") as stream:

@@ -49,9 +49,11 @@ class MetricsWriter:
         self._lines: TextIO | None = None
         self._events: EventFileWriter | None = None
         if enabled:
-            cut_after(folder, step)
+            # Who begins at 0 measures step 0 again: nothing stays of an attempt that saved nothing.
+            last_kept = step or -1
+            cut_after(folder, last_kept)
             self._lines = folder.metrics.open("a", encoding="utf-8", buffering=1)
-            self._events = _open_events(folder, step)
+            self._events = _open_events(folder, last_kept)
 
     def start(self, step: int, total: int) -> None:
         """Says where this attempt begins, and how many steps the whole run has."""
@@ -127,7 +129,7 @@ def _finite_or_text(value: object) -> object:
     return value
 
 
-def _open_events(folder: RunFolder, step: int) -> "EventFileWriter":
+def _open_events(folder: RunFolder, last_kept: int) -> "EventFileWriter":
     # Here and not above: importing it takes a third of a second, and only rank 0 writes.
     from tensorboard.compat.proto import event_pb2
     from tensorboard.summary.writer.event_file_writer import EventFileWriter
@@ -135,9 +137,11 @@ def _open_events(folder: RunFolder, step: int) -> "EventFileWriter":
     is_first = not folder.tensorboard.exists()
     events = EventFileWriter(str(folder.tensorboard), flush_secs=_SECONDS_BETWEEN_FLUSHES)
     if not is_first:
-        # Tells TensorBoard to drop whatever it has read at this step and later.
+        # Tells TensorBoard to drop whatever it has read at this event's step and later.
         start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
-        events.add_event(event_pb2.Event(wall_time=time.time(), step=step + 1, session_log=start))
+        events.add_event(
+            event_pb2.Event(wall_time=time.time(), step=last_kept + 1, session_log=start)
+        )
         events.flush()
     return events
 
