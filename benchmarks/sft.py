@@ -1,7 +1,7 @@
 """Supervised fine-tuning: tokens per second and peak memory of alignctl and of TRL's SFTTrainer.
 
-    python benchmarks/sft.py                     # about eight minutes on two cores
-    python benchmarks/sft.py --steps 4 --repeats 1 --json result.json
+    python benchmarks/sft.py                     # six minutes or so on two idle cores
+    python benchmarks/sft.py --only "data parallel" --repeats 3 --json result.json
 
 Everybody starts from the same 30M-parameter weights, reads the same documents, learns the same
 tokens with the same AdamW in fp32, and takes about as many tokens into an optimizer step. alignctl
@@ -31,7 +31,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
     parser.add_argument("--steps", type=int, default=3, help="optimizer steps on the clock")
     parser.add_argument("--warm-up", type=int, default=1, help="steps before that")
-    parser.add_argument("--repeats", type=int, default=2, help="runs of each contender")
+    parser.add_argument("--repeats", type=int, default=1, help="runs of each contender, in turns")
     parser.add_argument("--documents", type=int, default=1024, help="rows of the data set")
     parser.add_argument("--only", default="", help="contenders whose name contains this")
     parser.add_argument("--json", type=Path, help="also write the numbers of every run to FILE")
