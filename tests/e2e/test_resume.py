@@ -225,6 +225,7 @@ def killed_at(moment: str, run: RunFolder, process: "subprocess.Popen[str]") -> 
     return bool(list(run.checkpoints.glob(".iter_*.partial"))) == (moment != "between saves")
 
 
+@pytest.mark.slow  # minutes: a launch for every moment
 def test_a_run_killed_again_and_again_keeps_its_checkpoints_and_goes_on(
     setting: Setting, run: RunFolder, start: Start
 ) -> None:
