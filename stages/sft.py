@@ -96,17 +96,14 @@ def launch(config: SFTConfig, *, nodes: Nodes, dry_run: bool, resume: bool) -> i
         if attempt.state != "finished":
             console.say(f"model: {source.description}")
             if nodes.node_rank == 0:
-                _prepare_data(config, attempt)
+                _prepare_data(config, source, attempt)
         local.run(todo, attempt, display())
     return 0
 
 
-def _prepare_data(config: SFTConfig, attempt: Attempt) -> None:
+def _prepare_data(config: SFTConfig, source: "Source", attempt: Attempt) -> None:
     """Tokenises the rows; a new run folder is taken back when they turn out to be wrong."""
-    from alignctl.checkpoints.source import find
-
-    assert config.load is not None
-    tokenizer = load_tokenizer(config.tokenizer or find(config.load).companions)
+    tokenizer = load_tokenizer(source.tokenizer_folder(config.tokenizer))
     data, pointer = attempt.folder.data, attempt.folder.data / PREPARED
     try:
         data.mkdir(exist_ok=True)
@@ -190,6 +187,7 @@ def run(folder: RunFolder) -> None:
 
 def _load(config: SFTConfig, folder: RunFolder) -> "tuple[MegatronEngine, Source, int]":
     """The engine with its weights, where they came from, and the steps it has taken."""
+    from alignctl.checkpoints.preflight import open_model
     from alignctl.checkpoints.source import find
     from alignctl.engines import megatron_state
     from alignctl.engines.megatron import MegatronEngine
@@ -204,8 +202,7 @@ def _load(config: SFTConfig, folder: RunFolder) -> "tuple[MegatronEngine, Source
     if (checkpoint := folder.latest_checkpoint()) is not None:
         engine.create_optimizer()
         return engine, find(checkpoint), megatron_state.resume(engine, checkpoint)
-    assert config.load is not None
-    source = find(config.load, vocab_divisor=config.model.vocab_divisor)
+    source = open_model(config)
     megatron_state.load_weights(engine, source)
     engine.create_optimizer()
     return engine, source, 0
@@ -222,7 +219,7 @@ def _total_steps(config: SFTConfig, data: SFTData) -> int:
 def _show_a_sample(
     config: SFTConfig, source: "Source", data: SFTData, metrics: MetricsWriter
 ) -> None:
-    tokenizer = load_tokenizer(config.tokenizer or source.companions)
+    tokenizer = load_tokenizer(source.tokenizer_folder(config.tokenizer))
     document = data.train.document(int(data.train.members[0]))
     metrics.preview(preview.pieces(document, tokenizer))
 

@@ -7,19 +7,16 @@ answered at once.
 import os
 import sys
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 
-from alignctl import __version__, cli_presets, console
+from alignctl import __version__, cli_convert, cli_presets, console
 from alignctl.errors import AlignctlError
 from alignctl.flags import (
     DryRunFlag,
-    DtypeFlag,
-    MaybePresetFlag,
     OverridesArgument,
     PresetFlag,
-    RoleFlag,
     TokenizerFlag,
     example,
 )
@@ -58,6 +55,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.add_typer(cli_presets.app)
+cli_convert.register(app)
 
 
 @app.callback(invoke_without_command=True)
@@ -70,86 +68,6 @@ def _root(
         raise typer.Exit
     if context.invoked_subcommand is None:
         console.emit(context.get_help())
-
-
-@app.command(
-    "convert-hf2mg",
-    epilog=example(
-        "alignctl convert-hf2mg --preset llama2-7b --load models/llama2-7b --save models/mg",
-        "alignctl convert-hf2mg --load models/llama2-7b --save models/mg --tp 4 --pp 2",
-    ),
-)
-def convert_hf2mg(
-    load: Annotated[Path, typer.Option(metavar="DIR", help="Hugging Face folder to read.")],
-    save: Annotated[Path, typer.Option(metavar="DIR", help="Megatron checkpoint to write.")],
-    preset: MaybePresetFlag = None,
-    tp: Annotated[
-        int | None,
-        typer.Option(
-            min=1, metavar="N", help="Tensor-parallel ranks; default: the preset's, or 1."
-        ),
-    ] = None,
-    pp: Annotated[
-        int | None,
-        typer.Option(min=1, metavar="N", help="Pipeline stages; default: the preset's, or 1."),
-    ] = None,
-    format: Annotated[
-        Literal["mcore"], typer.Option(help="mcore: Megatron-Core's distributed checkpoint.")
-    ] = "mcore",
-    role: RoleFlag = "policy",
-    dtype: DtypeFlag = "keep",
-    tokenizer: TokenizerFlag = None,
-    dry_run: DryRunFlag = False,
-) -> None:
-    """Turn a Hugging Face model into a Megatron checkpoint."""
-    from alignctl.config.load import convert_options
-
-    options = convert_options(
-        preset,
-        load=load,
-        save=save,
-        tp=tp,
-        pp=pp,
-        format=format,
-        role=role,
-        dtype=dtype,
-        tokenizer=tokenizer,
-    )
-    if dry_run:
-        console.emit(options.model_dump_json(indent=2))
-        return
-    from alignctl.stages import convert_hf2mg as stage
-
-    stage.run(options)
-
-
-@app.command(
-    "convert-mg2hf",
-    epilog=example("alignctl convert-mg2hf --load runs/llama2-7b-sft --save models/my-model"),
-)
-def convert_mg2hf(
-    load: Annotated[
-        Path, typer.Option(metavar="DIR", help="Megatron checkpoint or run folder to read.")
-    ],
-    save: Annotated[Path, typer.Option(metavar="DIR", help="Hugging Face folder to write.")],
-    preset: MaybePresetFlag = None,
-    role: RoleFlag = "policy",
-    dtype: DtypeFlag = "keep",
-    tokenizer: TokenizerFlag = None,
-    dry_run: DryRunFlag = False,
-) -> None:
-    """Turn a Megatron checkpoint into a Hugging Face model."""
-    from alignctl.config.load import convert_options
-
-    options = convert_options(
-        preset, load=load, save=save, role=role, dtype=dtype, tokenizer=tokenizer
-    )
-    if dry_run:
-        console.emit(options.model_dump_json(indent=2))
-        return
-    from alignctl.stages import convert_mg2hf as stage
-
-    stage.run(options)
 
 
 @app.command(

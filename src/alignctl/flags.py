@@ -27,7 +27,35 @@ DtypeFlag = Annotated[
     Literal["keep", "fp32", "bf16", "fp16"],
     typer.Option("--dtype", help="Type of the tensors written; keep: as they are read."),
 ]
-RoleFlag = Annotated[Literal["policy"], typer.Option("--role", help="What the weights are.")]
+RoleFlag = Annotated[
+    Literal["policy", "reward"] | None,
+    typer.Option("--role", help="What the weights must be; default: what is found."),
+]
+FormatFlag = Annotated[
+    Literal["mcore", "legacy"],
+    typer.Option(
+        "--format",
+        help="mcore: Megatron-Core's distributed checkpoint; legacy: Megatron-LM's, by rank.",
+    ),
+]
+TPFlag = Annotated[
+    int | None,
+    typer.Option(
+        "--tp", min=1, metavar="N", help="Tensor-parallel ranks; default: the preset's, or 1."
+    ),
+]
+PPFlag = Annotated[
+    int | None,
+    typer.Option("--pp", min=1, metavar="N", help="Pipeline stages; default: the preset's, or 1."),
+]
+VerifyFlag = Annotated[
+    Literal["full", "fast", "none"],
+    typer.Option(
+        "--verify",
+        help="Compare the result with the source. full: every tensor, and the outputs of all "
+        "layers in transformers and Megatron-Core; fast: the outputs of three layers; none.",
+    ),
+]
 PresetArgument = Annotated[str, typer.Argument(metavar="NAME|FILE", help="A preset.")]
 OverridesArgument = Annotated[
     list[str] | None,

@@ -9,9 +9,11 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from alignctl.checkpoints.hf import write_weights
-from alignctl.config.sections import Model
-from alignctl.models.families import FAMILIES, weight_map
+from alignctl.checkpoints import hf
+from alignctl.checkpoints.lazy import LazyTensor, Spec
+from alignctl.checkpoints.manifest import Recorder
+from alignctl.config.sections import Head, Model
+from alignctl.models.families import FAMILIES, config_of_head, weight_map
 from alignctl.models.weight_map import hf_shapes
 
 Family = Literal["llama2", "bloom"]
@@ -36,18 +38,42 @@ def architecture(family: Family, *, tie: bool | None = None) -> Model:
 
 
 def random_weights(
-    model: Model, dtype: torch.dtype = torch.float32, seed: int = 0
+    model: Model, dtype: torch.dtype = torch.float32, seed: int = 0, head: Head = "lm"
 ) -> dict[str, Tensor]:
     """Every Hugging Face tensor of a model."""
     generator = torch.Generator().manual_seed(seed)
-    shapes = hf_shapes(weight_map(model), model)
+    shapes = hf_shapes(weight_map(model, head), model)
     return {name: torch.randn(s, generator=generator).to(dtype) for name, s in shapes.items()}
 
 
-def write_config(folder: Path, model: Model, **changes: Any) -> None:
+def write_config(folder: Path, model: Model, *, head: Head = "lm", **changes: Any) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     content = FAMILIES[model.family].to_hf(model) | changes
+    content |= config_of_head(model, head, content)
     (folder / "config.json").write_text(json.dumps(content))
+
+
+def made(tensors: Mapping[str, LazyTensor]) -> dict[str, Tensor]:
+    """All of them in memory."""
+    return {name: tensor.make() for name, tensor in tensors.items()}
+
+
+def lazy(tensors: Mapping[str, Tensor]) -> dict[str, LazyTensor]:
+    """As if they were still on disk."""
+    return {
+        name: LazyTensor(tuple(tensor.shape), tensor.dtype, tensor.clone, name)
+        for name, tensor in tensors.items()
+    }
+
+
+def write_weights(folder: Path, tensors: Mapping[str, Tensor], *, max_shard_bytes: int) -> None:
+    """Safetensors as a conversion writes them."""
+    specs = {name: Spec(tuple(tensor.shape), tensor.dtype) for name, tensor in tensors.items()}
+    with Recorder() as recorder:
+        shards = hf.shards(specs, max_shard_bytes)
+        stream = (tensors[name] for shard in shards for name in shard)
+        hf.write(folder, shards, stream, recorder=recorder)
+        recorder.records(folder)
 
 
 def write_hf(
@@ -60,7 +86,7 @@ def write_hf(
     """A Hugging Face folder, in shards of at most so many bytes."""
     write_config(folder, model)
     tensors = random_weights(model) if weights is None else weights
-    write_weights(folder, tensors.items(), max_shard_bytes=max_shard_bytes)
+    write_weights(folder, tensors, max_shard_bytes=max_shard_bytes)
     return folder
 
 

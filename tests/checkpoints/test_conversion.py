@@ -12,12 +12,13 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from alignctl.checkpoints import manifest
 from alignctl.checkpoints.hf import INDEX, SINGLE
 from alignctl.checkpoints.manifest import HF_FOLDER
 from alignctl.config.convert import ConvertOptions
 from alignctl.config.sections import Model
 from alignctl.errors import UserError
-from alignctl.stages import convert_hf2mg, convert_mg2hf
+from alignctl.stages import convert
 from tests.checkpoints.folders import (
     FAMILY_NAMES,
     Family,
@@ -32,13 +33,19 @@ from tests.checkpoints.folders import (
 TOKENIZER = {"tokenizer.json": '{"any":  "text"}\n', "tokenizer_config.json": "{}", "README.md": ""}
 
 
+def given(load: Path, save: Path, options: dict[str, Any]) -> ConvertOptions:
+    """Without verification, which has tests of its own."""
+    flags = {"load": load, "save": save, "verify": "none", **options}
+    return ConvertOptions.model_validate(flags)
+
+
 def to_megatron(load: Path, save: Path, **options: Any) -> Path:
-    convert_hf2mg.run(ConvertOptions.model_validate({"load": load, "save": save, **options}))
+    convert.run("hf2mg", given(load, save, options))
     return save
 
 
 def to_hf(load: Path, save: Path, **options: Any) -> Path:
-    convert_mg2hf.run(ConvertOptions.model_validate({"load": load, "save": save, **options}))
+    convert.run("mg2hf", given(load, save, options))
     return save
 
 
@@ -74,17 +81,34 @@ def test_a_round_trip_returns_every_bit(
     assert is_identical(weights_of(back), weights_of(hf))
     for name in ("config.json", *TOKENIZER):
         assert (back / name).read_bytes() == (hf / name).read_bytes()
-    assert sorted(file.name for file in back.iterdir()) == sorted(f.name for f in hf.iterdir())
+    names = {file.name for file in hf.iterdir()} | {manifest.NAME}
+    assert {file.name for file in back.iterdir()} == names
 
 
 def test_values_that_are_no_ordinary_numbers_keep_their_bits(tmp_path: Path) -> None:
+    """A negative zero, the smallest and the largest number."""
     model = architecture("llama2")
     weights = random_weights(model)
-    odd = torch.tensor([0x7FC00001, 0x7F800000, -0x80000000, 1], dtype=torch.int32)
+    odd = torch.tensor([-0x80000000, 1, 0x7F7FFFFF, -1 - 0x00800000], dtype=torch.int32)
     weights["model.norm.weight"].view(torch.int32)[:4] = odd
     write_single(tmp_path / "hf", model, weights)
     back = to_hf(to_megatron(tmp_path / "hf", tmp_path / "mg"), tmp_path / "back")
     assert is_identical(weights_of(back), weights)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_weights_that_are_not_finite_are_refused_by_name(
+    value: float, dtype: torch.dtype, tmp_path: Path
+) -> None:
+    model = architecture("llama2")
+    weights = random_weights(model, dtype)
+    weights["model.layers.1.mlp.down_proj.weight"][2, 1] = value
+    write_single(tmp_path / "hf", model, weights)
+    with pytest.raises(UserError, match="1 of 384 values are infinite or NaN") as error:
+        to_megatron(tmp_path / "hf", tmp_path / "mg")
+    assert "model.layers.1.mlp.down_proj.weight" in error.value.message
+    assert not list(tmp_path.glob("*mg*"))
 
 
 def test_a_bloom_returns_under_the_names_it_came_with(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 import json
-import re
+import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -7,28 +8,31 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from alignctl.checkpoints.hf import INDEX, SINGLE, HFFolder, write_weights
+from alignctl.checkpoints import hf
+from alignctl.checkpoints.hf import INDEX, SINGLE
+from alignctl.config.sections import Head, Model
 from alignctl.errors import UserError
 from tests.checkpoints.folders import (
     FAMILY_NAMES,
     Family,
     architecture,
     is_identical,
+    made,
     random_weights,
     write_config,
     write_hf,
     write_single,
+    write_weights,
 )
 
 
 def read(folder: Path) -> dict[str, Tensor]:
-    with HFFolder(folder) as opened:
-        return {name: opened.tensor(name) for name in opened.names}
+    return made(hf.read(folder).tensors)
 
 
 def refusal(folder: Path) -> UserError:
     with pytest.raises(UserError) as error:
-        HFFolder(folder)
+        made(hf.read(folder).tensors)
     return error.value
 
 
@@ -42,15 +46,19 @@ def test_what_is_written_is_read_in_one_file_or_in_many(
     write_hf(tmp_path, model, weights, max_shard_bytes=max_shard_bytes)
     assert (tmp_path / SINGLE).exists() == (max_shard_bytes == 1 << 30)
     assert is_identical(read(tmp_path), weights)
-    with HFFolder(tmp_path) as folder:
-        assert folder.model == model
-        assert folder.dtype() == torch.float32
+    folder = hf.read(tmp_path)
+    assert (folder.model, folder.head, folder.prefix) == (
+        model,
+        "lm",
+        "transformer." if family == "bloom" else "model.",
+    )
+    assert hf.common_dtype(tmp_path, folder.tensors.values()) == torch.float32
 
 
 def test_shards_keep_their_limit_and_the_index_names_each_tensor_once(tmp_path: Path) -> None:
     """Tensors of 40 bytes, three to a shard of at most 127; the seventh is larger than a shard."""
     tensors = {f"t{i}": torch.arange(10.0) + i for i in range(6)} | {"big": torch.zeros(50)}
-    write_weights(tmp_path, tensors.items(), max_shard_bytes=127)
+    write_weights(tmp_path, tensors, max_shard_bytes=127)
     index = json.loads((tmp_path / INDEX).read_text())
     files = sorted(path.name for path in tmp_path.glob("*.safetensors"))
     assert files == [f"model-0000{i}-of-00003.safetensors" for i in (1, 2, 3)]
@@ -68,7 +76,7 @@ def test_shards_keep_their_limit_and_the_index_names_each_tensor_once(tmp_path: 
 def test_a_slice_is_written_without_the_table_it_was_cut_from(tmp_path: Path) -> None:
     table = torch.randn(1000, 10)
     tensors = {"a": table[:1], "b": table[1:2], "c": table[:, 0]}
-    write_weights(tmp_path, tensors.items(), max_shard_bytes=1 << 20)
+    write_weights(tmp_path, tensors, max_shard_bytes=1 << 20)
     assert is_identical(
         load_file(tmp_path / SINGLE), {n: t.contiguous() for n, t in tensors.items()}
     )
@@ -81,8 +89,7 @@ def test_a_bloom_saved_without_its_head_is_read_under_the_full_names(tmp_path: P
     weights = random_weights(model)
     bare = {name.removeprefix("transformer."): tensor for name, tensor in weights.items()}
     write_hf(tmp_path, model, bare)
-    with HFFolder(tmp_path) as folder:
-        assert folder.prefix == ""
+    assert hf.read(tmp_path).prefix == ""
     assert is_identical(read(tmp_path), weights)
 
 
@@ -118,7 +125,7 @@ def test_a_tied_output_layer_that_differs_is_refused(rows: int, tmp_path: Path) 
     model = architecture("bloom")
     weights = random_weights(model) | {"lm_head.weight": torch.zeros(rows, 16)}
     error = refusal(write_hf(tmp_path, model, weights))
-    assert "lm_head.weight differs" in error.message
+    assert "lm_head.weight: differs" in error.message
     assert "tie_word_embeddings" in str(error.hint)
 
 
@@ -155,8 +162,8 @@ def test_a_misshapen_tensor_is_refused_with_both_shapes(tmp_path: Path) -> None:
     weights["model.embed_tokens.weight"] = torch.zeros(12, 16)
     error = refusal(write_hf(tmp_path, model, weights))
     assert error.message == (
-        f"{tmp_path / SINGLE}: model.embed_tokens.weight has shape [12, 16], "
-        "config.json asks for [11, 16]"
+        f"{tmp_path / SINGLE}: model.embed_tokens.weight: shape [12, 16], "
+        "but the model's config asks for [11, 16]"
     )
 
 
@@ -165,19 +172,17 @@ def test_a_quantised_tensor_is_refused_with_its_type(tmp_path: Path) -> None:
     weights = random_weights(model)
     weights["model.norm.weight"] = weights["model.norm.weight"].to(torch.int8)
     error = refusal(write_hf(tmp_path, model, weights))
-    assert "model.norm.weight is of type I8" in error.message
-    assert "F32, BF16, F16" in str(error.hint)
+    assert "model.norm.weight: its type is int8" in error.message
+    assert "float32, bfloat16, float16" in str(error.hint)
 
 
 def test_weights_of_several_types_have_no_type_to_keep(tmp_path: Path) -> None:
     model = architecture("llama2")
     weights = random_weights(model, torch.bfloat16)
     weights["model.norm.weight"] = weights["model.norm.weight"].float()
-    with (
-        HFFolder(write_hf(tmp_path, model, weights)) as folder,
-        pytest.raises(UserError, match=r"model.norm.weight is F32") as error,
-    ):
-        folder.dtype()
+    tensors = hf.read(write_hf(tmp_path, model, weights)).tensors
+    with pytest.raises(UserError, match=r"float32: .*model.norm.weight") as error:
+        hf.common_dtype(tmp_path, tensors.values())
     assert "--dtype" in str(error.value.hint)
 
 
@@ -220,9 +225,7 @@ def test_a_tensor_that_is_not_where_the_index_places_it_is_named(tmp_path: Path)
     name = "model.norm.weight"
     other = next(file for file in index.values() if file != index[name])
     write_index(tmp_path, index | {name: other})
-    assert refusal(tmp_path).message == (
-        f"{tmp_path / other}: tensor {name!r}, which {INDEX} places here, is not in the file"
-    )
+    assert f"{name!r}, which {INDEX} places" in refusal(tmp_path).message
 
 
 @pytest.mark.parametrize("content", ['{"weights": {}}', "[]", "{", '{"weight_map": []}'])
@@ -257,13 +260,107 @@ def test_a_truncated_file_is_refused_by_name(
     assert error.message.startswith(f"{file}: not a readable safetensors file: ")
 
 
-def test_weights_in_torchs_own_format_are_pointed_out(tmp_path: Path) -> None:
+def test_a_folder_without_weights_lists_the_names_it_was_searched_for(tmp_path: Path) -> None:
     write_config(tmp_path, architecture("llama2"))
-    assert refusal(tmp_path).hint is None
-    (tmp_path / "pytorch_model.bin").write_bytes(b"")
-    error = refusal(tmp_path)
-    assert re.search("neither model.safetensors nor", error.message)
-    assert error.hint == "found pytorch_model.bin: save the model as safetensors first"
+    message = refusal(tmp_path).message
+    assert all(name in message for name in (INDEX, SINGLE, "pytorch_model.bin"))
+
+
+def write_bin(folder: Path, model: Model, weights: Mapping[str, Tensor], *, shards: int) -> Path:
+    """A folder as transformers wrote it before safetensors."""
+    write_config(folder, model)
+    if shards == 1:
+        torch.save(dict(weights), folder / "pytorch_model.bin")
+        return folder
+    index: dict[str, str] = {}
+    for number in range(shards):
+        part = dict(list(weights.items())[number::shards])
+        name = f"pytorch_model-{number + 1:05d}-of-{shards:05d}.bin"
+        torch.save(part, folder / name)
+        index |= dict.fromkeys(part, name)
+    content = {"metadata": {}, "weight_map": index}
+    (folder / "pytorch_model.bin.index.json").write_text(json.dumps(content))
+    return folder
+
+
+@pytest.mark.parametrize("family", FAMILY_NAMES)
+@pytest.mark.parametrize("shards", [1, 3])
+def test_weights_in_torchs_own_format_are_read(family: Family, shards: int, tmp_path: Path) -> None:
+    model = architecture(family)
+    weights = random_weights(model, torch.bfloat16)
+    assert is_identical(read(write_bin(tmp_path, model, weights, shards=shards)), weights)
+
+
+def test_safetensors_are_preferred_to_torchs_own_format(tmp_path: Path) -> None:
+    model = architecture("llama2")
+    write_bin(tmp_path, model, random_weights(model, seed=1), shards=1)
+    write_hf(tmp_path, model, random_weights(model, seed=2))
+    assert is_identical(read(tmp_path), random_weights(model, seed=2))
+
+
+def test_a_file_of_torchs_that_holds_more_than_weights_is_refused(tmp_path: Path) -> None:
+    model = architecture("llama2")
+    write_bin(tmp_path, model, random_weights(model), shards=1)
+    torch.save({"model": random_weights(model), "epoch": 3}, tmp_path / "pytorch_model.bin")
+    assert "'model' is no tensor" in refusal(tmp_path).message
+    torch.save([torch.zeros(1)], tmp_path / "pytorch_model.bin")
+    assert "holds no weights by name, but a list" in refusal(tmp_path).message
+
+
+@pytest.mark.parametrize("shards", [1, 2])
+def test_a_damaged_file_of_torchs_is_refused_by_name(shards: int, tmp_path: Path) -> None:
+    """A bit in the middle of the weights: the archive's own checksum tells."""
+    model = architecture("bloom")
+    write_bin(tmp_path, model, random_weights(model), shards=shards)
+    file = sorted(tmp_path.glob("*.bin"))[-1]
+    content = bytearray(file.read_bytes())
+    with zipfile.ZipFile(file) as archive:
+        largest = max(archive.infolist(), key=lambda entry: entry.file_size)
+    content[largest.header_offset + largest.file_size // 2] ^= 1
+    file.write_bytes(content)
+    assert "its checksum differs from the one in the file" in refusal(tmp_path).message
+    file.write_bytes(content[: len(content) // 2])
+    assert f"{file}: not a readable PyTorch file" in refusal(tmp_path).message
+    file.write_text(POINTER)
+    assert "git lfs pull" in str(refusal(tmp_path).hint)
+
+
+HEADS: tuple[Head, ...] = ("lm", "linear", "pooler")
+
+
+@pytest.mark.parametrize("family", FAMILY_NAMES)
+@pytest.mark.parametrize("head", HEADS)
+def test_the_head_is_found_by_its_tensors(family: Family, head: Head, tmp_path: Path) -> None:
+    model = architecture(family)
+    weights = random_weights(model, head=head)
+    folder = hf.read(write_hf(tmp_path, model, weights))
+    assert folder.head == head
+    assert is_identical(made(folder.tensors), weights)
+
+
+@pytest.mark.parametrize("prefix", ["rwtransformer.", "rwtranrsformer."])
+@pytest.mark.parametrize("family", FAMILY_NAMES)
+def test_reward_models_of_deepspeed_chat_are_read(
+    prefix: str, family: Family, tmp_path: Path
+) -> None:
+    """They wrap the bare model, once misspelt, and call the row that scores v_head."""
+    model = architecture(family)
+    weights = random_weights(model, head="linear")
+    ours = {"llama2": "model.", "bloom": "transformer."}[family]
+    stored = {
+        "v_head.weight" if name == "score.weight" else prefix + name.removeprefix(ours): tensor
+        for name, tensor in weights.items()
+    }
+    folder = hf.read(write_bin(tmp_path, model, stored, shards=1))
+    assert folder.head == "linear"
+    assert is_identical(made(folder.tensors), weights)
+
+
+def test_a_tensor_in_a_shard_where_the_index_does_not_place_it_is_named(tmp_path: Path) -> None:
+    index = sharded(tmp_path)
+    name = "model.norm.weight"
+    write_index(tmp_path, {key: place for key, place in index.items() if key != name})
+    assert f"holds tensor {name!r}, which {INDEX} places nowhere" in refusal(tmp_path).message
 
 
 def test_a_config_of_another_model_shows_in_the_tensors(tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from alignctl.checkpoints import manifest
-from alignctl.checkpoints.manifest import Manifest
+from alignctl.checkpoints.manifest import Manifest, Recorder
 from alignctl.errors import UserError
 from tests.checkpoints.folders import architecture
 
@@ -23,7 +23,7 @@ def folder(tmp_path: Path) -> Path:
         dtype="float32",
         padded_vocab_size=128,
         hf_prefix="model.",
-    ).write(checkpoint)
+    ).write(checkpoint, manifest.record_all(checkpoint, {}))
     return checkpoint
 
 
@@ -90,7 +90,37 @@ def test_a_manifest_of_another_version_says_which_entry(
     assert complaint in error.value.message
 
 
+def test_a_manifest_that_was_edited_is_refused(folder: Path) -> None:
+    """Another base of the rotary positions would load, and give another model."""
+    text = (folder / manifest.NAME).read_text()
+    (folder / manifest.NAME).write_text(
+        text.replace('"rotary_base": 10000.0', '"rotary_base": 20000.0')
+    )
+    with pytest.raises(UserError, match="its checksum differs from its content"):
+        manifest.read(folder)
+
+
 def test_a_manifest_that_is_no_json_is_refused(folder: Path) -> None:
     (folder / manifest.NAME).write_text("{")
     with pytest.raises(UserError, match=r"alignctl\.json: "):
         manifest.read(folder)
+
+
+def test_a_growing_file_is_recorded_as_hashlib_would_when_it_is_done(tmp_path: Path) -> None:
+    file = tmp_path / "sub" / "growing"
+    file.parent.mkdir()
+    with Recorder() as recorder, file.open("wb", buffering=0) as stream:
+        for number in range(100):
+            stream.write(bytes([number]) * 1000)
+            recorder.advance(file, stream.tell())
+        recorder.finish(file)
+        found = recorder.records(tmp_path)
+    assert found == {"sub/growing": manifest.record(file)}
+    assert found["sub/growing"].num_bytes == 100_000
+
+
+def test_a_file_that_cannot_be_recorded_is_an_error(tmp_path: Path) -> None:
+    with Recorder() as recorder:
+        recorder.advance(tmp_path / "nothing", 1)
+        with pytest.raises(FileNotFoundError):
+            recorder.records(tmp_path)

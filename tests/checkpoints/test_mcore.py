@@ -1,10 +1,8 @@
 import os
 import pickle
-import weakref
-from collections import OrderedDict, deque
+from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,18 +11,20 @@ import torch
 from torch import Tensor
 from torch.distributed.checkpoint import filesystem, state_dict_loader
 
-from alignctl.checkpoints.mcore import (
-    METADATA,
-    LazyTensor,
-    McoreFolder,
-    read_metadata,
-    stored_name,
-    write,
-)
+from alignctl.checkpoints.manifest import Recorder
+from alignctl.checkpoints.mcore import plain_name, read, stored_name, write
+from alignctl.checkpoints.mcore_index import METADATA, read_metadata
 from alignctl.errors import UserError
 from alignctl.models.families import weight_map
 from alignctl.models.weight_map import full_shape
-from tests.checkpoints.folders import FAMILY_NAMES, Family, architecture, is_identical
+from tests.checkpoints.folders import (
+    FAMILY_NAMES,
+    Family,
+    architecture,
+    is_identical,
+    lazy,
+    made,
+)
 
 LAYERS = 2
 NORM = "decoder.layers.1.input_layernorm.weight"
@@ -41,11 +41,10 @@ def tensors(family: Family, dtype: torch.dtype = torch.float32) -> dict[str, Ten
     }
 
 
-def write_all(folder: Path, full: dict[str, Tensor], **options: Any) -> Path:
+def write_all(folder: Path, full: dict[str, Tensor]) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
-    lazy = {name: LazyTensor(tuple(t.shape), partial(Tensor.clone, t)) for name, t in full.items()}
-    dtype = next(iter(full.values())).dtype
-    write(folder, lazy, num_layers=LAYERS, dtype=dtype, **options)
+    with Recorder() as recorder:
+        write(folder, lazy(full), iter(full.values()), num_layers=LAYERS, recorder=recorder)
     return folder
 
 
@@ -60,10 +59,10 @@ def test_what_is_written_is_read_bit_for_bit(
     family: Family, dtype: torch.dtype, tmp_path: Path
 ) -> None:
     full = tensors(family, dtype)
-    opened = McoreFolder(write_all(tmp_path / "release", full))
-    assert is_identical({name: opened.tensor(name) for name in full}, full)
-    assert all(opened.shape(name) == tuple(t.shape) for name, t in full.items())
-    assert all(opened.numel(name) == t.numel() for name, t in full.items())
+    opened = read(write_all(tmp_path / "release", full))
+    assert is_identical(made(opened), full)
+    assert all(opened[name].shape == tuple(t.shape) for name, t in full.items())
+    assert all(opened[name].dtype == dtype for name in full)
 
 
 def test_the_layers_are_stacked_as_megatron_expects_them(folder: Path) -> None:
@@ -93,28 +92,11 @@ def test_the_layers_are_stacked_as_megatron_expects_them(folder: Path) -> None:
 )
 def test_norms_have_the_names_of_fused_layers(ours: str, theirs: str, layer: int | None) -> None:
     assert stored_name(ours) == (theirs, layer)
-
-
-def test_one_tensor_is_made_at_a_time_and_each_is_announced(tmp_path: Path) -> None:
-    made: list[weakref.ref[Tensor]] = []
-    alive: list[int] = []
-    announced: list[int] = []
-
-    def making(full: Tensor) -> Callable[[], Tensor]:
-        def make() -> Tensor:
-            tensor = full.clone()
-            alive.append(sum(reference() is not None for reference in made))
-            made.append(weakref.ref(tensor))
-            return tensor
-
-        return make
-
-    full = tensors("bloom")
-    lazy = {name: LazyTensor(tuple(t.shape), making(t)) for name, t in full.items()}
-    write(tmp_path, lazy, num_layers=LAYERS, dtype=torch.float32, on_bytes=announced.append)
-    assert sorted(announced) == sorted(t.nbytes for t in full.values())
-    # The writer still holds the tensor before, whose write it has not yet closed.
-    assert max(alive) <= 1
+    assert (
+        plain_name(theirs) == ours
+        if layer is None
+        else plain_name(theirs) in ours.replace(f".{layer}.", ".")
+    )
 
 
 class Call:
@@ -144,7 +126,7 @@ def test_an_index_that_would_run_code_is_refused_and_not_run(
     metadata.planner_data = Call(function, code)
     (folder / METADATA).write_bytes(pickle.dumps(metadata))
     with pytest.raises(UserError) as error:
-        McoreFolder(folder)
+        read(folder)
     assert f"it asks for {name}, which is not allowed" in error.value.message
     assert str(folder / METADATA) in error.value.message
     assert not marker.exists()
@@ -156,28 +138,21 @@ def test_an_index_that_would_run_code_is_refused_and_not_run(
 def test_an_index_that_is_damaged_is_refused(content: bytes, folder: Path) -> None:
     (folder / METADATA).write_bytes(content)
     with pytest.raises(UserError, match="not the index of a distributed checkpoint"):
-        McoreFolder(folder)
+        read(folder)
 
 
 def test_a_missing_index_is_named(folder: Path) -> None:
     (folder / METADATA).unlink()
     with pytest.raises(UserError, match=r"\.metadata: cannot be read: No such file"):
-        McoreFolder(folder)
+        read(folder)
 
 
 def test_a_truncated_file_is_named_with_the_tensor(folder: Path) -> None:
     (file,) = folder.glob("*.distcp")
     file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
-    opened = McoreFolder(folder)
     with pytest.raises(UserError) as error:
-        deque(map(opened.tensor, tensors("llama2")), maxlen=0)
-    assert error.value.message.startswith(f"{file}: ")
-    assert "cannot be read" in error.value.message
-
-
-def test_a_missing_tensor_is_named(folder: Path) -> None:
-    with pytest.raises(UserError, match=r"no tensor decoder\.layers\.mlp\.linear_fc1\.bias"):
-        McoreFolder(folder).tensor("decoder.layers.0.mlp.linear_fc1.bias")
+        made(read(folder))
+    assert error.value.message.startswith(f"{file}: not a readable PyTorch file")
 
 
 def test_a_layer_that_no_rank_has_written_is_missed(folder: Path) -> None:
@@ -185,10 +160,10 @@ def test_a_layer_that_no_rank_has_written_is_missed(folder: Path) -> None:
     entry: Any = metadata.state_dict_metadata[STORED_PROJECTION]
     entry.chunks = entry.chunks[:1]
     (folder / METADATA).write_bytes(pickle.dumps(metadata))
-    opened = McoreFolder(folder)
-    opened.tensor(PROJECTION.format(0))
+    opened = read(folder)
+    opened[PROJECTION.format(0)].make()
     with pytest.raises(UserError, match=r"linear_proj.weight is incomplete for layer 1"):
-        opened.tensor(PROJECTION.format(1))
+        opened[PROJECTION.format(1)].make()
 
 
 def test_an_index_cannot_name_a_file_outside_the_folder(folder: Path) -> None:
@@ -199,4 +174,4 @@ def test_an_index_cannot_name_a_file_outside_the_folder(folder: Path) -> None:
     }
     (folder / METADATA).write_bytes(pickle.dumps(metadata))
     with pytest.raises(UserError, match="lies outside the folder"):
-        McoreFolder(folder).tensor(NORM)
+        read(folder)[NORM].make()

@@ -1,36 +1,45 @@
 from pathlib import Path
 
 import pytest
+import torch
 
-from alignctl.checkpoints.manifest import HF_FOLDER, Manifest
+from alignctl.checkpoints import mcore
+from alignctl.checkpoints.manifest import HF_FOLDER, Manifest, Recorder, record_all
 from alignctl.checkpoints.source import find
 from alignctl.errors import UserError
 from alignctl.launch.run_folder import LATEST
-from tests.checkpoints.folders import architecture, write_config
+from alignctl.models.families import weight_map
+from alignctl.models.weight_map import full_shape
+from tests.checkpoints.folders import architecture, lazy, write_config, write_hf
 
 MODEL = architecture("llama2")
 
 
 def write_checkpoint(folder: Path, *, iteration: int = 0) -> Path:
+    """A Megatron-Core checkpoint of random weights in bfloat16."""
     folder.mkdir(parents=True)
-    (folder / "weights").write_bytes(b"weights")
-    Manifest(
-        iteration=iteration,
-        model=MODEL,
-        dtype="bfloat16",
-        padded_vocab_size=128,
-        hf_prefix="model.",
-    ).write(folder)
+    shapes = {name: full_shape(row, MODEL) for name, row in weight_map(MODEL).items()}
+    tensors = {name: torch.randn(shape).bfloat16() for name, shape in shapes.items()}
+    with Recorder() as recorder:
+        mcore.write(folder, lazy(tensors), iter(tensors.values()), num_layers=2, recorder=recorder)
+        write_config(folder / HF_FOLDER, MODEL)
+        Manifest(
+            iteration=iteration,
+            model=MODEL,
+            dtype="bfloat16",
+            padded_vocab_size=11,
+            hf_prefix="model.",
+        ).write(folder, record_all(folder, recorder.records(folder)))
     return folder
 
 
 def test_a_hugging_face_folder_is_found_by_its_config(tmp_path: Path) -> None:
-    write_config(tmp_path, MODEL)
+    write_hf(tmp_path, MODEL)
     source = find(tmp_path, vocab_divisor=2)
     assert (source.kind, source.path, source.companions) == ("hf", tmp_path, tmp_path)
     assert source.model == MODEL.model_copy(update={"vocab_divisor": 2})
-    assert source.manifest is None
-    assert source.description == f"{tmp_path}: Hugging Face llama2, 2 layers"
+    assert (source.manifest, source.role) == (None, "policy")
+    assert source.description == f"{tmp_path}: Hugging Face llama2, 2 layers, float32"
 
 
 def test_one_checkpoint_is_found_by_its_manifest(tmp_path: Path) -> None:

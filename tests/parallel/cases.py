@@ -20,7 +20,7 @@ class Case(BaseModel):
     model: str = "llama-gqa"
     world: Literal[1, 2, 4]
     parallel: Parallel = Parallel()
-    load: Literal["hf", "mcore"] = "hf"
+    load: Literal["hf", "mcore", "legacy"] = "hf"
     grouping: Literal["1", "2", "4", "packed"] = "1"
     """Documents in one micro batch; "packed" are bins that hold 1 to 4 of them."""
     precision: Literal["fp32", "bf16"] = "fp32"
@@ -56,7 +56,7 @@ class Case(BaseModel):
     @property
     def name(self) -> str:
         """Unique among the cases; also the test's id."""
-        source = ["mcore"] if self.load == "mcore" else []
+        source = [self.load] if self.load != "hf" else []
         return "-".join([self.kind, self.model, self.variation, *source])
 
 
@@ -67,7 +67,7 @@ def _parallel(tp: int = 1, pp: int = 1, **switches: object) -> Parallel:
 LOGITS = tuple(
     Case(kind="logits", model=model, world=tp * pp, parallel=_parallel(tp, pp), load=load)
     for model in MODELS
-    for load in ("hf", "mcore")
+    for load in ("hf", "mcore", "legacy")
     for tp, pp in ((1, 1), (2, 1), (1, 2), (2, 2))
 ) + tuple(
     Case(

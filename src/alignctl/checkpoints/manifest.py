@@ -1,17 +1,23 @@
-"""`alignctl.json`: what a Megatron checkpoint holds, and the checksums of its files.
+"""`alignctl.json`: what a checkpoint of ours holds, and the checksums of its files.
 
-It is written last, so a folder without it is not finished.
+It is written last, so a folder of Megatron's without it is not finished, or not ours.
 """
 
 import hashlib
+import os
 from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from alignctl.config.sections import Model
+from alignctl.config.sections import Head, Model, Role
 from alignctl.errors import UserError
+
+if TYPE_CHECKING:
+    from hashlib import _Hash
 
 NAME = "alignctl.json"
 HF_FOLDER = "hf"
@@ -32,35 +38,43 @@ class Manifest(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
 
-    format: Literal["mcore"] = "mcore"
+    format: Literal["mcore", "legacy", "hf"] = "mcore"
     version: Literal[1] = 1
     iteration: int
-    role: Literal["policy"] = "policy"
+    role: Role = "policy"
+    head: Head = "lm"
     model: Model
     dtype: str
     """Of the weights: float32, bfloat16 or float16."""
     padded_vocab_size: int
     """Embedding rows as stored; those from `model.vocab_size` on are padding."""
+    tp: int = 1
+    """Tensor-parallel ranks that a legacy checkpoint is cut for, or that others are padded for."""
+    pp: int = 1
+    """Pipeline stages that a legacy checkpoint is cut for."""
     hf_prefix: str
     """Prefix of the Hugging Face tensor names of the model this came from; may be empty."""
     training: dict[str, int | bool] | None = None
     """Layout whose optimizer state is stored, or None where there are only weights."""
     files: dict[str, FileRecord] = {}
+    digest: str | None = None
+    """SHA-256 of this manifest without this entry; older ones have none."""
 
-    def write(self, folder: Path, records: "dict[str, FileRecord] | None" = None) -> None:
-        """Records every file of the folder with its checksum, then writes the manifest.
+    def write(self, folder: Path, records: Mapping[str, FileRecord]) -> None:
+        """Writes the manifest.
 
         Args:
             folder: The checkpoint, otherwise complete.
-            records: Files that were read already, by name.
+            records: Its files, by their paths in it.
         """
-        known = records or {}
-        names = sorted(
-            str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file()
-        )
-        files = {name: known.get(name) or record(folder / name) for name in names}
-        whole = self.model_copy(update={"files": files})
+        whole = self.model_copy(update={"files": dict(sorted(records.items()))})
+        whole = whole.model_copy(update={"digest": whole.own_digest()})
         (folder / NAME).write_text(whole.model_dump_json(indent=2) + "\n", encoding="utf-8")
+
+    def own_digest(self) -> str:
+        """What `digest` must be."""
+        rest = self.model_copy(update={"digest": None})
+        return hashlib.sha256(rest.model_dump_json().encode()).hexdigest()
 
 
 def record(file: Path) -> FileRecord:
@@ -68,6 +82,87 @@ def record(file: Path) -> FileRecord:
     with file.open("rb") as stream:
         digest = hashlib.file_digest(stream, "sha256").hexdigest()
     return FileRecord(num_bytes=file.stat().st_size, sha256=digest)
+
+
+def record_all(folder: Path, known: Mapping[str, FileRecord]) -> dict[str, FileRecord]:
+    """Every file below a folder; those that are known already are not read again."""
+    names = (str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file())
+    return {name: known.get(name) or record(folder / name) for name in names}
+
+
+@dataclass
+class _Progress:
+    """How far the checksum of a growing file has come."""
+
+    hash: "_Hash" = field(default_factory=hashlib.sha256)
+    position: int = 0
+
+
+class Recorder:
+    """Takes the checksums of files while they are written, in a thread of its own.
+
+    It reads back what was written, from the system's cache, so the writer need not wait, and what
+    is recorded is what the file system holds. Use it as a context manager.
+    """
+
+    def __init__(self) -> None:
+        self._pool = ThreadPoolExecutor(max_workers=1)
+        self._files: dict[Path, _Progress] = {}
+        self._pending: list[Future[None]] = []
+
+    def advance(self, file: Path, until: int) -> None:
+        """Tells that the content of a file up to a position will not change any more."""
+        self._files.setdefault(file, _Progress())
+        self._pending.append(self._pool.submit(self._read, file, until))
+
+    def finish(self, file: Path) -> None:
+        """Tells that a file is complete; it is also synced to the disk."""
+        self.advance(file, file.stat().st_size)
+        self._pending.append(self._pool.submit(_sync, file))
+
+    def records(self, folder: Path) -> dict[str, FileRecord]:
+        """The files by their paths in the folder, once all of them are read and synced.
+
+        Raises:
+            OSError: One could not be read or synced.
+        """
+        for pending in self._pending:
+            pending.result()
+        return {
+            str(file.relative_to(folder)): FileRecord(
+                num_bytes=progress.position, sha256=progress.hash.hexdigest()
+            )
+            for file, progress in self._files.items()
+        }
+
+    def _read(self, file: Path, until: int) -> None:
+        progress = self._files[file]
+        with file.open("rb", buffering=0) as stream:
+            stream.seek(progress.position)
+            while progress.position < until:
+                content = stream.read(min(_CHUNK, until - progress.position))
+                if not content:
+                    break  # still in the writer's buffer: the next call finds it
+                progress.hash.update(content)
+                progress.position += len(content)
+
+    def __enter__(self) -> "Recorder":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._pool.shutdown(cancel_futures=True)
+
+
+_CHUNK = 8 << 20
+"""Bytes that are read at once."""
+
+
+def _sync(file: Path) -> None:
+    descriptor = os.open(file, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def read(folder: Path) -> Manifest:
@@ -89,10 +184,16 @@ def read(folder: Path) -> Manifest:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or "the file"
         raise UserError(f"{path}: {where}: {first['msg']}") from error
-    for name, expected in manifest.files.items():
-        file = folder / name
+    for name in manifest.files:
         if ".." in Path(name).parts or Path(name).is_absolute():
             raise UserError(f"{path}: {name} lies outside the checkpoint")
+    if manifest.digest not in (None, manifest.own_digest()):
+        raise UserError(
+            f"{path}: its checksum differs from its content",
+            "the file is damaged or was edited: copy the checkpoint again, or use an older one",
+        )
+    for name, expected in manifest.files.items():
+        file = folder / name
         if not file.is_file():
             raise UserError(
                 f"{folder}: {name} is missing, though {NAME} lists it",

@@ -6,42 +6,52 @@ so any TP and PP can read it. Norms have the names that Transformer Engine's fus
 them, which is what every Megatron-Core model asks for.
 """
 
-import io
 import json
-import math
 import pickle
 import re
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
-from torch.distributed.checkpoint.filesystem import FileSystemWriter
+from torch.distributed.checkpoint.filesystem import _StorageInfo
 from torch.distributed.checkpoint.metadata import (
+    BytesStorageMetadata,
     ChunkStorageMetadata,
     Metadata,
     MetadataIndex,
     TensorProperties,
     TensorStorageMetadata,
 )
-from torch.distributed.checkpoint.planner import (
-    SavePlan,
-    TensorWriteData,
-    WriteItem,
-    WriteItemType,
-)
 
+from alignctl.checkpoints import torch_file, torch_writer
+from alignctl.checkpoints.lazy import LazyTensor, Spec
+from alignctl.checkpoints.manifest import Recorder
+from alignctl.checkpoints.mcore_index import METADATA, read_metadata
 from alignctl.errors import UserError
+
+COMMON = "common.pt"
+"""What is not sharded; Megatron-LM keeps its arguments in it."""
+
+WEIGHTS = "__0_0.distcp"
+"""The file of the first (and here only) writer."""
 
 _LAYER = re.compile(r"^(decoder\.layers)\.(\d+)\.(.*)$")
 _STORED_NAMES = {
     "input_layernorm.": "self_attention.linear_qkv.layer_norm_",
     "pre_mlp_layernorm.": "mlp.linear_fc1.layer_norm_",
 }
-METADATA = ".metadata"
+_PARTS = ("embedding.", "decoder.", "output_layer.", "score.", "pooler_head.")
+"""How the names of weights begin; optimizers and random states have others."""
+
+_LINEARS = (
+    "self_attention.linear_qkv",
+    "self_attention.linear_proj",
+    "mlp.linear_fc1",
+    "mlp.linear_fc2",
+)
+"""What Megatron-Core keeps an extra state of, which is None but for 8-bit floats."""
 
 
 def stored_name(megatron: str) -> tuple[str, int | None]:
@@ -56,104 +66,58 @@ def stored_name(megatron: str) -> tuple[str, int | None]:
     return f"{prefix}.{rest}", int(layer)
 
 
-@dataclass(frozen=True)
-class LazyTensor:
-    """A tensor that is made only when it is written.
-
-    Attributes:
-        shape: Its shape (of one layer).
-        make: Produces it, in the dtype that is to be written.
-    """
-
-    shape: tuple[int, ...]
-    make: Callable[[], Tensor]
-
-    @property
-    def numel(self) -> int:
-        """Number of elements."""
-        return math.prod(self.shape)
+def plain_name(stored: str) -> str:
+    """Our name of a parameter that has Transformer Engine's, with or without a layer number."""
+    for ours, theirs in _STORED_NAMES.items():
+        stored = stored.replace(theirs, ours)
+    return stored
 
 
-class _LazyPlanner(DefaultSavePlanner):
-    """Plans one chunk per tensor and layer, and makes each just before it is written."""
-
-    def __init__(
-        self,
-        tensors: Mapping[str, LazyTensor],
-        num_layers: int,
-        dtype: torch.dtype,
-        on_bytes: Callable[[int], None],
-    ) -> None:
-        super().__init__(flatten_state_dict=False)
-        self._tensors = tensors
-        self._num_layers = num_layers
-        self._dtype = dtype
-        self._on_bytes = on_bytes
-        self._sources: dict[MetadataIndex, str] = {}
-
-    def create_local_plan(self) -> SavePlan:
-        items = []
-        for name, tensor in self._tensors.items():
-            key, layer = stored_name(name)
-            shape = torch.Size(tensor.shape)
-            if layer is None:
-                offsets, sizes, whole = torch.Size([0] * len(shape)), shape, shape
-            else:
-                offsets = torch.Size([layer] + [0] * len(shape))
-                sizes, whole = torch.Size([1, *shape]), torch.Size([self._num_layers, *shape])
-            index = MetadataIndex(key, offsets, index=layer or 0)
-            self._sources[index] = name
-            items.append(
-                WriteItem(
-                    index=index,
-                    type=WriteItemType.SHARD,
-                    tensor_data=TensorWriteData(
-                        chunk=ChunkStorageMetadata(offsets, sizes),
-                        properties=TensorProperties(dtype=self._dtype),
-                        size=whole,
-                    ),
-                )
-            )
-        self.plan = SavePlan(items)
-        return self.plan
-
-    def resolve_data(self, write_item: WriteItem) -> Tensor:
-        tensor = self._tensors[self._sources[write_item.index]].make()
-        assert write_item.tensor_data is not None
-        self._on_bytes(tensor.nbytes)
-        return tensor.contiguous().reshape(write_item.tensor_data.chunk.sizes)
+# ---- writing ----
 
 
 def write(
     folder: Path,
-    tensors: Mapping[str, LazyTensor],
+    specs: Mapping[str, Spec],
+    tensors: Iterator[Tensor],
     *,
     num_layers: int,
-    dtype: torch.dtype,
-    on_bytes: Callable[[int], None] = lambda _: None,
+    recorder: Recorder,
 ) -> None:
     """Writes Megatron tensors in the distributed format, one in memory at a time.
 
     Args:
         folder: An empty folder.
-        tensors: Full tensors (vocabulary padding included) by Megatron parameter name.
+        specs: Full tensors (vocabulary padding included) by Megatron parameter name, in the
+            order in which they come.
+        tensors: The tensors themselves.
         num_layers: Layers of the model.
-        dtype: What every tensor is made in.
-        on_bytes: Called with the size of each tensor as it is written.
+        recorder: Told of the file with the weights.
     """
-    planner = _LazyPlanner(tensors, num_layers, dtype, on_bytes)
-    writer = FileSystemWriter(folder, single_file_per_rank=True, sync_files=True)
-    # The steps of `torch.distributed.checkpoint.save` for one process, without its wrapping of
-    # errors: a damaged source file is to be reported as what it is.
-    planner.set_up_planner({}, is_coordinator=True)
-    writer.set_up_storage_writer(True)
-    plan = writer.prepare_local_plan(planner.create_local_plan())
-    plans, metadata = planner.create_global_plan([plan])
-    plan = planner.finish_plan(writer.prepare_global_plan(plans)[0])
-    results = writer.write_data(plan, planner).wait()
-    writer.finish(metadata, [results])
+    contents: dict[str, TensorStorageMetadata | BytesStorageMetadata] = {}
+    places: dict[MetadataIndex, _StorageInfo] = {}
+    file = folder / WEIGHTS
+    with file.open("wb") as stream:
+        for name, spec in specs.items():
+            index, size = _describe(name, spec, num_layers, contents)
+            start = stream.tell()
+            with torch_writer.Writer(stream, Spec(size, spec.dtype)) as writer:
+                writer.write(next(tensors).reshape(size))
+            places[index] = _StorageInfo(WEIGHTS, start, stream.tell() - start)
+            recorder.advance(file, stream.tell())
+        for layer in range(num_layers):
+            for linear in _LINEARS:
+                key = f"decoder.layers.{linear}._extra_state/shard_{layer}_{num_layers}"
+                start = stream.tell()
+                with torch_writer.Writer(stream, [None]):
+                    pass
+                contents[key] = BytesStorageMetadata()
+                places[MetadataIndex(key)] = _StorageInfo(WEIGHTS, start, stream.tell() - start)
+    recorder.finish(file)
+    index_bytes = pickle.dumps(Metadata(contents, None, places))
+    (folder / METADATA).write_bytes(index_bytes)
     # What Megatron-Core's own save puts beside the tensors.
-    torch.save({}, folder / "common.pt")
+    torch.save({}, folder / COMMON)
     backend = {
         "sharded_backend": "torch_dist",
         "sharded_backend_version": 1,
@@ -163,128 +127,94 @@ def write(
     (folder / "metadata.json").write_text(json.dumps(backend), encoding="utf-8")
 
 
-_SAFE_CLASSES = {
-    ("torch.distributed.checkpoint.metadata", name)
-    for name in [
-        "BytesStorageMetadata",
-        "ChunkStorageMetadata",
-        "Metadata",
-        "MetadataIndex",
-        "StorageMeta",
-        "TensorProperties",
-        "TensorStorageMetadata",
-        "_MEM_FORMAT_ENCODING",
-    ]
-} | {
-    ("torch.distributed.checkpoint.filesystem", "_StorageInfo"),
-    ("torch.distributed.checkpoint.filesystem", "_StoragePrefix"),
-    # Megatron-Core keeps the plans of all ranks in the index.
-    *(
-        ("torch.distributed.checkpoint.planner", name)
-        for name in ("SavePlan", "TensorWriteData", "WriteItem", "WriteItemType")
-    ),
-    ("torch.distributed._shard.sharded_tensor.metadata", "TensorProperties"),
-    ("torch.distributed._shard.sharded_tensor.metadata", "MEM_FORMAT_ENCODING"),
-    ("torch", "Size"),
-    ("torch", "device"),
-    ("torch.serialization", "_get_layout"),
-    ("pathlib", "PosixPath"),
-    ("collections", "OrderedDict"),
-}
+def _describe(
+    name: str,
+    spec: Spec,
+    num_layers: int,
+    contents: dict[str, TensorStorageMetadata | BytesStorageMetadata],
+) -> tuple[MetadataIndex, tuple[int, ...]]:
+    """Enters a tensor into the index; returns its place there and its shape in the file."""
+    key, layer = stored_name(name)
+    size = spec.shape if layer is None else (1, *spec.shape)
+    whole = spec.shape if layer is None else (num_layers, *spec.shape)
+    offsets = torch.Size([layer or 0, *[0] * (len(size) - 1)])
+    entry = contents.setdefault(
+        key,
+        TensorStorageMetadata(TensorProperties(dtype=spec.dtype), torch.Size(whole), []),
+    )
+    assert isinstance(entry, TensorStorageMetadata)
+    entry.chunks.append(ChunkStorageMetadata(offsets, torch.Size(size)))
+    return MetadataIndex(key, offsets, index=len(entry.chunks) - 1), size
 
 
-class _MetadataUnpickler(pickle.Unpickler):
-    """Reads the format's index, which is a pickle, without letting it name anything else."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        if module == "torch" and isinstance(getattr(torch, name, None), torch.dtype):
-            return getattr(torch, name)
-        if (module, name) not in _SAFE_CLASSES:
-            raise pickle.UnpicklingError(f"it asks for {module}.{name}, which is not allowed")
-        return super().find_class(module, name)
+# ---- reading ----
 
 
-def read_metadata(folder: Path) -> Metadata:
-    """Reads the format's index safely.
+def read(folder: Path) -> dict[str, LazyTensor]:
+    """The full tensors of the model by our Megatron names, vocabulary padding included.
 
     Raises:
-        UserError: It is missing, damaged, or would import something beyond its own classes.
+        UserError: The index is missing, damaged, or would import something beyond its classes.
     """
-    path = folder / METADATA
-    try:
-        metadata = _MetadataUnpickler(io.BytesIO(path.read_bytes())).load()
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror}") from error
-    except Exception as error:  # a damaged pickle can raise anything
-        raise UserError(
-            f"{path}: not the index of a distributed checkpoint: {error}",
-            "the file is damaged, or it was made to run code when loaded; it was not run",
-        ) from error
-    if not isinstance(metadata, Metadata):
-        raise UserError(f"{path}: not the index of a distributed checkpoint")
-    return metadata
+    metadata = read_metadata(folder)
+    found: dict[str, LazyTensor] = {}
+    for key, entry in metadata.state_dict_metadata.items():
+        if not isinstance(entry, TensorStorageMetadata) or not key.startswith(_PARTS):
+            continue
+        size = tuple(entry.size)
+        if not key.startswith("decoder.layers.") or _LAYER.match(key):
+            found[plain_name(key)] = _lazy(folder, metadata, key, None, size)
+            continue
+        for layer in range(size[0]):
+            name = key.replace("decoder.layers.", f"decoder.layers.{layer}.", 1)
+            found[plain_name(name)] = _lazy(folder, metadata, key, layer, size[1:])
+    return found
 
 
-class McoreFolder:
-    """Full tensors of a distributed checkpoint, read one at a time, without a process group."""
+def _lazy(
+    folder: Path, metadata: Metadata, key: str, layer: int | None, shape: tuple[int, ...]
+) -> LazyTensor:
+    entry = metadata.state_dict_metadata[key]
+    assert isinstance(entry, TensorStorageMetadata)
+    chunks = [
+        chunk
+        for chunk in entry.chunks
+        if layer is None or chunk.offsets[0] <= layer < chunk.offsets[0] + chunk.sizes[0]
+    ]
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self._metadata = read_metadata(path)
-
-    def shape(self, megatron: str) -> tuple[int, ...]:
-        """The stored shape of a parameter, without the stack of layers."""
-        key, layer = stored_name(megatron)
-        size = tuple(self._entry(key).size)
-        return size if layer is None else size[1:]
-
-    def numel(self, megatron: str) -> int:
-        """Number of elements of a parameter."""
-        return math.prod(self.shape(megatron))
-
-    def tensor(self, megatron: str) -> Tensor:
-        """Reads a parameter whole: the chunks of all tensor-parallel ranks put together."""
-        key, layer = stored_name(megatron)
-        entry = self._entry(key)
+    def make() -> Tensor:
         whole: Tensor | None = None
         filled = 0
-        for chunk in entry.chunks:
-            if (
-                layer is not None
-                and not chunk.offsets[0] <= layer < chunk.offsets[0] + chunk.sizes[0]
-            ):
-                continue
-            part = self._chunk(key, chunk)
-            if part.shape != chunk.sizes:
-                raise UserError(f"{self.path}: {key}: a chunk has shape {list(part.shape)}")
+        for chunk in chunks:
+            part = _chunk(folder, metadata, key, chunk)
             offsets, sizes = list(chunk.offsets), list(chunk.sizes)
             if layer is not None:
                 part, offsets, sizes = part[layer - offsets[0]], offsets[1:], sizes[1:]
+            if sizes == list(shape):
+                return part
             if whole is None:
-                if sizes == list(self.shape(megatron)):
-                    return part
-                whole = part.new_empty(self.shape(megatron))
+                whole = part.new_empty(shape)
             whole[tuple(slice(o, o + s) for o, s in zip(offsets, sizes, strict=True))] = part
             filled += part.numel()
         if whole is None or filled != whole.numel():
-            raise UserError(f"{self.path}: {key} is incomplete for layer {layer}")
+            raise UserError(
+                f"{folder}: {key} is incomplete" + ("" if layer is None else f" for layer {layer}"),
+                "the checkpoint is damaged: copy it again, or use an older one",
+            )
         return whole
 
-    def _entry(self, key: str) -> TensorStorageMetadata:
-        entry = self._metadata.state_dict_metadata.get(key)
-        if not isinstance(entry, TensorStorageMetadata):
-            raise UserError(f"{self.path}: no tensor {key} in the checkpoint")
-        return entry
+    return LazyTensor(shape, entry.properties.dtype, make, f"{folder}: {key}")
 
-    def _chunk(self, key: str, chunk: ChunkStorageMetadata) -> Tensor:
-        info = self._metadata.storage_data[MetadataIndex(key, chunk.offsets)]
-        file = self.path / info.relative_path
-        if file.parent != self.path:
-            raise UserError(f"{self.path / METADATA}: {info.relative_path} lies outside the folder")
-        try:
-            with file.open("rb") as stream:
-                stream.seek(info.offset)
-                content = io.BytesIO(stream.read(info.length))
-            return torch.load(content, weights_only=True)  # type: ignore[no-any-return]
-        except Exception as error:  # torch.load raises many kinds on damaged bytes
-            raise UserError(f"{file}: {key} cannot be read: {error}") from error
+
+def _chunk(folder: Path, metadata: Metadata, key: str, chunk: ChunkStorageMetadata) -> Tensor:
+    """Reads a chunk whole; it is a file of `torch.save` within the file."""
+    place = metadata.storage_data.get(MetadataIndex(key, chunk.offsets))
+    if not isinstance(place, _StorageInfo):
+        raise UserError(f"{folder / METADATA}: {key} has a chunk without a place")
+    if Path(place.relative_path).name != place.relative_path:
+        raise UserError(f"{folder / METADATA}: {place.relative_path} lies outside the folder")
+    file = folder / place.relative_path
+    tensor = torch_file.read(file, start=place.offset, length=place.length)
+    if not isinstance(tensor, LazyTensor) or tensor.shape != tuple(chunk.sizes):
+        raise UserError(f"{file}: {key}: a chunk is not the tensor that the index tells of")
+    return replace(tensor, where=f"{file}: {key}").make()

@@ -1,7 +1,6 @@
 """What can be known about a run's model and checkpoint before a process is started for it."""
 
 from alignctl.checkpoints import manifest
-from alignctl.checkpoints.hf import HFFolder
 from alignctl.checkpoints.source import Source, find
 from alignctl.config.run import RunConfig
 from alignctl.data.tokenizer import check_fits, load_tokenizer
@@ -10,25 +9,34 @@ from alignctl.launch.run_folder import RunFolder
 from alignctl.models.families import differences
 
 
+def open_model(config: RunConfig) -> Source:
+    """The model that a run starts from, as the launcher and the ranks see it."""
+    assert config.load is not None
+    return find(config.load, vocab_divisor=config.model.vocab_divisor, expected=config.model)
+
+
 def check_model(config: RunConfig) -> Source:
     """Looks at the model and the tokenizer as the ranks will, without loading a weight.
 
     Raises:
-        UserError: The folder is no model, or another one than the preset says; tensors are
-            missing or misshapen; the tokenizer has more tokens than the embedding has rows.
+        UserError: The folder is no model, a reward model, or another model than the preset says;
+            tensors are missing or misshapen; the tokenizer has more tokens than the embedding has
+            rows.
     """
-    assert config.load is not None
-    source = find(config.load, vocab_divisor=config.model.vocab_divisor)
+    source = open_model(config)
+    if source.role != "policy":
+        raise UserError(
+            f"{source.path}: this is a reward model, and alignctl {config.stage} trains a policy",
+            "give --load the policy that it was made from",
+        )
     if found := differences(config.model, source.model):
         raise UserError(
             f"preset {config.preset} and {source.path} describe different models:\n  "
             + "\n  ".join(found),
             "choose the preset of this model, or override the keys above: model.KEY=VALUE",
         )
-    if source.kind == "hf":
-        with HFFolder(source.path):
-            pass
-    check_fits(load_tokenizer(config.tokenizer or source.companions), config.model.vocab_size)
+    tokenizer = load_tokenizer(source.tokenizer_folder(config.tokenizer))
+    check_fits(tokenizer, config.model.vocab_size)
     return source
 
 

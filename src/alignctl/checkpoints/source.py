@@ -1,16 +1,24 @@
-"""What a path given to `--load` is, found without reading a weight."""
+"""What a path given to `--load` is, and its weights, found without reading one of them."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from alignctl.checkpoints import manifest
+from alignctl.checkpoints import hf, legacy, manifest, mcore, rank_files, torch_file, zero
 from alignctl.checkpoints.companions import read_json
+from alignctl.checkpoints.dtypes import name_of
+from alignctl.checkpoints.lazy import LazyTensor
 from alignctl.checkpoints.manifest import HF_FOLDER, Manifest
-from alignctl.config.sections import Model
+from alignctl.checkpoints.mcore_index import METADATA
+from alignctl.checkpoints.megatron_args import model_from
+from alignctl.config.sections import Head, Model, Role
 from alignctl.errors import UserError
 from alignctl.launch.run_folder import LATEST
-from alignctl.models.families import model_from_hf
+from alignctl.models.families import FAMILIES, config_of_head, model_from_hf, weight_map
+from alignctl.models.weight_map import SCORE_HEADS, Vocabulary, full_shape
+
+Kind = Literal["hf", "zero", "mcore", "legacy"]
 
 
 @dataclass(frozen=True)
@@ -18,27 +26,64 @@ class Source:
     """A model on disk.
 
     Attributes:
-        kind: Hugging Face, or Megatron-Core's distributed format.
+        kind: Hugging Face, DeepSpeed's training state of such a model, Megatron-Core's distributed
+            format, or Megatron's files by rank.
         path: The folder with the weights themselves.
         model: Its architecture, as its own files tell it.
-        companions: Folder with config.json and tokenizer files.
-        manifest: Of a Megatron checkpoint; None for Hugging Face.
+        head: What is on top of its layers.
+        companions: Folder with config.json and tokenizer files; None where there are none.
+        manifest: What we wrote down about it; None for what others wrote.
+        hf_prefix: Of its Hugging Face names below the head.
+        tensors: Full tensors by our Megatron names, without vocabulary padding.
         description: One line that says what was found.
     """
 
-    kind: Literal["hf", "mcore"]
+    kind: Kind
     path: Path
     model: Model
-    companions: Path
+    head: Head
+    companions: Path | None
     manifest: Manifest | None
+    hf_prefix: str
+    tensors: Mapping[str, LazyTensor]
     description: str
 
+    @property
+    def role(self) -> Role:
+        """What the model is for."""
+        return "policy" if self.head == "lm" else "reward"
 
-def find(path: Path, *, vocab_divisor: int = 128) -> Source:
-    """Finds the model that a path means.
+    @property
+    def hf_config(self) -> dict[str, Any]:
+        """A transformers config for a model that has none beside it."""
+        config: dict[str, Any] = FAMILIES[self.model.family].to_hf(self.model)
+        return config | config_of_head(self.model, self.head, config)
+
+    def tokenizer_folder(self, chosen: Path | None) -> Path:
+        """Where the tokenizer is: the folder that was chosen, or else beside the model.
+
+        Raises:
+            UserError: None was chosen, and the model has none.
+        """
+        if chosen is None and self.companions is None:
+            raise UserError(
+                f"{self.path}: there are no tokenizer files beside this checkpoint",
+                "give the folder of its tokenizer: --tokenizer DIR",
+            )
+        return chosen or self.companions  # type: ignore[return-value]
+
+
+def find(path: Path, *, vocab_divisor: int = 128, expected: Model | None = None) -> Source:
+    """Finds the model that a path means, and looks at every name, shape and type in it.
 
     Accepts a Hugging Face folder, one checkpoint (`.../iter_0000100`), a folder of checkpoints
-    with `latest_checkpointed_iteration.txt`, or a run folder (its latest checkpoint).
+    with `latest_checkpointed_iteration.txt`, a run folder (its latest checkpoint), or a DeepSpeed
+    checkpoint with the model's config.json beside it.
+
+    Args:
+        path: The folder.
+        vocab_divisor: What the padded vocabulary is a multiple of, per tensor-parallel rank.
+        expected: The architecture of a preset, believed where a foreign checkpoint says nothing.
 
     Raises:
         UserError: There is no such folder, or it is none of these, or it is incomplete.
@@ -50,21 +95,29 @@ def find(path: Path, *, vocab_divisor: int = 128) -> Source:
     if (path / "checkpoints").is_dir():
         if not (path / "checkpoints" / LATEST).is_file():
             raise UserError(f"{path}: this run has no checkpoint yet")
-        return find(path / "checkpoints", vocab_divisor=vocab_divisor)
-    if (path / manifest.NAME).is_file():
-        return _mcore(path)
+        return find(path / "checkpoints", vocab_divisor=vocab_divisor, expected=expected)
     if (path / LATEST).is_file():
-        return _mcore(_latest(path))
+        return _megatron(_latest(path), expected)
+    if is_megatron(path):
+        return _megatron(path, expected)
+    if (path / "config.json").is_file() and hf.has_weights(path):
+        return _hf(path, vocab_divisor)
+    if (tag := zero.find(path)) is not None:
+        return _zero(path, tag, vocab_divisor)
     if (path / "config.json").is_file():
-        config = path / "config.json"
-        model = model_from_hf(read_json(config), where=str(config), vocab_divisor=vocab_divisor)
-        text = f"{path}: Hugging Face {model.family}, {model.num_layers} layers"
-        return Source("hf", path, model, path, None, text)
+        return _hf(path, vocab_divisor)
     raise UserError(
-        f"{path}: not a model: neither config.json (Hugging Face) nor {LATEST} or {manifest.NAME} "
-        "(Megatron) is in it",
+        f"{path}: not a model: neither config.json (Hugging Face) nor {LATEST}, {METADATA} or "
+        "mp_rank_00 (Megatron) is in it",
         _nearby(path),
     )
+
+
+def is_megatron(path: Path) -> bool:
+    """Whether a folder is one checkpoint of Megatron's, of whatever format."""
+    if (path / manifest.NAME).is_file() and not (path / "config.json").is_file():
+        return True
+    return (path / METADATA).is_file() or rank_files.has_ranks(path)
 
 
 def _latest(path: Path) -> Path:
@@ -84,20 +137,154 @@ def _latest(path: Path) -> Path:
     return folder
 
 
-def _mcore(path: Path) -> Source:
-    found = manifest.read(path)
-    text = (
-        f"{path}: Megatron-Core {found.model.family}, {found.model.num_layers} layers, "
-        f"{found.dtype}, iteration {found.iteration}"
+# ---- Hugging Face's names ----
+
+
+def _hf(path: Path, vocab_divisor: int) -> Source:
+    folder = hf.read(path, vocab_divisor=vocab_divisor)
+    found = manifest.read(path) if (path / manifest.NAME).is_file() else None
+    return _from_hf("hf", path, folder, path, found, "Hugging Face")
+
+
+def _zero(path: Path, tag: Path, vocab_divisor: int) -> Source:
+    config = next((p for p in (path, tag.parent) if (p / "config.json").is_file()), None)
+    if config is None:
+        raise UserError(
+            f"{tag.parent}: a DeepSpeed checkpoint without the model's config.json",
+            "copy config.json and the tokenizer's files of the model it was trained from there",
+        )
+    content = read_json(config / "config.json")
+    where = str(config / "config.json")
+    model = model_from_hf(content, where=where, vocab_divisor=vocab_divisor)
+    stored = zero.read(tag)
+    folder = hf.normalise(tag, content, model, stored.tensors)
+    text = f"DeepSpeed ZeRO-{stored.stage} of {stored.num_ranks} ranks,"
+    return _from_hf("zero", tag, folder, config, None, text)
+
+
+def _from_hf(
+    kind: Kind,
+    path: Path,
+    folder: hf.HFFolder,
+    companions: Path,
+    found: Manifest | None,
+    text: str,
+) -> Source:
+    model = folder.model
+    return Source(
+        kind=kind,
+        path=path,
+        model=model,
+        head=folder.head,
+        companions=companions,
+        manifest=found,
+        hf_prefix=folder.prefix,
+        tensors=hf.merged(folder),
+        description=f"{path}: {text} {_about(model, folder.head, folder.tensors)}",
     )
-    return Source("mcore", path, found.model, path / HF_FOLDER, found, text)
+
+
+# ---- Megatron's names ----
+
+
+def _megatron(path: Path, expected: Model | None) -> Source:
+    found = manifest.read(path) if (path / manifest.NAME).is_file() else None
+    if rank_files.has_ranks(path):
+        ranks = legacy.read(path)
+        text = (
+            f"Megatron {'legacy' if ranks.names == 'legacy' else 'Core by rank'}, TP {ranks.tp}, "
+            f"PP {ranks.pp}, version {ranks.version:g},"
+        )
+        return _from_megatron("legacy", path, ranks.tensors, ranks.args, found, expected, text)
+    if not (path / METADATA).is_file():
+        raise UserError(
+            f"{path}: {METADATA} is missing"
+            + (f", though {manifest.NAME} lists it" if found else ""),
+            "copy the checkpoint again, or use an older one",
+        )
+    tensors, args = mcore.read(path), None
+    if found is None:
+        common = torch_file.read(path / mcore.COMMON)
+        args = common.get("args") if isinstance(common, dict) else None
+        if args is None:
+            raise UserError(
+                f"{path}: neither {manifest.NAME} nor arguments in {mcore.COMMON} tell the "
+                "architecture",
+                "the folder is incomplete, or its writer left them out",
+            )
+    return _from_megatron("mcore", path, tensors, args, found, expected, "Megatron-Core")
+
+
+def _from_megatron(
+    kind: Kind,
+    path: Path,
+    stored: Mapping[str, LazyTensor],
+    args: object,
+    found: Manifest | None,
+    expected: Model | None,
+    text: str,
+) -> Source:
+    model = found.model if found else model_from(args, stored, where=str(path), expected=expected)
+    head = _head(stored)
+    rows = weight_map(model, head)
+    needed = stored
+    if head != "lm" or model.tie_embeddings:
+        needed = {name: tensor for name, tensor in stored.items() if name != "output_layer.weight"}
+    shapes = {name: full_shape(row, model) for name, row in rows.items()}
+    tensors = {
+        name: _without_padding(tensor, model)
+        if name in rows and isinstance(rows[name].layout, Vocabulary)
+        else tensor
+        for name, tensor in needed.items()
+    }
+    hf.check_names(path, tensors, shapes, model)
+    if found and found.head != head:
+        raise UserError(f"{path}: {manifest.NAME} tells of a head {found.head!r}, found {head!r}")
+    companions = next((p for p in (path / HF_FOLDER, path, path.parent) if _has_config(p)), None)
+    step = f", iteration {found.iteration}" if found and found.iteration else ""
+    return Source(
+        kind=kind,
+        path=path,
+        model=model,
+        head=head,
+        companions=companions,
+        manifest=found,
+        hf_prefix=found.hf_prefix if found else FAMILIES[model.family].HF_PREFIX,
+        tensors={name: tensors[name] for name in rows},
+        description=f"{path}: {text} {_about(model, head, tensors)}{step}",
+    )
+
+
+def _without_padding(tensor: LazyTensor, model: Model) -> LazyTensor:
+    """The rows that are tokens; too few of them are found by the comparison of shapes."""
+    rows = model.vocab_size
+    if tensor.shape[0] <= rows:
+        return tensor
+    return tensor.map((rows, *tensor.shape[1:]), lambda table: table[:rows])
+
+
+def _head(names: Mapping[str, LazyTensor]) -> Head:
+    for head, rows in SCORE_HEADS.items():
+        if rows[0].megatron in names:
+            return head  # type: ignore[return-value]
+    return "lm"
+
+
+def _has_config(folder: Path) -> bool:
+    return (folder / "config.json").is_file()
+
+
+def _about(model: Model, head: Head, tensors: Mapping[str, LazyTensor]) -> str:
+    dtypes = sorted({name_of(tensor.dtype) for tensor in tensors.values()})
+    what = {"lm": "", "linear": " reward model", "pooler": " reward model (two-layer head)"}[head]
+    return f"{model.family}{what}, {model.num_layers} layers, {' and '.join(dtypes)}"
 
 
 def _nearby(path: Path) -> str | None:
     """A hint that names a model one folder below, where users often mean it."""
     for child in sorted(path.iterdir()):
-        if child.is_dir() and any(
-            (child / name).is_file() for name in ("config.json", LATEST, manifest.NAME)
+        if child.is_dir() and (
+            _has_config(child) or (child / LATEST).is_file() or is_megatron(child)
         ):
             return f"did you mean {child}?"
     return None

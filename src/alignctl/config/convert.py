@@ -1,10 +1,32 @@
-"""What a conversion between Hugging Face and Megatron is told."""
+"""What a conversion is told."""
 
-from typing import Literal, Self
+import re
+from typing import Annotated, Literal, Self
 
-from pydantic import model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
-from alignctl.config.sections import Count, FilePath, Model, Section
+from alignctl.config.sections import Count, FilePath, Model, Role, Section
+
+Verify = Literal["full", "fast", "none"]
+"""How a written model is compared with its source: every tensor and the outputs of every layer, a
+few layers, or not at all."""
+
+
+_UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "ki": 2**10, "mi": 2**20, "gi": 2**30}
+
+
+def _bytes(value: object) -> object:
+    """A size as people write it: 5GB, 500MB, 2GiB, or a number of bytes."""
+    if not isinstance(value, str):
+        return value
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmg]i?)?b?", value.strip().lower())
+    if match is None:
+        raise ValueError(f"{value!r} is no size: write 5GB, 500MB or 2GiB")
+    return int(float(match[1]) * _UNITS[match[2] or ""])
+
+
+Bytes = Annotated[int, Field(ge=1), BeforeValidator(_bytes)]
+"""A size in bytes, or a text such as 5GB."""
 
 
 class Layout(Section):
@@ -18,7 +40,7 @@ class Layout(Section):
 
 
 class ConvertOptions(Section):
-    """One conversion, in either direction."""
+    """One conversion, in whatever direction."""
 
     load: FilePath
     """The folder to read."""
@@ -32,17 +54,25 @@ class ConvertOptions(Section):
     pp: Count = 1
     """Pipeline stages of the Megatron checkpoint to write; a Hugging Face folder has none."""
 
-    format: Literal["mcore"] = "mcore"
-    """The Megatron side: mcore is Megatron-Core's distributed checkpoint."""
+    format: Literal["mcore", "legacy"] = "mcore"
+    """The Megatron checkpoint to write. mcore: Megatron-Core's distributed checkpoint, one for any
+    layout. legacy: Megatron-LM's folders by rank, for the layout of tp and pp."""
 
-    role: Literal["policy"] = "policy"
-    """What the weights are: a policy is a causal language model."""
+    role: Role | None = None
+    """What the weights must be: policy, a language model; reward, a model that scores; null: what
+    is found."""
 
     dtype: Literal["keep", "fp32", "bf16", "fp16"] = "keep"
     """Type of the tensors written; keep: as they are read."""
 
     tokenizer: FilePath | None = None
     """Folder of the tokenizer's files to take along; null: the folder that is read."""
+
+    max_shard_size: Bytes = 5 * 10**9
+    """Largest weight file of a Hugging Face folder, in bytes; a single tensor may exceed it."""
+
+    verify: Verify = "full"
+    """How the result is compared with what was read."""
 
     model: Model | None = None
     """The architecture to insist on; null: what the folder's own config says."""

@@ -11,6 +11,14 @@ Count = Annotated[int, Field(ge=1)]
 FilePath = Annotated[Path, Field(strict=False)]
 """A path: text is taken for one, although everything else is strict about types."""
 
+Role = Literal["policy", "reward"]
+"""What a model is for: a policy gives log-probabilities, a reward (or value) model scores."""
+
+Head = Literal["lm", "linear", "pooler"]
+"""What is on top of the last layer. lm: the output layer of a policy. linear: one row without bias
+that scores a token, the default of reward models. pooler: two layers with a ReLU between them,
+which is ChatLearn's."""
+
 
 class Section(BaseModel):
     """A group of knobs: frozen, strict about types, and without room for a misspelt key.

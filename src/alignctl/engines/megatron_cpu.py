@@ -6,18 +6,15 @@ synchronisation are empty because CPU operators finish before they return.
 """
 
 import contextlib
-import ctypes
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch.overrides import TorchFunctionMode
 
-CPU = torch.device("cpu")
+from alignctl import memory
 
-# Parameters of mallopt, from glibc's malloc.h.
-_M_TRIM_THRESHOLD = -1
-_M_MMAP_MAX = -4
+CPU = torch.device("cpu")
 
 
 def _names_cuda(device: object) -> bool:
@@ -66,7 +63,7 @@ def install() -> None:
     global _installed
     if _installed is not None:
         return
-    _keep_freed_memory()
+    memory.keep_freed()
     import torch.cuda.random as cuda_random
 
     cuda: Any = torch.cuda
@@ -89,15 +86,3 @@ def install() -> None:
     mode: Any = _CudaMeansCpu()
     mode.__enter__()
     _installed = mode
-
-
-def _keep_freed_memory() -> None:
-    """Lets a step reuse the memory of the one before, as the CUDA allocator does on a GPU.
-
-    By itself glibc gives every large block back to the kernel, which clears its pages one by one
-    when they are wanted again: up to a tenth of the time of a step.
-    """
-    libc = ctypes.CDLL(None)
-    if hasattr(libc, "mallopt"):  # glibc's own
-        libc.mallopt(_M_MMAP_MAX, 0)
-        libc.mallopt(_M_TRIM_THRESHOLD, -1)

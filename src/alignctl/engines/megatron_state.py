@@ -17,9 +17,9 @@ from alignctl import atomic
 from alignctl.checkpoints import manifest
 from alignctl.checkpoints.companions import copy_companions
 from alignctl.checkpoints.dtypes import name_of
-from alignctl.checkpoints.hf import HFFolder
+from alignctl.checkpoints.lazy import check_finite
 from alignctl.checkpoints.manifest import HF_FOLDER, FileRecord, Manifest
-from alignctl.checkpoints.mcore import read_metadata
+from alignctl.checkpoints.mcore_index import read_metadata
 from alignctl.checkpoints.source import Source
 from alignctl.engines.megatron import IS_GPU, MegatronEngine
 from alignctl.engines.megatron_writer import InProcessStrategy
@@ -31,30 +31,25 @@ _DISTRIBUTED_OPTIMIZER = {"distrib_optim_sharding_type": "dp_reshardable"}
 
 
 def load_weights(engine: MegatronEngine, source: Source) -> None:
-    """Fills the engine's model from a checkpoint of any kind and layout; no optimizer state."""
-    if source.kind == "hf":
-        _load_hf(engine, source)
-    else:
-        assert source.manifest is not None
-        _verify(source.path, source.manifest)
-        read_metadata(source.path)  # refuses what Megatron's own reader would unpickle blindly
-        loaded = dist_checkpointing.load({"model": _model_state(engine)}, str(source.path))
-        engine.model.load_state_dict(loaded["model"], strict=False)
-    dist.barrier()
+    """Fills the engine's model from a checkpoint of any kind and layout; no optimizer state.
 
-
-def _load_hf(engine: MegatronEngine, source: Source) -> None:
-    """Reads this rank's parameters from safetensors, one tensor at a time."""
+    Each rank reads the full tensors it has a part of, one at a time: no layout is written down
+    on the way.
+    """
     model, parallel = engine.architecture, engine.parallel
     rows = weight_map(model)
     rank = parallel_state.get_tensor_model_parallel_rank()
-    with HFFolder(source.path, vocab_divisor=model.vocab_divisor) as folder, torch.no_grad():
+    if source.manifest:
+        _verify(source.path, source.manifest)
+    with torch.no_grad():
         for local_name, parameter in engine.model.named_parameters():
-            row = rows[engine.global_name(local_name)]
-            full = row.layout.merge([folder.tensor(name) for name in row.hf], model)
+            name = engine.global_name(local_name)
+            full, row = source.tensors[name].make(), rows[name]
+            check_finite(full, source.tensors[name].where)
             if isinstance(row.layout, Vocabulary):
                 full = pad_rows(full, model.padded_vocab_size(parallel.tp))
             parameter.copy_(row.layout.shard(full, rank, parallel.tp))
+    dist.barrier()
 
 
 def _model_state(engine: MegatronEngine) -> dict[str, Any]:
@@ -184,20 +179,18 @@ def _describe(
     records: dict[str, FileRecord],
 ) -> None:
     """Adds the companions and the manifest to a checkpoint."""
-    copy_companions(source.companions, partial / HF_FOLDER, tokenizer=tokenizer)
+    copy_companions(
+        source.companions, partial / HF_FOLDER, tokenizer=tokenizer, config=source.hf_config
+    )
     model = engine.architecture
-    prefix = source.manifest.hf_prefix if source.manifest else None
-    if prefix is None:
-        with HFFolder(source.path, vocab_divisor=model.vocab_divisor) as folder:
-            prefix = folder.prefix
     Manifest(
         iteration=step,
         model=model,
         dtype=name_of(engine.dtype),
         padded_vocab_size=model.padded_vocab_size(engine.parallel.tp),
-        hf_prefix=prefix,
+        hf_prefix=source.hf_prefix,
         training=_layout(engine),
-    ).write(partial, records)
+    ).write(partial, manifest.record_all(partial, records))
 
 
 def _remove_old(checkpoints: Path, step: int, keep: int | None) -> None:

@@ -6,19 +6,48 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from alignctl.config.sections import Model
+from alignctl.config.sections import Head, Model
 from alignctl.errors import UserError
 from alignctl.models import bloom, llama2
-from alignctl.models.weight_map import Weight, expand
+from alignctl.models.weight_map import SCORE_HEADS, Weight, expand
 
 FAMILIES: dict[str, ModuleType] = {"llama2": llama2, "bloom": bloom}
 
 
-def weight_map(model: Model) -> dict[str, Weight]:
-    """Every weight of a model by its Megatron name; a tied output layer is not a weight."""
+def weight_map(model: Model, head: Head = "lm") -> dict[str, Weight]:
+    """Every weight of a model by its Megatron name, in model order.
+
+    Args:
+        model: The architecture.
+        head: What is on top; an output layer that is tied to the embedding is not a weight.
+    """
     family = FAMILIES[model.family]
-    rows = family.WEIGHTS if model.tie_embeddings else (*family.WEIGHTS, family.HEAD)
-    return expand(rows, model.num_layers)
+    output = () if model.tie_embeddings else (family.HEAD,)
+    top = output if head == "lm" else SCORE_HEADS[head]
+    return expand((*family.WEIGHTS, *top), model.num_layers)
+
+
+def config_of_head(model: Model, head: Head, config: Mapping[str, Any]) -> dict[str, Any]:
+    """What a transformers config must say about a head, where it says something else.
+
+    A linear score is transformers' own class for sequences with one label. For two layers it has
+    none: the layers are loaded as a model without a head.
+
+    Args:
+        model: The architecture.
+        head: What is on top.
+        config: The config as it is.
+    """
+    suffix = {"lm": "ForCausalLM", "linear": "ForSequenceClassification", "pooler": "Model"}[head]
+    told = str((config.get("architectures") or [""])[0])
+    changes: dict[str, Any] = {}
+    if not told.endswith(suffix) and (told.endswith("ForSequenceClassification") or head != "lm"):
+        name = {"llama2": "Llama", "bloom": "Bloom"}[model.family]
+        changes["architectures"] = [name + suffix]
+    num_labels = config.get("num_labels", len(config.get("id2label", "01")))
+    if head == "linear" and num_labels != 1:
+        changes |= {"num_labels": 1, "id2label": {"0": "LABEL_0"}, "label2id": {"LABEL_0": 0}}
+    return changes
 
 
 def model_from_hf(config: Mapping[str, Any], *, where: str, vocab_divisor: int = 128) -> Model:

@@ -183,6 +183,21 @@ class Weight:
         )
 
 
+def _score(name: str) -> Weight:
+    return Weight(name, (name,), REPLICATED, "head")
+
+
+SCORE_HEADS: dict[str, tuple[Weight, ...]] = {
+    "linear": (_score("score.weight"),),
+    "pooler": tuple(
+        _score(f"pooler_head.dense{number}.{part}")
+        for number in (1, 2)
+        for part in ("weight", "bias")
+    ),
+}
+"""The heads of reward models, by their kind; the same for every family and on both sides."""
+
+
 def expand(weights: Sequence[Weight], num_layers: int) -> dict[str, Weight]:
     """The map of a whole model: Megatron parameter name to its row, in model order."""
     rows: list[Weight] = [row for row in weights if row.place == "embedding"]
@@ -225,5 +240,8 @@ def full_shape(row: Weight, model: Model) -> tuple[int, ...]:
         "linear_fc2": (hidden, ffn),
         "word_embeddings": (model.vocab_size, hidden),
         "output_layer": (model.vocab_size, hidden),
+        "score": (1, hidden),
+        "dense1": (hidden, hidden),
+        "dense2": (1, hidden),
     }.get(name.rsplit(".", 1)[-1], (hidden, None))
     return (outputs,) if inputs is None or kind.endswith(".bias") else (outputs, inputs)

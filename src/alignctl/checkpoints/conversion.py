@@ -1,0 +1,198 @@
+"""From any format to any other: one stream of tensors, each in memory once.
+
+source.tensors -> cast, checked -> padded or split -> the target's writer
+                  (read ahead in a thread)            (checksums in a thread)
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from alignctl.checkpoints import hf, legacy_writer, manifest, mcore
+from alignctl.checkpoints.companions import copy_companions, read_json, write_config
+from alignctl.checkpoints.dtypes import name_of
+from alignctl.checkpoints.lazy import LazyTensor, check_finite
+from alignctl.checkpoints.manifest import HF_FOLDER, FileRecord, Manifest, Recorder
+from alignctl.checkpoints.source import Source
+from alignctl.config.sections import Model
+from alignctl.errors import UserError
+from alignctl.models.families import config_of_head, weight_map
+from alignctl.models.weight_map import Vocabulary, Weight, pad_rows
+
+Format = Literal["hf", "mcore", "legacy"]
+
+
+@dataclass(frozen=True)
+class Target:
+    """What is to be written.
+
+    Attributes:
+        format: Of the folder.
+        dtype: Of the weights; None: as they are read.
+        tp: Tensor-parallel ranks, for the padding and for the files of the legacy format.
+        pp: Pipeline stages, for the files of the legacy format.
+        tokenizer: Folder of the tokenizer to take along, if not the source's own.
+        max_shard_bytes: Largest file of a Hugging Face folder.
+    """
+
+    format: Format
+    dtype: torch.dtype | None = None
+    tp: int = 1
+    pp: int = 1
+    tokenizer: Path | None = None
+    max_shard_bytes: int = 5 * 10**9
+
+
+def convert(
+    source: Source,
+    folder: Path,
+    target: Target,
+    *,
+    verify_source: bool = True,
+    on_bytes: Callable[[int], None] = lambda _: None,
+) -> None:
+    """Writes a model in another format, layout or type.
+
+    Args:
+        source: Where it comes from.
+        folder: An empty folder, which is left incomplete when something fails.
+        target: What is wanted.
+        verify_source: Whether a source of ours is compared with its checksums meanwhile.
+        on_bytes: Called with the bytes that were written.
+
+    Raises:
+        UserError: The source is damaged, or its types cannot be brought together.
+        OSError: The target cannot be written.
+    """
+    dtype = target.dtype or hf.common_dtype(source.path, source.tensors.values())
+    tensors = {name: tensor.to(dtype) for name, tensor in source.tensors.items()}
+    with ThreadPoolExecutor(1) as pool, Recorder() as recorder:
+        checksums = pool.submit(_verify, source if verify_source else None)
+        try:
+            padded = _write(source, tensors, folder, target, recorder, on_bytes)
+        except UserError:
+            checksums.result()  # a damaged file is called that, wherever it was met first
+            raise
+        _write_companions(source, dtype, folder, target)
+        checksums.result()
+        Manifest(
+            format=target.format,
+            iteration=source.manifest.iteration if source.manifest else 0,
+            role=source.role,
+            head=source.head,
+            model=source.model,
+            dtype=name_of(dtype),
+            padded_vocab_size=padded,
+            tp=target.tp,
+            pp=target.pp,
+            hf_prefix=source.hf_prefix,
+        ).write(folder, _records(folder, target, recorder))
+
+
+def _verify(source: Source | None) -> None:
+    if source and source.manifest:
+        manifest.verify_checksums(source.path, source.manifest)
+
+
+def _records(folder: Path, target: Target, recorder: Recorder) -> dict[str, FileRecord]:
+    """Everything that is in the folder; beside a Hugging Face model people may edit texts."""
+    known = recorder.records(folder)
+    return known if target.format == "hf" else manifest.record_all(folder, known)
+
+
+def _write(
+    source: Source,
+    tensors: Mapping[str, LazyTensor],
+    folder: Path,
+    target: Target,
+    recorder: Recorder,
+    on_bytes: Callable[[int], None],
+) -> int:
+    """Writes the weights; returns the rows of the embedding as stored."""
+    rows = weight_map(source.model, source.head)
+    if target.format == "hf":
+        specs = hf.specs(source.model, source.head, source.hf_prefix, tensors)
+        shards = hf.shards(specs, target.max_shard_bytes)
+        parts = [specs[name] for shard in shards for name in shard]
+        stream = _stream(tensors, [part.row for part in parts], on_bytes)
+        hf.write(folder, shards, _split(rows, parts, stream, source.model), recorder=recorder)
+        return source.model.vocab_size
+    padded_rows = source.model.padded_vocab_size(target.tp)
+    padded = {
+        name: _padded(tensor, padded_rows) if isinstance(rows[name].layout, Vocabulary) else tensor
+        for name, tensor in tensors.items()
+    }
+    if target.format == "mcore":
+        mcore.write(
+            folder,
+            padded,
+            _stream(padded, padded, on_bytes),
+            num_layers=source.model.num_layers,
+            recorder=recorder,
+        )
+    else:
+        cut = legacy_writer.Cut(source.model, rows, target.tp, target.pp)
+        stream = _stream(padded, cut.names(), on_bytes)
+        legacy_writer.write(folder, cut, padded, stream, recorder=recorder)
+    return padded_rows
+
+
+def _padded(tensor: LazyTensor, rows: int) -> LazyTensor:
+    return tensor.map((rows, *tensor.shape[1:]), lambda table: pad_rows(table, rows))
+
+
+def _stream(
+    tensors: Mapping[str, LazyTensor], names: Iterable[str], on_bytes: Callable[[int], None]
+) -> Iterator[Tensor]:
+    """The tensors of some names in that order, each checked, the next one made meanwhile."""
+
+    @lru_cache(maxsize=2)  # of one layer, what several names are cut from comes again soon
+    def make(name: str) -> Tensor:
+        made = tensors[name].make()
+        check_finite(made, tensors[name].where)
+        on_bytes(tensors[name].num_bytes)
+        return made
+
+    with ThreadPoolExecutor(1) as pool:
+        pending = None
+        for name in names:
+            upcoming = pool.submit(make, name)
+            if pending is not None:
+                yield pending.result()
+            pending = upcoming
+        if pending is not None:
+            yield pending.result()
+
+
+def _split(
+    rows: Mapping[str, Weight], parts: Iterable[hf.Part], stream: Iterator[Tensor], model: Model
+) -> Iterator[Tensor]:
+    """The Hugging Face tensors, each cut out of the full Megatron tensor it belongs to."""
+    for part, full in zip(parts, stream, strict=True):
+        yield rows[part.row].layout.split(full, model)[part.number]
+
+
+def _write_companions(source: Source, dtype: torch.dtype, folder: Path, target: Target) -> None:
+    """Config and tokenizer files.
+
+    The config stays as it is, byte for byte, unless its type or its head would be wrong.
+    """
+    beside = folder if target.format == "hf" else folder / HF_FOLDER
+    copy_companions(source.companions, beside, tokenizer=target.tokenizer, config=source.hf_config)
+    if target.format == "hf":
+        old = read_json(beside / "config.json")
+        if (new := _config(source, dtype, old)) != old:
+            write_config(beside, new)
+
+
+def _config(source: Source, dtype: torch.dtype, old: Mapping[str, Any]) -> dict[str, Any]:
+    key = "torch_dtype" if "torch_dtype" in old and "dtype" not in old else "dtype"
+    is_right = old.get(key, "float32") == name_of(dtype)
+    changes = {} if is_right else {key: name_of(dtype)}
+    return {**old, **changes, **config_of_head(source.model, source.head, old)}

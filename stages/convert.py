@@ -1,0 +1,191 @@
+"""Conversions: Hugging Face to Megatron, back, and from one Megatron layout or format to another.
+
+    alignctl convert-hf2mg --load models/llama2-7b --save models/mg
+    alignctl convert-mg2mg --load models/mg --save models/old --format legacy --tp 4 --pp 2
+    alignctl convert-mg2hf --load runs/llama2-7b-sft --save models/llama2-7b-sft
+
+One process, no GPU, one tensor in memory at a time. A Megatron checkpoint is written as
+`SAVE/release/` with the tracker file beside it. The result is compared with what was read before
+it gets its name: a folder that is there is complete and right.
+"""
+
+import time
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from alignctl import atomic, console, memory
+from alignctl.config.convert import ConvertOptions
+from alignctl.data.tokenizer import check_fits, load_tokenizer
+from alignctl.errors import RunError, UserError
+from alignctl.launch.run_folder import LATEST
+from alignctl.reporting.bytes_progress import BytesProgress
+
+if TYPE_CHECKING:
+    from alignctl.checkpoints.conversion import Target
+    from alignctl.checkpoints.lazy import LazyTensor
+    from alignctl.checkpoints.source import Source
+
+Direction = Literal["hf2mg", "mg2hf", "mg2mg"]
+
+RELEASE = "release"
+"""Megatron's name for a checkpoint that comes from elsewhere and has no iteration."""
+
+_MEGATRON = ("mcore", "legacy")
+
+
+def run(direction: Direction, options: ConvertOptions) -> None:
+    """Converts, and prints the folder that was written.
+
+    Raises:
+        UserError: The source is not a model of ours or damaged, the layout does not fit it, or
+            the target is taken. Nothing is left behind.
+        RunError: What was written is not what was read. It is removed.
+    """
+    from alignctl.checkpoints.conversion import Target, convert
+    from alignctl.checkpoints.dtypes import DTYPES
+    from alignctl.checkpoints.source import find
+
+    memory.keep_freed()
+    source = find(
+        options.load,
+        vocab_divisor=options.model.vocab_divisor if options.model else 128,
+        expected=options.model,
+    )
+    check(direction, options, source)
+    console.say(f"from: {source.description}")
+    target = Target(
+        format="hf" if direction == "mg2hf" else options.format,
+        dtype=DTYPES.get(options.dtype),
+        tp=options.tp,
+        pp=options.pp,
+        tokenizer=options.tokenizer,
+        max_shard_bytes=options.max_shard_size,
+    )
+    with _folder(options, target) as folder:
+        total = sum(tensor.num_bytes for tensor in source.tensors.values())
+        if target.dtype is not None:
+            total = sum(tensor.numel * target.dtype.itemsize for tensor in source.tensors.values())
+        with BytesProgress("converting", total) as progress:
+            convert(source, folder, target, on_bytes=progress.advance)
+        if options.verify != "none":
+            _verify(source, folder, target, is_full=options.verify == "full")
+    console.say(f"to: {options.save} ({_description(target)})")
+    if source.companions is None and options.tokenizer is None:
+        console.say(
+            "note: no tokenizer was found beside the source; --tokenizer DIR takes one along"
+        )
+    console.emit(str(options.save))
+
+
+@contextmanager
+def _folder(options: ConvertOptions, target: "Target") -> Iterator[Path]:
+    """The folder for the weights, under a name that shows it is not complete yet."""
+    with atomic.new_folder(options.save) as partial:
+        if target.format == "hf":
+            yield partial
+        else:
+            (partial / RELEASE).mkdir()
+            yield partial / RELEASE
+            (partial / LATEST).write_text(RELEASE, encoding="utf-8")
+
+
+def _description(target: "Target") -> str:
+    return {
+        "hf": "Hugging Face",
+        "mcore": "Megatron-Core, for any TP and PP",
+        "legacy": f"Megatron legacy, TP {target.tp}, PP {target.pp}",
+    }[target.format]
+
+
+def check(direction: Direction, options: ConvertOptions, source: "Source") -> None:
+    """What can be known before a tensor is read.
+
+    Raises:
+        UserError: The source is of the other kind, the preset describes another model, the layout
+            does not fit, the weights are for another role, or the tokenizer is none or has more
+            tokens than the embedding has rows.
+    """
+    from alignctl.models.families import differences
+
+    load = options.load
+    if direction == "hf2mg" and source.kind in _MEGATRON:
+        raise UserError(
+            f"{load}: this is a Megatron checkpoint already",
+            f"the other direction is alignctl convert-mg2hf --load {load} --save DIR; another "
+            f"layout or format is alignctl convert-mg2mg --load {load} --save DIR",
+        )
+    if direction != "hf2mg" and source.kind not in _MEGATRON:
+        raise UserError(
+            f"{load}: this is a Hugging Face folder already"
+            if source.kind == "hf"
+            else f"{load}: this is a DeepSpeed checkpoint of a Hugging Face model",
+            f"the other direction is alignctl convert-hf2mg --load {load} --save DIR",
+        )
+    if options.model and (found := differences(options.model, source.model)):
+        raise UserError(
+            f"the preset and {source.path} describe different models:\n  " + "\n  ".join(found),
+            "choose the preset of this model, or leave --preset out",
+        )
+    if problems := source.model.layout_problems(options.tp, options.pp, prefix="--"):
+        raise UserError("; ".join(problems))
+    if options.role not in (None, source.role):
+        raise UserError(
+            f"{source.path}: --role {options.role} was asked for, but this is a "
+            f"{source.role} model",
+            "alignctl reward makes a reward model of a policy"
+            if options.role == "reward"
+            else "a reward model cannot speak: give the policy it was made from",
+        )
+    if options.tokenizer:
+        check_fits(load_tokenizer(options.tokenizer), source.model.vocab_size)
+
+
+def _verify(source: "Source", folder: Path, target: "Target", *, is_full: bool) -> None:
+    """Opens what was written as anybody would, and compares it with the source.
+
+    Raises:
+        RunError: They differ.
+    """
+    from alignctl.checkpoints.comparison import compare
+    from alignctl.checkpoints.source import find
+
+    # Of libraries that are not needed here, and of names that will go some day.
+    warnings.filterwarnings("ignore", module=r"megatron\.")
+    from alignctl.engines import streamed
+
+    started = time.perf_counter()
+    written = find(folder, vocab_divisor=source.model.vocab_divisor)
+    dtype = next(iter(written.tensors.values())).dtype
+    wanted: Mapping[str, LazyTensor] = {
+        name: tensor.to(dtype) for name, tensor in source.tensors.items()
+    }
+    num_bytes = sum(tensor.num_bytes for tensor in wanted.values())
+    if is_full:
+        with BytesProgress("comparing", num_bytes) as progress:
+            result = compare(wanted, written.tensors, on_bytes=progress.advance)
+        if not result.is_identical:
+            raise RunError(f"the written model differs from its source: {result.describe()}")
+    # transformers reads what has Hugging Face's names, Megatron-Core the other side.
+    theirs, ours = wanted, written.tensors
+    if target.format == "hf":
+        theirs, ours = ours, wanted
+    per_layer = num_bytes // source.model.num_layers
+    num_layers = source.model.num_layers if is_full else min(3, source.model.num_layers)
+    with BytesProgress("running both", per_layer * num_layers) as progress:
+        outputs = streamed.compare(
+            theirs,
+            ours,
+            source.model,
+            source.head,
+            layers="all" if is_full else "spot",
+            on_layer=lambda _: progress.advance(per_layer),
+        )
+    if not outputs.is_same:
+        raise RunError(
+            f"the written model computes something else than its source: {outputs.describe()}"
+        )
+    seconds = time.perf_counter() - started
+    console.say(f"verified in {seconds:.1f} s: {outputs.describe()}")
