@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from alignctl.launch.job import Job, worker_environment
 from tests.parallel import documents
 from tests.parallel.cases import ALL, Case
+from tests.parallel.vocabulary import vocab_parallel
 
 if TYPE_CHECKING:
     from alignctl.engines.megatron import MegatronEngine
@@ -207,84 +208,6 @@ def master_weights(case: Case, folder: Path) -> Result:
         "moments": sorted({str(tensor.dtype) for tensor in moments}),
         "moved_after_one": moved[0],
         "moved_after_all": moved[-1],
-    }
-
-
-def vocab_parallel(case: Case, folder: Path) -> Result:
-    """Log-probabilities of a vocabulary of 13 on two ranks of 8 columns, against log_softmax."""
-    import torch
-    from megatron.core import parallel_state, tensor_parallel
-
-    from alignctl.models import vocab_parallel as module
-
-    group = parallel_state.get_tensor_model_parallel_group()
-    rank = parallel_state.get_tensor_model_parallel_rank()
-    vocabulary, rows, columns = 13, 10, 8
-    generator = torch.Generator().manual_seed(5)
-    whole = 8 * torch.randn(rows, 2 * columns, generator=generator, dtype=torch.float64)
-    whole[0] += 100.0  # a naive exponential overflows
-    whole[1, 2] = 60.0  # near certainty: 1 - p must not be lost
-    targets = torch.randint(vocabulary, (rows,), generator=generator)
-    targets[:4] = torch.tensor([12, 2, 0, 8])
-    upstream = torch.randn(rows, generator=generator, dtype=torch.float64)
-
-    def compute(full: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, ...]:
-        """Log-probabilities, whether most likely, and the gradient of all columns."""
-        local = full[:, rank * columns : (rank + 1) * columns].to(dtype).requires_grad_()
-        logprobs, hits = module.vocab_parallel_logprobs(
-            local, targets, group=group, vocab_size=vocabulary
-        )
-        (grad,) = torch.autograd.grad(logprobs, local, upstream.to(logprobs.dtype))
-        return (
-            logprobs.detach(),
-            hits,
-            tensor_parallel.gather_from_tensor_model_parallel_region(grad),
-        )
-
-    def expected(full: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        real = full[:, :vocabulary].double().requires_grad_()
-        chosen = real.log_softmax(1).gather(1, targets[:, None])[:, 0]
-        (grad,) = torch.autograd.grad(chosen, real, upstream)
-        return chosen.detach(), grad
-
-    single, right_grad = expected(whole.float())
-    found, hits, grad = compute(whole, torch.float32)
-    loud = whole.clone()
-    loud[:, vocabulary:] = 1e6
-    found_loud, _, grad_loud = compute(loud, torch.float32)
-    brief = whole.to(torch.bfloat16)
-    single_brief, right_brief = expected(brief)
-    found_brief, _, grad_brief = compute(brief, torch.bfloat16)
-    usual, module.CHUNK_ELEMENTS = module.CHUNK_ELEMENTS, 3 * columns
-    chunked, chunked_hits, chunked_grad = compute(whole, torch.float32)
-    module.CHUNK_ELEMENTS = usual
-
-    def of_whole(full: torch.Tensor) -> Any:
-        # Both ranks perturb the same element of the same table, and add up what they find.
-        local = tensor_parallel.scatter_to_tensor_model_parallel_region(full)
-        return module.vocab_parallel_logprobs(local, targets, group=group, vocab_size=vocabulary)[0]
-
-    small = torch.randn(rows, 2 * columns, generator=generator, dtype=torch.float64)
-    likely = whole[:, :vocabulary].argmax(1) == targets
-    return {
-        "dtype": str(found.dtype),
-        "logprob_difference": (found - single).abs().max().item(),
-        "gradient_difference": (grad[:, :vocabulary] - right_grad).abs().max().item(),
-        "padding_gradient": grad[:, vocabulary:].abs().max().item(),
-        "hits_are_right": torch.equal(hits, likely) and bool(hits.any()) and not bool(hits.all()),
-        "is_padding_ignored": torch.equal(found, found_loud) and torch.equal(grad, grad_loud),
-        "is_chunking_invisible": torch.equal(found, chunked)
-        and torch.equal(hits, chunked_hits)
-        and torch.equal(grad, chunked_grad),
-        "bf16_dtype": str(found_brief.dtype),
-        "bf16_logprob_difference": (found_brief - single_brief).abs().max().item(),
-        "bf16_gradient_relative": (
-            (grad_brief[:, :vocabulary].double() - right_brief).abs()
-            / right_brief.abs().clamp(min=1e-3)
-        )
-        .max()
-        .item(),
-        "gradcheck": torch.autograd.gradcheck(of_whole, (small.requires_grad_(),)),
     }
 
 
