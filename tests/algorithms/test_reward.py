@@ -9,7 +9,7 @@ import pytest
 import torch
 from hypothesis import given
 
-from alignctl.algorithms.loss import LossTerms
+from alignctl.algorithms.loss import LossTerms, Scores
 from alignctl.algorithms.reward import BradleyTerry, report
 from alignctl.data.batch import PreferenceBatch
 from tests.algorithms.preferences import (
@@ -104,6 +104,15 @@ def test_a_filler_has_no_weight_and_a_gradient_of_zero() -> None:
     assert output.scores.grad is not None
     assert output.scores.grad.tolist() == [0]
     assert not any(value.item() for value in terms.metrics.values())
+
+
+def test_documents_that_fill_the_batch_up_are_not_looked_at() -> None:
+    """Sequence parallelism may add one, whose score means nothing."""
+    batch = batch_of(numbered([(2, 1.0), (4, 0.0)]))
+    output = reward_output(batch, [1.5, -0.5])
+    longer = Scores(torch.cat([output.scores, torch.tensor([float("nan")])]))
+    loss = BradleyTerry(centering=1.0)
+    assert added([loss(longer, UNUSED, batch)]) == added([loss(output, UNUSED, batch)])
 
 
 def test_the_metrics_are_those_that_are_announced() -> None:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from alignctl.launch.job import Job, worker_environment
 from tests.parallel import documents
 from tests.parallel.cases import ALL, Case
+from tests.parallel.preferences import dpo
 from tests.parallel.vocabulary import vocab_parallel
 
 if TYPE_CHECKING:
@@ -81,7 +82,8 @@ def main(folder: Path, results: Path) -> None:
     dist.destroy_process_group()
 
 
-def _engine(case: Case, folder: Path, optimizer: Any = None) -> "MegatronEngine":
+def engine_of(case: Case, folder: Path, optimizer: Any = None) -> "MegatronEngine":
+    """The engine of a case with its weights, and an optimizer where its settings are given."""
     from alignctl.checkpoints.source import find
     from alignctl.engines.megatron import MegatronEngine
     from alignctl.engines.megatron_state import load_weights
@@ -108,7 +110,7 @@ def logits(case: Case, folder: Path) -> Result:
 
     from alignctl.data.batch import TokenBatch
 
-    engine = _engine(case, folder)
+    engine = engine_of(case, folder)
     found = engine.logits(TokenBatch.from_documents(documents.of_evaluation()))
     if found is None:
         return {}
@@ -146,7 +148,7 @@ def _steps(
 ) -> Result:
     from alignctl.algorithms.sft import CrossEntropy
 
-    engine = _engine(case, folder, optimizer)
+    engine = engine_of(case, folder, optimizer)
     assert engine.data_parallel_size == case.data_parallel_size
     found = []
     for step, rate in zip(steps, rates, strict=True):
@@ -169,7 +171,7 @@ def evaluate(case: Case, folder: Path) -> Result:
     """Loss and accuracy of documents that no layout can deal evenly."""
     from alignctl.algorithms.sft import CrossEntropy
 
-    engine = _engine(case, folder)
+    engine = engine_of(case, folder)
     batches = documents.micro_batches(
         documents.load(folder / case.model / "evaluation_documents.json"),
         case.grouping,
@@ -185,7 +187,7 @@ def master_weights(case: Case, folder: Path) -> Result:
     from alignctl.algorithms.sft import CrossEntropy
 
     settings = documents.TRAIN_OPTIMIZER.model_copy(update={"weight_decay": 0.0})
-    engine = _engine(case, folder, settings)
+    engine = engine_of(case, folder, settings)
     norm = engine.model.decoder.final_layernorm.weight
     start = norm.detach().clone()
     batches = documents.micro_batches(
@@ -232,7 +234,7 @@ def spoilt_steps(case: Case, folder: Path) -> Result:
     def weights() -> torch.Tensor:
         return torch.cat([p.detach().flatten() for p in engine.model.parameters()])
 
-    engine = _engine(case, folder, documents.TRAIN_OPTIMIZER)
+    engine = engine_of(case, folder, documents.TRAIN_OPTIMIZER)
     batches = documents.micro_batches(
         documents.of_step(0, count=8), case.grouping, dp_rank=0, dp_size=1
     )
@@ -259,7 +261,7 @@ def stop(case: Case, folder: Path) -> Result:
 
     from alignctl.algorithms.sft import CrossEntropy
 
-    engine = _engine(case, folder, documents.TRAIN_OPTIMIZER)
+    engine = engine_of(case, folder, documents.TRAIN_OPTIMIZER)
     batches = documents.micro_batches(
         documents.of_step(0, count=8), case.grouping, dp_rank=0, dp_size=1
     )
@@ -295,7 +297,7 @@ def reshard(case: Case, folder: Path) -> Result:
     from alignctl.checkpoints.mcore import McoreFolder
     from alignctl.models.families import weight_map
 
-    engine = _engine(case, folder)
+    engine = engine_of(case, folder)
     saved = folder / case.model / "resharded"
     if dist.get_rank() == 0:
         saved.mkdir()
@@ -374,6 +376,7 @@ KINDS: dict[str, Callable[[Case, Path], Result]] = {
         stop,
         reshard,
         plain_megatron,
+        dpo,
     )
 }
 
