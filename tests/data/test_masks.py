@@ -12,7 +12,14 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer as Backend
 from tokenizers import models, pre_tokenizers, trainers
 
-from alignctl.data.masks import Encoded, Truncation, encode, truncate
+from alignctl.data.masks import (
+    Encoded,
+    Truncation,
+    encode,
+    share_prompt,
+    truncate,
+    truncate_answers,
+)
 from alignctl.data.schemas import Rendered
 from alignctl.data.templates import render_hh, renderer
 from alignctl.data.tokenizer import Tokenizer
@@ -200,6 +207,100 @@ def test_truncation_never_exceeds_the_window_and_keeps_bos_and_a_learned_tail(
         assert (cut.tokens[0] == BOS) == has_bos
     if rule != "right":
         assert cut.has_target
+
+
+def test_answers_are_learned_from_where_their_tokens_part(make_tokenizer: MakeTokenizer) -> None:
+    """ " S" straddles the end of the prompt, so " N" is learned with both of its tokens: both
+    answers then follow the same tokens "A:"."""
+    tokenizer = make_tokenizer(merges=[("\u0120", "S")])
+    encoded = encode([own("A: So", (3, 5)), own("A: No", (3, 5))], tokenizer)
+    assert [int(answer.supervised.argmax()) for answer in encoded] == [2, 3]
+    answers, prompt = share_prompt(encoded)
+    assert prompt == 2
+    assert [answer.supervised.tolist() for answer in answers] == [
+        [False, False, True, True, True],
+        [False, False, True, True, True, True],
+    ]
+
+
+def test_answers_that_begin_alike_are_learned_from_their_beginning() -> None:
+    """Not from where they part: the first tokens of an answer are no part of the prompt."""
+    answers, prompt = share_prompt([document("^ppABC"), document("^ppABCD")])
+    assert prompt == 3
+    assert [answer.supervised.sum() for answer in answers] == [3, 4]
+
+
+def answers_of(*patterns: str) -> list[Encoded]:
+    """Each character is its own token; the capitals at the end are the answer."""
+    return [
+        Encoded(
+            np.asarray([BOS if c == "^" else ord(c) for c in pattern], np.int32),
+            np.asarray([c.isupper() for c in pattern]),
+        )
+        for pattern in patterns
+    ]
+
+
+def names_of(documents: list[Encoded]) -> list[str]:
+    return [
+        "".join("^" if t == BOS else chr(t) for t in document.tokens.tolist())
+        for document in documents
+    ]
+
+
+@pytest.mark.parametrize(
+    ("patterns", "window", "rule", "expected"),
+    [
+        (["^pqrA", "^pqrBC"], 6, "drop", ["^pqrA", "^pqrBC"]),  # fits
+        (["^pqrA", "^pqrBC"], 5, "drop", []),  # one does not
+        (["^pqrA", "^pqrBC"], 5, "keep_response", ["^qrA", "^qrBC"]),  # both lose p
+        (["pqrA", "pqrBC"], 4, "keep_response", ["qrA", "qrBC"]),  # without BOS
+        # Room 8: an answer of 9 leaves 2 of context and loses its end, the other one stays whole.
+        (["^pqrA", "^pqrBCDEFGHIJ"], 9, "keep_response", ["^qrA", "^qrBCDEFG"]),
+        (["^A", "^BCDEF"], 4, "keep_response", ["^A", "^BCD"]),  # no prompt to cut
+        (["^pqrA", "^pqrBC"], 5, "left", ["^qrA", "^qrBC"]),
+        (["^pqrA", "^pqrBCDE"], 5, "left", ["^A", "^BCDE"]),
+        (["^pqrA", "^pqrBCDE"], 4, "left", []),  # B would have to go, but not A
+        (["^pqrA", "^pqrBC"], 5, "right", ["^pqrA", "^pqrB"]),
+        (["^pqrA", "^pqrBC"], 4, "right", []),  # the prompt fills the window
+    ],
+)
+def test_answers_keep_the_same_part_of_their_prompt(
+    patterns: list[str], window: int, rule: Truncation, expected: list[str]
+) -> None:
+    whole = answers_of(*patterns)
+    prompt = int(whole[0].supervised.argmax())
+    cut = truncate_answers(whole, prompt, window, rule, BOS)
+    assert names_of(cut) == expected
+    assert all(
+        document.supervised.tolist() == [c.isupper() for c in name]
+        for document, name in zip(cut, expected, strict=True)
+    )
+
+
+@given(
+    st.integers(0, 12),
+    st.lists(st.integers(1, 12), min_size=2, max_size=4),
+    st.integers(3, 12),
+    st.sampled_from(["keep_response", "left", "right", "drop"]),
+    st.booleans(),
+)
+def test_whatever_is_cut_answers_follow_the_same_tokens_and_fit(
+    prompt: int, answers: list[int], window: int, rule: Truncation, has_bos: bool
+) -> None:
+    head = "^" * has_bos + "abcdefghijkl"[:prompt]
+    patterns = [head + chr(ord("A") + i) * length for i, length in enumerate(answers)]
+    cut = names_of(truncate_answers(answers_of(*patterns), len(head), window, rule, BOS))
+    assert len(cut) in (0, len(patterns))
+    assert len({name.rstrip("ABCD") for name in cut}) <= 1
+    for name, pattern in zip(cut, patterns, strict=False):
+        assert len(name) <= window
+        assert name.startswith("^") == has_bos
+        assert pattern.lstrip("^").startswith(name.lstrip("^")) or rule != "right"
+    if max(map(len, patterns)) <= window:
+        assert cut == patterns
+    elif rule == "keep_response":
+        assert cut
 
 
 def test_a_llama_like_tokenizer_with_llama_2s_template(llama_like: Tokenizer) -> None:

@@ -172,6 +172,22 @@ PLAIN_MEGATRON = tuple(
     for model in ("llama-mha", "llama-gqa", "llama-tied")
 )
 
+DPO_BASELINE = Case(kind="dpo", world=1)
+DPO = tuple(
+    Case(kind="dpo", world=world, parallel=parallel, grouping=grouping)
+    for world, parallel, grouping in (
+        (1, _parallel(), "2"),
+        (1, _parallel(), "4"),
+        (2, _parallel(), "1"),
+        (2, _parallel(), "4"),
+        (2, _parallel(2), "2"),
+        (2, _parallel(2, sequence_parallel=True), "1"),
+        (2, _parallel(1, 2), "2"),
+        (4, _parallel(2, 2, sequence_parallel=True), "1"),
+        (4, _parallel(1, 2, distributed_optimizer=True), "2"),
+    )
+)
+
 ALL = (
     *LOGITS,
     *BASELINES,
@@ -185,6 +201,8 @@ ALL = (
     STOP,
     *RESHARD,
     *PLAIN_MEGATRON,
+    DPO_BASELINE,
+    *DPO,
 )
 """Everything, each case under a name of its own."""
 assert len({case.name for case in ALL}) == len(ALL)

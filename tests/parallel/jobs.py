@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, Any
 from alignctl.launch.job import Job, worker_environment
 from tests.parallel import documents
 from tests.parallel.cases import ALL, Case
+from tests.parallel.preferences import dpo
+from tests.parallel.vocabulary import vocab_parallel
 
 if TYPE_CHECKING:
     from alignctl.engines.megatron import MegatronEngine
@@ -80,7 +82,8 @@ def main(folder: Path, results: Path) -> None:
     dist.destroy_process_group()
 
 
-def _engine(case: Case, folder: Path, optimizer: Any = None) -> "MegatronEngine":
+def engine_of(case: Case, folder: Path, optimizer: Any = None) -> "MegatronEngine":
+    """The engine of a case with its weights, and an optimizer where its settings are given."""
     from alignctl.checkpoints.source import find
     from alignctl.engines.megatron import MegatronEngine
     from alignctl.engines.megatron_state import load_weights
@@ -107,7 +110,7 @@ def logits(case: Case, folder: Path) -> Result:
 
     from alignctl.data.batch import TokenBatch
 
-    engine = _engine(case, folder)
+    engine = engine_of(case, folder)
     found = engine.logits(TokenBatch.from_documents(documents.of_evaluation()))
     if found is None:
         return {}
@@ -145,7 +148,7 @@ def _steps(
 ) -> Result:
     from alignctl.algorithms.sft import CrossEntropy
 
-    engine = _engine(case, folder, optimizer)
+    engine = engine_of(case, folder, optimizer)
     assert engine.data_parallel_size == case.data_parallel_size
     found = []
     for step, rate in zip(steps, rates, strict=True):
@@ -168,7 +171,7 @@ def evaluate(case: Case, folder: Path) -> Result:
     """Loss and accuracy of documents that no layout can deal evenly."""
     from alignctl.algorithms.sft import CrossEntropy
 
-    engine = _engine(case, folder)
+    engine = engine_of(case, folder)
     batches = documents.micro_batches(
         documents.load(folder / case.model / "evaluation_documents.json"),
         case.grouping,
@@ -184,7 +187,7 @@ def master_weights(case: Case, folder: Path) -> Result:
     from alignctl.algorithms.sft import CrossEntropy
 
     settings = documents.TRAIN_OPTIMIZER.model_copy(update={"weight_decay": 0.0})
-    engine = _engine(case, folder, settings)
+    engine = engine_of(case, folder, settings)
     norm = engine.model.decoder.final_layernorm.weight
     start = norm.detach().clone()
     batches = documents.micro_batches(
@@ -210,84 +213,6 @@ def master_weights(case: Case, folder: Path) -> Result:
     }
 
 
-def vocab_parallel(case: Case, folder: Path) -> Result:
-    """Log-probabilities of a vocabulary of 13 on two ranks of 8 columns, against log_softmax."""
-    import torch
-    from megatron.core import parallel_state, tensor_parallel
-
-    from alignctl.models import vocab_parallel as module
-
-    group = parallel_state.get_tensor_model_parallel_group()
-    rank = parallel_state.get_tensor_model_parallel_rank()
-    vocabulary, rows, columns = 13, 10, 8
-    generator = torch.Generator().manual_seed(5)
-    whole = 8 * torch.randn(rows, 2 * columns, generator=generator, dtype=torch.float64)
-    whole[0] += 100.0  # a naive exponential overflows
-    whole[1, 2] = 60.0  # near certainty: 1 - p must not be lost
-    targets = torch.randint(vocabulary, (rows,), generator=generator)
-    targets[:4] = torch.tensor([12, 2, 0, 8])
-    upstream = torch.randn(rows, generator=generator, dtype=torch.float64)
-
-    def compute(full: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, ...]:
-        """Log-probabilities, whether most likely, and the gradient of all columns."""
-        local = full[:, rank * columns : (rank + 1) * columns].to(dtype).requires_grad_()
-        logprobs, hits = module.vocab_parallel_logprobs(
-            local, targets, group=group, vocab_size=vocabulary
-        )
-        (grad,) = torch.autograd.grad(logprobs, local, upstream.to(logprobs.dtype))
-        return (
-            logprobs.detach(),
-            hits,
-            tensor_parallel.gather_from_tensor_model_parallel_region(grad),
-        )
-
-    def expected(full: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        real = full[:, :vocabulary].double().requires_grad_()
-        chosen = real.log_softmax(1).gather(1, targets[:, None])[:, 0]
-        (grad,) = torch.autograd.grad(chosen, real, upstream)
-        return chosen.detach(), grad
-
-    single, right_grad = expected(whole.float())
-    found, hits, grad = compute(whole, torch.float32)
-    loud = whole.clone()
-    loud[:, vocabulary:] = 1e6
-    found_loud, _, grad_loud = compute(loud, torch.float32)
-    brief = whole.to(torch.bfloat16)
-    single_brief, right_brief = expected(brief)
-    found_brief, _, grad_brief = compute(brief, torch.bfloat16)
-    usual, module.CHUNK_ELEMENTS = module.CHUNK_ELEMENTS, 3 * columns
-    chunked, chunked_hits, chunked_grad = compute(whole, torch.float32)
-    module.CHUNK_ELEMENTS = usual
-
-    def of_whole(full: torch.Tensor) -> Any:
-        # Both ranks perturb the same element of the same table, and add up what they find.
-        local = tensor_parallel.scatter_to_tensor_model_parallel_region(full)
-        return module.vocab_parallel_logprobs(local, targets, group=group, vocab_size=vocabulary)[0]
-
-    small = torch.randn(rows, 2 * columns, generator=generator, dtype=torch.float64)
-    likely = whole[:, :vocabulary].argmax(1) == targets
-    return {
-        "dtype": str(found.dtype),
-        "logprob_difference": (found - single).abs().max().item(),
-        "gradient_difference": (grad[:, :vocabulary] - right_grad).abs().max().item(),
-        "padding_gradient": grad[:, vocabulary:].abs().max().item(),
-        "hits_are_right": torch.equal(hits, likely) and bool(hits.any()) and not bool(hits.all()),
-        "is_padding_ignored": torch.equal(found, found_loud) and torch.equal(grad, grad_loud),
-        "is_chunking_invisible": torch.equal(found, chunked)
-        and torch.equal(hits, chunked_hits)
-        and torch.equal(grad, chunked_grad),
-        "bf16_dtype": str(found_brief.dtype),
-        "bf16_logprob_difference": (found_brief - single_brief).abs().max().item(),
-        "bf16_gradient_relative": (
-            (grad_brief[:, :vocabulary].double() - right_brief).abs()
-            / right_brief.abs().clamp(min=1e-3)
-        )
-        .max()
-        .item(),
-        "gradcheck": torch.autograd.gradcheck(of_whole, (small.requires_grad_(),)),
-    }
-
-
 def spoilt_steps(case: Case, folder: Path) -> Result:
     """A loss and a gradient that are not finite; then the step that would have come first."""
     import torch
@@ -309,7 +234,7 @@ def spoilt_steps(case: Case, folder: Path) -> Result:
     def weights() -> torch.Tensor:
         return torch.cat([p.detach().flatten() for p in engine.model.parameters()])
 
-    engine = _engine(case, folder, documents.TRAIN_OPTIMIZER)
+    engine = engine_of(case, folder, documents.TRAIN_OPTIMIZER)
     batches = documents.micro_batches(
         documents.of_step(0, count=8), case.grouping, dp_rank=0, dp_size=1
     )
@@ -336,7 +261,7 @@ def stop(case: Case, folder: Path) -> Result:
 
     from alignctl.algorithms.sft import CrossEntropy
 
-    engine = _engine(case, folder, documents.TRAIN_OPTIMIZER)
+    engine = engine_of(case, folder, documents.TRAIN_OPTIMIZER)
     batches = documents.micro_batches(
         documents.of_step(0, count=8), case.grouping, dp_rank=0, dp_size=1
     )
@@ -371,7 +296,7 @@ def reshard(case: Case, folder: Path) -> Result:
     from alignctl.checkpoints import mcore
     from alignctl.checkpoints.source import find
 
-    engine = _engine(case, folder)
+    engine = engine_of(case, folder)
     saved = folder / case.model / "resharded"
     if dist.get_rank() == 0:
         saved.mkdir()
@@ -452,6 +377,7 @@ KINDS: dict[str, Callable[[Case, Path], Result]] = {
         stop,
         reshard,
         plain_megatron,
+        dpo,
     )
 }
 

@@ -1,4 +1,4 @@
-"""Log-probabilities over a vocabulary that is cut in two, 13 tokens in 16 columns."""
+"""Log-probabilities and entropies over a vocabulary cut in two, 13 tokens in 16 columns."""
 
 from collections.abc import Callable
 
@@ -20,8 +20,16 @@ def test_they_are_those_of_log_softmax_on_one_process(found: Result) -> None:
     assert found["gradient_difference"] < 1e-5
 
 
-def test_the_gradient_agrees_with_finite_differences(found: Result) -> None:
-    assert found["gradcheck"] is True
+def test_entropies_at_a_temperature_are_those_of_torch_on_one_process(found: Result) -> None:
+    """Their gradient and that of the log-probabilities come out of one backward pass."""
+    assert found["both_logprob_difference"] < 1e-5
+    assert found["both_entropy_difference"] < 1e-6
+    assert found["both_gradient_difference"] < 1e-5
+
+
+def test_the_gradients_agree_with_finite_differences(found: Result) -> None:
+    """At temperatures 1, 0.7 and 2, the last with all tokens on the first rank."""
+    assert found["gradcheck"] == [True, True, True]
 
 
 def test_padding_gets_neither_probability_nor_gradient(found: Result) -> None:
@@ -32,6 +40,7 @@ def test_padding_gets_neither_probability_nor_gradient(found: Result) -> None:
 
 def test_the_most_likely_token_is_found_over_both_ranks(found: Result) -> None:
     assert found["hits_are_right"] is True
+    assert found["is_temperature_no_matter_for_hits"] is True
 
 
 def test_chunks_change_nothing(found: Result) -> None:
@@ -43,3 +52,4 @@ def test_bf16_logits_are_worked_on_in_fp32(found: Result) -> None:
     assert found["bf16_dtype"] == "torch.float32"
     assert found["bf16_logprob_difference"] < 1e-5
     assert found["bf16_gradient_relative"] <= 2**-8
+    assert found["bf16_both_gradient_relative"] <= 2**-8

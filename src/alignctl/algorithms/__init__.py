@@ -2,4 +2,6 @@
 
 Notation used for tensor shapes:
     - T: tokens of a micro batch, documents laid end to end
+    - D: documents of a micro batch
+    - P: pairs of a better and a worse answer to one prompt
 """

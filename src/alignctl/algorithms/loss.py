@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 class Output(NamedTuple):
-    """What an engine computes for a micro batch.
+    """What an engine computes for a micro batch with a language model.
 
     Attributes:
         logprobs: Log-probability of each target `[T]`, natural log, fp32, 0 where none is learned.
@@ -16,6 +16,16 @@ class Output(NamedTuple):
 
     logprobs: Tensor
     is_most_likely: Tensor
+
+
+class Scores(NamedTuple):
+    """What an engine computes for a micro batch with a reward model.
+
+    Attributes:
+        scores: Output of the head at the last input of each document `[D]`, fp32.
+    """
+
+    scores: Tensor
 
 
 @dataclass(frozen=True)
@@ -45,6 +55,13 @@ class Loss(Protocol):
         """Keys of `LossTerms.metrics`: ranks without the output layer must know them too."""
         ...
 
-    def __call__(self, output: Output, targets: Tensor, batch: Any) -> LossTerms:
-        """Computes the terms of one micro batch; targets `[T]`, the batch as it was given."""
+    def __call__(self, output: Any, targets: Tensor, batch: Any) -> LossTerms:
+        """Computes the terms of one micro batch.
+
+        Args:
+            output: `Output` of a language model, `Scores` of a reward model. An engine that fills
+                the batch up may return more tokens or documents than the batch has, at the end.
+            targets: Targets `[T]` as the output has them.
+            batch: The batch as it was given.
+        """
         ...

@@ -1,9 +1,10 @@
 """The padding-free micro batch, the one shape in which tokens reach an engine."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from itertools import accumulate, pairwise
-from typing import Self
+from typing import NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,7 +15,7 @@ IGNORE = -100
 
 @dataclass(frozen=True, eq=False)
 class Document:
-    """One tokenised row: L+1 tokens, which give L inputs and L targets.
+    """One tokenised text: L+1 tokens, which give L inputs and L targets.
 
     Attributes:
         tokens: Token ids `[L+1]`.
@@ -94,6 +95,12 @@ class TokenBatch:
         return int(np.count_nonzero(self.targets != IGNORE))
 
     @property
+    def targets_per_document(self) -> NDArray[np.int64]:
+        """Positions that are learned in each document `[D]`."""
+        learned = (self.targets != IGNORE).astype(np.int64)
+        return np.add.reduceat(learned, self.cu_seqlens[:-1])
+
+    @property
     def positions(self) -> NDArray[np.int64]:
         """Position of each token in its document `[T]`, int64: 0 at every boundary."""
         starts = np.asarray(self.cu_seqlens[:-1], np.int64)
@@ -105,3 +112,75 @@ class TokenBatch:
     def max_seqlen(self) -> int:
         """Inputs of the longest document."""
         return max(end - start for start, end in pairwise(self.cu_seqlens))
+
+
+class Pairs(NamedTuple):
+    """The comparisons that a batch of preferences makes.
+
+    Attributes:
+        better: Place of the better answer among the documents of the batch `[P]`.
+        worse: Place of the worse one `[P]`.
+        share: One over the pairs of the same prompt `[P]`: every prompt weighs one in all.
+        num_prompts: Prompts with at least one pair: the sum of the shares.
+    """
+
+    better: NDArray[np.int64]
+    worse: NDArray[np.int64]
+    share: NDArray[np.float64]
+    num_prompts: int
+
+
+@dataclass(frozen=True, eq=False)
+class PreferenceBatch(TokenBatch):
+    """A batch whose documents come in groups: the answers to one prompt, each after that prompt.
+
+    Every token of a document is an input, so that a reward model reads the last one (EOS), at
+    `cu_seqlens[d + 1] - 1`; that position alone has no target. A group is never cut, so its pairs
+    are always seen together. A filler is a document in no group.
+
+    Attributes:
+        groups: Group boundaries: the answers to prompt `g` are the documents
+            `[groups[g], groups[g+1])`; starts with 0, ends with the number of answers A.
+        scores: How good each answer is `[A]`, finite; only their order within a group and their
+            differences have a meaning.
+    """
+
+    groups: tuple[int, ...] = (0,)
+    scores: NDArray[np.float64] = field(default_factory=lambda: np.zeros(0))
+
+    def __post_init__(self) -> None:
+        """Holds our own code to the shapes above."""
+        super().__post_init__()
+        assert self.groups[0] == 0
+        assert len(self.scores) == self.groups[-1] <= len(self.rows)
+
+    @classmethod
+    def from_groups(cls, groups: Sequence[Sequence[Document]], scores: NDArray[np.float64]) -> Self:
+        """Lays groups end to end, in the order given; of none: a filler.
+
+        Args:
+            groups: The answers to each prompt.
+            scores: The scores of all of them `[A]`, group after group.
+        """
+        answers = [_with_every_token_an_input(document) for group in groups for document in group]
+        return replace(
+            cls.from_documents(answers), groups=(0, *accumulate(map(len, groups))), scores=scores
+        )
+
+    @cached_property
+    def pairs(self) -> Pairs:
+        """Every two answers to one prompt of which one is scored higher; ties are no pairs."""
+        group = np.repeat(np.arange(len(self.groups) - 1), np.diff(self.groups))
+        is_above = self.scores[:, None] > self.scores[None, :]
+        better, worse = np.nonzero(is_above & (group[:, None] == group[None, :]))
+        count = np.bincount(group[better], minlength=len(self.groups) - 1)
+        return Pairs(better, worse, 1 / count[group[better]], int(np.count_nonzero(count)))
+
+
+def _with_every_token_an_input(document: Document) -> Document:
+    """Followed by one more token, which is the one that is neither an input nor a target."""
+    return Document(
+        np.append(document.tokens, np.int32(0)),
+        np.append(document.supervised, np.False_),
+        document.row,
+    )

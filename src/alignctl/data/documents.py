@@ -5,14 +5,14 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Protocol, Self, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from alignctl.data.files import Row, read_rows
 from alignctl.data.masks import Encoded, Truncation, encode, truncate
-from alignctl.data.schemas import Conversation, Rendered, schema_of
+from alignctl.data.schemas import Rendered, schema_of
 from alignctl.data.store import ArrayWriter
 from alignctl.data.templates import Renderer
 from alignctl.data.tokenizer import Tokenizer
@@ -118,7 +118,7 @@ def stream(
         The counts.
     """
     tally = Tally()
-    for rows, conversations in _batches(files):
+    for rows, conversations in batches(files, schema_of):
         texts = [recipe.render(conversation) for conversation in conversations]
         encoded = encode(texts, recipe.tokenizer)
         kept = [
@@ -154,25 +154,49 @@ def _note(tally: Tally, texts: Sequence[Rendered], documents: Sequence[Encoded])
 
     tally.lengths.append(numbers([len(document.tokens) - 1 for document in documents]))
     tally.targets.append(numbers([int(document.supervised[1:].sum()) for document in documents]))
+    tally.text_hashes.append(text_hashes([text.text for text in texts]))
+
+
+def text_hashes(texts: Sequence[str]) -> NDArray[np.uint64]:
+    """A hash of each text `[N]`, the same on every machine and in every release."""
     digests = b"".join(
-        hashlib.blake2b(text.text.encode("utf-8"), digest_size=8).digest() for text in texts
+        hashlib.blake2b(text.encode("utf-8"), digest_size=8).digest() for text in texts
     )
-    tally.text_hashes.append(np.frombuffer(digests, np.dtype("<u8")).astype(np.uint64))
+    return np.frombuffer(digests, np.dtype("<u8")).astype(np.uint64)
 
 
-def _batches(files: Sequence[Path]) -> Iterator[tuple[list[Row], list[Conversation]]]:
+class Parsed(Protocol):
+    """A row in the form that its schema's parser gave it."""
+
+    @property
+    def characters(self) -> int:
+        """About how much text it holds."""
+
+
+ParsedT = TypeVar("ParsedT", bound=Parsed)
+
+
+def batches(
+    files: Sequence[Path], schema_of: Callable[[Row], Callable[[Row], ParsedT]]
+) -> Iterator[tuple[list[Row], list[ParsedT]]]:
+    """Reads and parses rows, as many at a time as a tokenizer keeps its threads busy with.
+
+    Args:
+        files: Data files.
+        schema_of: Asked once, with the first row of the first file.
+    """
     parse = None
     rows: list[Row] = []
-    conversations: list[Conversation] = []
+    parsed: list[ParsedT] = []
     characters = 0
     for row in read_rows(files):
         parse = parse or schema_of(row)
-        conversation = parse(row)
+        one = parse(row)
         rows.append(row)
-        conversations.append(conversation)
-        characters += sum(len(message.content) for message in conversation.messages)
+        parsed.append(one)
+        characters += one.characters
         if len(rows) == _BATCH_ROWS or characters >= _BATCH_CHARACTERS:
-            yield rows, conversations
-            rows, conversations, characters = [], [], 0
+            yield rows, parsed
+            rows, parsed, characters = [], [], 0
     if rows:
-        yield rows, conversations
+        yield rows, parsed

@@ -124,11 +124,79 @@ def truncate(document: Encoded, window: int, rule: Truncation, bos_id: int | Non
         return _slice(document, head, total - room, total)
     unlearned = np.flatnonzero(~document.supervised)
     response_start = int(unlearned[-1]) + 1 if len(unlearned) else 0
-    if total - response_start < room:
-        return _slice(document, head, total - room, total)
-    context = min(response_start - head, max(room // 4, 1))
-    start = max(response_start - context, head)
+    start = _context_start(response_start, total, room, head)
     return _slice(document, head, start, start + room)
+
+
+def _context_start(response_start: int, total: int, room: int, head: int) -> int:
+    """Where `keep_response` begins to keep tokens of a document that has `total`."""
+    response = total - response_start
+    context = room - response if response < room else max(room // 4, 1)
+    return max(response_start - context, head)
+
+
+def share_prompt(answers: Sequence[Encoded]) -> tuple[list[Encoded], int]:
+    """Makes the documents of one prompt learn from the same token on.
+
+    That is where their tokens part, or the first token that belongs to an answer, whichever comes
+    first: in one document a token may straddle the end of the prompt, while the others have two
+    tokens there. Only so are the probabilities of all answers given the same tokens.
+
+    Args:
+        answers: The documents, in each of which only the answer is learned.
+
+    Returns:
+        The documents, and the number of tokens before the answers.
+    """
+    shortest = min(len(answer.tokens) for answer in answers)
+    first = answers[0].tokens[:shortest]
+    differs = np.any([answer.tokens[:shortest] != first for answer in answers], axis=0)
+    starts = [int(np.argmax(answer.supervised)) for answer in answers]
+    prompt = min(*starts, int(np.argmax(differs)) if differs.any() else shortest)
+    return [
+        Encoded(answer.tokens, np.arange(len(answer.tokens)) >= prompt) for answer in answers
+    ], prompt
+
+
+def truncate_answers(
+    answers: Sequence[Encoded], prompt: int, window: int, rule: Truncation, bos_id: int | None
+) -> list[Encoded]:
+    """Cuts the documents of one prompt so that all keep the same part of it.
+
+    The rules of `truncate`, applied to the longest document:
+
+    - `keep_response`: the prompt loses its start, so that the longest answer stays whole with at
+      least one token before it. Answers too long for that lose their ends (with EOS): the end of
+      the prompt gets a quarter of the window.
+    - `left`: the prompt loses its start; nothing stays when the prompt is too short for that.
+    - `right`: documents lose their ends; nothing stays when one loses its whole answer.
+    - `drop`: nothing stays.
+
+    Args:
+        answers: What `share_prompt` returned.
+        prompt: Tokens before the answers.
+        window: Most tokens of a document.
+        rule: Which part goes.
+        bos_id: The tokenizer's BOS, or None.
+
+    Returns:
+        The documents themselves when all fit; as many, each with a target, or none at all.
+    """
+    longest = max(len(answer.tokens) for answer in answers)
+    if longest <= window:
+        return list(answers)
+    head = int(answers[0].tokens[0] == bos_id)
+    room = window - head
+    start = {
+        "keep_response": _context_start(prompt, longest, room, head),
+        "left": longest - room,
+        "right": head,
+        "drop": longest,
+    }[rule]
+    if start > prompt:
+        return []
+    cut = [_slice(answer, head, start, start + room) for answer in answers]
+    return cut if all(answer.has_target for answer in cut) else []
 
 
 def _slice(document: Encoded, head: int, start: int, end: int) -> Encoded:

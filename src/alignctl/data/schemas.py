@@ -13,8 +13,9 @@ The first row decides, and every row must be of its schema. Further keys are ign
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 from alignctl.data.files import Row
 from alignctl.errors import UserError
@@ -64,6 +65,11 @@ class Conversation:
     messages: tuple[Message, ...]
     own: Rendered | None
 
+    @property
+    def characters(self) -> int:
+        """Characters of all turns."""
+        return sum(len(message.content) for message in self.messages)
+
 
 def own_text(text: str, spans: list[tuple[int, int]]) -> Rendered:
     """Text that no chat template wrote: it ends with the last assistant turn that is not blank.
@@ -76,29 +82,40 @@ def own_text(text: str, spans: list[tuple[int, int]]) -> Rendered:
     return Rendered(text[: learned[-1][1]] if learned else "", learned, append_eos=True)
 
 
+ParsedT = TypeVar("ParsedT")
+Schemas = Sequence[tuple[Sequence[str], Callable[[Row], ParsedT]]]
+"""The keys that a row of each schema has, and its parser; the first that fits is taken."""
+
+
 def schema_of(row: Row) -> Callable[[Row], Conversation]:
     """The parser for the schema that this (first) row has."""
-    for keys, parser in _SCHEMAS:
+    return parser_of(row, _SCHEMAS)
+
+
+def parser_of(row: Row, schemas: Schemas[ParsedT]) -> Callable[[Row], ParsedT]:
+    """The parser of the first schema whose keys a row has."""
+    for keys, parser in schemas:
         if all(key in row.record for key in keys):
             return parser
     found = ", ".join(sorted(row.record)) or "none"
     raise UserError(
         f"{row.where}: the keys of this row ({found}) are not of a schema that is known",
-        "a row has one of: " + "; ".join(" + ".join(keys) for keys, _ in _SCHEMAS),
+        "a row has one of: " + "; ".join(" + ".join(keys) for keys, _ in schemas),
     )
 
 
 def _parse_prompt(row: Row) -> Conversation:
-    prompt, response = _text(row, "prompt"), _text(row, "response")
-    return _single_turn(row, prompt, response, prompt)
+    prompt, response = text_at(row, "prompt"), text_at(row, "response")
+    return single_turn(row, prompt, response, prompt)
 
 
 def _parse_query(row: Row) -> Conversation:
-    query, response = _text(row, "query"), _text(row, "response")
-    return _single_turn(row, query, response, HUMAN + query + ASSISTANT)
+    query, response = text_at(row, "query"), text_at(row, "response")
+    return single_turn(row, query, response, HUMAN + query + ASSISTANT)
 
 
-def _single_turn(row: Row, user: str, response: str, prompt: str) -> Conversation:
+def single_turn(row: Row, user: str, response: str, prompt: str) -> Conversation:
+    """A question and its answer, whose own text is the prompt, as it is, and the answer."""
     text = prompt + response
     return Conversation(
         row.where,
@@ -108,24 +125,28 @@ def _single_turn(row: Row, user: str, response: str, prompt: str) -> Conversatio
 
 
 def _parse_messages(row: Row) -> Conversation:
-    entries = row.record.get("messages")
+    return Conversation(row.where, messages_at(row, "messages"), None)
+
+
+def messages_at(row: Row, key: str) -> tuple[Message, ...]:
+    """The messages of a chat under a key."""
+    entries = row.record.get(key)
     if not isinstance(entries, list):
-        raise _mismatch(row, "messages", entries, "a list of {role, content}")
-    return Conversation(row.where, tuple(_message(row, i, e) for i, e in enumerate(entries)), None)
+        raise mismatch(row, key, entries, "a list of {role, content}")
+    return tuple(_message(row, f"{key}[{i}]", entry) for i, entry in enumerate(entries))
 
 
-def _message(row: Row, index: int, entry: object) -> Message:
-    name = f"messages[{index}]"
+def _message(row: Row, name: str, entry: object) -> Message:
     if not isinstance(entry, dict):
-        raise _mismatch(row, name, entry, "an object {role, content}")
+        raise mismatch(row, name, entry, "an object {role, content}")
     role, content = entry.get("role"), entry.get("content")
     if isinstance(content, list) and all(_is_text_part(part) for part in content):
         content = "".join(part["text"] for part in content)
     if not isinstance(role, str):
-        raise _mismatch(row, f"{name}.role", role, "text")
+        raise mismatch(row, f"{name}.role", role, "text")
     if entry.get("tool_calls"):
         raise UserError(f"{row.where}: {name} has tool_calls, which are not supported")
-    return Message(role, _checked_text(row, f"{name}.content", content))
+    return Message(role, checked_text(row, f"{name}.content", content))
 
 
 def _is_text_part(part: object) -> bool:
@@ -133,23 +154,24 @@ def _is_text_part(part: object) -> bool:
 
 
 def _parse_instruction(row: Row) -> Conversation:
-    user = _text(row, "instruction")
+    user = text_at(row, "instruction")
     if row.record.get("input"):
-        user = f"{user}\n{_text(row, 'input')}"
+        user = f"{user}\n{text_at(row, 'input')}"
     return Conversation(
-        row.where, (Message("user", user), Message("assistant", _text(row, "output"))), None
+        row.where, (Message("user", user), Message("assistant", text_at(row, "output"))), None
     )
 
 
 def _parse_chosen(row: Row) -> Conversation:
-    return _hh_conversation(row, _text(row, "chosen"))
+    return hh_conversation(row, text_at(row, "chosen"))
 
 
 def _parse_text(row: Row) -> Conversation:
-    return _hh_conversation(row, _text(row, "text"))
+    return hh_conversation(row, text_at(row, "text"))
 
 
-def _hh_conversation(row: Row, text: str) -> Conversation:
+def hh_conversation(row: Row, text: str) -> Conversation:
+    """A text with `Human:` and `Assistant:` turns; what stands before them is a system message."""
     markers = list(_MARKER.finditer(text))
     ends = [marker.start() for marker in markers[1:]] + [len(text)]
     head = text[: markers[0].start()] if markers else text
@@ -163,19 +185,21 @@ def _hh_conversation(row: Row, text: str) -> Conversation:
     return Conversation(row.where, tuple(messages), own_text(text, spans))
 
 
-def _text(row: Row, key: str) -> str:
+def text_at(row: Row, key: str) -> str:
+    """The text under a key."""
     if key not in row.record:
         found = ", ".join(sorted(row.record)) or "none"
         raise UserError(
             f"{row.where}: no key {key!r} in this row (its keys: {found})",
             "every row must have the schema of the first row",
         )
-    return _checked_text(row, key, row.record[key])
+    return checked_text(row, key, row.record[key])
 
 
-def _checked_text(row: Row, name: str, value: object) -> str:
+def checked_text(row: Row, name: str, value: object) -> str:
+    """A value, when it is text that can be encoded; `name` is what the message calls it."""
     if not isinstance(value, str):
-        raise _mismatch(row, name, value, "text")
+        raise mismatch(row, name, value, "text")
     try:
         value.encode("utf-8")
     except UnicodeEncodeError as error:
@@ -187,14 +211,15 @@ def _checked_text(row: Row, name: str, value: object) -> str:
     return value
 
 
-def _mismatch(row: Row, name: str, value: object, expected: str) -> UserError:
+def mismatch(row: Row, name: str, value: object, expected: str) -> UserError:
+    """The error for a value of another kind than expected."""
     kinds = {dict: "an object", list: "a list", str: "text", bool: "a boolean", type(None): "null"}
     return UserError(
         f"{row.where}: {name} is {kinds.get(type(value), 'a number')}, where {expected} is expected"
     )
 
 
-_SCHEMAS: tuple[tuple[tuple[str, ...], Callable[[Row], Conversation]], ...] = (
+_SCHEMAS: Schemas[Conversation] = (
     (("messages",), _parse_messages),
     (("instruction", "output"), _parse_instruction),
     (("query", "response"), _parse_query),

@@ -131,6 +131,30 @@ def write_array(file: Path, values: NDArray[Any]) -> None:
     writer.close()
 
 
+def read_array(file: Path) -> NDArray[Any]:
+    """Maps one .npy file into memory."""
+    array: NDArray[Any] = np.load(file, mmap_mode="r", allow_pickle=False)
+    return array
+
+
+def read_summary(folder: Path) -> str:
+    """The text of a prepared folder's summary.json."""
+    if not (folder / "summary.json").is_file():
+        raise UserError(f"{folder}: not a folder of prepared data (no summary.json)")
+    return (folder / "summary.json").read_text("utf-8")
+
+
+def split_arrays(folder: Path, name: str) -> dict[str, NDArray[Any]]:
+    """The arrays of a `Split`, by its attributes."""
+    return {
+        "tokens": read_array(folder / "tokens.npy"),
+        "supervised": read_array(folder / "supervised.npy"),
+        "offsets": read_array(folder / "offsets.npy"),
+        "members": read_array(folder / f"{name}_members.npy"),
+        "bounds": read_array(folder / f"{name}_bounds.npy"),
+    }
+
+
 @contextmanager
 def explained(folder: Path) -> Iterator[None]:
     """Turns a full disk, or a folder that cannot be written, into a message."""
@@ -213,30 +237,16 @@ class SFTData:
     @classmethod
     def open(cls, folder: Path) -> Self:
         """Maps the arrays of a prepared folder into memory."""
-        if not (folder / "summary.json").is_file():
-            raise UserError(f"{folder}: not a folder of prepared data (no summary.json)")
-
-        def load(name: str) -> NDArray[Any]:
-            array: NDArray[Any] = np.load(folder / name, mmap_mode="r", allow_pickle=False)
-            return array
-
-        def split(name: str) -> Split:
-            return Split(
-                load("tokens.npy"),
-                load("supervised.npy"),
-                load("offsets.npy"),
-                load(f"{name}_members.npy"),
-                load(f"{name}_bounds.npy"),
-            )
-
-        summary = Summary.from_json((folder / "summary.json").read_text("utf-8"))
+        summary = Summary.from_json(read_summary(folder))
         return cls(
             folder=folder,
             summary=summary,
-            train=split("train"),
-            validation=split("validation") if summary.validation else None,
-            file_numbers=load("file_numbers.npy"),
-            lines=load("lines.npy"),
+            train=Split(**split_arrays(folder, "train")),
+            validation=(
+                Split(**split_arrays(folder, "validation")) if summary.validation else None
+            ),
+            file_numbers=read_array(folder / "file_numbers.npy"),
+            lines=read_array(folder / "lines.npy"),
         )
 
     def where(self, document: int) -> str:

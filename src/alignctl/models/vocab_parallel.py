@@ -1,4 +1,4 @@
-"""Log-probabilities of the next token from logits cut along the vocabulary.
+"""Log-probabilities and entropy of the next token from logits cut along the vocabulary.
 
 Notation used for tensor shapes:
     - N: positions; V: columns of this tensor-parallel rank
@@ -11,22 +11,38 @@ import torch.distributed as dist
 from torch import Tensor
 
 CHUNK_ELEMENTS = 1 << 22
-"""Logits that are turned into fp32 at a time: 16 MiB on top of the logits' own. Few enough for a
-CPU's cache, where larger chunks took twice as long, and enough to keep a GPU busy."""
+"""Logits that are turned into fp32 at a time: 16 MiB on top of the logits' own, 32 with entropy.
+Few enough for a CPU's cache, where larger chunks took twice as long, and enough to keep a GPU
+busy."""
+
+_IMPOSSIBLE = -1e4
+"""Takes the place of a log-probability of -inf in p log p, which would be 0 times infinity: the
+exponential of both is 0."""
 
 
-class _VocabParallelLogprobs(torch.autograd.Function):
-    """log softmax(logits)[target], the softmax running over all ranks' columns.
+class _VocabParallel(torch.autograd.Function):
+    """log softmax(z)[target] and the entropy of softmax(z), z = logits / temperature.
 
-    Forward: three all-reduces of [N] (maximum, sum of exponentials, the owner's target logit).
-    Backward: (onehot(target) - softmax) times the incoming gradient, on the local columns only.
-    The logits are kept and the softmax is computed again, chunk by chunk.
+    The softmax runs over all ranks' columns. With M the largest z, S = sum exp(z - M) and
+    W = sum (z - M) exp(z - M): log p = z - M - log S, and the entropy is log S - W / S.
+
+    Forward: two all-reduces, of M `[N]` and of the sums `[2 or 3, N]` (S, the owner's z of the
+    target, W).
+    Backward, on the local columns only: (onehot(target) - p) g - p (log p + entropy) h, over
+    temperature, for the incoming gradients g and h. The logits are kept and p is computed again,
+    chunk by chunk.
     """
 
     @staticmethod
     def forward(
-        ctx: Any, logits: Tensor, targets: Tensor, group: dist.ProcessGroup, vocab_size: int
-    ) -> tuple[Tensor, Tensor]:
+        ctx: Any,
+        logits: Tensor,
+        targets: Tensor,
+        group: dist.ProcessGroup,
+        vocab_size: int,
+        temperature: float,
+        with_entropy: bool,
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
         rank, columns = dist.get_rank(group), logits.shape[1]
         first = rank * columns
         real = min(max(vocab_size - first, 0), columns)
@@ -40,40 +56,62 @@ class _VocabParallelLogprobs(torch.autograd.Function):
             if real:
                 maximum[rows] = logits[rows, :real].amax(dim=1).to(dtype)
         dist.all_reduce(maximum, dist.ReduceOp.MAX, group=group)
-        total = torch.zeros_like(maximum)
+        maximum /= temperature
+        sums = maximum.new_zeros(3 if with_entropy else 2, len(targets))
         for rows in _chunks(logits):
-            shifted = logits[rows, :real].to(dtype) - maximum[rows, None]
-            total[rows] = shifted.exp_().sum(dim=1)
-        dist.all_reduce(total, group=group)
-        chosen = logits.gather(1, local[:, None])[:, 0].to(dtype).masked_fill(~owned, 0.0)
-        dist.all_reduce(chosen, group=group)
+            shifted = _shifted(logits[rows, :real], maximum[rows], temperature)
+            exponentials = shifted.exp() if with_entropy else shifted.exp_()
+            sums[0, rows] = exponentials.sum(dim=1)
+            if with_entropy:
+                sums[2, rows] = exponentials.mul_(shifted.clamp_(min=_IMPOSSIBLE)).sum(dim=1)
+        sums[1] = logits.gather(1, local[:, None])[:, 0].to(dtype).masked_fill(~owned, 0.0)
+        sums[1] /= temperature
+        dist.all_reduce(sums, group=group)
 
+        total, chosen = sums[0], sums[1]
         log_normaliser = maximum + total.log()
-        ctx.save_for_backward(logits, local, owned, log_normaliser)
-        ctx.real = real
+        entropy = total.log() - sums[2] / total if with_entropy else None
+        ctx.save_for_backward(logits, local, owned, log_normaliser, entropy)
+        ctx.real, ctx.temperature = real, temperature
         is_most_likely = chosen >= maximum
         ctx.mark_non_differentiable(is_most_likely)
-        return chosen - log_normaliser, is_most_likely
+        ctx.set_materialize_grads(False)
+        return chosen - log_normaliser, is_most_likely, entropy
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
-        logits, local, owned, log_normaliser = ctx.saved_tensors
-        grad = grads[0].to(log_normaliser.dtype)
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        logits, local, owned, log_normaliser, entropy = ctx.saved_tensors
+        of_logprobs = torch.zeros_like(log_normaliser) if grads[0] is None else grads[0]
+        of_logprobs = of_logprobs.to(log_normaliser.dtype) / ctx.temperature
+        of_entropy = None if grads[2] is None else grads[2] / ctx.temperature
         grad_logits = torch.zeros_like(logits)
         for rows in _chunks(logits) if ctx.real else []:
-            grad_rows = grad[rows, None]
-            softmax = (logits[rows, : ctx.real].to(grad.dtype) - log_normaliser[rows, None]).exp_()
-            # Added before rounding: 1 - softmax is small where the model is sure of the target.
-            softmax.mul_(-grad_rows).scatter_add_(
-                1, local[rows, None], grad_rows * owned[rows, None]
-            )
-            grad_logits[rows, : ctx.real] = softmax.to(logits.dtype)
-        return grad_logits, None, None, None
+            slope = of_logprobs[rows, None]
+            local_logits = logits[rows, : ctx.real]
+            logprobs = _shifted(local_logits, log_normaliser[rows], ctx.temperature)
+            if of_entropy is None:
+                grad = logprobs.exp_().mul_(-slope)
+            else:
+                grad = logprobs.exp()
+                logprobs.clamp_(min=_IMPOSSIBLE).add_(entropy[rows, None])
+                grad.mul_(logprobs.mul_(of_entropy[rows, None]).add_(slope).neg_())
+            # Added before rounding: 1 - p is small where the model is sure of the target.
+            grad.scatter_add_(1, local[rows, None], slope * owned[rows, None])
+            grad_logits[rows, : ctx.real] = grad.to(logits.dtype)
+        return grad_logits, None, None, None, None, None
 
 
 def _accumulator(logits: Tensor) -> torch.dtype:
     """fp32, or fp64 for fp64 logits, so that the gradient can be checked by finite differences."""
     return torch.promote_types(logits.dtype, torch.float32)
+
+
+def _shifted(logits: Tensor, by: Tensor, temperature: float) -> Tensor:
+    """Of `[rows, columns]`: logits / temperature - by, in the dtype of `by` `[rows]`; a copy."""
+    scaled = logits.to(by.dtype)
+    if temperature != 1:
+        scaled = scaled / temperature
+    return scaled - by[:, None]
 
 
 def _chunks(logits: Tensor) -> list[slice]:
@@ -83,7 +121,12 @@ def _chunks(logits: Tensor) -> list[slice]:
 
 
 def vocab_parallel_logprobs(
-    logits: Tensor, targets: Tensor, *, group: dist.ProcessGroup, vocab_size: int
+    logits: Tensor,
+    targets: Tensor,
+    *,
+    group: dist.ProcessGroup,
+    vocab_size: int,
+    temperature: float = 1.0,
 ) -> tuple[Tensor, Tensor]:
     """Log-probability of each target, and whether it was the most likely token.
 
@@ -93,11 +136,32 @@ def vocab_parallel_logprobs(
         group: The tensor-parallel group, in vocabulary order.
         vocab_size: Columns over all ranks that are tokens; those behind are padding and get
             neither probability nor gradient.
+        temperature: What the logits are divided by, above 0: that of the sampling whose
+            probabilities these are.
 
     Returns:
         Log-probabilities `[N]` (natural log, fp32; fp64 for fp64 logits) and booleans `[N]`.
         Equal on every rank.
     """
-    apply: Any = _VocabParallelLogprobs.apply
-    logprobs, is_most_likely = apply(logits, targets, group, vocab_size)
+    apply: Any = _VocabParallel.apply
+    logprobs, is_most_likely, _ = apply(logits, targets, group, vocab_size, temperature, False)
     return logprobs, is_most_likely
+
+
+def vocab_parallel_logprobs_and_entropy(
+    logits: Tensor,
+    targets: Tensor,
+    *,
+    group: dist.ProcessGroup,
+    vocab_size: int,
+    temperature: float = 1.0,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """As `vocab_parallel_logprobs`; and the entropy of each position's distribution.
+
+    Returns:
+        Log-probabilities `[N]`, booleans `[N]`, and entropies `[N]` in nats, differentiable and in
+        the dtype of the log-probabilities.
+    """
+    apply: Any = _VocabParallel.apply
+    logprobs, is_most_likely, entropy = apply(logits, targets, group, vocab_size, temperature, True)
+    return logprobs, is_most_likely, entropy

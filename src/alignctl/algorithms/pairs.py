@@ -1,0 +1,45 @@
+"""What the losses over pairs of answers share: sums per document, and the pairs as tensors."""
+
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+from alignctl.data.batch import PreferenceBatch, TokenBatch
+
+
+def document_sums(values: Tensor, batch: TokenBatch) -> Tensor:
+    """Sums over the tokens of each document.
+
+    Args:
+        values: One number per token `[T]`; entries behind the batch's last token are left out.
+        batch: Whose documents they belong to.
+
+    Returns:
+        The sums `[D]`, in the dtype of the values.
+    """
+    lengths = [end - start for start, end in pairwise(batch.cu_seqlens)]
+    # Not index_add: on GPUs its sums come out different from run to run.
+    return torch.stack([part.sum() for part in values[: batch.num_tokens].split(lengths)])
+
+
+def pair_tensors(batch: PreferenceBatch, like: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The batch's pairs on the device of a tensor.
+
+    Returns:
+        Places of the better and of the worse document `[P]`, int64; shares `[P]`, in the dtype of
+        the tensor.
+    """
+    pairs = batch.pairs
+    better = torch.from_numpy(pairs.better).to(like.device)
+    worse = torch.from_numpy(pairs.worse).to(like.device)
+    return better, worse, torch.from_numpy(pairs.share).to(like)
+
+
+def agreement(margins: Tensor) -> Tensor:
+    """Whether each pair is in the right order `[P]`: 1, 0, or 1/2 where the margin is 0.
+
+    A half because a model that cannot tell two answers apart is right by chance: a policy that is
+    still its own reference agrees with half of all pairs, not with none.
+    """
+    return (margins.sign() + 1) / 2

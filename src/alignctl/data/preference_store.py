@@ -1,0 +1,169 @@
+"""Prepared preferences on disk: their summary, and batches of whole groups out of them."""
+
+import json
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from alignctl.data.batch import PreferenceBatch
+from alignctl.data.files import position
+from alignctl.data.preference_documents import DROPPED
+from alignctl.data.store import Split, read_array, read_summary, split_arrays
+
+
+@dataclass(frozen=True)
+class PreferenceSplitSummary:
+    """What one split holds.
+
+    Attributes:
+        groups: Prompts with their answers.
+        documents: Answers.
+        pairs: Pairs of a better and a worse answer to one prompt.
+        tokens: Tokens of all documents, the prompt counted once per answer.
+        answer_tokens: Tokens of the answers alone.
+    """
+
+    groups: int
+    documents: int
+    pairs: int
+    tokens: int
+    answer_tokens: int
+
+
+@dataclass(frozen=True)
+class PreferenceSummary:
+    """What became of the rows.
+
+    Attributes:
+        rows: Rows read, training and validation files together: those kept and those dropped.
+        truncated: Groups that were cut because a document exceeded seq_length tokens.
+        without_eos: Answers that do not end with EOS (cut off, or the template writes none).
+        dropped: Rows left out, by the keys of `DROPPED`.
+        files: The files read; documents refer to them by number.
+        train: The training split.
+        validation: The held-out split, or None.
+    """
+
+    rows: int
+    truncated: int
+    without_eos: int
+    dropped: dict[str, int]
+    files: tuple[str, ...]
+    train: PreferenceSplitSummary
+    validation: PreferenceSplitSummary | None
+
+    def describe(self) -> str:
+        """One line for the user on what became of the rows."""
+        counts = [f"{self.rows:,} rows"]
+        if self.truncated:
+            counts.append(f"{self.truncated:,} truncated")
+        counts += [
+            f"{number:,} dropped: {DROPPED[reason]}"
+            for reason, number in self.dropped.items()
+            if number
+        ]
+        if self.without_eos:
+            counts.append(f"{self.without_eos:,} answers without EOS")
+        train = self.train
+        held_out = self.validation.groups if self.validation else 0
+        return (
+            f"data: {', '.join(counts)}; {train.groups:,} prompts to train on, {held_out:,} held "
+            f"out; {train.documents:,} answers, {train.pairs:,} pairs; "
+            f"{train.answer_tokens:,} of {train.tokens:,} tokens are answers"
+        )
+
+    def to_json(self) -> str:
+        """The JSON text of summary.json."""
+        return json.dumps(asdict(self), indent=2) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> Self:
+        """The reverse of `to_json`."""
+        values = json.loads(text)
+        held_out = values["validation"]
+        values["files"] = tuple(values["files"])
+        values["train"] = PreferenceSplitSummary(**values["train"])
+        values["validation"] = None if held_out is None else PreferenceSplitSummary(**held_out)
+        return cls(**values)
+
+
+@dataclass(frozen=True, eq=False)
+class PreferenceSplit(Split):
+    """A split whose sequences are groups, so that no rank and no micro batch sees part of one.
+
+    Attributes:
+        scores: How good each document's answer is `[D]`.
+    """
+
+    scores: NDArray[np.float64]
+
+    @cached_property
+    def sequence_tokens(self) -> NDArray[np.int64]:
+        """Input tokens of each group `[S]`: all tokens of its documents."""
+        return np.add.reduceat(np.diff(self.offsets)[self.members], self.bounds[:-1])
+
+    def batch(self, sequences: Iterable[int]) -> PreferenceBatch:
+        """One micro batch of whole groups; of none: a filler."""
+        groups = [
+            self.members[self.bounds[group] : self.bounds[group + 1]].tolist()
+            for group in sequences
+        ]
+        return PreferenceBatch.from_groups(
+            [[self.document(number) for number in group] for group in groups],
+            np.asarray([self.scores[number] for group in groups for number in group], np.float64),
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class PreferenceData:
+    """A folder that `preferences.prepare` wrote.
+
+    Attributes:
+        folder: The folder; its name is a hash of all that decides the tokens.
+        summary: What became of the rows.
+        train: Training groups.
+        validation: Held-out groups, or None.
+        file_numbers: The file of each document, a place in `summary.files` `[D]`.
+        lines: The line of each document in its file `[D]`.
+    """
+
+    folder: Path
+    summary: PreferenceSummary
+    train: PreferenceSplit
+    validation: PreferenceSplit | None
+    file_numbers: NDArray[np.int32]
+    lines: NDArray[np.int64]
+
+    @classmethod
+    def open(cls, folder: Path) -> Self:
+        """Maps the arrays of a prepared folder into memory."""
+        summary = PreferenceSummary.from_json(read_summary(folder))
+
+        def split(name: str) -> PreferenceSplit:
+            return PreferenceSplit(
+                **split_arrays(folder, name), scores=read_array(folder / "scores.npy")
+            )
+
+        return cls(
+            folder=folder,
+            summary=summary,
+            train=split("train"),
+            validation=split("validation") if summary.validation else None,
+            file_numbers=read_array(folder / "file_numbers.npy"),
+            lines=read_array(folder / "lines.npy"),
+        )
+
+    @property
+    def num_documents(self) -> int:
+        """Documents D of both splits: `PreferenceBatch.rows` are numbers below it."""
+        return len(self.lines)
+
+    def where(self, document: int) -> str:
+        """The file and line that a document (an entry of `PreferenceBatch.rows`) came from."""
+        file = self.summary.files[int(self.file_numbers[document])]
+        return position(Path(file), int(self.lines[document]))

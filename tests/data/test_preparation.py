@@ -1,0 +1,25 @@
+"""Who is held out. The folder, its name and its failures: test_sft.py and test_preferences.py."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from alignctl.data.preparation import choose_held_out
+from alignctl.errors import UserError
+
+
+def test_the_smallest_hashes_are_held_out_equal_ones_together() -> None:
+    """Two fifths of five are two; the second smallest hash is there twice."""
+    hashes = np.asarray([7, 2, 9, 1, 2], np.uint64)
+    assert choose_held_out(hashes, 0.4).tolist() == [False, True, False, True, True]
+
+
+@given(st.lists(st.integers(0, 2**64 - 1), min_size=2, unique=True), st.floats(0.001, 0.999))
+def test_of_different_texts_the_wanted_share_is_held_out(hashes: list[int], share: float) -> None:
+    wanted = max(1, round(share * len(hashes)))
+    if wanted == len(hashes):
+        with pytest.raises(UserError, match="leaves nothing to train on"):
+            choose_held_out(np.asarray(hashes, np.uint64), share)
+    else:
+        assert choose_held_out(np.asarray(hashes, np.uint64), share).sum() == wanted
