@@ -1,8 +1,8 @@
 """Checkpoints that DeepSpeed itself has written on two ranks, in one job for all cases.
 
 Compared with what DeepSpeed's own zero_to_fp32 makes of them, and with the model in memory. (Not
-with `safe_get_full_fp32_param`: with round_robin_gradients, DeepSpeed 0.19.8 answers it with parts
-of other weights.) What no two ranks can write is written by hand.
+with `safe_get_full_fp32_param`: under round_robin_gradients, what DeepSpeed 0.19.8 answers does not
+round to the model's weights.) What two ranks cannot write is written by hand.
 """
 
 import os
@@ -411,7 +411,7 @@ def test_without_optimizer_files_the_model_is_read_if_it_is_whole(
 
 
 def write_by_hand(path: Path, weights: Mapping[str, Tensor], stage: int, num_ranks: int) -> Path:
-    """As the oldest versions do: without paddings, frozen weights and second names."""
+    """The least that a checkpoint can hold: no paddings, frozen weights or second names."""
     folder = path / TAG
     folder.mkdir(parents=True)
     (path / LATEST).write_text(f"{TAG}\n")

@@ -7,7 +7,7 @@ one. What lies between, the weight map, never holds more than one tensor.
 import math
 import os
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -55,11 +55,11 @@ class LazyTensor(Spec):
         """The same tensor in another type."""
         if dtype == self.dtype:
             return self
-        return replace(self, dtype=dtype, make=lambda: self.make().to(dtype))
+        return LazyTensor(self.shape, dtype, lambda: self.make().to(dtype), self.where)
 
     def map(self, shape: tuple[int, ...], change: Callable[[Tensor], Tensor]) -> "LazyTensor":
         """What a function makes of it; the shape it will then have is told beforehand."""
-        return replace(self, shape=shape, make=lambda: change(self.make()))
+        return LazyTensor(shape, self.dtype, lambda: change(self.make()), self.where)
 
     def tied_to(self, copy: "LazyTensor") -> "LazyTensor":
         """The same tensor, compared with a copy that has to be equal when it is made."""

@@ -1,0 +1,328 @@
+"""Megatron-LM's files by rank as others wrote them over the years."""
+
+import shutil
+from argparse import Namespace
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from alignctl.checkpoints.comparison import compare
+from alignctl.checkpoints.conversion import Target, convert
+from alignctl.checkpoints.source import Source, find
+from alignctl.config.sections import Head
+from alignctl.errors import UserError
+from alignctl.launch.run_folder import LATEST
+from alignctl.models.families import FAMILIES
+from tests.checkpoints.folders import (
+    Family,
+    architecture,
+    is_identical,
+    made,
+    write_hf,
+)
+from tests.checkpoints.legacy_folders import contents, foreign, save, source_of, write_legacy
+
+
+def same(found: Source, source: Source) -> bool:
+    assert found.head == source.head
+    return compare(found.tensors, source.tensors).is_identical
+
+
+@pytest.mark.parametrize("family", ["llama2", "bloom"])
+@pytest.mark.parametrize("tracker", ["release", "7"])
+def test_a_checkpoint_without_a_manifest_tells_its_architecture(
+    family: Family, tracker: str, tmp_path: Path
+) -> None:
+    source, ranks = foreign(tmp_path, family, tp=2, pp=2)
+    folder = tmp_path / "theirs"
+    save(folder / ("release" if tracker == "release" else "iter_0000007"), ranks)
+    (folder / LATEST).write_text(tracker)
+    found = find(folder)
+    assert same(found, source)
+    assert found.model == source.model
+    assert found.companions is None
+    assert "Megatron legacy, TP 2, PP 2, version 3" in found.description
+    assert find(found.path).path == found.path  # the folder itself is taken as well
+
+
+def test_the_padding_of_a_vocabulary_that_nobody_tells_is_told_by_a_preset(tmp_path: Path) -> None:
+    """Megatron-LM itself keeps the padded size only; without a preset all rows are tokens."""
+    source, ranks = foreign(tmp_path, "llama2")
+    for tree in ranks.values():
+        del tree["args"].orig_vocab_size
+    folder = save(tmp_path / "theirs", ranks)
+    assert find(folder).model.vocab_size == 128
+    assert same(find(folder, expected=source.model), source)
+
+
+@pytest.mark.parametrize(
+    ("version", "stored"),
+    [
+        (None, lambda rows: rows.transpose(1, 0)),
+        (0, lambda rows: rows.transpose(1, 0)),
+        (1.0, lambda rows: rows.transpose(1, 2)),
+        (2.0, lambda rows: rows),
+    ],
+)
+def test_older_orders_of_queries_keys_and_values_are_brought_into_todays(
+    version: float | None, stored: Callable[[Tensor], Tensor], tmp_path: Path
+) -> None:
+    """Today a rank has `[heads, 3, size]`; version 0 `[3, heads, size]`, 1 `[heads, size, 3]`."""
+    source, ranks = foreign(tmp_path, "bloom", tp=2)
+    for tree in ranks.values():
+        encoder = tree["model"]["language_model"]["encoder"]
+        for name in [name for name in encoder if "query_key_value" in name]:
+            rows = encoder[name]
+            heads = rows.reshape(2, 3, 4, *rows.shape[1:])
+            encoder[name] = stored(heads).reshape(rows.shape).contiguous()
+        if version is None:
+            del tree["checkpoint_version"]
+        else:
+            tree["checkpoint_version"] = version
+    assert same(find(save(tmp_path / "theirs", ranks)), source)
+
+
+def test_the_names_of_older_megatrons_are_read(tmp_path: Path) -> None:
+    """Of v1 and v2: `transformer` for the encoder, `attention` for the self-attention."""
+    source, ranks = foreign(tmp_path, "bloom")
+    for tree in ranks.values():
+        language_model = tree["model"]["language_model"]
+        encoder = language_model.pop("encoder")
+        language_model["transformer"] = {
+            name.replace("self_attention", "attention"): tensor for name, tensor in encoder.items()
+        }
+        del tree["args"].orig_vocab_size
+        tree["args"].model_parallel_size = tree["args"].__dict__.pop("tensor_model_parallel_size")
+    assert same(find(save(tmp_path / "theirs", ranks), expected=source.model), source)
+
+
+def test_virtual_pipeline_stages_are_put_in_order(tmp_path: Path) -> None:
+    """Eight layers on two ranks of two parts each: layers 0 1 and 4 5, then 2 3 and 6 7."""
+    model = architecture("llama2").model_copy(update={"num_layers": 8})
+    write_hf(tmp_path / "hf", model)
+    source = find(tmp_path / "hf")
+    whole = contents(write_legacy(source, tmp_path / "ours", tp=1, pp=4))
+    parts = [whole[f"mp_rank_00_00{number}"]["model"] for number in range(4)]
+    ranks = {}
+    for stage in (0, 1):
+        tree = {key: value for key, value in whole["mp_rank_00_000"].items() if key != "model"}
+        tree["args"] = Namespace(**vars(tree["args"]) | {"pipeline_model_parallel_size": 2})
+        ranks[f"mp_rank_00_00{stage}"] = tree | {"model0": parts[stage], "model1": parts[stage + 2]}
+    assert same(find(save(tmp_path / "theirs", ranks)), source)
+
+
+@pytest.mark.parametrize("is_nested", [False, True])
+def test_pais_bloom_is_read_as_its_converter_and_its_trainer_write_it(
+    is_nested: bool, tmp_path: Path
+) -> None:
+    """Flat keys, a copy for the head at one stage too, few arguments, another file name.
+
+    Its table is padded by its last row again and again, which is no token and goes.
+    """
+    source, ranks = foreign(tmp_path, "bloom", tp=2)
+    for tree in ranks.values():
+        embedding = tree["model"]["language_model"]["embedding"]
+        table = embedding["word_embeddings"]["weight"]
+        tree["model"]["word_embeddings_for_head"] = {"weight": table.clone()}
+        if not is_nested:
+            flat = {f"word_embeddings.{k}": t for k, t in embedding["word_embeddings"].items()}
+            tree["model"]["language_model"]["embedding"] = flat
+        del tree["iteration"], tree["num_floating_point_operations_so_far"]
+        kept = (
+            *("hidden_size", "num_layers", "num_attention_heads", "ffn_hidden_size"),
+            *("orig_vocab_size", "padded_vocab_size", "make_vocab_size_divisible_by"),
+            *("tensor_model_parallel_size", "pipeline_model_parallel_size", "params_dtype"),
+        )
+        args = {key: value for key, value in vars(tree["args"]).items() if key in kept}
+        tree["args"] = SimpleNamespace(**args, max_position_embeddings=1024, rank=0)
+    folder = save(tmp_path / "theirs" / "release", ranks, file="model_rng.pt")
+    assert same(find(folder), source)
+
+
+@pytest.mark.parametrize("kind", ["rw_train", "rw_pred"])
+def test_pais_folders_for_ppo_need_no_preparation(kind: str, tmp_path: Path) -> None:
+    """For training each rank is there twice, with a copy in place of an optimizer."""
+    source, ranks = foreign(tmp_path, "bloom", tp=2, head="linear")
+    folder = tmp_path / kind / "release"
+    if kind == "rw_pred":
+        save(folder, ranks)
+    else:
+        for suffix in ("", "_000"):
+            named = {f"{name}{suffix}": tree for name, tree in ranks.items()}
+            save(folder, named, file="model_rng.pt")
+            save(folder, named, file="optim.pt")
+    (tmp_path / kind / LATEST).write_text("release")
+    assert same(find(tmp_path / kind), source)
+
+
+def test_the_row_that_scores_has_pais_place(tmp_path: Path) -> None:
+    """Beside the language model, whole on every rank of the last stage, without a bias."""
+    source, ranks = foreign(tmp_path, "bloom", tp=2, pp=2, head="linear")
+    for rank in (0, 1):
+        row = ranks[f"mp_rank_0{rank}_001"]["model"]["word_embeddings_for_head"]["weight"]
+        assert torch.equal(row, source.tensors["score.weight"].make())
+        assert "word_embeddings_for_head" not in ranks[f"mp_rank_0{rank}_000"]["model"]
+
+
+@pytest.mark.parametrize("has_output", [False, True])
+def test_chatlearns_two_layer_head_is_read_with_and_without_an_unused_output_layer(
+    has_output: bool, tmp_path: Path
+) -> None:
+    source, ranks = foreign(tmp_path, "llama2", tp=2, pp=2, head="pooler")
+    for name, tree in ranks.items():
+        if name.endswith("_001"):
+            head = tree["model"]["pooler_head"]
+            assert set(head) == {f"dense{n}.{kind}" for n in (1, 2) for kind in ("weight", "bias")}
+            assert tuple(head["dense1.weight"].shape) == (16, 16)
+            if has_output:
+                unused = {"weight": torch.randn(128, 16), "_extra_state": None}
+                tree["model"]["language_model"]["output_layer"] = unused
+    assert same(find(save(tmp_path / "theirs", ranks)), source)
+
+
+CORE = {
+    "input_norm.": "self_attention.linear_qkv.layer_norm_",
+    "post_attention_norm.": "mlp.linear_fc1.layer_norm_",
+    "self_attention.query_key_value.": "self_attention.linear_qkv.",
+    "self_attention.dense.": "self_attention.linear_proj.",
+    "mlp.dense_h_to_4h.": "mlp.linear_fc1.",
+    "mlp.dense_4h_to_h.": "mlp.linear_fc2.",
+    "final_norm.": "final_layernorm.",
+}
+
+
+@pytest.mark.parametrize("head", ["lm", "pooler"])
+def test_megatron_cores_names_in_files_by_rank_are_read(head: Head, tmp_path: Path) -> None:
+    """As core_r0.8.0 wrote them: one flat dict, Transformer Engine's names of norms, extra states.
+
+    ChatLearn's reward model has its head there twice, flat and nested.
+    """
+    source, ranks = foreign(tmp_path, "llama2", tp=2, pp=2, head=head)
+    for tree in ranks.values():
+        flat: dict[str, Any] = {}
+        model = tree["model"]
+        for name, tensor in model["language_model"]["encoder"].items():
+            for old, new in CORE.items():
+                name = name.replace(old, new)
+            flat[f"decoder.{name}"] = tensor
+        for part, name in (
+            ("embedding", "embedding.word_embeddings"),
+            ("output_layer", "output_layer"),
+        ):
+            if part in model["language_model"]:
+                table = model["language_model"][part]
+                flat[f"{name}.weight"] = table.get("word_embeddings", table)["weight"]
+        if "pooler_head" in model:
+            flat |= {f"pooler_head.{key}": tensor for key, tensor in model["pooler_head"].items()}
+            flat["pooler_head"] = model["pooler_head"]
+        tree["model"] = flat
+    found = find(save(tmp_path / "theirs", ranks))
+    assert "Megatron Core by rank, TP 2, PP 2" in found.description
+    assert same(found, source)
+
+
+def test_a_tied_output_layer_of_megatron_core_is_a_copy(tmp_path: Path) -> None:
+    """It has the name of an output layer of its own; only the arguments tell."""
+    source = source_of(tmp_path / "hf", "llama2", tie=True)
+    ranks = contents(write_legacy(source, tmp_path / "ours", tp=1, pp=2))
+    copy = ranks["mp_rank_00_001"]["model"].pop("word_embeddings_for_head")
+    ranks["mp_rank_00_001"]["model"]["language_model"]["output_layer"] = copy
+    found = find(save(tmp_path / "theirs", ranks))
+    assert found.model.tie_embeddings
+    assert same(found, source)
+    copy["weight"][3, 5] += 1
+    with pytest.raises(UserError, match="differs from the embedding"):
+        made(find(save(tmp_path / "mixed", ranks)).tensors)
+
+
+def test_views_of_larger_tensors_are_read_as_what_they_show(tmp_path: Path) -> None:
+    """PAI saves each rank's shard together with the whole tensor it was cut from."""
+    source, ranks = foreign(tmp_path, "bloom", tp=2)
+    for name, tree in ranks.items():
+        encoder = tree["model"]["language_model"]["encoder"]
+        for key, tensor in encoder.items():
+            twice = torch.cat([tensor, tensor] if name == "mp_rank_00" else [-tensor, tensor])
+            begin = 0 if name == "mp_rank_00" else len(tensor)
+            encoder[key] = twice[begin : begin + len(tensor)]
+    assert same(find(save(tmp_path / "theirs", ranks)), source)
+
+
+def test_a_missing_rank_is_named_although_the_tracker_says_complete(tmp_path: Path) -> None:
+    _, ranks = foreign(tmp_path, "llama2", tp=2, pp=2)
+    folder = save(tmp_path / "theirs", ranks)
+    shutil.rmtree(folder / "mp_rank_01_000")
+    with pytest.raises(UserError, match=r"mp_rank_01_000 is missing; there are 3 of 2 x 2 ranks"):
+        find(folder)
+    shutil.rmtree(folder / "mp_rank_01_001")
+    with pytest.raises(
+        UserError, match=r"tensor_model_parallel_size 2, but there are folders for 1"
+    ):
+        find(folder)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"num_experts": 8}, "num_experts = 8 in its arguments is not part of a family of ours"),
+        ({"apply_layernorm_1p": True}, "apply_layernorm_1p = True"),
+        ({"rotary_interleaved": True}, "rotary_interleaved = True"),
+        ({"hidden_size": 24}, "do not fit 4 heads of 6"),
+        ({"num_layers": 3}, "num_layers = 3 in its arguments are not 2 pipeline stages"),
+        ({"num_layers": "two"}, "num_layers = 'two'"),
+        (
+            {"orig_vocab_size": 999},
+            "a vocabulary of 999 tokens does not fit an embedding of 256 rows",
+        ),
+    ],
+)
+def test_arguments_that_contradict_the_weights_or_our_families_are_refused(
+    change: dict[str, Any], words: str, tmp_path: Path
+) -> None:
+    _, ranks = foreign(tmp_path, "llama2", tp=2, pp=2)
+    for tree in ranks.values():
+        tree["args"] = Namespace(**vars(tree["args"]) | change)
+    with pytest.raises(UserError) as error:
+        find(save(tmp_path / "theirs", ranks))
+    assert words in error.value.message
+
+
+def test_a_gpt_model_of_another_kind_is_refused(tmp_path: Path) -> None:
+    """Biases, and no norm after the embedding: GPT-2."""
+    _, ranks = foreign(tmp_path, "bloom")
+    table = ranks["mp_rank_00"]["model"]["language_model"]["embedding"]["word_embeddings"]
+    del table["norm.weight"], table["norm.bias"]
+    with pytest.raises(UserError, match=r"without a norm after the embedding is no family of ours"):
+        find(save(tmp_path / "theirs", ranks))
+
+
+def test_learned_positions_are_refused(tmp_path: Path) -> None:
+    _, ranks = foreign(tmp_path, "llama2")
+    embedding = ranks["mp_rank_00"]["model"]["language_model"]["embedding"]
+    embedding["position_embeddings"] = {"weight": torch.zeros(64, 16)}
+    with pytest.raises(UserError, match=r"embedding\.position_embeddings\.weight"):
+        find(save(tmp_path / "theirs", ranks))
+
+
+def test_what_comes_back_has_a_config_made_from_the_arguments(tmp_path: Path) -> None:
+    source, ranks = foreign(tmp_path, "llama2")
+    found = find(save(tmp_path / "theirs", ranks))
+    (tmp_path / "back").mkdir()
+    convert(found, tmp_path / "back", Target("hf"))
+    again = find(tmp_path / "back")
+    assert again.model == source.model
+    assert is_identical(made(again.tensors), made(source.tensors))
+    assert found.hf_config == FAMILIES["llama2"].to_hf(source.model)
+
+
+def test_a_model_without_a_tokenizer_asks_for_one(tmp_path: Path) -> None:
+    _, ranks = foreign(tmp_path, "llama2")
+    found = find(save(tmp_path / "theirs", ranks))
+    with pytest.raises(UserError, match="no tokenizer files beside this checkpoint") as error:
+        found.tokenizer_folder(None)
+    assert "--tokenizer" in str(error.value.hint)
+    assert found.tokenizer_folder(tmp_path) == tmp_path
