@@ -48,7 +48,6 @@ def run(direction: Direction, options: ConvertOptions) -> None:
     from alignctl.checkpoints.dtypes import DTYPES
     from alignctl.checkpoints.source import find
 
-    memory.keep_freed()
     source = find(
         options.load,
         vocab_divisor=options.model.vocab_divisor if options.model else 128,
@@ -68,7 +67,7 @@ def run(direction: Direction, options: ConvertOptions) -> None:
         total = sum(tensor.num_bytes for tensor in source.tensors.values())
         if target.dtype is not None:
             total = sum(tensor.numel * target.dtype.itemsize for tensor in source.tensors.values())
-        with BytesProgress("converting", total) as progress:
+        with memory.freed_is_kept(), BytesProgress("converting", total) as progress:
             convert(source, folder, target, on_bytes=progress.advance)
         if options.verify != "none":
             _verify(source, folder, target, is_full=options.verify == "full")

@@ -1,0 +1,69 @@
+"""Llama models of full size with random weights, written one tensor at a time."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from alignctl.checkpoints import hf
+from alignctl.checkpoints.lazy import Spec
+from alignctl.checkpoints.manifest import Recorder
+from alignctl.config.sections import Model
+from alignctl.models.families import FAMILIES, weight_map
+from alignctl.models.weight_map import hf_shapes
+
+SHAPES = {
+    "1b": (22, 2048, 32, 4, 5632),
+    "7b": (32, 4096, 32, 32, 11008),
+}
+"""Layers, hidden size, query heads, groups and feed-forward size: TinyLlama's and Llama 2 7B's."""
+
+_NOISE = 1 << 24
+
+
+def write(folder: Path, size: str) -> int:
+    """Writes a model as a Hugging Face folder in shards of 5 GB.
+
+    Returns:
+        Bytes of its weights.
+    """
+    layers, hidden, heads, groups, ffn = SHAPES[size]
+    model = Model(
+        family="llama2",
+        num_layers=layers,
+        hidden_size=hidden,
+        num_attention_heads=heads,
+        num_query_groups=groups,
+        ffn_hidden_size=ffn,
+        vocab_size=32000,
+        max_position_embeddings=2048,
+        rotary_base=10000.0,
+        tie_embeddings=False,
+    )
+    folder.mkdir(parents=True)
+    config = FAMILIES["llama2"].to_hf(model) | {"dtype": "bfloat16"}
+    (folder / "config.json").write_text(json.dumps(config, indent=2), encoding="utf-8")
+    shapes = hf_shapes(weight_map(model), model)
+    specs = {name: Spec(shape, torch.bfloat16) for name, shape in shapes.items()}
+    shards = hf.shards(specs, 5 * 10**9)
+    with Recorder() as recorder:
+        hf.write(folder, shards, _tensors(shards), recorder=recorder)
+        recorder.records(folder)
+    return sum(spec.num_bytes for spec in specs.values())
+
+
+def _tensors(shards: list[dict[str, Spec]]) -> Iterator[Tensor]:
+    """Weights as they are at the start of training, cut from one block of noise at other places."""
+    noise = (0.02 * torch.randn(_NOISE, generator=torch.Generator().manual_seed(0))).bfloat16()
+    for shard in shards:
+        for number, (name, spec) in enumerate(shard.items()):
+            if "norm" in name:
+                yield torch.ones(spec.shape, dtype=spec.dtype)
+                continue
+            flat = torch.empty(spec.numel, dtype=spec.dtype)
+            for place in range(0, spec.numel, _NOISE):
+                part = flat[place : place + _NOISE]
+                part.copy_(noise.roll(97 * number + place // _NOISE)[: len(part)])
+            yield flat.reshape(spec.shape)

@@ -1,0 +1,177 @@
+"""The conversions between formats and roles, and `alignctl verify`, as commands."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from alignctl.checkpoints.torch_writer import Writer
+from tests import tiny
+from tests.stages.conftest import Alignctl, refused, snapshot
+
+
+@pytest.fixture(scope="module")
+def reward(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A reward model as transformers writes it."""
+    from transformers import AutoConfig, LlamaForSequenceClassification
+
+    folder = tmp_path_factory.mktemp("reward") / "hf"
+    tiny.write_model(folder)
+    config = AutoConfig.from_pretrained(folder, num_labels=1)
+    (folder / "model.safetensors").unlink()
+    torch.manual_seed(0)
+    LlamaForSequenceClassification(config).save_pretrained(folder)
+    return folder
+
+
+def test_a_run_goes_to_the_legacy_format_and_from_there_to_hugging_face(
+    alignctl: Alignctl, finished: Path, tmp_path: Path
+) -> None:
+    """The layout that was written is found again, and nothing is lost on the way."""
+    flags = ["--format", "legacy", "--tp", "2", "--pp", "2"]
+    there = alignctl("convert-mg2mg", "--load", finished, "--save", tmp_path / "old", *flags)
+    assert there.out == f"{tmp_path / 'old'}\n"
+    assert "(Megatron legacy, TP 2, PP 2)" in there.err
+    assert (tmp_path / "old/release/mp_rank_01_001/model_optim_rng.pt").is_file()
+    again = alignctl("convert-mg2mg", "--load", tmp_path / "old", "--save", tmp_path / "new")
+    assert "from: " in again.err
+    assert "Megatron legacy, TP 2, PP 2, version 3" in again.err
+    for name, source in (("a", finished), ("b", tmp_path / "new")):
+        assert alignctl("convert-mg2hf", "--load", source, "--save", tmp_path / name).code == 0
+    first, second = (tmp_path / name / "model.safetensors" for name in ("a", "b"))
+    assert first.read_bytes() == second.read_bytes()
+
+
+def test_every_conversion_is_verified_and_says_by_how_much(
+    alignctl: Alignctl, tmp_path: Path
+) -> None:
+    said = alignctl("convert-hf2mg", "--load", "hf", "--save", tmp_path / "mg").err
+    assert "logits of 32 tokens x 261 rows differ by at most" in said
+    assert "2 layers compared" in said
+    fast = alignctl("convert-hf2mg", "--load", "hf", "--save", tmp_path / "f", "--verify", "fast")
+    assert "2 layers compared" in fast.err
+    none = alignctl("convert-hf2mg", "--load", "hf", "--save", tmp_path / "n", "--verify", "none")
+    assert "compared" not in none.err
+
+
+def test_what_is_written_wrong_is_found_and_removed(
+    alignctl: Alignctl, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A disk that changes one value of one tensor."""
+    write = Writer.write
+
+    def write_wrong(writer: Writer, tensor: Tensor) -> None:
+        if tensor.shape[-2:] == (32, 64):  # of the second layer's feed-forward block, at last
+            tensor = tensor.clone()
+            tensor[..., 3, 5] += 1e-3
+        write(writer, tensor)
+
+    monkeypatch.setattr(Writer, "write", write_wrong)
+    outcome = alignctl("convert-hf2mg", "--load", "hf", "--save", tmp_path / "mg")
+    assert outcome.code == 1
+    assert "the written model differs from its source: 2 of 15 tensors differ" in outcome.err
+    assert "mlp.linear_fc2.weight[3, 5]" in outcome.err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_reward_model_goes_there_and_back_and_is_called_one(
+    alignctl: Alignctl, reward: Path, tmp_path: Path
+) -> None:
+    for format in ("mcore", "legacy"):
+        mg, back = tmp_path / format, tmp_path / f"{format}-back"
+        flags = ["--format", format, "--tp", "2", "--role", "reward"]
+        there = alignctl("convert-hf2mg", "--load", reward, "--save", mg, *flags)
+        assert there.code == 0, there.text
+        assert "llama2 reward model" in there.err
+        assert "scores of 32 tokens differ by at most" in there.err
+        assert alignctl("convert-mg2hf", "--load", mg, "--save", back).code == 0
+        for name in ("config.json", "model.safetensors"):
+            assert (back / name).read_bytes() == (reward / name).read_bytes()
+
+
+def test_a_role_that_the_weights_do_not_have_is_refused(
+    alignctl: Alignctl, reward: Path, tmp_path: Path
+) -> None:
+    target = tmp_path / "mg"
+    said = refused(
+        alignctl("convert-hf2mg", "--load", reward, "--save", target, "--role", "policy")
+    )
+    assert "--role policy was asked for, but this is a reward model" in said
+    said = refused(alignctl("convert-hf2mg", "--load", "hf", "--save", target, "--role", "reward"))
+    assert "--role reward was asked for, but this is a policy model" in said
+    assert not target.exists()
+
+
+def test_a_reward_model_is_no_start_for_fine_tuning(
+    alignctl: Alignctl, reward: Path, workspace: Path, tmp_path: Path
+) -> None:
+    before = snapshot(workspace)
+    flags = ["--preset", "tiny.yaml", "--load", reward, "--data", "train.jsonl"]
+    said = refused(alignctl("sft", *flags, "--output", tmp_path / "run"))
+    assert "this is a reward model, and alignctl sft trains a policy" in said
+    assert snapshot(workspace) == before
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("size", ["300", "2kb", "1GB"])
+def test_a_hugging_face_folder_is_cut_into_files_of_the_size_that_is_asked_for(
+    alignctl: Alignctl, finished: Path, workspace: Path, tmp_path: Path, size: str
+) -> None:
+    flags = ["--max-shard-size", size]
+    assert (
+        alignctl("convert-mg2hf", "--load", finished, "--save", tmp_path / "hf", *flags).code == 0
+    )
+    files = sorted((tmp_path / "hf").glob("*.safetensors"))
+    assert (len(files) == 1) == (size == "1GB")
+    assert (tmp_path / "hf/model.safetensors.index.json").exists() == (size != "1GB")
+    whole = {name: tensor for file in files for name, tensor in load_file(file).items()}
+    assert whole.keys() == load_file(workspace / "hf/model.safetensors").keys()
+
+
+def test_a_size_that_is_none_is_refused(alignctl: Alignctl, finished: Path) -> None:
+    flags = ["--load", finished, "--save", "new", "--max-shard-size", "big"]
+    assert "'big' is no size: write 5GB, 500MB or 2GiB" in refused(
+        alignctl("convert-mg2hf", *flags)
+    )
+
+
+def test_verify_tells_whether_two_models_are_the_same_whatever_their_formats(
+    alignctl: Alignctl, finished: Path, tmp_path: Path
+) -> None:
+    flags = ["--format", "legacy", "--tp", "2"]
+    assert alignctl("convert-hf2mg", "--load", "hf", "--save", tmp_path / "mg", *flags).code == 0
+    same = alignctl("verify", "hf", tmp_path / "mg")
+    assert (same.code, same.out) == (0, "all 15 tensors are identical\n")
+    other = alignctl("verify", "hf", finished)
+    assert other.code == 1
+    assert other.out.startswith("15 of 15 tensors differ; the largest difference of each, A != B:")
+    assert "more" in other.out.splitlines()[-1]
+
+
+def test_verify_shows_the_place_of_a_single_difference(
+    alignctl: Alignctl, workspace: Path, tmp_path: Path
+) -> None:
+    """Up to the bit: a zero with another sign is another weight."""
+    (tmp_path / "hf").mkdir()
+    weights = load_file(workspace / "hf/model.safetensors")
+    weights["model.layers.1.mlp.down_proj.weight"][7, 3] = 0.0
+    config = (workspace / "hf/config.json").read_bytes()
+    for name, value in (("plus", 0.0), ("minus", -0.0)):
+        weights["model.layers.1.mlp.down_proj.weight"][7, 3] = value
+        (tmp_path / name).mkdir()
+        save_file(weights, tmp_path / name / "model.safetensors")
+        (tmp_path / name / "config.json").write_bytes(config)
+    outcome = alignctl("verify", tmp_path / "plus", tmp_path / "minus")
+    assert outcome.code == 1
+    assert outcome.out.splitlines()[1] == (
+        "  decoder.layers.1.mlp.linear_fc2.weight[7, 3]: 0 != -0 (difference 0; "
+        "1 of 2048 elements differ)"
+    )
+
+
+def test_verify_refuses_models_of_different_shapes(alignctl: Alignctl) -> None:
+    said = refused(alignctl("verify", "hf", "bloom"))
+    assert "A and B are different models" in said
+    assert "family: llama2 != bloom" in said
