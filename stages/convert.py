@@ -44,6 +44,7 @@ def run(direction: Direction, options: ConvertOptions) -> None:
             the target is taken. Nothing is left behind.
         RunError: What was written is not what was read. It is removed.
     """
+    memory.use_large_pages()
     from alignctl.checkpoints.conversion import Target, convert
     from alignctl.checkpoints.dtypes import DTYPES
     from alignctl.checkpoints.source import find
@@ -67,7 +68,7 @@ def run(direction: Direction, options: ConvertOptions) -> None:
         total = sum(tensor.num_bytes for tensor in source.tensors.values())
         if target.dtype is not None:
             total = sum(tensor.numel * target.dtype.itemsize for tensor in source.tensors.values())
-        with memory.freed_is_kept(), BytesProgress("converting", total) as progress:
+        with BytesProgress("converting", total) as progress:
             convert(source, folder, target, on_bytes=progress.advance)
         if options.verify != "none":
             _verify(source, folder, target, is_full=options.verify == "full")

@@ -4,12 +4,12 @@ source.tensors -> cast, checked -> padded or split -> the target's writer
                   (read ahead in a thread)            (checksums in a thread)
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor
@@ -25,6 +25,7 @@ from alignctl.errors import UserError
 from alignctl.models.families import config_of_head, weight_map
 from alignctl.models.weight_map import Vocabulary, Weight, pad_rows
 
+T = TypeVar("T")
 Format = Literal["hf", "mcore", "legacy"]
 
 
@@ -120,8 +121,8 @@ def _write(
         specs = hf.specs(source.model, source.head, source.hf_prefix, tensors)
         shards = hf.shards(specs, target.max_shard_bytes)
         parts = [specs[name] for shard in shards for name in shard]
-        stream = _stream(tensors, [part.row for part in parts], on_bytes)
-        hf.write(folder, shards, _split(rows, parts, stream, source.model), recorder=recorder)
+        stream = _hf_stream(rows, tensors, parts, source.model, on_bytes)
+        hf.write(folder, shards, stream, recorder=recorder)
         return source.model.vocab_size
     padded_rows = source.model.padded_vocab_size(target.tp)
     padded = {
@@ -150,15 +151,36 @@ def _padded(tensor: LazyTensor, rows: int) -> LazyTensor:
 def _stream(
     tensors: Mapping[str, LazyTensor], names: Iterable[str], on_bytes: Callable[[int], None]
 ) -> Iterator[Tensor]:
-    """The tensors of some names in that order, each checked, the next one made meanwhile."""
+    """The tensors of some names in that order, each checked."""
+    return _ahead(partial(_made, tensors, on_bytes), names)
+
+
+def _hf_stream(
+    rows: Mapping[str, Weight],
+    tensors: Mapping[str, LazyTensor],
+    parts: Sequence[hf.Part],
+    model: Model,
+    on_bytes: Callable[[int], None],
+) -> Iterator[Tensor]:
+    """Hugging Face tensors, each cut out of the full Megatron tensor it belongs to."""
 
     @lru_cache(maxsize=2)  # of one layer, what several names are cut from comes again soon
-    def make(name: str) -> Tensor:
-        made = tensors[name].make()
-        check_finite(made, tensors[name].where)
-        on_bytes(tensors[name].num_bytes)
-        return made
+    def cut(row: str) -> list[Tensor]:
+        return rows[row].layout.split(_made(tensors, on_bytes, row), model)
 
+    for part, pieces in zip(parts, _ahead(cut, [part.row for part in parts]), strict=True):
+        yield pieces[part.number]
+
+
+def _made(tensors: Mapping[str, LazyTensor], on_bytes: Callable[[int], None], name: str) -> Tensor:
+    tensor = tensors[name].make()
+    check_finite(tensor, tensors[name].where)
+    on_bytes(tensors[name].num_bytes)
+    return tensor
+
+
+def _ahead(make: Callable[[str], T], names: Iterable[str]) -> Iterator[T]:
+    """What is made of some names in that order, the next one in a thread meanwhile."""
     with ThreadPoolExecutor(1) as pool:
         pending = None
         for name in names:
@@ -168,14 +190,6 @@ def _stream(
             pending = upcoming
         if pending is not None:
             yield pending.result()
-
-
-def _split(
-    rows: Mapping[str, Weight], parts: Iterable[hf.Part], stream: Iterator[Tensor], model: Model
-) -> Iterator[Tensor]:
-    """The Hugging Face tensors, each cut out of the full Megatron tensor it belongs to."""
-    for part, full in zip(parts, stream, strict=True):
-        yield rows[part.row].layout.split(full, model)[part.number]
 
 
 def _write_companions(source: Source, dtype: torch.dtype, folder: Path, target: Target) -> None:

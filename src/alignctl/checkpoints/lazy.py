@@ -133,15 +133,20 @@ _BITS: dict[torch.dtype, tuple[torch.dtype, int]] = {
 """By float type: the integer of its width, and where its exponent is."""
 
 
+_CHUNK = 1 << 18
+"""Elements that are looked at together: their exponents stay in the processor's cache."""
+
+
 def is_finite(tensor: Tensor) -> bool:
     """Whether no element is infinite or NaN: none has an exponent of all ones.
 
-    Five times as fast as `isfinite().all()`, since nothing is computed in floating point.
+    Several times as fast as `isfinite().all()`, since nothing is computed in floating point.
     """
-    if tensor.numel() == 0:
-        return True
     integer, exponent = _BITS[tensor.dtype]
-    return int(tensor.contiguous().view(integer).bitwise_and(exponent).amax()) != exponent
+    chunks = tensor.contiguous().view(-1).view(integer).split(_CHUNK)
+    return not tensor.numel() or all(
+        int(chunk.bitwise_and(exponent).amax()) != exponent for chunk in chunks
+    )
 
 
 def check_finite(tensor: Tensor, where: str) -> None:
