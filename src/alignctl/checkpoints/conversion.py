@@ -133,7 +133,7 @@ def _write(
         mcore.write(
             folder,
             padded,
-            _stream(padded, padded, on_bytes),
+            _stream(padded, [*padded], on_bytes),
             num_layers=source.model.num_layers,
             recorder=recorder,
         )
@@ -149,10 +149,12 @@ def _padded(tensor: LazyTensor, rows: int) -> LazyTensor:
 
 
 def _stream(
-    tensors: Mapping[str, LazyTensor], names: Iterable[str], on_bytes: Callable[[int], None]
+    tensors: Mapping[str, LazyTensor], names: Sequence[str], on_bytes: Callable[[int], None]
 ) -> Iterator[Tensor]:
     """The tensors of some names in that order, each checked."""
-    return _ahead(partial(_made, tensors, on_bytes), names)
+    for name, tensor in zip(names, _ahead(partial(_made, tensors), names), strict=True):
+        on_bytes(tensors[name].num_bytes)
+        yield tensor
 
 
 def _hf_stream(
@@ -166,16 +168,16 @@ def _hf_stream(
 
     @lru_cache(maxsize=2)  # of one layer, what several names are cut from comes again soon
     def cut(row: str) -> list[Tensor]:
-        return rows[row].layout.split(_made(tensors, on_bytes, row), model)
+        return rows[row].layout.split(_made(tensors, row), model)
 
     for part, pieces in zip(parts, _ahead(cut, [part.row for part in parts]), strict=True):
+        on_bytes(part.num_bytes)
         yield pieces[part.number]
 
 
-def _made(tensors: Mapping[str, LazyTensor], on_bytes: Callable[[int], None], name: str) -> Tensor:
+def _made(tensors: Mapping[str, LazyTensor], name: str) -> Tensor:
     tensor = tensors[name].make()
     check_finite(tensor, tensors[name].where)
-    on_bytes(tensors[name].num_bytes)
     return tensor
 
 
