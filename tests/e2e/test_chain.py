@@ -1,6 +1,7 @@
 """From Hugging Face and back: what the README promises, with models of some kilobytes."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -89,3 +90,22 @@ def test_a_run_starts_from_a_hugging_face_folder_or_from_another_run_at_any_layo
     rows = [json.loads(line) for line in second.metrics.read_text().splitlines()]
     starts_at = next(row["loss"] for row in rows if row["kind"] == "validation")
     assert starts_at == pytest.approx(result["validation"]["loss"], rel=1e-5)
+
+
+def test_a_run_starts_from_a_legacy_checkpoint_of_another_layout_and_foreign_hands(
+    tmp_path: Path,
+) -> None:
+    """Cut for PP 2, without our manifest: trained at TP 2 as from the Hugging Face folder."""
+    tiny.write_model(tmp_path / "hf")
+    tiny.write_rows(tmp_path / "train.jsonl")
+    tiny.write_preset(tmp_path / "tiny.yaml")
+    flags = ["--format", "legacy", "--pp", "2"]
+    run("convert-hf2mg", "--load", tmp_path / "hf", "--save", tmp_path / "old", *flags)
+    (tmp_path / "old/release/alignctl.json").unlink()
+    shutil.rmtree(tmp_path / "old/release/hf")
+    overrides = ("parallel.tp=2", "train.steps=3", f"tokenizer={tmp_path / 'hf'}")
+    legacy = train(tmp_path, tmp_path / "old", tmp_path / "legacy", *overrides)
+    same = train(tmp_path, tmp_path / "hf", tmp_path / "same", *overrides)
+    assert losses(legacy) == losses(same)
+    run("convert-mg2hf", "--load", legacy.path, "--save", tmp_path / "out")
+    assert generate(tmp_path / "out")
