@@ -270,7 +270,7 @@ def _step(
     """One optimizer step: take its batch, train, log."""
     from alignctl.algorithms.schedule import learning_rate
     from alignctl.algorithms.sft import CrossEntropy
-    from alignctl.engines.megatron import NonFiniteError
+    from alignctl.engines.protocol import NonFiniteError
 
     started = time.perf_counter()
     batches = order.train_batches(

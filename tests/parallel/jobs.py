@@ -219,7 +219,7 @@ def spoilt_steps(case: Case, folder: Path) -> Result:
 
     from alignctl.algorithms.loss import LossTerms, Output
     from alignctl.algorithms.sft import CrossEntropy
-    from alignctl.engines.megatron import NonFiniteError
+    from alignctl.engines.protocol import NonFiniteError
 
     class Spoilt(CrossEntropy):
         def __init__(self, *, loss: float) -> None:
