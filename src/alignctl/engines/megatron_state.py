@@ -4,7 +4,6 @@ A checkpoint is Megatron-Core's distributed format. Weights can be read back at 
 optimizer's state, when it is spread over data-parallel ranks, only at the layout it was saved at.
 """
 
-import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +12,6 @@ import torch.distributed as dist
 from megatron.core import dist_checkpointing, parallel_state, tensor_parallel
 from megatron.core.dist_checkpointing.mapping import ShardedTensor
 
-from alignctl import atomic
 from alignctl.checkpoints import manifest
 from alignctl.checkpoints.companions import copy_companions
 from alignctl.checkpoints.dtypes import name_of
@@ -21,9 +19,10 @@ from alignctl.checkpoints.lazy import check_finite
 from alignctl.checkpoints.manifest import HF_FOLDER, FileRecord, Manifest
 from alignctl.checkpoints.mcore_index import read_metadata
 from alignctl.checkpoints.source import Source
+from alignctl.engines import checkpoint_folder
 from alignctl.engines.device import IS_GPU
 from alignctl.engines.megatron_writer import InProcessStrategy
-from alignctl.launch.run_folder import LATEST, RunFolder
+from alignctl.launch.run_folder import RunFolder
 from alignctl.models.families import weight_map
 from alignctl.models.score_head import new_weights
 from alignctl.models.weight_map import Vocabulary, pad_rows
@@ -143,14 +142,13 @@ def save(
     Raises:
         OSError: The disk is full or not writable; older checkpoints are untouched.
     """
-    name = f"iter_{step:07d}"
-    partial, final = checkpoints / f".{name}.partial", checkpoints / name
+    partial = checkpoint_folder.partial_name(checkpoints, step)
+    final = checkpoint_folder.final_name(checkpoints, step)
     if RunFolder(checkpoints.parent).latest_step() == step:
         return final  # replacing it would leave a moment without any
     is_first = dist.get_rank() == 0
     if is_first:
-        RunFolder(checkpoints.parent).remove_unfinished()
-        partial.mkdir(parents=True)
+        checkpoint_folder.start(checkpoints, step)
     dist.barrier()
     dist_checkpointing.save(
         _state(engine, is_loading=False),
@@ -161,18 +159,9 @@ def save(
     records = _gather_records(partial)
     if is_first:
         _describe(engine, partial, step, source, tokenizer, score_offset, records)
-        _remove(final)  # of an attempt that was killed before it could point to it
-        atomic.commit_folder(partial, final)
-        atomic.write_text(checkpoints / LATEST, str(step))
-        _remove_old(checkpoints, step, keep)
+        checkpoint_folder.finish(checkpoints, step, keep=keep)
     dist.barrier()
     return final
-
-
-def _remove(checkpoint: Path) -> None:
-    """Removes a checkpoint: its name goes first, so that no half of it can pass for a whole."""
-    if checkpoint.exists():
-        shutil.rmtree(checkpoint.rename(checkpoint.with_name(f".{checkpoint.name}.removed")))
 
 
 def _gather_records(partial: Path) -> dict[str, FileRecord]:
@@ -210,14 +199,6 @@ def _describe(
         hf_prefix=source.hf_prefix,
         training=_layout(engine),
     ).write(partial, manifest.record_all(partial, records))
-
-
-def _remove_old(checkpoints: Path, step: int, keep: int | None) -> None:
-    """Removes all but the newest; one of a later step, which nobody points to, does not count."""
-    newest_first = sorted(checkpoints.glob("iter_" + 7 * "[0-9]"), reverse=True)
-    finished = [each for each in newest_first if int(each.name.removeprefix("iter_")) <= step]
-    for old in finished[keep:] if keep else []:
-        _remove(old)
 
 
 def resume(engine: "MegatronEngine", checkpoint: Path) -> int:
