@@ -79,7 +79,7 @@ def convert(
         except UserError:
             checksums.result()  # a damaged file is called that, wherever it was met first
             raise
-        _write_companions(source, dtype, folder, target)
+        write_companions(source, dtype, folder, target)
         checksums.result()
         Manifest(
             format=target.format,
@@ -178,10 +178,16 @@ def _split(
         yield rows[part.row].layout.split(full, model)[part.number]
 
 
-def _write_companions(source: Source, dtype: torch.dtype, folder: Path, target: Target) -> None:
-    """Config and tokenizer files.
+def write_companions(source: Source, dtype: torch.dtype, folder: Path, target: Target) -> None:
+    """Writes config and tokenizer files.
 
     The config stays as it is, byte for byte, unless its type or its head would be wrong.
+
+    Args:
+        source: Where they come from, and the head that is written.
+        dtype: Of the weights that are written.
+        folder: Where the weights are written.
+        target: Its format says where beside the weights; it names another tokenizer or none.
     """
     beside = folder if target.format == "hf" else folder / HF_FOLDER
     copy_companions(source.companions, beside, tokenizer=target.tokenizer, config=source.hf_config)

@@ -289,3 +289,14 @@ class Checkpoint(Section):
 
     keep: Count | None = None
     """Newest checkpoints kept on disk; null: all of them."""
+
+
+class DeepSpeed(Section):
+    """How DeepSpeed spreads a model over the data-parallel ranks; acts only with that engine."""
+
+    zero_stage: Literal[1, 2, 3] = 2
+    """What each rank holds only a share of: 1 the optimizer's state, 2 also the gradients, 3 also
+    the weights."""
+
+    offload_optimizer: bool = False
+    """Keep the optimizer's state in the memory of the CPU, and take its steps there."""
