@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterable
+from copy import deepcopy
 from pathlib import Path
 from typing import Any, Literal
 
@@ -110,12 +111,15 @@ def preset(family: Family = "llama-gqa") -> dict[str, Any]:
         "checkpoint": {"save_interval": 2},
     }
     preferences = {**sft, "data": {"validation_fraction": 0.1}}
-    return {
-        "model": model,
-        "convert": {"tp": 1, "pp": 1},
+    stages = {
         "sft": sft,
         "reward": preferences,
         "dpo": preferences | {"optimizer": {"lr": 1e-3, "warmup_steps": 2}},
+    }
+    return {
+        "model": model,
+        "convert": {"tp": 1, "pp": 1},
+        **{name: deepcopy(stage) for name, stage in stages.items()},
     }
 
 
