@@ -18,9 +18,11 @@ from alignctl.launch.job import Job, worker_environment
 from tests.parallel import documents
 from tests.parallel.cases import ALL, Case
 from tests.parallel.preferences import dpo
+from tests.parallel.rewards import dpo_start, new_head, reward
 from tests.parallel.vocabulary import vocab_parallel
 
 if TYPE_CHECKING:
+    from alignctl.config.sections import Head
     from alignctl.engines.megatron import MegatronEngine
 
 ROOT = Path(__file__).parents[2]
@@ -82,8 +84,13 @@ def main(folder: Path, results: Path) -> None:
     dist.destroy_process_group()
 
 
-def engine_of(case: Case, folder: Path, optimizer: Any = None) -> "MegatronEngine":
-    """The engine of a case with its weights, and an optimizer where its settings are given."""
+def engine_of(
+    case: Case, folder: Path, optimizer: Any = None, head: "Head | None" = None
+) -> "MegatronEngine":
+    """The engine of a case with its weights, and an optimizer where its settings are given.
+
+    A head that the source does not have is a new one.
+    """
     from alignctl.checkpoints.source import find
     from alignctl.engines.megatron import MegatronEngine
     from alignctl.engines.megatron_state import load_weights
@@ -96,6 +103,7 @@ def engine_of(case: Case, folder: Path, optimizer: Any = None) -> "MegatronEngin
         precision=case.precision,
         seq_length=documents.SEQ_LENGTH,
         optimizer=optimizer,
+        head=head or source.head,
     )
     load_weights(engine, source)
     if optimizer is not None:
@@ -378,6 +386,9 @@ KINDS: dict[str, Callable[[Case, Path], Result]] = {
         reshard,
         plain_megatron,
         dpo,
+        reward,
+        new_head,
+        dpo_start,
     )
 }
 

@@ -86,6 +86,7 @@ def convert(
             iteration=source.manifest.iteration if source.manifest else 0,
             role=source.role,
             head=source.head,
+            score_offset=source.manifest.score_offset if source.manifest else None,
             model=source.model,
             dtype=name_of(dtype),
             padded_vocab_size=padded,

@@ -3,6 +3,7 @@
 from alignctl.checkpoints import manifest
 from alignctl.checkpoints.source import Source, find
 from alignctl.config.run import RunConfig
+from alignctl.config.sections import Role
 from alignctl.data.tokenizer import check_fits, load_tokenizer
 from alignctl.errors import UserError
 from alignctl.launch.run_folder import RunFolder
@@ -15,16 +16,20 @@ def open_model(config: RunConfig) -> Source:
     return find(config.load, vocab_divisor=config.model.vocab_divisor, expected=config.model)
 
 
-def check_model(config: RunConfig) -> Source:
+def check_model(config: RunConfig, *, roles: tuple[Role, ...] = ("policy",)) -> Source:
     """Looks at the model and the tokenizer as the ranks will, without loading a weight.
 
+    Args:
+        config: The run.
+        roles: What the stage can start from: a policy, or also a reward model.
+
     Raises:
-        UserError: The folder is no model, a reward model, or another model than the preset says;
-            tensors are missing or misshapen; the tokenizer has more tokens than the embedding has
-            rows.
+        UserError: The folder is no model, one of another role, or another model than the preset
+            says; tensors are missing or misshapen; the tokenizer has more tokens than the
+            embedding has rows.
     """
     source = open_model(config)
-    if source.role != "policy":
+    if source.role not in roles:
         raise UserError(
             f"{source.path}: this is a reward model, and alignctl {config.stage} trains a policy",
             "give --load the policy that it was made from",
