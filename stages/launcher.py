@@ -79,8 +79,14 @@ def launch(
         return 0
     import torch
 
-    from alignctl.checkpoints.preflight import check_devices, check_model, check_resumable
+    from alignctl.checkpoints.preflight import (
+        check_devices,
+        check_engine,
+        check_model,
+        check_resumable,
+    )
 
+    check_engine(config)
     check_devices(config, torch.cuda.device_count())
     source = check_model(config, roles=roles)
     check_resumable(config, RunFolder(config.output))

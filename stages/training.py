@@ -93,11 +93,15 @@ class Progress:
 
 def initialize(config: TrainingConfig) -> None:
     """Joins the job's process groups, once per process."""
-    from alignctl.engines import megatron
+    seed, timeout_minutes = config.train.seed, config.launch.timeout_minutes
+    if config.engine == "deepspeed":
+        from alignctl.engines import deepspeed
 
-    megatron.initialize(
-        config.parallel, seed=config.train.seed, timeout_minutes=config.launch.timeout_minutes
-    )
+        deepspeed.initialize(seed=seed, timeout_minutes=timeout_minutes)
+    else:
+        from alignctl.engines import megatron
+
+        megatron.initialize(config.parallel, seed=seed, timeout_minutes=timeout_minutes)
 
 
 def newest_model(config: TrainingConfig, folder: RunFolder) -> "tuple[Path | None, Source]":
@@ -111,6 +115,17 @@ def newest_model(config: TrainingConfig, folder: RunFolder) -> "tuple[Path | Non
 
 def build_engine(config: TrainingConfig, head: Head) -> "Engine":
     """The engine, its weights not set."""
+    if config.engine == "deepspeed":
+        from alignctl.engines.deepspeed import DeepSpeedEngine
+
+        return DeepSpeedEngine(
+            config.model,
+            config.parallel,
+            config.deepspeed,
+            precision=config.precision,
+            optimizer=config.optimizer,
+            head=head,
+        )
     from alignctl.engines.megatron import MegatronEngine
 
     return MegatronEngine(

@@ -125,6 +125,8 @@ def engine_of(
     if is_loaded:
         engine.load_weights(source, seed=SEED)
     if is_trained:
+        if case.loss == "dpo":  # whose stage asks for the reference's log-probabilities first
+            engine.document_outputs(batches_of(case, 0, engine), sum(preferences.SIZES))
         engine.create_optimizer()
     return engine
 

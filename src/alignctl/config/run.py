@@ -8,6 +8,7 @@ from alignctl.config.sections import (
     Batch,
     Checkpoint,
     Data,
+    DeepSpeed,
     DPOLoss,
     FilePath,
     Launch,
@@ -89,9 +90,11 @@ class RunConfig(Settings):
 class TrainingSettings(Settings):
     """What a preset says about every stage that trains one model on rows."""
 
-    engine: Literal["megatron"] = "megatron"
-    """Who trains: megatron is Megatron-Core."""
+    engine: Literal["megatron", "deepspeed"] = "megatron"
+    """Who trains: megatron is Megatron-Core; deepspeed is ZeRO on transformers' layers, and takes
+    from `parallel` only what is recomputed."""
 
+    deepspeed: DeepSpeed = DeepSpeed()
     batch: Batch
     data: Rows = Rows()
     optimizer: Optimizer
@@ -112,9 +115,38 @@ class TrainingConfig(TrainingSettings, RunConfig):
     def _problems(self) -> list[str]:
         return [
             *super()._problems(),
+            *self._engine_problems(),
             *self._batch_problems(),
             *self._schedule_problems(),
         ]
+
+    def _engine_problems(self) -> list[str]:
+        if self.engine == "megatron":
+            return []
+        problems = [
+            f"parallel.{name} {value}: engine deepspeed does not cut layers; set parallel.{name} "
+            "to 1 (deepspeed.zero_stage 3 spreads the weights over all processes instead)"
+            for name, value in (("tp", self.parallel.tp), ("pp", self.parallel.pp))
+            if value != 1
+        ]
+        if self.model.family == "llama2" and self.model.hidden_dropout:
+            problems.append(
+                f"model.hidden_dropout {self.model.hidden_dropout} has no effect with engine "
+                "deepspeed: transformers' Llama has no such dropout; set it to 0.0"
+            )
+        return problems
+
+    @property
+    def training_layout(self) -> dict[str, int | bool]:
+        """The layout that a checkpoint must have been saved at to be resumed."""
+        if self.engine == "deepspeed":
+            return {"zero_stage": self.deepspeed.zero_stage, "dp": self.data_parallel_size}
+        return {
+            "tp": self.parallel.tp,
+            "pp": self.parallel.pp,
+            "dp": self.data_parallel_size,
+            "distributed_optimizer": self.parallel.distributed_optimizer,
+        }
 
     def _batch_problems(self) -> list[str]:
         problems = []

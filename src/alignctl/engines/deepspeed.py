@@ -114,9 +114,18 @@ class DeepSpeedEngine:
             device=DEVICE,
             partitioned=self._partitioned if self.is_partitioned else None,
         )
-        self._forward: Any = self.model
-        if optimizer is None and self.is_partitioned:
-            self._forward, *_ = deepspeed.initialize(model=self.model, config=self._config())
+        self._deepspeed: Any = None
+
+    def _set_mode(self, *, is_training: bool) -> None:
+        """Prepares for forward passes: with dropout, or without.
+
+        Before there is an optimizer, DeepSpeed is needed only to put partitioned weights together.
+        """
+        if self._deepspeed is None and self.is_partitioned:
+            self._deepspeed, *_ = deepspeed.initialize(
+                model=self.model, config=self._config(is_trained=False)
+            )
+        self.model.train(is_training)
 
     @property
     def is_partitioned(self) -> bool:
@@ -172,10 +181,12 @@ class DeepSpeedEngine:
             eps=settings.eps,
             fused=True,
         )
-        self._forward, *_ = deepspeed.initialize(
-            model=self.model, optimizer=adamw, config=self._config()
+        if self._deepspeed is not None:
+            _remove(self._deepspeed)
+        self._deepspeed, *_ = deepspeed.initialize(
+            model=self.model, optimizer=adamw, config=self._config(is_trained=True)
         )
-        self.optimizer = ZeroOptimizer(self._forward, adamw)
+        self.optimizer = ZeroOptimizer(self._deepspeed, adamw)
 
     def train_step(
         self,
@@ -187,11 +198,11 @@ class DeepSpeedEngine:
     ) -> StepMetrics:
         """One optimizer step over this rank's micro batches; see `Engine`."""
         assert self.optimizer is not None
-        self._forward.train()
+        self._set_mode(is_training=True)
         terms: list[LossTerms] = []
         for batch in micro_batches:
             is_last = len(terms) == len(micro_batches) - 1
-            self._forward.set_gradient_accumulation_boundary(is_last)
+            self._deepspeed.set_gradient_accumulation_boundary(is_last)
             found = self._terms(batch, loss)
             terms.append(_detached(found))
             total = found.total
@@ -199,7 +210,7 @@ class DeepSpeedEngine:
                 result = self._sum_terms(terms, loss, micro_batches, flag=is_stop_requested)
                 if not math.isfinite(result.loss):
                     total = total * math.nan  # such a gradient makes DeepSpeed forget the step
-            self._forward.backward(total, scale_wrt_gas=False)
+            self._deepspeed.backward(total, scale_wrt_gas=False)
         # DeepSpeed's gradient is the mean of the ranks' sums.
         divisor = (result.weight or 1.0) / self.data_parallel_size
         grad_norm = self.optimizer.step(divisor, learning_rate=learning_rate)
@@ -211,7 +222,7 @@ class DeepSpeedEngine:
 
     def evaluate(self, micro_batches: Sequence[TokenBatch], loss: Loss) -> StepMetrics:
         """The same numbers without an update; see `Engine`."""
-        self._forward.eval()
+        self._set_mode(is_training=False)
         with torch.no_grad():
             terms = [self._terms(batch, loss) for batch in micro_batches]
         return self._sum_terms(terms, loss, micro_batches, flag=False)
@@ -220,7 +231,7 @@ class DeepSpeedEngine:
         self, micro_batches: Sequence[TokenBatch], num_documents: int
     ) -> NDArray[np.float64]:
         """Summed log-probability or score of each document `[D]`; see `Engine`."""
-        self._forward.eval()
+        self._set_mode(is_training=False)
         found = torch.zeros(2, num_documents, dtype=torch.float64)
         for batch in micro_batches:
             with torch.no_grad():
@@ -239,13 +250,13 @@ class DeepSpeedEngine:
 
     def logits(self, batch: TokenBatch) -> Tensor:
         """Logits of one micro batch `[T, vocabulary]`, for verification."""
-        self._forward.eval()
+        self._set_mode(is_training=False)
         with torch.no_grad():
             (logits,) = self._run(batch, None)
         return logits
 
     def _run(self, batch: TokenBatch, targets: Tensor | None) -> tuple[Tensor, ...]:
-        found: tuple[Tensor, ...] = self._forward(
+        found: tuple[Tensor, ...] = (self._deepspeed or self.model)(
             torch.from_numpy(batch.tokens).to(DEVICE),
             torch.from_numpy(batch.positions).to(DEVICE),
             batch.cu_seqlens,
@@ -288,17 +299,19 @@ class DeepSpeedEngine:
     def _partitioned(self) -> AbstractContextManager[Any]:
         """Spreads the parameters of modules that are made in it over the ranks."""
         context: AbstractContextManager[Any] = deepspeed.zero.Init(
-            config_dict_or_path=self._config()  # DeepSpeed 0.19.8 does not heed its `dtype`
+            config_dict_or_path=self._config(
+                is_trained=False
+            )  # DeepSpeed 0.19.8 does not heed its `dtype`
         )
         return context
 
-    def _config(self) -> dict[str, Any]:
+    def _config(self, *, is_trained: bool) -> dict[str, Any]:
         """DeepSpeed's settings; accumulation over micro batches is counted here, not there."""
         zero: dict[str, Any] = {
             "stage": self.zero.zero_stage,
             "reduce_bucket_size": _BUCKET_ELEMENTS,
         }
-        if self.zero.offload_optimizer and self._settings is not None:
+        if is_trained and self.zero.offload_optimizer:
             zero["offload_optimizer"] = {"device": "cpu", "pin_memory": IS_GPU}
         return {
             "train_micro_batch_size_per_gpu": 1,
@@ -311,6 +324,13 @@ class DeepSpeedEngine:
             "communication_data_type": "fp32",
             "gradient_clipping": (self._settings and self._settings.clip_grad) or 0.0,
         }
+
+
+def _remove(engine: Any) -> None:
+    """Takes DeepSpeed's engine off a model, which another one is to go around."""
+    engine.destroy()
+    engine.module_forward_pre_hook.remove()
+    engine.module_forward_post_hook.remove()
 
 
 def _detached(terms: LossTerms) -> LossTerms:
