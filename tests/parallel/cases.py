@@ -226,6 +226,14 @@ DPO_START = tuple(
         (4, _parallel(2, 2), "2"),
     )
 )
+REWARD_FOLLOW = Case(
+    kind="reward_follow",
+    model="llama-gqa-reward",
+    world=2,
+    parallel=_parallel(2, sequence_parallel=True),
+    grouping="2",
+)
+DPO_FOLLOW = Case(kind="dpo_follow", world=2, parallel=_parallel(1, 2), grouping="1")
 
 ALL = (
     *LOGITS,
@@ -247,6 +255,8 @@ ALL = (
     NEW_HEAD_BASELINE,
     *NEW_HEAD,
     *DPO_START,
+    REWARD_FOLLOW,
+    DPO_FOLLOW,
 )
 """Everything, each case under a name of its own."""
 assert len({case.name for case in ALL}) == len(ALL)

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from alignctl.launch.job import Job, worker_environment
 from tests.parallel import documents
 from tests.parallel.cases import ALL, Case
+from tests.parallel.followed import dpo_follow, reward_follow
 from tests.parallel.preferences import dpo
 from tests.parallel.rewards import dpo_start, new_head, reward
 from tests.parallel.vocabulary import vocab_parallel
@@ -389,6 +390,8 @@ KINDS: dict[str, Callable[[Case, Path], Result]] = {
         reward,
         new_head,
         dpo_start,
+        reward_follow,
+        dpo_follow,
     )
 }
 

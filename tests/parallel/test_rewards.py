@@ -8,13 +8,16 @@ from pathlib import Path
 import pytest
 
 from tests.parallel.cases import (
+    DPO_FOLLOW,
     DPO_START,
     NEW_HEAD,
     NEW_HEAD_BASELINE,
     REWARD,
     REWARD_BASELINES,
+    REWARD_FOLLOW,
     Case,
 )
+from tests.parallel.followed import STEPS
 from tests.parallel.jobs import Result
 from tests.parallel.preferences import SIZES
 
@@ -78,3 +81,29 @@ def test_dpo_starts_at_ln_2_with_the_log_probabilities_of_transformers(
     assert found["logprobs"] == pytest.approx(plain, rel=1e-5)
     assert found["loss"] == pytest.approx(math.log(2), abs=1e-6)
     assert found["margin"] == pytest.approx(0, abs=1e-5)
+
+
+@pytest.mark.slow
+def test_a_reward_model_follows_trl(
+    models: Path, result: Callable[[Case], Result], tmp_path: Path
+) -> None:
+    """Twenty AdamW steps of RewardTrainer, whose rows are padded."""
+    from tests.parallel import plain_trl
+
+    plain = plain_trl.reward(models / REWARD_FOLLOW.model / "hf", tmp_path)
+    assert_followed(result(REWARD_FOLLOW), plain)
+
+
+@pytest.mark.slow
+def test_dpo_follows_trl(models: Path, result: Callable[[Case], Result], tmp_path: Path) -> None:
+    """Twenty AdamW steps of DPOTrainer, which runs the reference beside the policy."""
+    from tests.parallel import plain_trl
+
+    assert_followed(result(DPO_FOLLOW), plain_trl.dpo(models / DPO_FOLLOW.model / "hf", tmp_path))
+
+
+def assert_followed(found: Result, plain: Result) -> None:
+    """As many steps as TRL's, each with its loss and the norm of its gradient."""
+    assert len(plain["loss"]) == STEPS
+    assert found["loss"] == pytest.approx(plain["loss"], rel=1e-4)
+    assert found["grad_norm"] == pytest.approx(plain["grad_norm"], rel=1e-4)
