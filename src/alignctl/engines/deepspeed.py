@@ -20,8 +20,8 @@ import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import Tensor
 
+from alignctl import memory
 from alignctl.algorithms.loss import Loss, LossTerms, Output, Scores
-from alignctl.algorithms.pairs import document_sums
 from alignctl.checkpoints.source import Source
 from alignctl.config.sections import DeepSpeed, Head, Model, Optimizer, Parallel
 from alignctl.data.batch import TokenBatch
@@ -31,6 +31,7 @@ from alignctl.engines.deepspeed_optimizer import ZeroOptimizer
 from alignctl.engines.device import DEVICE, IS_GPU
 from alignctl.engines.metrics import StepMetrics
 from alignctl.engines.protocol import NonFiniteError
+from alignctl.engines.sums import by_document, of_documents, step_metrics
 from alignctl.models.families import weight_map
 from alignctl.models.transformers_model import build
 from alignctl.models.weight_map import hf_shapes
@@ -48,6 +49,8 @@ def initialize(*, seed: int, timeout_minutes: float) -> None:
     """
     if IS_GPU:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    else:
+        memory.keep_freed()
     dist.init_process_group(
         "nccl" if IS_GPU else "gloo", timeout=timedelta(minutes=timeout_minutes)
     )
@@ -232,21 +235,11 @@ class DeepSpeedEngine:
     ) -> NDArray[np.float64]:
         """Summed log-probability or score of each document `[D]`; see `Engine`."""
         self._set_mode(is_training=False)
-        found = torch.zeros(2, num_documents, dtype=torch.float64)
-        for batch in micro_batches:
-            with torch.no_grad():
-                made, _ = self._output(batch)
-            values = (
-                made.scores if isinstance(made, Scores) else document_sums(made.logprobs, batch)
-            )
-            rows = torch.tensor(batch.rows)
-            is_real = rows >= 0
-            found[0, rows[is_real]] = values.double().cpu()[is_real]
-            found[1, rows[is_real]] = 1
-        found = found.to(DEVICE)
-        dist.all_reduce(found)
-        values, count = found.cpu()
-        return np.where(count > 0, values, np.nan)
+        with torch.no_grad():
+            found = [
+                (batch, of_documents(self._output(batch)[0], batch)) for batch in micro_batches
+            ]
+        return by_document(found, num_documents)
 
     def logits(self, batch: TokenBatch) -> Tensor:
         """Logits of one micro batch `[T, vocabulary]`, for verification."""
@@ -276,24 +269,11 @@ class DeepSpeedEngine:
     def _sum_terms(
         self, terms: Sequence[LossTerms], loss: Loss, batches: Sequence[TokenBatch], *, flag: bool
     ) -> StepMetrics:
-        """Adds up loss, weight and metrics over micro batches and ranks: one all-reduce."""
-        names = loss.metric_names
-        values = torch.zeros(4 + len(names), dtype=torch.float64)
-        for found in terms:
-            numbers = [found.total, found.weight, *(found.metrics[name] for name in names)]
-            values[1 : 3 + len(names)] += torch.stack([n.double() for n in numbers]).cpu()
-        values[0], values[-1] = float(flag), sum(batch.num_tokens for batch in batches)
-        values = values.to(DEVICE)
-        dist.all_reduce(values)
-        stop, total, weight, *metrics, num_tokens = values.tolist()
-        divisor = weight or 1.0
-        return StepMetrics(
-            loss=total / divisor,
-            weight=weight,
-            num_tokens=num_tokens,
-            metrics={name: value / divisor for name, value in zip(names, metrics, strict=True)},
-            grad_norm=None,
-            is_stop_requested=stop > 0,
+        return step_metrics(
+            terms,
+            loss.metric_names,
+            num_tokens=sum(batch.num_tokens for batch in batches),
+            is_stop_requested=flag,
         )
 
     def _partitioned(self) -> AbstractContextManager[Any]:

@@ -30,7 +30,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from alignctl.algorithms.loss import Loss, LossTerms, Output, Scores
-from alignctl.algorithms.pairs import document_sums
 from alignctl.checkpoints.source import Source
 from alignctl.config.sections import Head, Model, Optimizer, Parallel
 from alignctl.data.batch import IGNORE, TokenBatch
@@ -38,6 +37,7 @@ from alignctl.engines import megatron_cpu, megatron_state
 from alignctl.engines.device import DEVICE, IS_GPU
 from alignctl.engines.metrics import StepMetrics
 from alignctl.engines.protocol import NonFiniteError
+from alignctl.engines.sums import by_document, of_documents, step_metrics
 from alignctl.models.attention import Documents
 from alignctl.models.families import weight_map
 from alignctl.models.megatron import LanguageModel, RewardModel, build, transformer_config
@@ -289,35 +289,27 @@ class MegatronEngine:
     ) -> NDArray[np.float64]:
         """Summed log-probability or score of each document `[D]`; see `Engine`."""
         self._wrapped.eval()
-        found = torch.zeros(2, num_documents, dtype=torch.float64)
+        found: list[tuple[TokenBatch, Tensor]] = []
 
         def forward(iterator: Iterator[TokenBatch], model: Any) -> tuple[Any, Callable[..., Any]]:
             batch = next(iterator)
             output, _ = self._forward(batch, model, with_labels=True)
 
             def keep(output: Any) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-                made = self._named(output)
-                values = (
-                    made.scores[: len(batch.rows)]
-                    if isinstance(made, Scores)
-                    else document_sums(made.logprobs, batch)
-                )
-                rows = torch.tensor(batch.rows)
-                is_real = rows >= 0
-                found[0, rows[is_real]] = values.double().cpu()[is_real]
-                found[1, rows[is_real]] = 1
+                values = of_documents(self._named(output), batch)
+                found.append((batch, values))
                 return values.sum(), torch.zeros((), dtype=torch.int, device=DEVICE), {}
 
             return output, keep
 
         with torch.no_grad():
             self._schedule(forward, micro_batches, forward_only=True)
-        if parallel_state.get_tensor_model_parallel_rank():
-            found.zero_()  # tensor-parallel ranks hold copies of the same numbers
-        found = found.to(DEVICE)
-        dist.all_reduce(found)
-        values, count = found.cpu().numpy()
-        return np.where(count > 0, values, np.nan)
+        return by_document(found if self._has_numbers else [], num_documents)
+
+    @property
+    def _has_numbers(self) -> bool:
+        """Whether this rank counts: only the last stage has numbers, and one of its copies does."""
+        return self.is_last_stage and parallel_state.get_tensor_model_parallel_rank() == 0
 
     def _named(self, output: Any) -> Output | Scores:
         """What the model's last stage returns, for losses to read."""
@@ -388,27 +380,14 @@ class MegatronEngine:
         return output, targets
 
     def _sum_terms(self) -> StepMetrics:
-        """Adds up loss, weight and metrics over micro batches and ranks: one all-reduce."""
+        """Adds up loss, weight and metrics over micro batches and ranks."""
         terms, names, batches, flag = self._pending
-        values = torch.zeros(4 + len(names), dtype=torch.float64)
-        # Tensor-parallel ranks hold copies of the same numbers, and only the last stage has any.
-        if self.is_last_stage and parallel_state.get_tensor_model_parallel_rank() == 0:
-            for found in terms:
-                numbers = [found.total, found.weight, *(found.metrics[name] for name in names)]
-                values[1 : 3 + len(names)] += torch.stack(numbers).double().cpu()
-            values[-1] = sum(batch.num_tokens for batch in batches)
-        values[0] = float(flag)
-        values = values.to(DEVICE)
-        dist.all_reduce(values)
-        stop, total, weight, *metrics, num_tokens = values.tolist()
-        divisor = weight or 1.0
-        return StepMetrics(
-            loss=total / divisor,
-            weight=weight,
-            num_tokens=num_tokens,
-            metrics={name: value / divisor for name, value in zip(names, metrics, strict=True)},
-            grad_norm=None,
-            is_stop_requested=stop > 0,
+        has_numbers = self._has_numbers
+        return step_metrics(
+            terms if has_numbers else [],
+            names,
+            num_tokens=sum(batch.num_tokens for batch in batches) if has_numbers else 0,
+            is_stop_requested=flag,
         )
 
     def _finalize_gradients(self, model: list[Any], num_tokens: Tensor | None, **kw: Any) -> None:
