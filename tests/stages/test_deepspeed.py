@@ -19,6 +19,7 @@ def command(workspace: Path, stage: str, output: Path, *overrides: str) -> list[
     return [stage, *words, "--output", output, *overrides]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("stage", "zero_stage"), [("sft", 2), ("reward", 2), ("dpo", 3)])
 def test_a_stage_takes_the_same_course_with_either_engine(
     stage: str, zero_stage: int, workspace: Path, tmp_path: Path
@@ -44,6 +45,7 @@ def test_a_stage_takes_the_same_course_with_either_engine(
     assert (target / "latest_checkpointed_iteration.txt").is_file()
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_from_its_checkpoint_bit_for_bit(workspace: Path, tmp_path: Path) -> None:
     """Stopped by taking the second half of its steps, and its checkpoint, away."""
     whole, part = tmp_path / "whole", tmp_path / "part"
@@ -92,6 +94,7 @@ def test_what_deepspeed_cannot_do_is_refused_before_anything_starts(
     assert not run.exists()
 
 
+@pytest.mark.slow
 def test_another_zero_stage_cannot_resume_a_checkpoint(
     workspace: Path, tmp_path: Path, alignctl: Alignctl
 ) -> None:
