@@ -77,6 +77,11 @@ def run(direction: Direction, options: ConvertOptions) -> None:
         console.say(
             "note: no tokenizer was found beside the source; --tokenizer DIR takes one along"
         )
+    if source.manifest and (offset := source.manifest.score_offset) is not None:
+        console.say(
+            f"note: score_offset {offset:.4f} is not in the weights: add it to every score to "
+            "centre them; it is kept in alignctl.json"
+        )
     console.emit(str(options.save))
 
 

@@ -36,7 +36,7 @@ def count(model: Model) -> int:
 @pytest.mark.parametrize("name", presets.names())
 def test_every_preset_is_valid(name: str) -> None:
     preset = load_preset(name)
-    assert preset.sft is not None
+    assert None not in (preset.sft, preset.reward, preset.dpo)
     assert (preset.model.attention_dropout, preset.model.hidden_dropout) == (0, 0)
 
 
@@ -45,7 +45,7 @@ def test_every_preset_opens_with_a_runbook_of_ascii(name: str) -> None:
     text = (presets.folder() / f"{name}.yaml").read_bytes().decode("ascii")
     header = text[: text.index("\nmodel:")]
     assert all(line.startswith("#") for line in header.splitlines() if line)
-    for command in ("convert-hf2mg", "sft", "convert-mg2hf"):
+    for command in ("convert-hf2mg", "sft", "reward", "dpo", "convert-mg2hf"):
         assert f"#   alignctl {command} " in header
     assert max(map(len, text.splitlines())) <= 100
 

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterable
+from copy import deepcopy
 from pathlib import Path
 from typing import Any, Literal
 
@@ -109,7 +110,28 @@ def preset(family: Family = "llama-gqa") -> dict[str, Any]:
         "train": {"steps": 4, "eval_interval": 100},
         "checkpoint": {"save_interval": 2},
     }
-    return {"model": model, "convert": {"tp": 1, "pp": 1}, "sft": sft}
+    preferences = {**sft, "data": {"validation_fraction": 0.1}}
+    stages = {
+        "sft": sft,
+        "reward": preferences,
+        "dpo": preferences | {"optimizer": {"lr": 1e-3, "warmup_steps": 2}},
+    }
+    return {
+        "model": model,
+        "convert": {"tp": 1, "pp": 1},
+        **{name: deepcopy(stage) for name, stage in stages.items()},
+    }
+
+
+def write_pairs(file: Path, rows: Iterable[object] | None = None) -> Path:
+    """JSON lines of preferences; by default forty sums, the right one better than a wrong one."""
+    if rows is None:
+        sums = [(a, 3 * a % 7) for a in range(40)]
+        rows = [
+            {"prompt": f"{a} + {b}?", "chosen": f"{a + b}", "rejected": f"{a + b + 1}"}
+            for a, b in sums
+        ]
+    return write_rows(file, rows)
 
 
 def write_preset(file: Path, family: Family = "llama-gqa", **changes: Any) -> Path:

@@ -15,11 +15,16 @@ from alignctl.errors import RunError, UserError
 
 
 def write_text(path: Path, text: str) -> None:
-    """Replaces a file's content so that a reader or a crash sees the old text or the new one.
+    """Replaces a file's content, as UTF-8: see `write_bytes`."""
+    write_bytes(path, text.encode("utf-8"))
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Replaces a file's content so that a reader or a crash sees the old one or the new one.
 
     Args:
         path: The file; its folder must exist.
-        text: The whole new content, written as UTF-8.
+        content: The whole new content.
 
     Raises:
         OSError: When the disk is full or the folder is not writable; the old file is untouched.
@@ -27,8 +32,8 @@ def write_text(path: Path, text: str) -> None:
     # The process id keeps two writers of the same file from sharing one unfinished copy.
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
-        with partial.open("w", encoding="utf-8") as stream:
-            stream.write(text)
+        with partial.open("wb") as stream:
+            stream.write(content)
             stream.flush()
             os.fsync(stream.fileno())
         partial.replace(path)

@@ -6,20 +6,13 @@ answered at once.
 
 import os
 import sys
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from alignctl import __version__, cli_convert, cli_presets, console
+from alignctl import __version__, cli_convert, cli_presets, cli_train, console
 from alignctl.errors import AlignctlError
-from alignctl.flags import (
-    DryRunFlag,
-    OverridesArgument,
-    PresetFlag,
-    TokenizerFlag,
-    example,
-)
+from alignctl.flags import example
 
 
 def main() -> None:
@@ -56,6 +49,7 @@ app = typer.Typer(
 )
 app.add_typer(cli_presets.app)
 cli_convert.register(app)
+cli_train.register(app)
 
 
 @app.callback(invoke_without_command=True)
@@ -68,85 +62,6 @@ def _root(
         raise typer.Exit
     if context.invoked_subcommand is None:
         console.emit(context.get_help())
-
-
-@app.command(
-    "sft",
-    epilog=example(
-        "alignctl sft --preset llama2-7b --load models/mg --data data/sft optimizer.lr=1e-5",
-        "alignctl sft --preset llama2-70b --load models/mg --data data/sft \\",
-        "  --nnodes 4 --node-rank 0 --master-addr node0 --dry-run",
-    ),
-)
-def sft(
-    preset: PresetFlag,
-    load: Annotated[
-        Path | None,
-        typer.Option(metavar="DIR", help="Model to start from: Hugging Face, Megatron or a run."),
-    ] = None,
-    data: Annotated[
-        Path | None, typer.Option(metavar="PATH", help="Training rows: a file or a folder.")
-    ] = None,
-    validation_data: Annotated[
-        Path | None, typer.Option(metavar="PATH", help="Validation rows: a file or a folder.")
-    ] = None,
-    tokenizer: TokenizerFlag = None,
-    output: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Run folder; default: runs/PRESET-sft.")
-    ] = None,
-    nproc: Annotated[
-        int | None,
-        typer.Option(min=1, metavar="N", help="Processes per node; default: the preset's."),
-    ] = None,
-    nnodes: Annotated[
-        int | None,
-        typer.Option(min=1, metavar="N", help="Nodes; default: the environment's, the preset's."),
-    ] = None,
-    node_rank: Annotated[
-        int | None, typer.Option(min=0, metavar="N", help="Which node this is, from 0.")
-    ] = None,
-    master_addr: Annotated[
-        str | None, typer.Option(metavar="HOST", help="Node 0, as the other nodes reach it.")
-    ] = None,
-    master_port: Annotated[
-        int | None, typer.Option(metavar="N", help="Free port on node 0.")
-    ] = None,
-    dry_run: DryRunFlag = False,
-    no_resume: Annotated[
-        bool, typer.Option("--no-resume", help="Refuse a run folder that was already started.")
-    ] = False,
-    overrides: OverridesArgument = None,
-) -> None:
-    """Fine-tune a model on conversations.
-
-    Only what the assistant says is learned.
-    """
-    from alignctl.config.inputs import require_inputs
-    from alignctl.config.load import resolve
-    from alignctl.config.run import SFTConfig
-    from alignctl.launch.nodes import NodeFlags, nnodes_in, nodes_from
-
-    flags = {
-        "load": load,
-        "data.train": data,
-        "data.validation": validation_data,
-        "tokenizer": tokenizer,
-        "output": output or Path("runs") / f"{Path(preset).stem}-sft",
-        "launch.nproc_per_node": nproc,
-        "launch.nnodes": nnodes or nnodes_in(os.environ),
-    }
-    config = resolve(SFTConfig, preset, flags, overrides or [])
-    if not dry_run:
-        require_inputs(config)
-    nodes = nodes_from(
-        NodeFlags(nnodes, node_rank, master_addr, master_port),
-        os.environ,
-        configured=config.launch.nnodes,
-        is_dry_run=dry_run,
-    )
-    from alignctl.stages import sft as stage
-
-    raise typer.Exit(stage.launch(config, nodes=nodes, dry_run=dry_run, resume=not no_resume))
 
 
 @app.command("doctor", epilog=example("alignctl doctor"))

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from alignctl.config import presets
-from alignctl.config.load import convert_options, load_preset, render_preset, resolve
+from alignctl.config.load import STAGES, convert_options, load_preset, render_preset, resolve
 from alignctl.config.run import SFTConfig
 from alignctl.errors import UserError
 
@@ -27,8 +27,10 @@ def refused(
 
 @pytest.fixture
 def preset_file(tmp_path: Path) -> Path:
+    """The model and the `sft` section of a preset."""
     file = tmp_path / "mine.yaml"
     presets.copy("tiny-llama", file)
+    file.write_text(file.read_text().partition("\nreward:")[0])
     return file
 
 
@@ -55,8 +57,9 @@ def test_a_flag_that_was_not_given_changes_nothing() -> None:
 
 def test_the_resolved_config_survives_json() -> None:
     for name in presets.names():
-        config = resolve(SFTConfig, name, {**OUTPUT, "data.train": Path("rows.jsonl")})
-        assert SFTConfig.model_validate_json(config.model_dump_json()) == config
+        for stage in STAGES.values():
+            config = resolve(stage, name, {**OUTPUT, "data.train": Path("rows.jsonl")})
+            assert stage.model_validate_json(config.model_dump_json()) == config
 
 
 @given(lr=st.floats(2e-4, 1.0), steps=st.integers(21, 10**9), fraction=st.floats(0, 0.99))
@@ -214,6 +217,15 @@ def test_a_rendered_preset_is_a_preset_that_means_the_same(tmp_path: Path) -> No
     assert (ours.model, ours.convert) == (original.model, original.convert)
     as_json = json.loads(render_preset("tiny-bloom", [], as_json=True))
     assert as_json["sft"]["optimizer"]["clip_grad"] == 1.0
+
+
+def test_an_override_is_shown_in_every_stage_that_has_the_knob() -> None:
+    shown = yaml.safe_load(render_preset("tiny-llama", ["loss.beta=0.5", "optimizer.lr=1"]))
+    assert shown["dpo"]["loss"]["beta"] == 0.5
+    assert "beta" not in shown["reward"]["loss"]
+    assert [shown[stage]["optimizer"]["lr"] for stage in STAGES] == [1, 1, 1]
+    with pytest.raises(UserError, match=r"unknown key 'loss\.betta'"):
+        render_preset("tiny-llama", ["loss.betta=0.5"])
 
 
 def test_a_conversion_takes_its_layout_from_flags_then_from_the_preset() -> None:

@@ -9,7 +9,8 @@ from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.transformer_config import TransformerConfig
 from transformers.models.bloom.modeling_bloom import build_alibi_tensor
 
-from alignctl.models.attention import DocumentAttention, Documents, alibi_slopes
+from alignctl.models.attention import DocumentAttention, Documents
+from alignctl.models.document_attention import alibi_slopes
 
 BOUNDARIES = (0, 1, 6, 13, 17)
 WIDTH = 8

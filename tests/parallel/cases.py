@@ -9,6 +9,8 @@ from alignctl.config.sections import Parallel
 MODELS = ("llama-mha", "llama-gqa", "bloom", "llama-tied")
 TRAINED = ("llama-gqa", "bloom", "llama-tied")
 """Grouped queries contain everything that multi-head attention has."""
+POLICIES = ("llama-gqa", "bloom")
+"""Of these there are reward models too: NAME-reward."""
 
 
 class Case(BaseModel):
@@ -188,6 +190,51 @@ DPO = tuple(
     )
 )
 
+_PREFERENCE_LAYOUTS: tuple[tuple[int, Parallel, str], ...] = (
+    (1, _parallel(), "4"),
+    (1, _parallel(recompute="full"), "2"),
+    (2, _parallel(), "1"),
+    (2, _parallel(), "4"),
+    (2, _parallel(distributed_optimizer=True), "2"),
+    (2, _parallel(2), "2"),
+    (2, _parallel(2, sequence_parallel=True), "1"),
+    (2, _parallel(2, sequence_parallel=True, recompute="selective"), "4"),
+    (2, _parallel(1, 2), "1"),
+    (4, _parallel(2, 2, sequence_parallel=True), "1"),
+    (4, _parallel(2, sequence_parallel=True, distributed_optimizer=True), "2"),
+    (4, _parallel(1, 2, distributed_optimizer=True), "2"),
+)
+REWARD_BASELINES = tuple(Case(kind="reward", model=f"{name}-reward", world=1) for name in POLICIES)
+REWARD = tuple(
+    Case(kind="reward", model=each.model, world=world, parallel=parallel, grouping=grouping)
+    for each in REWARD_BASELINES
+    for world, parallel, grouping in _PREFERENCE_LAYOUTS
+)
+NEW_HEAD_BASELINE = Case(kind="new_head", world=1)
+NEW_HEAD = tuple(
+    Case(kind="new_head", world=world, parallel=parallel, grouping=grouping)
+    for world, parallel, grouping in _PREFERENCE_LAYOUTS
+    if world == 4
+)
+DPO_START = tuple(
+    Case(kind="dpo_start", model=name, world=world, parallel=parallel, grouping=grouping)
+    for name in POLICIES
+    for world, parallel, grouping in (
+        (1, _parallel(), "4"),
+        (2, _parallel(), "1"),
+        (2, _parallel(2, sequence_parallel=True), "2"),
+        (4, _parallel(2, 2), "2"),
+    )
+)
+REWARD_FOLLOW = Case(
+    kind="reward_follow",
+    model="llama-gqa-reward",
+    world=2,
+    parallel=_parallel(2, sequence_parallel=True),
+    grouping="2",
+)
+DPO_FOLLOW = Case(kind="dpo_follow", world=2, parallel=_parallel(1, 2), grouping="1")
+
 ALL = (
     *LOGITS,
     *BASELINES,
@@ -203,6 +250,13 @@ ALL = (
     *PLAIN_MEGATRON,
     DPO_BASELINE,
     *DPO,
+    *REWARD_BASELINES,
+    *REWARD,
+    NEW_HEAD_BASELINE,
+    *NEW_HEAD,
+    *DPO_START,
+    REWARD_FOLLOW,
+    DPO_FOLLOW,
 )
 """Everything, each case under a name of its own."""
 assert len({case.name for case in ALL}) == len(ALL)

@@ -17,10 +17,13 @@ from typing import TYPE_CHECKING, Any
 from alignctl.launch.job import Job, worker_environment
 from tests.parallel import documents
 from tests.parallel.cases import ALL, Case
+from tests.parallel.followed import dpo_follow, reward_follow
 from tests.parallel.preferences import dpo
+from tests.parallel.rewards import dpo_start, new_head, reward
 from tests.parallel.vocabulary import vocab_parallel
 
 if TYPE_CHECKING:
+    from alignctl.config.sections import Head
     from alignctl.engines.megatron import MegatronEngine
 
 ROOT = Path(__file__).parents[2]
@@ -82,8 +85,13 @@ def main(folder: Path, results: Path) -> None:
     dist.destroy_process_group()
 
 
-def engine_of(case: Case, folder: Path, optimizer: Any = None) -> "MegatronEngine":
-    """The engine of a case with its weights, and an optimizer where its settings are given."""
+def engine_of(
+    case: Case, folder: Path, optimizer: Any = None, head: "Head | None" = None
+) -> "MegatronEngine":
+    """The engine of a case with its weights, and an optimizer where its settings are given.
+
+    A head that the source does not have is a new one.
+    """
     from alignctl.checkpoints.source import find
     from alignctl.engines.megatron import MegatronEngine
     from alignctl.engines.megatron_state import load_weights
@@ -96,6 +104,7 @@ def engine_of(case: Case, folder: Path, optimizer: Any = None) -> "MegatronEngin
         precision=case.precision,
         seq_length=documents.SEQ_LENGTH,
         optimizer=optimizer,
+        head=head or source.head,
     )
     load_weights(engine, source)
     if optimizer is not None:
@@ -219,7 +228,7 @@ def spoilt_steps(case: Case, folder: Path) -> Result:
 
     from alignctl.algorithms.loss import LossTerms, Output
     from alignctl.algorithms.sft import CrossEntropy
-    from alignctl.engines.megatron import NonFiniteError
+    from alignctl.engines.protocol import NonFiniteError
 
     class Spoilt(CrossEntropy):
         def __init__(self, *, loss: float) -> None:
@@ -378,6 +387,11 @@ KINDS: dict[str, Callable[[Case, Path], Result]] = {
         reshard,
         plain_megatron,
         dpo,
+        reward,
+        new_head,
+        dpo_start,
+        reward_follow,
+        dpo_follow,
     )
 }
 

@@ -12,6 +12,8 @@ from tests.parallel.cases import Case
 STEPS, PROMPTS = 3, 4
 SIZES = (2, 3, 2, 2)
 """Answers to each prompt of a step."""
+SCORES = (0.5, 0.1, 0.1)
+"""How good they are; the last two of three are a tie."""
 
 
 def groups_of_step(step: int) -> list[list[Document]]:
@@ -24,7 +26,7 @@ def groups_of_step(step: int) -> list[list[Document]]:
 def micro_batches(step: int, size: int, *, dp_rank: int, dp_size: int) -> list[PreferenceBatch]:
     """One rank's share, `size` groups in a micro batch; fillers where it runs out."""
     groups = groups_of_step(step)
-    scores = [[0.5, 0.1, 0.1][: len(group)] for group in groups]
+    scores = [SCORES[: len(group)] for group in groups]
     parts = [range(start, min(start + size, PROMPTS)) for start in range(0, PROMPTS, size)]
     most = -(-len(parts) // dp_size)
     mine = [list(part) for part in parts[dp_rank::dp_size]]

@@ -20,7 +20,7 @@ from alignctl.config.sections import Model, Optimizer
 from alignctl.data.batch import IGNORE, Document
 from alignctl.stages import convert
 from tests.parallel import documents
-from tests.parallel.cases import MODELS, TRAINED
+from tests.parallel.cases import MODELS, POLICIES, TRAINED
 
 
 def make(folder: Path) -> Path:
@@ -28,8 +28,11 @@ def make(folder: Path) -> Path:
 
     Args:
         folder: Gets NAME/hf, NAME/mcore, NAME/legacy (TP 2, PP 4), NAME/logits.npy and, for what
-            is trained, NAME/evaluation.json with its documents, and NAME/follow.json.
+            is trained, NAME/evaluation.json with its documents, and NAME/follow.json; and of a
+            policy NAME/answer_logprobs.json, and its reward model with NAME-reward/course.json.
     """
+    from tests.parallel import plain_rewards
+
     for name in MODELS:
         path = folder / name
         model = build(name)
@@ -46,6 +49,8 @@ def make(folder: Path) -> Path:
             documents.save(path / "evaluation_documents.json", spoken)
             (path / "evaluation.json").write_text(json.dumps(evaluate(model, spoken)))
             (path / "follow.json").write_text(json.dumps(train(model)))
+        if name in POLICIES:
+            plain_rewards.write(build(name), path, folder / f"{name}-reward")
     return folder
 
 

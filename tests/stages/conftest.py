@@ -15,11 +15,12 @@ Alignctl = Callable[..., Outcome]
 
 @pytest.fixture(scope="package")
 def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Read-only by agreement: hf, bloom, train.jsonl, tiny.yaml, bloom.yaml."""
+    """Read-only by agreement: hf, bloom, train.jsonl, pairs.jsonl, tiny.yaml, bloom.yaml."""
     folder = tmp_path_factory.mktemp("workspace")
     tiny.write_model(folder / "hf")
     tiny.write_model(folder / "bloom", "bloom")
     tiny.write_rows(folder / "train.jsonl")
+    tiny.write_pairs(folder / "pairs.jsonl")
     tiny.write_preset(folder / "tiny.yaml")
     tiny.write_preset(folder / "bloom.yaml", "bloom")
     return folder
@@ -43,6 +44,16 @@ def finished_and_rival(workspace: Path) -> tuple[Path, Outcome]:
 def finished(finished_and_rival: tuple[Path, Outcome]) -> Path:
     """A finished run."""
     return finished_and_rival[0]
+
+
+@pytest.fixture(scope="package")
+def rewarded(workspace: Path) -> Path:
+    """A finished run of `reward` in the workspace."""
+    where = {"--load": "hf", "--data": "pairs.jsonl", "--output": "rewarded"}
+    flags = [word for flag, name in where.items() for word in (flag, workspace / name)]
+    outcome = commands.alignctl("reward", "--preset", workspace / "tiny.yaml", *flags)
+    assert outcome.code == 0, outcome.text
+    return workspace / "rewarded"
 
 
 @pytest.fixture

@@ -80,13 +80,14 @@ def convert(
         except UserError:
             checksums.result()  # a damaged file is called that, wherever it was met first
             raise
-        _write_companions(source, dtype, folder, target)
+        write_companions(source, dtype, folder, target)
         checksums.result()
         Manifest(
             format=target.format,
             iteration=source.manifest.iteration if source.manifest else 0,
             role=source.role,
             head=source.head,
+            score_offset=source.manifest.score_offset if source.manifest else None,
             model=source.model,
             dtype=name_of(dtype),
             padded_vocab_size=padded,
@@ -194,10 +195,16 @@ def _ahead(make: Callable[[str], T], names: Iterable[str]) -> Iterator[T]:
             yield pending.result()
 
 
-def _write_companions(source: Source, dtype: torch.dtype, folder: Path, target: Target) -> None:
-    """Config and tokenizer files.
+def write_companions(source: Source, dtype: torch.dtype, folder: Path, target: Target) -> None:
+    """Writes config and tokenizer files.
 
     The config stays as it is, byte for byte, unless its type or its head would be wrong.
+
+    Args:
+        source: Where they come from, and the head that is written.
+        dtype: Of the weights that are written.
+        folder: Where the weights are written.
+        target: Its format says where beside the weights; it names another tokenizer or none.
     """
     beside = folder if target.format == "hf" else folder / HF_FOLDER
     copy_companions(source.companions, beside, tokenizer=target.tokenizer, config=source.hf_config)

@@ -265,9 +265,7 @@ class Part(Spec):
     number: int
 
 
-def specs(
-    model: Model, head: Head, prefix: str, tensors: Mapping[str, LazyTensor]
-) -> dict[str, Part]:
+def specs(model: Model, head: Head, prefix: str, tensors: Mapping[str, Spec]) -> dict[str, Part]:
     """What a folder holds, by name, in the order of the model.
 
     Args:

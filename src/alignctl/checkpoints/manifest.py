@@ -54,6 +54,9 @@ class Manifest(BaseModel):
     """Pipeline stages that a legacy checkpoint is cut for."""
     hf_prefix: str
     """Prefix of the Hugging Face tensor names of the model this came from; may be empty."""
+    score_offset: float | None = None
+    """Of a trained reward model: minus the mean score of the best answers of its training data. A
+    reader adds it to every score, so that 0 is as good as those; the weights are without it."""
     training: dict[str, int | bool] | None = None
     """Layout whose optimizer state is stored, or None where there are only weights."""
     files: dict[str, FileRecord] = {}
@@ -74,7 +77,9 @@ class Manifest(BaseModel):
     def own_digest(self) -> str:
         """What `digest` must be."""
         rest = self.model_copy(update={"digest": None})
-        return hashlib.sha256(rest.model_dump_json().encode()).hexdigest()
+        # Manifests from before there was an offset keep their digest.
+        unknown = {"score_offset"} if self.score_offset is None else None
+        return hashlib.sha256(rest.model_dump_json(exclude=unknown).encode()).hexdigest()
 
 
 def record(file: Path) -> FileRecord:

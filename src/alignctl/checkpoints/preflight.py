@@ -1,8 +1,11 @@
 """What can be known about a run's model and checkpoint before a process is started for it."""
 
+import importlib.util
+
 from alignctl.checkpoints import manifest
 from alignctl.checkpoints.source import Source, find
-from alignctl.config.run import RunConfig
+from alignctl.config.run import RunConfig, TrainingConfig
+from alignctl.config.sections import Role
 from alignctl.data.tokenizer import check_fits, load_tokenizer
 from alignctl.errors import UserError
 from alignctl.launch.run_folder import RunFolder
@@ -15,16 +18,20 @@ def open_model(config: RunConfig) -> Source:
     return find(config.load, vocab_divisor=config.model.vocab_divisor, expected=config.model)
 
 
-def check_model(config: RunConfig) -> Source:
+def check_model(config: RunConfig, *, roles: tuple[Role, ...] = ("policy",)) -> Source:
     """Looks at the model and the tokenizer as the ranks will, without loading a weight.
 
+    Args:
+        config: The run.
+        roles: What the stage can start from: a policy, or also a reward model.
+
     Raises:
-        UserError: The folder is no model, a reward model, or another model than the preset says;
-            tensors are missing or misshapen; the tokenizer has more tokens than the embedding has
-            rows.
+        UserError: The folder is no model, one of another role, or another model than the preset
+            says; tensors are missing or misshapen; the tokenizer has more tokens than the
+            embedding has rows.
     """
     source = open_model(config)
-    if source.role != "policy":
+    if source.role not in roles:
         raise UserError(
             f"{source.path}: this is a reward model, and alignctl {config.stage} trains a policy",
             "give --load the policy that it was made from",
@@ -40,7 +47,7 @@ def check_model(config: RunConfig) -> Source:
     return source
 
 
-def check_resumable(config: RunConfig, folder: RunFolder) -> None:
+def check_resumable(config: TrainingConfig, folder: RunFolder) -> None:
     """Looks at the checkpoint that a run is to go on from, if it has one.
 
     Raises:
@@ -49,13 +56,19 @@ def check_resumable(config: RunConfig, folder: RunFolder) -> None:
     checkpoint = folder.latest_checkpoint()
     if checkpoint is None or folder.result.exists():
         return
-    layout = {
-        "tp": config.parallel.tp,
-        "pp": config.parallel.pp,
-        "dp": config.data_parallel_size,
-        "distributed_optimizer": config.parallel.distributed_optimizer,
-    }
-    manifest.check_layout(checkpoint, manifest.read(checkpoint), layout)
+    manifest.check_layout(checkpoint, manifest.read(checkpoint), config.training_layout)
+
+
+def check_engine(config: TrainingConfig) -> None:
+    """Makes sure that the library that is to train is there.
+
+    Raises:
+        UserError: It is not installed.
+    """
+    if config.engine == "deepspeed" and importlib.util.find_spec("deepspeed") is None:
+        raise UserError(
+            "engine deepspeed: DeepSpeed is not installed", "pip install 'alignctl[deepspeed]'"
+        )
 
 
 def check_devices(config: RunConfig, num_gpus: int) -> None:

@@ -97,7 +97,10 @@ def find(path: Path, *, vocab_divisor: int = 128, expected: Model | None = None)
             raise UserError(f"{path}: this run has no checkpoint yet")
         return find(path / "checkpoints", vocab_divisor=vocab_divisor, expected=expected)
     if (path / LATEST).is_file():
-        return _megatron(_latest(path), expected)
+        latest = _latest(path)
+        # DeepSpeed's checkpoints are Hugging Face folders with its training state in a sub-folder.
+        is_hf = _has_config(latest) and not is_megatron(latest)
+        return _hf(latest, vocab_divisor) if is_hf else _megatron(latest, expected)
     if is_megatron(path):
         return _megatron(path, expected)
     if (path / "config.json").is_file() and hf.has_weights(path):

@@ -5,10 +5,10 @@ from difflib import get_close_matches
 from pathlib import Path
 
 from alignctl.config.problems import refuse
-from alignctl.config.run import SFTConfig
+from alignctl.config.run import TrainingConfig
 
 
-def require_inputs(config: SFTConfig) -> None:
+def require_inputs(config: TrainingConfig) -> None:
     """Refuse a run whose model or data is not named, not there or not readable.
 
     Raises:

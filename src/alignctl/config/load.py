@@ -12,7 +12,16 @@ from alignctl.config import presets
 from alignctl.config.convert import ConvertOptions, Layout
 from alignctl.config.document import Document, Origin, parse_value, read_yaml, shown
 from alignctl.config.problems import describe, did_you_mean, known_keys, refuse
-from alignctl.config.run import RunConfig, SFTConfig, SFTSettings
+from alignctl.config.run import (
+    DPOConfig,
+    DPOSettings,
+    RewardConfig,
+    RewardSettings,
+    RunConfig,
+    SFTConfig,
+    SFTSettings,
+    TrainingConfig,
+)
 from alignctl.config.sections import Model, Section
 from alignctl.errors import UserError
 
@@ -36,9 +45,15 @@ class Preset(Section):
     model: Model
     convert: Layout = Layout()
     sft: SFTSettings | None = None
+    reward: RewardSettings | None = None
+    dpo: DPOSettings | None = None
 
 
-STAGES: dict[str, type[RunConfig]] = {"sft": SFTConfig}
+STAGES: dict[str, type[TrainingConfig]] = {
+    "sft": SFTConfig,
+    "reward": RewardConfig,
+    "dpo": DPOConfig,
+}
 """The sections of a preset that configure a run, with the configuration they become."""
 
 
@@ -127,18 +142,21 @@ def render_preset(name_or_file: str, overrides: Sequence[str], *, as_json: bool 
 
     Args:
         name_or_file: Name or path of the preset.
-        overrides: `section.key=value`, relative to the stage's section.
+        overrides: `section.key=value`, relative to a stage's section, for all that have such a key.
         as_json: JSON instead of YAML.
     """
     preset = load_preset(name_or_file)
     tree = preset.model_dump(mode="json", exclude=set(STAGES))
-    for stage, config_class in STAGES.items():
-        settings = getattr(preset, stage)
-        if settings is not None:
-            config = resolve(config_class, name_or_file, {"output": Path("runs")}, overrides)
-            document = config.model_dump(mode="json")
-            tree["model"] = document["model"]
-            tree[stage] = {key: document[key] for key in type(settings).model_fields}
+    present = {stage: known_keys(STAGES[stage]) for stage in STAGES if getattr(preset, stage)}
+    for stage, known in present.items():
+        settings, config_class = getattr(preset, stage), STAGES[stage]
+        others = {key for other, keys in present.items() if other != stage for key in keys}
+        elsewhere = others - set(known)
+        mine = [each for each in overrides if each.partition("=")[0] not in elsewhere]
+        config = resolve(config_class, name_or_file, {"output": Path("runs")}, mine)
+        document = config.model_dump(mode="json")
+        tree["model"] = document["model"]
+        tree[stage] = {key: document[key] for key in type(settings).model_fields}
     if as_json:
         return json.dumps(tree, indent=2)
     return yaml.safe_dump(tree, sort_keys=False).rstrip()

@@ -8,18 +8,24 @@ from alignctl.config.sections import (
     Batch,
     Checkpoint,
     Data,
+    DeepSpeed,
+    DPOLoss,
     FilePath,
     Launch,
     Model,
     Optimizer,
     Parallel,
+    Preferences,
+    ReferencedPreferences,
+    RewardLoss,
+    Rows,
     Section,
     Train,
 )
 
 
 class Settings(Section):
-    """What a preset says about every training stage."""
+    """What a preset says about every stage."""
 
     precision: Literal["fp32", "bf16"]
     """bf16: activations and weights in bfloat16, with float32 master weights."""
@@ -29,7 +35,7 @@ class Settings(Section):
 
 
 class RunConfig(Settings):
-    """What every training stage is told: settings, and where things lie."""
+    """What every stage is told: settings, and where things lie."""
 
     stage: str
     """The subcommand, such as sft."""
@@ -81,24 +87,23 @@ class RunConfig(Settings):
         return problems
 
 
-class SFTSettings(Settings):
-    """The `sft` section of a preset."""
+class TrainingSettings(Settings):
+    """What a preset says about every stage that trains one model on rows."""
 
-    engine: Literal["megatron"] = "megatron"
-    """Who trains: megatron is Megatron-Core."""
+    engine: Literal["megatron", "deepspeed"] = "megatron"
+    """Who trains: megatron is Megatron-Core; deepspeed is ZeRO on transformers' layers, and takes
+    from `parallel` only what is recomputed."""
 
+    deepspeed: DeepSpeed = DeepSpeed()
     batch: Batch
-    data: Data = Data()
+    data: Rows = Rows()
     optimizer: Optimizer
     train: Train
     checkpoint: Checkpoint = Checkpoint()
 
 
-class SFTConfig(SFTSettings, RunConfig):
-    """A supervised fine-tuning run."""
-
-    stage: Literal["sft"] = "sft"
-    """The subcommand."""
+class TrainingConfig(TrainingSettings, RunConfig):
+    """A run of such a stage."""
 
     @property
     def num_micro_batches(self) -> int:
@@ -110,9 +115,38 @@ class SFTConfig(SFTSettings, RunConfig):
     def _problems(self) -> list[str]:
         return [
             *super()._problems(),
+            *self._engine_problems(),
             *self._batch_problems(),
             *self._schedule_problems(),
         ]
+
+    def _engine_problems(self) -> list[str]:
+        if self.engine == "megatron":
+            return []
+        problems = [
+            f"parallel.{name} {value}: engine deepspeed does not cut layers; set parallel.{name} "
+            "to 1 (deepspeed.zero_stage 3 spreads the weights over all processes instead)"
+            for name, value in (("tp", self.parallel.tp), ("pp", self.parallel.pp))
+            if value != 1
+        ]
+        if self.model.family == "llama2" and self.model.hidden_dropout:
+            problems.append(
+                f"model.hidden_dropout {self.model.hidden_dropout} has no effect with engine "
+                "deepspeed: transformers' Llama has no such dropout; set it to 0.0"
+            )
+        return problems
+
+    @property
+    def training_layout(self) -> dict[str, int | bool]:
+        """The layout that a checkpoint must have been saved at to be resumed."""
+        if self.engine == "deepspeed":
+            return {"zero_stage": self.deepspeed.zero_stage, "dp": self.data_parallel_size}
+        return {
+            "tp": self.parallel.tp,
+            "pp": self.parallel.pp,
+            "dp": self.data_parallel_size,
+            "distributed_optimizer": self.parallel.distributed_optimizer,
+        }
 
     def _batch_problems(self) -> list[str]:
         problems = []
@@ -152,3 +186,67 @@ class SFTConfig(SFTSettings, RunConfig):
                 f"optimizer.warmup_steps {optimizer.warmup_steps} is not less than {name} {last}"
             )
         return problems
+
+
+class SFTSettings(TrainingSettings):
+    """The `sft` section of a preset."""
+
+    data: Data = Data()
+
+
+class SFTConfig(SFTSettings, TrainingConfig):
+    """A supervised fine-tuning run."""
+
+    stage: Literal["sft"] = "sft"
+    """The subcommand."""
+
+
+class RewardSettings(TrainingSettings):
+    """The `reward` section of a preset."""
+
+    data: Preferences = Preferences()
+    loss: RewardLoss = RewardLoss()
+
+
+class RewardConfig(RewardSettings, TrainingConfig):
+    """The training of a reward model."""
+
+    stage: Literal["reward"] = "reward"
+    """The subcommand."""
+
+    def _problems(self) -> list[str]:
+        return [*super()._problems(), *_selection_problems(self.data)]
+
+
+class DPOSettings(TrainingSettings):
+    """The `dpo` section of a preset."""
+
+    data: ReferencedPreferences = ReferencedPreferences()
+    loss: DPOLoss = DPOLoss()
+
+
+class DPOConfig(DPOSettings, TrainingConfig):
+    """Direct preference optimisation."""
+
+    stage: Literal["dpo"] = "dpo"
+    """The subcommand."""
+
+    def _problems(self) -> list[str]:
+        return [*super()._problems(), *_selection_problems(self.data), *self._loss_problems()]
+
+    def _loss_problems(self) -> list[str]:
+        if self.loss.variant == "ipo" and self.loss.label_smoothing:
+            return [
+                f"loss.label_smoothing {self.loss.label_smoothing} has no effect with loss.variant "
+                "ipo: a squared distance has no wrong way round; set it to 0"
+            ]
+        return []
+
+
+def _selection_problems(data: Preferences) -> list[str]:
+    if data.max_response is None and data.select != "firstk":
+        return [
+            f"data.select {data.select} has no effect without data.max_response: all answers are "
+            "taken; give the number of answers to take"
+        ]
+    return []

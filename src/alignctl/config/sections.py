@@ -189,7 +189,7 @@ class Launch(Section):
 
 
 class Batch(Section):
-    """How many sequences, and how long."""
+    """How many sequences, and how long. Of preferences, a prompt with all its answers is one."""
 
     micro_batch_size: Count
     """Sequences in one forward pass on one data-parallel rank."""
@@ -201,7 +201,7 @@ class Batch(Section):
     """Longest sequence in tokens; with packing, the capacity that documents are packed into."""
 
 
-class Data(Section):
+class Rows(Section):
     """What is learned from, and how a row becomes tokens."""
 
     train: FilePath | None = None
@@ -213,9 +213,6 @@ class Data(Section):
     validation_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Share of the training rows held out, always the same ones, when there is no such file."""
 
-    packing: bool = True
-    """Put several documents into one sequence, without attention from one to another."""
-
     template: Literal["auto", "tokenizer", "hh", "none"] = "auto"
     """How a row becomes text: auto keeps a text that the row has, and writes chats by the
     tokenizer's chat template, or in HH's form if it has none; tokenizer, hh: always like this;
@@ -223,6 +220,59 @@ class Data(Section):
 
     truncation: Literal["keep_response", "left", "right", "drop"] = "keep_response"
     """What goes when a row exceeds seq_length: its context's start, its start, its end, or all."""
+
+
+class Data(Rows):
+    """What is learned from, and how rows become sequences."""
+
+    packing: bool = True
+    """Put several documents into one sequence, without attention from one to another."""
+
+
+class Preferences(Rows):
+    """Which answers are compared, and how they become tokens."""
+
+    max_response: Annotated[int, Field(ge=2)] | None = None
+    """Most answers taken of a row; null takes all. Every two of different score are a pair."""
+
+    select: Literal["firstk", "topk", "random"] = "firstk"
+    """Which answers of a row with more than max_response: the first, the best, or any."""
+
+
+class ReferencedPreferences(Preferences):
+    """Preferences with what the frozen reference model makes of them."""
+
+    reference_cache: FilePath | None = None
+    """Folder of the reference's log-probabilities, which runs from the same weights on the same
+    rows share; null: .cache/reference beside the run folder."""
+
+
+class RewardLoss(Section):
+    """What a reward model minimises: -log sigmoid(r_b - r_w) of a better and a worse answer."""
+
+    margin: Annotated[float, Field(ge=0)] = 0.0
+    """How far apart scores have to be for each unit between the data's; 0: the order is all."""
+
+    centering: Annotated[float, Field(ge=0)] = 0.0
+    """Weight of (r_b + r_w)^2, which draws the scores of a pair towards a sum of 0; TRL suggests
+    0.01."""
+
+
+class DPOLoss(Section):
+    """What direct preference optimisation minimises."""
+
+    variant: Literal["sigmoid", "sigmoid_norm", "ipo"] = "sigmoid"
+    """sigmoid: DPO itself. sigmoid_norm: with log-probabilities per token of the answer, so that
+    long answers have no larger steps. ipo: a squared distance, also per token."""
+
+    beta: Annotated[float, Field(gt=0)] = 0.1
+    """How strongly the policy is held to the reference."""
+
+    label_smoothing: Annotated[float, Field(ge=0, lt=0.5)] = 0.0
+    """Probability that a preference is the wrong way round (conservative DPO); not of ipo."""
+
+    nll: Annotated[float, Field(ge=0)] = 0.0
+    """Weight of the better answer's own loss per token (RPO), which keeps it likely."""
 
 
 class Optimizer(Section):
@@ -289,3 +339,14 @@ class Checkpoint(Section):
 
     keep: Count | None = None
     """Newest checkpoints kept on disk; null: all of them."""
+
+
+class DeepSpeed(Section):
+    """How DeepSpeed spreads a model over the data-parallel ranks; acts only with that engine."""
+
+    zero_stage: Literal[1, 2, 3] = 2
+    """What each rank holds only a share of: 1 the optimizer's state, 2 also the gradients, 3 also
+    the weights."""
+
+    offload_optimizer: bool = False
+    """Keep the optimizer's state in the memory of the CPU, and take its steps there."""

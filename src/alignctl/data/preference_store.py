@@ -2,8 +2,9 @@
 
 import json
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 from typing import Self
 
@@ -117,6 +118,15 @@ class PreferenceSplit(Split):
             [[self.document(number) for number in group] for group in groups],
             np.asarray([self.scores[number] for group in groups for number in group], np.float64),
         )
+
+    def best_answers(self) -> Self:
+        """The best answer to each prompt alone: a group of one; of equals the first."""
+        scores = self.scores[self.members]
+        best = [
+            self.members[start + int(np.argmax(scores[start:end]))]
+            for start, end in pairwise(self.bounds.tolist())
+        ]
+        return replace(self, members=np.asarray(best), bounds=np.arange(len(best) + 1))
 
 
 @dataclass(frozen=True, eq=False)

@@ -10,8 +10,10 @@ import math
 import os
 from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from megatron.core import parallel_state, tensor_parallel
@@ -24,25 +26,22 @@ from megatron.core.optimizer import OptimizerConfig, get_megatron_optimizer
 from megatron.core.optimizer.clip_grads import clip_grad_by_total_norm_fp32
 from megatron.core.pipeline_parallel import get_forward_backward_func
 from megatron.core.transformer.module import Float16Module
+from numpy.typing import NDArray
 from torch import Tensor
 
-from alignctl.algorithms.loss import Loss, LossTerms, Output
-from alignctl.config.sections import Model, Optimizer, Parallel
+from alignctl.algorithms.loss import Loss, LossTerms, Output, Scores
+from alignctl.checkpoints.source import Source
+from alignctl.config.sections import Head, Model, Optimizer, Parallel
 from alignctl.data.batch import IGNORE, TokenBatch
-from alignctl.engines import megatron_cpu
+from alignctl.engines import megatron_cpu, megatron_state
+from alignctl.engines.device import DEVICE, IS_GPU
 from alignctl.engines.metrics import StepMetrics
-from alignctl.errors import RunError
+from alignctl.engines.protocol import NonFiniteError
+from alignctl.engines.sums import by_document, of_documents, step_metrics
 from alignctl.models.attention import Documents
 from alignctl.models.families import weight_map
-from alignctl.models.megatron import LanguageModel, build, transformer_config
+from alignctl.models.megatron import LanguageModel, RewardModel, build, transformer_config
 from alignctl.models.weight_map import Replicated, Sliced
-
-IS_GPU = torch.cuda.is_available()
-DEVICE = torch.device("cuda" if IS_GPU else "cpu")
-
-
-class NonFiniteError(RunError):
-    """A loss or a gradient that is not finite; nothing was updated."""
 
 
 def initialize(parallel: Parallel, *, seed: int, timeout_minutes: float) -> None:
@@ -81,6 +80,7 @@ class MegatronEngine:
     Attributes:
         model: This rank's part of the model, unwrapped.
         architecture: The whole model.
+        head: What is on top of it.
         parallel: The layout.
         data_parallel_rank: Which share of each batch is this rank's.
         data_parallel_size: How many shares there are.
@@ -94,6 +94,7 @@ class MegatronEngine:
         precision: str,
         seq_length: int,
         optimizer: Optimizer | None,
+        head: Head = "lm",
     ) -> None:
         """Builds the model; its weights are to be loaded before use.
 
@@ -103,8 +104,10 @@ class MegatronEngine:
             precision: "fp32" or "bf16" (then with fp32 master weights and gradients).
             seq_length: Longest document, in tokens.
             optimizer: AdamW's settings; None for a model that is not trained.
+            head: What is on top.
         """
         self.architecture = architecture
+        self.head = head
         self.parallel = parallel
         self.dtype = torch.bfloat16 if precision == "bf16" else torch.float32
         self.data_parallel_rank: int = parallel_state.get_data_parallel_rank()
@@ -119,7 +122,7 @@ class MegatronEngine:
             finalize_model_grads_func=self._finalize_gradients,
         )
         self.model: LanguageModel = build(
-            architecture, self._config, max_sequence_length=seq_length
+            architecture, self._config, max_sequence_length=seq_length, head=head
         ).to(DEVICE)
         _zero_vocabulary_padding(self.model)
         self._mark_sharded_parameters()
@@ -138,7 +141,35 @@ class MegatronEngine:
             )
             self._settings = optimizer
         self._wrapped = wrapped
-        self._global_weight: Tensor | None = None
+
+    def load_weights(self, source: Source, *, seed: int = 0) -> None:
+        """Fills the model from a checkpoint: `megatron_state.load_weights`."""
+        megatron_state.load_weights(self, source, seed=seed)
+
+    def resume(self, checkpoint: Path) -> int:
+        """Restores a checkpoint, returns its steps: `megatron_state.resume`."""
+        return megatron_state.resume(self, checkpoint)
+
+    def save(
+        self,
+        checkpoints: Path,
+        step: int,
+        *,
+        source: Source,
+        tokenizer: Path | None,
+        keep: int | None,
+        score_offset: float | None = None,
+    ) -> Path:
+        """Writes a checkpoint: `megatron_state.save`."""
+        return megatron_state.save(
+            self,
+            checkpoints,
+            step,
+            source=source,
+            tokenizer=tokenizer,
+            keep=keep,
+            score_offset=score_offset,
+        )
 
     def global_name(self, local: str) -> str:
         """A parameter's name in the whole model: each stage counts its layers from 0."""
@@ -156,7 +187,7 @@ class MegatronEngine:
 
         Its layers do this themselves only when they also draw random weights.
         """
-        rows = weight_map(self.architecture)
+        rows = weight_map(self.architecture, self.head)
         for name, parameter in self.model.named_parameters():
             layout = rows[self.global_name(name)].layout
             if not isinstance(layout, Replicated) and not hasattr(parameter, "partition_dim"):
@@ -253,6 +284,37 @@ class MegatronEngine:
         whole: Tensor = gathered[: batch.num_tokens, : self.architecture.vocab_size]
         return whole
 
+    def document_outputs(
+        self, micro_batches: Sequence[TokenBatch], num_documents: int
+    ) -> NDArray[np.float64]:
+        """Summed log-probability or score of each document `[D]`; see `Engine`."""
+        self._wrapped.eval()
+        found: list[tuple[TokenBatch, Tensor]] = []
+
+        def forward(iterator: Iterator[TokenBatch], model: Any) -> tuple[Any, Callable[..., Any]]:
+            batch = next(iterator)
+            output, _ = self._forward(batch, model, with_labels=True)
+
+            def keep(output: Any) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+                values = of_documents(self._named(output), batch)
+                found.append((batch, values))
+                return values.sum(), torch.zeros((), dtype=torch.int, device=DEVICE), {}
+
+            return output, keep
+
+        with torch.no_grad():
+            self._schedule(forward, micro_batches, forward_only=True)
+        return by_document(found if self._has_numbers else [], num_documents)
+
+    @property
+    def _has_numbers(self) -> bool:
+        """Whether this rank counts: only the last stage has numbers, and one of its copies does."""
+        return self.is_last_stage and parallel_state.get_tensor_model_parallel_rank() == 0
+
+    def _named(self, output: Any) -> Output | Scores:
+        """What the model's last stage returns, for losses to read."""
+        return Output(*output) if self.head == "lm" else Scores(*output)
+
     def _run(
         self, micro_batches: Sequence[TokenBatch], loss: Loss, *, forward_only: bool, flag: bool
     ) -> StepMetrics:
@@ -264,7 +326,7 @@ class MegatronEngine:
             output, targets = self._forward(batch, model, with_labels=True)
 
             def compute(output: Any) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-                found = loss(Output(*output), targets, batch)
+                found = loss(self._named(output), targets, batch)
                 terms.append(
                     LossTerms(
                         found.total.detach(),
@@ -318,27 +380,14 @@ class MegatronEngine:
         return output, targets
 
     def _sum_terms(self) -> StepMetrics:
-        """Adds up loss, weight and metrics over micro batches and ranks: one all-reduce."""
+        """Adds up loss, weight and metrics over micro batches and ranks."""
         terms, names, batches, flag = self._pending
-        values = torch.zeros(4 + len(names), dtype=torch.float64)
-        # Tensor-parallel ranks hold copies of the same numbers, and only the last stage has any.
-        if self.is_last_stage and parallel_state.get_tensor_model_parallel_rank() == 0:
-            for found in terms:
-                numbers = [found.total, found.weight, *(found.metrics[name] for name in names)]
-                values[1 : 3 + len(names)] += torch.stack(numbers).double().cpu()
-            values[-1] = sum(batch.num_tokens for batch in batches)
-        values[0] = float(flag)
-        values = values.to(DEVICE)
-        dist.all_reduce(values)
-        stop, total, weight, *metrics, num_tokens = values.tolist()
-        divisor = weight or 1.0
-        return StepMetrics(
-            loss=total / divisor,
-            weight=weight,
-            num_tokens=num_tokens,
-            metrics={name: value / divisor for name, value in zip(names, metrics, strict=True)},
-            grad_norm=None,
-            is_stop_requested=stop > 0,
+        has_numbers = self._has_numbers
+        return step_metrics(
+            terms if has_numbers else [],
+            names,
+            num_tokens=sum(batch.num_tokens for batch in batches) if has_numbers else 0,
+            is_stop_requested=flag,
         )
 
     def _finalize_gradients(self, model: list[Any], num_tokens: Tensor | None, **kw: Any) -> None:
@@ -361,5 +410,6 @@ def _zero_vocabulary_padding(model: LanguageModel) -> None:
     """Gives vocabulary tables defined rows everywhere: loading fills only those of real tokens."""
     if model.pre_process:
         torch.nn.init.zeros_(model.embedding.word_embeddings.weight)
-    if model.post_process and model.output_layer.weight is not None:
+    is_policy = not isinstance(model, RewardModel)
+    if model.post_process and is_policy and model.output_layer.weight is not None:
         torch.nn.init.zeros_(model.output_layer.weight)

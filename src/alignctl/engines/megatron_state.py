@@ -4,16 +4,14 @@ A checkpoint is Megatron-Core's distributed format. Weights can be read back at 
 optimizer's state, when it is spread over data-parallel ranks, only at the layout it was saved at.
 """
 
-import shutil
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
 from megatron.core import dist_checkpointing, parallel_state, tensor_parallel
 from megatron.core.dist_checkpointing.mapping import ShardedTensor
 
-from alignctl import atomic
 from alignctl.checkpoints import manifest
 from alignctl.checkpoints.companions import copy_companions
 from alignctl.checkpoints.dtypes import name_of
@@ -21,38 +19,52 @@ from alignctl.checkpoints.lazy import check_finite
 from alignctl.checkpoints.manifest import HF_FOLDER, FileRecord, Manifest
 from alignctl.checkpoints.mcore_index import read_metadata
 from alignctl.checkpoints.source import Source
-from alignctl.engines.megatron import IS_GPU, MegatronEngine
+from alignctl.engines import checkpoint_folder
+from alignctl.engines.device import IS_GPU
 from alignctl.engines.megatron_writer import InProcessStrategy
-from alignctl.launch.run_folder import LATEST, RunFolder
+from alignctl.launch.run_folder import RunFolder
 from alignctl.models.families import weight_map
+from alignctl.models.score_head import new_weights
 from alignctl.models.weight_map import Vocabulary, pad_rows
+
+if TYPE_CHECKING:
+    from alignctl.engines.megatron import MegatronEngine
 
 _DISTRIBUTED_OPTIMIZER = {"distrib_optim_sharding_type": "dp_reshardable"}
 
 
-def load_weights(engine: MegatronEngine, source: Source) -> None:
+def load_weights(engine: "MegatronEngine", source: Source, *, seed: int = 0) -> None:
     """Fills the engine's model from a checkpoint of any kind and layout; no optimizer state.
 
     Each rank reads the full tensors it has a part of, one at a time: no layout is written down
-    on the way.
+    on the way. A policy has no score head: a reward model that starts from it gets a new one.
+
+    Args:
+        engine: The engine.
+        source: The checkpoint.
+        seed: Of a new head.
     """
     model, parallel = engine.architecture, engine.parallel
-    rows = weight_map(model)
+    rows = weight_map(model, engine.head)
+    needs_head = source.head == "lm" and engine.head != "lm"
+    new = new_weights(engine.head, model, seed=seed) if needs_head else {}
     rank = parallel_state.get_tensor_model_parallel_rank()
     if source.manifest:
         _verify(source.path, source.manifest)
     with torch.no_grad():
         for local_name, parameter in engine.model.named_parameters():
             name = engine.global_name(local_name)
-            full, row = source.tensors[name].make(), rows[name]
-            check_finite(full, source.tensors[name].where)
+            row, full = rows[name], new.get(name)
+            if full is None:
+                full = source.tensors[name].make()
+                check_finite(full, source.tensors[name].where)
             if isinstance(row.layout, Vocabulary):
                 full = pad_rows(full, model.padded_vocab_size(parallel.tp))
             parameter.copy_(row.layout.shard(full, rank, parallel.tp))
     dist.barrier()
 
 
-def _model_state(engine: MegatronEngine) -> dict[str, Any]:
+def _model_state(engine: "MegatronEngine") -> dict[str, Any]:
     """Megatron's description of this rank's parameters, without the empty extra states."""
     state: dict[str, Any] = engine.model.sharded_state_dict()
     return {key: value for key, value in state.items() if not key.endswith("_extra_state")}
@@ -82,7 +94,7 @@ def _set_random_state(states: dict[str, torch.Tensor]) -> None:
     tracker.set_states({name: states[f"tracker.{name}"] for name in tracker.get_states()})
 
 
-def _state(engine: MegatronEngine, *, is_loading: bool) -> dict[str, Any]:
+def _state(engine: "MegatronEngine", *, is_loading: bool) -> dict[str, Any]:
     model = _model_state(engine)
     metadata = _DISTRIBUTED_OPTIMIZER if engine.parallel.distributed_optimizer else None
     optimizer = engine.optimizer.sharded_state_dict(
@@ -92,7 +104,7 @@ def _state(engine: MegatronEngine, *, is_loading: bool) -> dict[str, Any]:
     return {"model": model, "optimizer": optimizer, "random": _random_state()}
 
 
-def _layout(engine: MegatronEngine) -> dict[str, int | bool]:
+def _layout(engine: "MegatronEngine") -> dict[str, int | bool]:
     return {
         "tp": engine.parallel.tp,
         "pp": engine.parallel.pp,
@@ -103,13 +115,14 @@ def _layout(engine: MegatronEngine) -> dict[str, int | bool]:
 
 
 def save(
-    engine: MegatronEngine,
+    engine: "MegatronEngine",
     checkpoints: Path,
     step: int,
     *,
     source: Source,
     tokenizer: Path | None,
     keep: int | None,
+    score_offset: float | None = None,
 ) -> Path:
     """Writes a checkpoint that is either complete or absent, then points to it.
 
@@ -121,6 +134,7 @@ def save(
             checkpoint can become a Hugging Face folder on its own.
         tokenizer: Folder of the tokenizer it is trained with, if not the source's own.
         keep: How many of the newest checkpoints stay; None for all.
+        score_offset: `Manifest.score_offset`, for a reward model that is done.
 
     Returns:
         The folder of the checkpoint.
@@ -128,14 +142,13 @@ def save(
     Raises:
         OSError: The disk is full or not writable; older checkpoints are untouched.
     """
-    name = f"iter_{step:07d}"
-    partial, final = checkpoints / f".{name}.partial", checkpoints / name
+    partial = checkpoint_folder.partial_name(checkpoints, step)
+    final = checkpoint_folder.final_name(checkpoints, step)
     if RunFolder(checkpoints.parent).latest_step() == step:
         return final  # replacing it would leave a moment without any
     is_first = dist.get_rank() == 0
     if is_first:
-        RunFolder(checkpoints.parent).remove_unfinished()
-        partial.mkdir(parents=True)
+        checkpoint_folder.start(checkpoints, step)
     dist.barrier()
     dist_checkpointing.save(
         _state(engine, is_loading=False),
@@ -145,19 +158,10 @@ def save(
     )
     records = _gather_records(partial)
     if is_first:
-        _describe(engine, partial, step, source, tokenizer, records)
-        _remove(final)  # of an attempt that was killed before it could point to it
-        atomic.commit_folder(partial, final)
-        atomic.write_text(checkpoints / LATEST, str(step))
-        _remove_old(checkpoints, step, keep)
+        _describe(engine, partial, step, source, tokenizer, score_offset, records)
+        checkpoint_folder.finish(checkpoints, step, keep=keep)
     dist.barrier()
     return final
-
-
-def _remove(checkpoint: Path) -> None:
-    """Removes a checkpoint: its name goes first, so that no half of it can pass for a whole."""
-    if checkpoint.exists():
-        shutil.rmtree(checkpoint.rename(checkpoint.with_name(f".{checkpoint.name}.removed")))
 
 
 def _gather_records(partial: Path) -> dict[str, FileRecord]:
@@ -171,11 +175,12 @@ def _gather_records(partial: Path) -> dict[str, FileRecord]:
 
 
 def _describe(
-    engine: MegatronEngine,
+    engine: "MegatronEngine",
     partial: Path,
     step: int,
     source: Source,
     tokenizer: Path | None,
+    score_offset: float | None,
     records: dict[str, FileRecord],
 ) -> None:
     """Adds the companions and the manifest to a checkpoint."""
@@ -185,6 +190,9 @@ def _describe(
     model = engine.architecture
     Manifest(
         iteration=step,
+        role="policy" if engine.head == "lm" else "reward",
+        head=engine.head,
+        score_offset=score_offset,
         model=model,
         dtype=name_of(engine.dtype),
         padded_vocab_size=model.padded_vocab_size(engine.parallel.tp),
@@ -193,15 +201,7 @@ def _describe(
     ).write(partial, manifest.record_all(partial, records))
 
 
-def _remove_old(checkpoints: Path, step: int, keep: int | None) -> None:
-    """Removes all but the newest; one of a later step, which nobody points to, does not count."""
-    newest_first = sorted(checkpoints.glob("iter_" + 7 * "[0-9]"), reverse=True)
-    finished = [each for each in newest_first if int(each.name.removeprefix("iter_")) <= step]
-    for old in finished[keep:] if keep else []:
-        _remove(old)
-
-
-def resume(engine: MegatronEngine, checkpoint: Path) -> int:
+def resume(engine: "MegatronEngine", checkpoint: Path) -> int:
     """Restores weights, optimizer and random states; returns the number of steps taken.
 
     Raises:
@@ -225,13 +225,13 @@ def resume(engine: MegatronEngine, checkpoint: Path) -> int:
     return found.iteration
 
 
-def _adamws(engine: MegatronEngine) -> list[torch.optim.AdamW]:
+def _adamws(engine: "MegatronEngine") -> list[torch.optim.AdamW]:
     """The optimizers that are torch's own; Transformer Engine's keep their state differently."""
     optimizers = [each.optimizer for each in engine.optimizer.chained_optimizers]
     return [each for each in optimizers if isinstance(each, torch.optim.AdamW)]
 
 
-def _allocate_optimizer_state(engine: MegatronEngine) -> None:
+def _allocate_optimizer_state(engine: "MegatronEngine") -> None:
     """Makes room for what is loaded: torch's AdamW does so in its first step only."""
     for optimizer in _adamws(engine):
         for group in optimizer.param_groups:
@@ -243,7 +243,7 @@ def _allocate_optimizer_state(engine: MegatronEngine) -> None:
                 }
 
 
-def _set_step_counters(engine: MegatronEngine) -> None:
+def _set_step_counters(engine: "MegatronEngine") -> None:
     """Counts on from the saved step, which the distributed optimizer leaves in the groups.
 
     Megatron-Core 0.16.1 writes the counters of the state it allocated, zeros, over it.

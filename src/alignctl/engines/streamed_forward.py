@@ -15,12 +15,13 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn import Linear, Module, Parameter, ReLU, Sequential
+from torch.nn import Module, Parameter
 
 from alignctl.checkpoints.lazy import LazyTensor
 from alignctl.config.sections import Head, Model
 from alignctl.errors import RunError
 from alignctl.models.families import weight_map
+from alignctl.models.score_head import MODULES, score_head
 from alignctl.models.weight_map import Vocabulary, Weight, full_shape
 
 SEED = 1
@@ -29,8 +30,6 @@ NUM_TOKENS = 32
 the weights."""
 MAX_ROWS = 4096
 """Vocabulary rows that are kept of the embedding and of the output layer."""
-
-_SCORE_MODULES: dict[str, str] = {"linear": "score", "pooler": "pooler_head"}
 
 
 @dataclass(frozen=True)
@@ -119,8 +118,8 @@ class StreamedForward(ABC):
         self._number = 0
         self._score: Module | None = None
         if head != "lm":
-            self._score = _score_head(head, model.hidden_size)
-            module.add_module(_SCORE_MODULES[head], self._score)
+            self._score = score_head(head, model.hidden_size)
+            module.add_module(MODULES[head], self._score)
         for row in weight_map(one_layer(model, probe), head).values():
             self._attach(row, [_place(module, name) for name in self._names(row)])
         module.eval()
@@ -185,18 +184,6 @@ def one_layer(model: Model, probe: Probe) -> Model:
     """The model that is built: one layer, the probe's rows, an output layer of its own."""
     changes = {"num_layers": 1, "vocab_size": len(probe.rows), "vocab_divisor": 1}
     return model.model_copy(update={**changes, "tie_embeddings": False})
-
-
-def _score_head(head: Head, hidden_size: int) -> Module:
-    """The head of a reward model, `[..., H]` -> `[..., 1]`, its weights named as in the map."""
-    with torch.device("meta"):
-        if head == "linear":
-            return Linear(hidden_size, 1, bias=False)
-        pooler = Sequential()
-        pooler.add_module("dense1", Linear(hidden_size, hidden_size))
-        pooler.add_module("relu", ReLU())
-        pooler.add_module("dense2", Linear(hidden_size, 1))
-        return pooler
 
 
 def _place(module: Module, name: str) -> tuple[Module, str]:

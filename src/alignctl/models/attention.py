@@ -1,4 +1,4 @@
-"""Core attention on `scaled_dot_product_attention`: causal, per document, with ALiBi for Bloom.
+"""Megatron's core attention, per document: how `document_attention` gets into its layers.
 
 Notation used for tensor shapes:
     - T: tokens of a micro batch, documents laid end to end
@@ -6,9 +6,7 @@ Notation used for tensor shapes:
     - D: width of a head
 """
 
-import math
 from dataclasses import dataclass
-from functools import lru_cache
 from itertools import pairwise
 from typing import Any
 
@@ -19,7 +17,8 @@ from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
-from torch.nn.functional import scaled_dot_product_attention
+
+from alignctl.models.document_attention import Alibi, attend
 
 
 @dataclass
@@ -46,25 +45,8 @@ class Documents(PackedSeqParams):
         )
 
 
-def alibi_slopes(num_heads: int) -> Tensor:
-    """Slope of each head `[num_heads]`, fp32 (Press et al., arXiv 2108.12409, section 3).
-
-    For a power of two n, head i (from 1) has 2^(-8i/n). Otherwise the first heads take the slopes
-    of the power of two below, the rest every second slope of the power of two above.
-    """
-    below = 2 ** math.floor(math.log2(num_heads))
-    slopes = [2.0 ** (-8.0 * i / below) for i in range(1, below + 1)]
-    slopes += [2.0 ** (-4.0 * i / below) for i in range(1, 2 * (num_heads - below), 2)]
-    return torch.tensor(slopes, dtype=torch.float32)
-
-
 class DocumentAttention(MegatronModule):
-    """Causal attention inside each document; a drop-in for Megatron's `core_attention`.
-
-    Documents do not see each other, and no padding is computed. `alibi` adds
-    slope * (key position - query position) to the scores, which softmax cannot tell from
-    Hugging Face's slope * key position.
-    """
+    """Causal attention inside each document; a drop-in for Megatron's `core_attention`."""
 
     def __init__(
         self,
@@ -94,62 +76,15 @@ class DocumentAttention(MegatronModule):
         """Attends; query `[T, H, D]`, key and value `[T, G, D]` -> `[T, H, D]`."""
         assert packed_seq_params is not None
         assert attention_bias is None
-        if (repeats := query.shape[1] // key.shape[1]) > 1:
-            key = key.repeat_interleave(repeats, dim=1)
-            value = value.repeat_interleave(repeats, dim=1)
-        lengths = [end - start for start, end in pairwise(packed_seq_params.boundaries)]
-        outputs = [
-            self._attend(q.transpose(0, 1), k.transpose(0, 1), v.transpose(0, 1)).transpose(0, 1)
-            for q, k, v in zip(
-                query.split(lengths), key.split(lengths), value.split(lengths), strict=True
-            )
-        ]
-        return torch.cat(outputs) if len(outputs) > 1 else outputs[0].contiguous()
-
-    def _attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        """One document: `[H, L, D]` each -> `[H, L, D]`."""
-        dropout = self.config.attention_dropout if self.training else 0.0
-        bias = self._alibi_bias(query) if self.alibi else None
-        # A leading batch dimension of one keeps torch on its fused kernels.
-        output = scaled_dot_product_attention(
-            query[None],
-            key[None],
-            value[None],
-            attn_mask=bias,
-            dropout_p=dropout,
-            is_causal=bias is None,
+        rank, heads = parallel_state.get_tensor_model_parallel_rank(), query.shape[1]
+        return attend(
+            query,
+            key,
+            value,
+            packed_seq_params.boundaries,
+            dropout=self.config.attention_dropout if self.training else 0.0,
+            alibi=Alibi(self.config.num_attention_heads, rank * heads) if self.alibi else None,
         )
-        # Not output[0]: the gradient of an index is a tensor of zeros, written into.
-        return output.squeeze(0)
-
-    def _alibi_bias(self, query: Tensor) -> Tensor:
-        """The bias of one document `[H, L, L]`, for the heads of this tensor-parallel rank."""
-        heads, length = query.shape[:2]
-        # A power of two serves documents of many lengths; only differences of positions count.
-        bias = _alibi_bias(
-            self.config.num_attention_heads,
-            parallel_state.get_tensor_model_parallel_rank() * heads,
-            heads,
-            1 << (length - 1).bit_length(),
-            query.dtype,
-            query.device,
-        )
-        return bias[:, :length, :length]
-
-
-@lru_cache(maxsize=16)
-def _alibi_bias(
-    num_heads: int, first: int, heads: int, length: int, dtype: torch.dtype, device: torch.device
-) -> Tensor:
-    """Bias `[heads, length, length]` of heads from `first` on; one tensor serves all layers.
-
-    The shorter lengths together take a third of the longest one's memory.
-    """
-    slopes = alibi_slopes(num_heads)[first : first + heads].to(device)
-    positions = torch.arange(length, device=device)
-    distance = positions[None, :] - positions[:, None]
-    bias = slopes[:, None, None] * distance
-    return bias.masked_fill(distance > 0, float("-inf")).to(dtype)
 
 
 class AlibiAttention(DocumentAttention):

@@ -5,12 +5,14 @@ Transformer Engine, attention with documents and ALiBi, Bloom's embedding norm, 
 layer that is computed only where a token is learned.
 """
 
+from functools import partial
 from typing import Any
 
 import torch
 from megatron.core import parallel_state, tensor_parallel
 from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
 from megatron.core.models.gpt.gpt_model import GPTModel
+from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_block import (
     TransformerBlockSubmodules,
@@ -20,9 +22,10 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 from torch.nn.functional import gelu, silu
 
-from alignctl.config.sections import Model, Parallel
+from alignctl.config.sections import Head, Model, Parallel
 from alignctl.data.batch import IGNORE
 from alignctl.models.attention import AlibiAttention, DocumentAttention
+from alignctl.models.score_head import MODULES, score_head
 from alignctl.models.vocab_parallel import vocab_parallel_logprobs
 
 
@@ -84,13 +87,7 @@ class LanguageModel(GPTModel):
         """
         if not self.post_process:
             return hidden_states
-        if self.config.sequence_parallel:
-            # Every rank goes on with the same rows, and the output layer's backward already sums
-            # over ranks: the gradient is only cut here, not summed a second time.
-            hidden_states = tensor_parallel.gather_from_sequence_parallel_region(
-                hidden_states, tensor_parallel_output_grad=False
-            )
-        hidden_states = hidden_states.squeeze(1)
+        hidden_states = self._gathered(hidden_states)
         if (labels := kwargs["labels"]) is None:
             return self._logits(hidden_states)
         labels = labels[0]
@@ -109,6 +106,18 @@ class LanguageModel(GPTModel):
         hits = torch.zeros_like(labels, dtype=torch.bool)
         return full, hits.index_put((learned,), is_most_likely & is_learned)
 
+    def _gathered(self, hidden_states: Tensor) -> Tensor:
+        """All tokens' hidden states `[T, H]` on every rank, from this rank's `[T or T / tp, 1, H]`.
+
+        What follows has the same gradient on every rank (the output layer's backward sums over
+        ranks itself), so sequence parallelism only cuts it here and does not sum it once more.
+        """
+        if self.config.sequence_parallel:
+            hidden_states = tensor_parallel.gather_from_sequence_parallel_region(
+                hidden_states, tensor_parallel_output_grad=False
+            )
+        return hidden_states.squeeze(1)
+
     def _logits(self, hidden_states: Tensor) -> Tensor:
         """Logits of this rank's vocabulary `[N, hidden]` -> `[N, V / tp]`."""
         tied = self.share_embeddings_and_output_weights
@@ -117,6 +126,42 @@ class LanguageModel(GPTModel):
         logits, _ = self.output_layer(hidden_states[:, None], weight=weight)
         # Not logits[:, 0]: the gradient of an index is a tensor of zeros, written into.
         return logits.squeeze(1)
+
+
+class RewardModel(LanguageModel):
+    """A LanguageModel with a score head in the place of its output layer.
+
+    Every tensor-parallel rank holds the whole head and computes the same scores from all hidden
+    states, so the head's gradient is whole on each of them, with sequence parallelism too.
+    """
+
+    def __init__(
+        self, model: Model, config: TransformerConfig, *, head: Head, **kwargs: Any
+    ) -> None:
+        super().__init__(model, config, **kwargs)
+        if self.post_process:
+            weight = self.output_layer.weight
+            del self.output_layer
+            made = score_head(head, model.hidden_size, device=weight.device, dtype=weight.dtype)
+            self.add_module(MODULES[head], made)
+            self._score = MODULES[head]
+
+    def _postprocess(self, hidden_states: Tensor, **kwargs: Any) -> Any:
+        """Hidden states on inner stages; on the last one `(scores,)`, `[D]` fp32.
+
+        A score is that of the document's last input: the boundaries are those of
+        `packed_seq_params`.
+        """
+        if not self.post_process:
+            return hidden_states
+        last = kwargs["packed_seq_params"].cu_seqlens_q[1:].long() - 1
+        scores: Tensor = self.get_submodule(self._score)(self._gathered(hidden_states)[last])
+        return (scores.squeeze(1),)
+
+    def sharded_state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """Megatron's description of the weights; GPTModel's own would look for an output layer."""
+        state: dict[str, Any] = MegatronModule.sharded_state_dict(self, *args, **kwargs)
+        return state
 
 
 def transformer_config(
@@ -199,7 +244,9 @@ def _transformer_engine_attention() -> type | None:
     return attention
 
 
-def build(model: Model, config: TransformerConfig, *, max_sequence_length: int) -> LanguageModel:
+def build(
+    model: Model, config: TransformerConfig, *, max_sequence_length: int, head: Head = "lm"
+) -> LanguageModel:
     """Builds this rank's part of the model, its weights not set.
 
     Megatron's parallel state must be initialised. Pipeline stages hold equal shares of layers.
@@ -210,7 +257,8 @@ def build(model: Model, config: TransformerConfig, *, max_sequence_length: int) 
         layer_specs=[layer] * get_num_layers_to_build(config),
         layer_norm=RMSNorm if llama else LayerNorm,
     )
-    return LanguageModel(
+    is_policy = head == "lm"
+    return (LanguageModel if is_policy else partial(RewardModel, head=head))(
         model,
         config,
         transformer_layer_spec=block,
@@ -218,7 +266,7 @@ def build(model: Model, config: TransformerConfig, *, max_sequence_length: int) 
         max_sequence_length=max_sequence_length,
         pre_process=parallel_state.is_pipeline_first_stage(),
         post_process=parallel_state.is_pipeline_last_stage(),
-        share_embeddings_and_output_weights=model.tie_embeddings,
+        share_embeddings_and_output_weights=model.tie_embeddings and is_policy,
         position_embedding_type="rope" if llama else "none",
         rotary_base=model.rotary_base or 10000,
     )

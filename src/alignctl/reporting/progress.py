@@ -18,6 +18,8 @@ Row = Mapping[str, Any]
 
 _MEASURES = (
     ("loss", "loss {:.4f}"),
+    ("accuracy", "accuracy {:.2f}"),
+    ("margin", "margin {:.2f}"),
     ("lr", "lr {:.2e}"),
     ("grad_norm", "grad norm {:.3f}"),
     ("tokens_per_second", "tokens/s {:,.0f}"),

@@ -1,0 +1,58 @@
+"""The folder of a run's checkpoints: each is complete or absent, and the newest is pointed to.
+
+One rank calls these functions, between two barriers.
+"""
+
+import shutil
+from pathlib import Path
+
+from alignctl import atomic
+from alignctl.launch.run_folder import LATEST, RunFolder
+
+
+def final_name(checkpoints: Path, step: int) -> Path:
+    """Where the checkpoint of a step is once it is complete."""
+    return checkpoints / f"iter_{step:07d}"
+
+
+def partial_name(checkpoints: Path, step: int) -> Path:
+    """Where the checkpoint of a step is while it is written."""
+    return checkpoints / f".iter_{step:07d}.partial"
+
+
+def start(checkpoints: Path, step: int) -> None:
+    """Makes the folder that a checkpoint is written into; what killed saves have left goes."""
+    RunFolder(checkpoints.parent).remove_unfinished()
+    partial_name(checkpoints, step).mkdir(parents=True)
+
+
+def finish(checkpoints: Path, step: int, *, keep: int | None) -> None:
+    """Gives a checkpoint its name, points to it, and removes the oldest.
+
+    Args:
+        checkpoints: The folder of checkpoints.
+        step: Of the checkpoint, which is complete but for its name.
+        keep: How many of the newest stay; None for all.
+
+    Raises:
+        OSError: The disk is full or not writable; older checkpoints are untouched.
+    """
+    final = final_name(checkpoints, step)
+    _remove(final)  # of an attempt that was killed before it could point to it
+    atomic.commit_folder(partial_name(checkpoints, step), final)
+    atomic.write_text(checkpoints / LATEST, str(step))
+    _remove_old(checkpoints, step, keep)
+
+
+def _remove(checkpoint: Path) -> None:
+    """Removes a checkpoint: its name goes first, so that no half of it can pass for a whole."""
+    if checkpoint.exists():
+        shutil.rmtree(checkpoint.rename(checkpoint.with_name(f".{checkpoint.name}.removed")))
+
+
+def _remove_old(checkpoints: Path, step: int, keep: int | None) -> None:
+    """Removes all but the newest; one of a later step, which nobody points to, does not count."""
+    newest_first = sorted(checkpoints.glob("iter_" + 7 * "[0-9]"), reverse=True)
+    finished = [each for each in newest_first if int(each.name.removeprefix("iter_")) <= step]
+    for old in finished[keep:] if keep else []:
+        _remove(old)

@@ -1,0 +1,321 @@
+"""The DeepSpeed engine: transformers' layers, data parallelism with ZeRO 1, 2 or 3.
+
+Micro batches without padding, the same losses and the same AdamW as the Megatron engine. The loss
+is a sum; DeepSpeed's own averages over ranks and micro batches are undone, and gradients are
+divided once, by the global weight of the optimizer step.
+"""
+
+import math
+import os
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from datetime import timedelta
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from numpy.typing import NDArray
+from torch import Tensor
+
+from alignctl import memory
+from alignctl.algorithms.loss import Loss, LossTerms, Output, Scores
+from alignctl.checkpoints.source import Source
+from alignctl.config.sections import DeepSpeed, Head, Model, Optimizer, Parallel
+from alignctl.data.batch import TokenBatch
+from alignctl.engines import deepspeed_state
+from alignctl.engines.deepspeed_library import deepspeed
+from alignctl.engines.deepspeed_optimizer import ZeroOptimizer
+from alignctl.engines.device import DEVICE, IS_GPU
+from alignctl.engines.metrics import StepMetrics
+from alignctl.engines.protocol import NonFiniteError
+from alignctl.engines.sums import by_document, of_documents, step_metrics
+from alignctl.models.families import weight_map
+from alignctl.models.transformers_model import build
+from alignctl.models.weight_map import hf_shapes
+
+_BUCKET_ELEMENTS = 50_000_000
+"""Gradients that are reduced at once: 200 MB in float32, and as much as ZeRO-3 gathers ahead."""
+
+
+def initialize(*, seed: int, timeout_minutes: float) -> None:
+    """Joins the job's process group, once per process.
+
+    Args:
+        seed: Of everything random; each rank has random numbers of its own.
+        timeout_minutes: How long a rank waits for the others in one collective.
+    """
+    if IS_GPU:
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    else:
+        memory.keep_freed()
+    dist.init_process_group(
+        "nccl" if IS_GPU else "gloo", timeout=timedelta(minutes=timeout_minutes)
+    )
+    deepspeed.init_distributed(verbose=False, auto_mpi_discovery=False)
+    torch.manual_seed(seed + dist.get_rank())
+
+
+@cache
+def _alone() -> dist.ProcessGroup:
+    """A group of this rank only; all ranks ask for theirs together."""
+    groups: list[dist.ProcessGroup] = [
+        dist.new_group([rank]) for rank in range(dist.get_world_size())
+    ]
+    return groups[dist.get_rank()]
+
+
+class DeepSpeedEngine:
+    """A model whose optimizer, gradients or weights are spread over the ranks: see `Engine`.
+
+    Attributes:
+        model: The model; at ZeRO-3 its parameters are empty except while they are computed with.
+        architecture: The whole model.
+        head: What is on top of it.
+        zero: How it is spread.
+        dtype: Of the weights.
+        optimizer: Master weights and moments, once they are created.
+        data_parallel_rank: Which share of each batch is this rank's.
+        data_parallel_size: How many shares there are: one for each rank.
+    """
+
+    def __init__(
+        self,
+        architecture: Model,
+        parallel: Parallel,
+        zero: DeepSpeed,
+        *,
+        precision: str,
+        optimizer: Optimizer | None,
+        head: Head = "lm",
+    ) -> None:
+        """Builds the model; its weights are to be loaded before use.
+
+        Args:
+            architecture: The model.
+            parallel: Says what is recomputed; its tp and pp are 1.
+            zero: How it is spread.
+            precision: "fp32" or "bf16" (then with fp32 master weights and gradients).
+            optimizer: AdamW's settings; None for a model that is not trained.
+            head: What is on top.
+        """
+        assert parallel.tp == parallel.pp == 1
+        self.architecture, self.head, self.zero = architecture, head, zero
+        self.dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+        self.data_parallel_rank = dist.get_rank()
+        self.data_parallel_size = dist.get_world_size()
+        self.optimizer: ZeroOptimizer | None = None
+        self._settings = optimizer
+        self.model = build(
+            architecture,
+            head,
+            recompute=parallel.recompute,
+            alone=_alone(),
+            dtype=self.dtype,
+            device=DEVICE,
+            partitioned=self._partitioned if self.is_partitioned else None,
+        )
+        self._deepspeed: Any = None
+
+    def _set_mode(self, *, is_training: bool) -> None:
+        """Prepares for forward passes: with dropout, or without.
+
+        Before there is an optimizer, DeepSpeed is needed only to put partitioned weights together.
+        """
+        if self._deepspeed is None and self.is_partitioned:
+            self._deepspeed, *_ = deepspeed.initialize(
+                model=self.model, config=self._config(is_trained=False)
+            )
+        self.model.train(is_training)
+
+    @property
+    def is_partitioned(self) -> bool:
+        """Whether each rank holds only a share of every weight."""
+        return self.zero.zero_stage == 3
+
+    def load_weights(self, source: Source, *, seed: int = 0) -> None:
+        """Fills the model from a checkpoint: `deepspeed_state.load_weights`."""
+        deepspeed_state.load_weights(self, source, seed=seed)
+
+    def resume(self, checkpoint: Path) -> int:
+        """Restores a checkpoint, returns its steps: `deepspeed_state.resume`."""
+        return deepspeed_state.resume(self, checkpoint)
+
+    def save(
+        self,
+        checkpoints: Path,
+        step: int,
+        *,
+        source: Source,
+        tokenizer: Path | None,
+        keep: int | None,
+        score_offset: float | None = None,
+    ) -> Path:
+        """Writes a checkpoint: `deepspeed_state.save`."""
+        return deepspeed_state.save(
+            self,
+            checkpoints,
+            step,
+            source=source,
+            tokenizer=tokenizer,
+            keep=keep,
+            score_offset=score_offset,
+        )
+
+    def create_optimizer(self) -> None:
+        """Creates AdamW with master weights taken from the model: call it once they are loaded."""
+        settings = self._settings
+        assert settings is not None
+        shapes = hf_shapes(weight_map(self.architecture, self.head), self.architecture)
+        # ZeRO-3 leaves parameters without a shape. Biases and norms do not decay.
+        matrices, vectors = (
+            [p for name, p in self.model.named_parameters() if (len(shapes[name]) > 1) is is_matrix]
+            for is_matrix in (True, False)
+        )
+        adamw = torch.optim.AdamW(
+            [
+                {"params": matrices, "weight_decay": settings.weight_decay},
+                {"params": vectors, "weight_decay": 0.0},
+            ],
+            lr=settings.lr,
+            betas=(settings.beta1, settings.beta2),
+            eps=settings.eps,
+            fused=True,
+        )
+        if self._deepspeed is not None:
+            _remove(self._deepspeed)
+        self._deepspeed, *_ = deepspeed.initialize(
+            model=self.model, optimizer=adamw, config=self._config(is_trained=True)
+        )
+        self.optimizer = ZeroOptimizer(self._deepspeed, adamw)
+
+    def train_step(
+        self,
+        micro_batches: Sequence[TokenBatch],
+        loss: Loss,
+        *,
+        learning_rate: float,
+        is_stop_requested: bool = False,
+    ) -> StepMetrics:
+        """One optimizer step over this rank's micro batches; see `Engine`."""
+        assert self.optimizer is not None
+        self._set_mode(is_training=True)
+        terms: list[LossTerms] = []
+        for batch in micro_batches:
+            is_last = len(terms) == len(micro_batches) - 1
+            self._deepspeed.set_gradient_accumulation_boundary(is_last)
+            found = self._terms(batch, loss)
+            terms.append(_detached(found))
+            total = found.total
+            if is_last:
+                result = self._sum_terms(terms, loss, micro_batches, flag=is_stop_requested)
+                if not math.isfinite(result.loss):
+                    total = total * math.nan  # such a gradient makes DeepSpeed forget the step
+            self._deepspeed.backward(total, scale_wrt_gas=False)
+        # DeepSpeed's gradient is the mean of the ranks' sums.
+        divisor = (result.weight or 1.0) / self.data_parallel_size
+        grad_norm = self.optimizer.step(divisor, learning_rate=learning_rate)
+        if not math.isfinite(result.loss):
+            raise NonFiniteError(f"the loss is {result.loss}")
+        if grad_norm is None:
+            raise NonFiniteError(f"the gradient norm is not finite at a loss of {result.loss:.4f}")
+        return StepMetrics(**{**vars(result), "grad_norm": grad_norm})
+
+    def evaluate(self, micro_batches: Sequence[TokenBatch], loss: Loss) -> StepMetrics:
+        """The same numbers without an update; see `Engine`."""
+        self._set_mode(is_training=False)
+        with torch.no_grad():
+            terms = [self._terms(batch, loss) for batch in micro_batches]
+        return self._sum_terms(terms, loss, micro_batches, flag=False)
+
+    def document_outputs(
+        self, micro_batches: Sequence[TokenBatch], num_documents: int
+    ) -> NDArray[np.float64]:
+        """Summed log-probability or score of each document `[D]`; see `Engine`."""
+        self._set_mode(is_training=False)
+        with torch.no_grad():
+            found = [
+                (batch, of_documents(self._output(batch)[0], batch)) for batch in micro_batches
+            ]
+        return by_document(found, num_documents)
+
+    def logits(self, batch: TokenBatch) -> Tensor:
+        """Logits of one micro batch `[T, vocabulary]`, for verification."""
+        self._set_mode(is_training=False)
+        with torch.no_grad():
+            (logits,) = self._run(batch, None)
+        return logits
+
+    def _run(self, batch: TokenBatch, targets: Tensor | None) -> tuple[Tensor, ...]:
+        found: tuple[Tensor, ...] = (self._deepspeed or self.model)(
+            torch.from_numpy(batch.tokens).to(DEVICE),
+            torch.from_numpy(batch.positions).to(DEVICE),
+            batch.cu_seqlens,
+            targets,
+        )
+        return found
+
+    def _output(self, batch: TokenBatch) -> tuple[Output | Scores, Tensor]:
+        """What losses read of one micro batch, and its targets `[T]`."""
+        targets = torch.from_numpy(batch.targets).to(DEVICE)
+        found = self._run(batch, targets)
+        return Output(*found) if self.head == "lm" else Scores(*found), targets
+
+    def _terms(self, batch: TokenBatch, loss: Loss) -> LossTerms:
+        return loss(*self._output(batch), batch)
+
+    def _sum_terms(
+        self, terms: Sequence[LossTerms], loss: Loss, batches: Sequence[TokenBatch], *, flag: bool
+    ) -> StepMetrics:
+        return step_metrics(
+            terms,
+            loss.metric_names,
+            num_tokens=sum(batch.num_tokens for batch in batches),
+            is_stop_requested=flag,
+        )
+
+    def _partitioned(self) -> AbstractContextManager[Any]:
+        """Spreads the parameters of modules that are made in it over the ranks."""
+        context: AbstractContextManager[Any] = deepspeed.zero.Init(
+            config_dict_or_path=self._config(
+                is_trained=False
+            )  # DeepSpeed 0.19.8 does not heed its `dtype`
+        )
+        return context
+
+    def _config(self, *, is_trained: bool) -> dict[str, Any]:
+        """DeepSpeed's settings; accumulation over micro batches is counted here, not there."""
+        zero: dict[str, Any] = {
+            "stage": self.zero.zero_stage,
+            "reduce_bucket_size": _BUCKET_ELEMENTS,
+        }
+        if is_trained and self.zero.offload_optimizer:
+            zero["offload_optimizer"] = {"device": "cpu", "pin_memory": IS_GPU}
+        return {
+            "train_micro_batch_size_per_gpu": 1,
+            "gradient_accumulation_steps": 1,
+            "steps_per_print": 1 << 62,
+            "zero_optimization": zero,
+            "zero_force_ds_cpu_optimizer": False,  # which would have to be compiled
+            "bf16": {"enabled": self.dtype == torch.bfloat16},
+            "data_types": {"grad_accum_dtype": "fp32"},
+            "communication_data_type": "fp32",
+            "gradient_clipping": (self._settings and self._settings.clip_grad) or 0.0,
+        }
+
+
+def _remove(engine: Any) -> None:
+    """Takes DeepSpeed's engine off a model, which another one is to go around."""
+    engine.destroy()
+    engine.module_forward_pre_hook.remove()
+    engine.module_forward_post_hook.remove()
+
+
+def _detached(terms: LossTerms) -> LossTerms:
+    return LossTerms(
+        terms.total.detach(),
+        terms.weight.detach(),
+        {name: value.detach() for name, value in terms.metrics.items()},
+    )

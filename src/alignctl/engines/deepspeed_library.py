@@ -1,0 +1,27 @@
+"""DeepSpeed, as it is to be imported: for this machine's device, and without compiling anything."""
+
+import logging
+import os
+import warnings
+
+import torch
+
+if not torch.cuda.is_available():
+    # Otherwise it looks for accelerators, and settles on CUDA where it finds a driver.
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # of libraries that it can use and that are not there
+    import deepspeed
+    from deepspeed.runtime.bf16_optimizer import BF16_Optimizer
+    from deepspeed.utils import logger
+
+# Collectives in shared memory for inference would be compiled when a process group is joined.
+deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+warnings.filterwarnings(
+    "ignore", message="`torch.distributed.*` is deprecated", category=FutureWarning
+)
+# It tells at length how it is set up, several lines for each engine and rank.
+logger.setLevel(logging.WARNING)
+
+__all__ = ["BF16_Optimizer", "deepspeed"]

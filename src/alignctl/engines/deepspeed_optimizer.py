@@ -1,0 +1,99 @@
+"""What this project asks of DeepSpeed's optimizers, which have three classes for it.
+
+ZeRO-1 in bf16 without offload is BF16_Optimizer, ZeRO-1 and 2 otherwise and ZeRO-3 have a class
+each. All of them hold flat float32 master weights, one tensor per parameter group (or part of
+one), over which torch's AdamW keeps its moments.
+"""
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from alignctl.engines.deepspeed_library import BF16_Optimizer
+
+
+class ZeroOptimizer:
+    """The optimizer of one DeepSpeed engine."""
+
+    def __init__(self, engine: Any, adamw: torch.optim.AdamW) -> None:
+        """Looks at an engine that was just initialised.
+
+        Args:
+            engine: DeepSpeed's own engine.
+            adamw: The optimizer that it was given.
+        """
+        self._engine, self._adamw = engine, adamw
+        self._zero: Any = engine.optimizer
+        self._is_partitioned = hasattr(self._zero, "fp16_partitioned_groups_flat")
+
+    def step(self, divisor: float, *, learning_rate: float) -> float | None:
+        """Divides the gradients, clips them, and takes a step.
+
+        Args:
+            divisor: Of the gradients that were accumulated.
+            learning_rate: Of the step.
+
+        Returns:
+            The norm of the whole gradient before clipping; None if it is not finite, and then
+            nothing was changed and the gradients are forgotten.
+        """
+        for group in self._adamw.param_groups:
+            group["lr"] = learning_rate
+        if isinstance(self._zero, BF16_Optimizer):
+            for gradients in self._zero.fp32_groups_gradients_flat:
+                gradients.div_(divisor)
+            self._engine.step()
+        else:
+            # A loss scale is what gradients are divided by before they are clipped. Set while
+            # there is no loss, it scales none up.
+            self._zero.custom_loss_scaler, self._zero.external_loss_scale = True, divisor
+            self._engine.step()
+            self._zero.custom_loss_scaler, self._zero.external_loss_scale = False, None
+        norm = math.inf if self._zero.overflow else float(self._zero._global_grad_norm)
+        return norm if math.isfinite(norm) else None
+
+    @property
+    def masters(self) -> list[Tensor]:
+        """This rank's shares of the float32 weights, flat; those of other layouts differ."""
+        for name in (
+            "fp32_partitioned_groups_flat",
+            "fp32_groups_flat_partition",
+            "single_partition_of_fp32_groups",
+        ):
+            if hasattr(self._zero, name):
+                return list(getattr(self._zero, name))
+        raise AssertionError(type(self._zero))
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Master weights, moments and step counters by name; the tensors are not copies."""
+        found = {}
+        for number, master in enumerate(self.masters):
+            found[f"{number}.master"] = master.detach()
+            for name, value in self._adamw.state[master].items():
+                found[f"{number}.{name}"] = value
+        return found
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Restores what `state_dict` gave, and the model's weights from the master weights."""
+        with torch.no_grad():
+            for number, master in enumerate(self.masters):
+                master.copy_(state[f"{number}.master"])
+                self._adamw.state[master] = {
+                    # torch's fused AdamW counts its steps where the weights are.
+                    name: state[f"{number}.{name}"].to(master.device)
+                    for name in ("step", "exp_avg", "exp_avg_sq")
+                }
+            self._refresh_weights()
+
+    def _refresh_weights(self) -> None:
+        """Copies the master weights of all ranks into the model, as the end of a step does."""
+        if not self._is_partitioned:
+            self._zero.update_lp_params()
+            return
+        self._zero._partition_all_parameters()
+        for number in range(len(self.masters)):
+            self._zero._reassign_or_swap_out_partitioned_parameters(number)
+        if kept := self._zero.persistent_parameters:
+            kept[0].all_gather(kept)

@@ -1,0 +1,128 @@
+"""What a stage sees of an engine, whichever library trains.
+
+An engine is one rank's part of a sharded model with its optimizer. It hides how the model is cut,
+scheduled and stored; a stage sees which share of each batch is its own, and that every number an
+engine returns is the same on all ranks. Every method is called by all ranks together.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from alignctl.algorithms.loss import Loss
+from alignctl.checkpoints.source import Source
+from alignctl.config.sections import Head
+from alignctl.data.batch import TokenBatch
+from alignctl.engines.metrics import StepMetrics
+from alignctl.errors import RunError
+
+
+class NonFiniteError(RunError):
+    """A loss or a gradient that is not finite; nothing was updated."""
+
+
+class Engine(Protocol):
+    """A sharded model with its optimizer: weights are loaded or resumed before it is used.
+
+    A run that starts calls `load_weights`, then `create_optimizer`; one that goes on calls
+    `create_optimizer`, then `resume`.
+    """
+
+    @property
+    def head(self) -> Head:
+        """What is on top: losses get `Output` from "lm", `Scores` from the others."""
+
+    @property
+    def data_parallel_rank(self) -> int:
+        """Which share of each batch is this rank's."""
+
+    @property
+    def data_parallel_size(self) -> int:
+        """How many shares there are."""
+
+    def load_weights(self, source: Source, *, seed: int = 0) -> None:
+        """Fills the model from a checkpoint of any kind and layout; no optimizer state.
+
+        Args:
+            source: The checkpoint.
+            seed: Of a score head that the source, a policy, does not have: it is drawn from
+                N(0, 1 / (hidden_size + 1)), the same one at every layout.
+
+        Raises:
+            UserError: A weight is not finite, or a file is damaged.
+        """
+
+    def create_optimizer(self) -> None:
+        """Creates AdamW over the weights as they are."""
+
+    def train_step(
+        self,
+        micro_batches: Sequence[TokenBatch],
+        loss: Loss,
+        *,
+        learning_rate: float,
+        is_stop_requested: bool = False,
+    ) -> StepMetrics:
+        """One optimizer step over this rank's micro batches; every rank has as many.
+
+        Raises:
+            NonFiniteError: The loss or the gradient norm is not finite. The weights and the
+                optimizer are as they were before.
+        """
+
+    def evaluate(self, micro_batches: Sequence[TokenBatch], loss: Loss) -> StepMetrics:
+        """The same numbers without an update; every rank has as many micro batches."""
+
+    def document_outputs(
+        self, micro_batches: Sequence[TokenBatch], num_documents: int
+    ) -> NDArray[np.float64]:
+        """One number per document: the summed log-probability of its targets, or its score.
+
+        Nothing is dropped out and nothing is learned; computed in float32.
+
+        Args:
+            micro_batches: This rank's share; every rank has as many.
+            num_documents: Documents D of the data; `TokenBatch.rows` are numbers below it.
+
+        Returns:
+            By document number `[D]`, the same on every rank; NaN for those in no rank's batches.
+        """
+
+    def save(
+        self,
+        checkpoints: Path,
+        step: int,
+        *,
+        source: Source,
+        tokenizer: Path | None,
+        keep: int | None,
+        score_offset: float | None = None,
+    ) -> Path:
+        """Writes a checkpoint that is either complete or absent, then points to it.
+
+        Args:
+            checkpoints: The folder of checkpoints.
+            step: Optimizer steps taken so far.
+            source: The model this run started from: its companions are kept, so that every
+                checkpoint can become a Hugging Face folder on its own.
+            tokenizer: Folder of the tokenizer it is trained with, if not the source's own.
+            keep: How many of the newest checkpoints stay; None for all.
+            score_offset: `Manifest.score_offset`, for a reward model that is done.
+
+        Returns:
+            The folder of the checkpoint.
+
+        Raises:
+            OSError: The disk is full or not writable; older checkpoints are untouched.
+        """
+
+    def resume(self, checkpoint: Path) -> int:
+        """Restores weights, optimizer and random states; returns the number of steps taken.
+
+        Raises:
+            UserError: The checkpoint was saved at another layout or on another kind of device, or
+                it is damaged.
+        """

@@ -1,0 +1,81 @@
+"""What ranks find, put together: the numbers of a step, and a number for each document."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from numpy.typing import NDArray
+from torch import Tensor
+
+from alignctl.algorithms.loss import LossTerms, Output, Scores
+from alignctl.algorithms.pairs import document_sums
+from alignctl.data.batch import TokenBatch
+from alignctl.engines.device import DEVICE
+from alignctl.engines.metrics import StepMetrics
+
+
+def step_metrics(
+    terms: Sequence[LossTerms],
+    names: Sequence[str],
+    *,
+    num_tokens: int,
+    is_stop_requested: bool,
+) -> StepMetrics:
+    """Adds up loss, weight and metrics over micro batches and ranks: one all-reduce.
+
+    Args:
+        terms: Of this rank's micro batches; none where another rank has the same ones.
+        names: Of the loss's metrics.
+        num_tokens: Input tokens of this rank; 0 where another rank has the same ones.
+        is_stop_requested: Whether this rank was asked to stop.
+    """
+    values = torch.zeros(4 + len(names), dtype=torch.float64)
+    for found in terms:
+        numbers = [found.total, found.weight, *(found.metrics[name] for name in names)]
+        values[1 : 3 + len(names)] += torch.stack([each.double() for each in numbers]).cpu()
+    values[0], values[-1] = float(is_stop_requested), num_tokens
+    values = values.to(DEVICE)
+    dist.all_reduce(values)
+    stop, total, weight, *metrics, tokens = values.tolist()
+    divisor = weight or 1.0
+    return StepMetrics(
+        loss=total / divisor,
+        weight=weight,
+        num_tokens=tokens,
+        metrics={name: value / divisor for name, value in zip(names, metrics, strict=True)},
+        grad_norm=None,
+        is_stop_requested=stop > 0,
+    )
+
+
+def of_documents(output: Output | Scores, batch: TokenBatch) -> Tensor:
+    """A number for each document of a batch `[D]`: its score, or its log-probabilities' sum."""
+    if isinstance(output, Scores):
+        return output.scores[: len(batch.rows)]  # engines may fill a batch up at its end
+    return document_sums(output.logprobs, batch)
+
+
+def by_document(
+    found: Sequence[tuple[TokenBatch, Tensor]], num_documents: int
+) -> NDArray[np.float64]:
+    """The numbers of all ranks' documents, by the documents' numbers in the prepared data.
+
+    Args:
+        found: Batches and the numbers of their documents `[D]`; none where another rank has the
+            same ones.
+        num_documents: Documents of the data.
+
+    Returns:
+        The same on every rank; NaN for documents in no rank's batches.
+    """
+    both = torch.zeros(2, num_documents, dtype=torch.float64)
+    for batch, values in found:
+        rows = torch.tensor(batch.rows)
+        is_real = rows >= 0
+        both[0, rows[is_real]] = values.double().cpu()[is_real]
+        both[1, rows[is_real]] = 1
+    both = both.to(DEVICE)
+    dist.all_reduce(both)
+    sums, count = both.cpu().numpy()
+    return np.where(count > 0, sums, np.nan)

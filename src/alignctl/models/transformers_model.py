@@ -1,0 +1,231 @@
+"""Llama 2 and Bloom with transformers' layers, for engines that keep each layer whole.
+
+The layers are transformers' own; attention is ours, so that documents are laid end to end here as
+well, and what is on top computes only what a loss needs. Parameters have the names that they have
+in a Hugging Face checkpoint.
+"""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from functools import partial
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.nn import Linear, Module
+from torch.utils.checkpoint import checkpoint
+from transformers import AttentionInterface, BloomConfig, BloomModel, LlamaConfig, LlamaModel
+from transformers.initialization import no_init_weights
+from transformers.models.bloom.modeling_bloom import BloomAttention, dropout_add
+from typing_extensions import override
+
+from alignctl.config.sections import Head, Model
+from alignctl.data.batch import IGNORE
+from alignctl.models.document_attention import Alibi, attend
+from alignctl.models.families import FAMILIES
+from alignctl.models.score_head import MODULES, score_head
+from alignctl.models.vocab_parallel import vocab_parallel_logprobs
+
+_ATTENTION = "alignctl_documents"
+"""Name of our attention among transformers' implementations. None of its masks has that name, so
+none is made: they would be as large as all tokens squared."""
+
+
+class TransformersModel(Module):
+    """A model that returns log-probabilities of the targets it is given, or scores.
+
+    Attributes:
+        architecture: The model.
+        head: What is on top.
+    """
+
+    def __init__(
+        self, architecture: Model, head: Head, *, recompute: str, alone: dist.ProcessGroup
+    ) -> None:
+        """Builds the model; its weights are not set.
+
+        Args:
+            architecture: The model.
+            head: What is on top.
+            recompute: `Parallel.recompute`.
+            alone: A process group of this rank only: here no vocabulary is cut.
+        """
+        super().__init__()
+        self.architecture, self.head = architecture, head
+        self._alone = alone
+        self._attend = _Attend(is_recomputed=recompute == "selective")
+        self._prefix = FAMILIES[architecture.family].HF_PREFIX.removesuffix(".")
+        layers = _layers(architecture, self._attend)
+        self.add_module(self._prefix, layers)
+        if head == "lm":
+            self.lm_head = Linear(architecture.hidden_size, architecture.vocab_size, bias=False)
+            if architecture.tie_embeddings:
+                self.lm_head.weight = layers.get_input_embeddings().weight
+        else:
+            where = {"device": layers.device, "dtype": layers.dtype}
+            self.add_module(MODULES[head], score_head(head, architecture.hidden_size, **where))
+        if recompute == "full":
+            layers.gradient_checkpointing_enable({"use_reentrant": False})
+
+    @override
+    def forward(
+        self,
+        tokens: Tensor,
+        positions: Tensor,
+        boundaries: tuple[int, ...],
+        targets: Tensor | None,
+    ) -> tuple[Tensor, ...]:
+        """Runs one micro batch.
+
+        Args:
+            tokens: Inputs `[T]`.
+            positions: Of each token in its document `[T]`.
+            boundaries: Documents `[boundaries[i], boundaries[i+1])`; starts with 0, ends with T.
+            targets: `[T]`, IGNORE where nothing is learned; None for all logits.
+
+        Returns:
+            Of a policy the fields of `Output`, or logits `[T, V]` if there are no targets; of a
+            reward model those of `Scores`.
+        """
+        self._attend.boundaries = boundaries
+        is_llama = self.architecture.family == "llama2"
+        layers = self.get_submodule(self._prefix)
+        hidden = layers(
+            input_ids=tokens[None],
+            use_cache=False,
+            **({"position_ids": positions[None]} if is_llama else {}),
+        ).last_hidden_state.squeeze(0)
+        if self.head != "lm":
+            last = torch.tensor(boundaries[1:], device=hidden.device) - 1
+            return (self.get_submodule(MODULES[self.head])(hidden[last]).squeeze(1),)
+        return (self.lm_head(hidden),) if targets is None else self._logprobs(hidden, targets)
+
+    def _logprobs(self, hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """Log-probabilities `[T]` fp32 and hits `[T]`, both zero where nothing is learned."""
+        learned = (targets != IGNORE).nonzero()[:, 0]
+        if learned.numel() == 0:
+            # Every rank must use every weight: one row with a gradient of zero does.
+            learned = learned.new_zeros(1)
+        logprobs, is_most_likely = vocab_parallel_logprobs(
+            self.lm_head(hidden[learned]),
+            targets[learned].clamp(min=0),
+            group=self._alone,
+            vocab_size=self.architecture.vocab_size,
+        )
+        is_learned = targets[learned] != IGNORE
+        full = logprobs.new_zeros(targets.shape).index_put((learned,), logprobs * is_learned)
+        hits = torch.zeros_like(targets, dtype=torch.bool)
+        return full, hits.index_put((learned,), is_most_likely & is_learned)
+
+
+def build(
+    architecture: Model,
+    head: Head,
+    *,
+    recompute: str,
+    alone: dist.ProcessGroup,
+    dtype: torch.dtype,
+    device: torch.device,
+    partitioned: Callable[[], AbstractContextManager[Any]] | None = None,
+) -> TransformersModel:
+    """Builds a model without spending time on random weights.
+
+    Args:
+        architecture: The model.
+        head: What is on top.
+        recompute: `Parallel.recompute`.
+        alone: A process group of this rank only.
+        dtype: Of the weights.
+        device: Where they are.
+        partitioned: A context in which parameters are spread over the ranks when they are made;
+            None where every rank holds all of them.
+    """
+    make = partial(TransformersModel, architecture, head, recompute=recompute, alone=alone)
+    default = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        if partitioned is None:
+            with no_init_weights(), device:
+                return make()
+        with no_init_weights(), partitioned():
+            model = make()
+    finally:
+        torch.set_default_dtype(default)
+    # The context rounds all that is computed in it to the weights' type, these frequencies too.
+    layers: Any = model.get_submodule(model._prefix)
+    if architecture.family == "llama2":
+        layers.rotary_emb = type(layers.rotary_emb)(layers.config).to(device)
+    return model
+
+
+class _Attend:
+    """Our attention, as the layers of one model call it.
+
+    Attributes:
+        boundaries: Of the micro batch that is being computed, or computed again.
+    """
+
+    def __init__(self, *, is_recomputed: bool) -> None:
+        self.boundaries: tuple[int, ...] = ()
+        self._is_recomputed = is_recomputed
+
+    def __call__(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        *,
+        dropout: float,
+        alibi: Alibi | None = None,
+    ) -> Tensor:
+        """As transformers has it: `[1, H, T, D]`, `[1, G, T, D]` twice -> `[1, T, H, D]`."""
+        parts = [part.squeeze(0).transpose(0, 1) for part in (query, key, value)]
+        run = partial(attend, boundaries=self.boundaries, dropout=dropout, alibi=alibi)
+        if self._is_recomputed and query.requires_grad:
+            return checkpoint(run, *parts, use_reentrant=False)[None]  # type: ignore[no-any-return]
+        return run(*parts)[None]
+
+
+def _llama_attention(
+    module: Any, query: Tensor, key: Tensor, value: Tensor, _: Any, *, dropout: float, **__: Any
+) -> tuple[Tensor, None]:
+    """What transformers' LlamaAttention calls between its projections."""
+    return module.documents(query, key, value, dropout=dropout), None
+
+
+class _BloomAttention(BloomAttention):
+    """transformers' attention of Bloom between its projections has no place for another one."""
+
+    documents: _Attend
+
+    @override
+    def forward(self, hidden_states: Tensor, residual: Tensor, **_: Any) -> tuple[Tensor, None]:
+        """`[1, T, hidden]` twice -> `[1, T, hidden]`; the positions are those of the documents."""
+        context = self.documents(
+            *self._reshape(self.query_key_value(hidden_states)),
+            dropout=self.attention_dropout.p if self.training else 0.0,
+            alibi=Alibi(self.num_heads),
+        )
+        output = self.dense(context.flatten(2))
+        return dropout_add(output, residual, self.hidden_dropout, self.training), None
+
+
+def _layers(architecture: Model, documents: _Attend) -> Any:
+    """The model of transformers without a head, which attends as `documents` does."""
+    told = FAMILIES[architecture.family].to_hf(architecture)
+    is_llama = architecture.family == "llama2"
+    config_class, model_class = (LlamaConfig, LlamaModel) if is_llama else (BloomConfig, BloomModel)
+    # Without a pad token: its embedding would not be trained.
+    config = config_class.from_dict(
+        told | {"pad_token_id": None, "attention_dropout": architecture.attention_dropout}
+    )
+    AttentionInterface.register(_ATTENTION, _llama_attention)
+    config._attn_implementation = _ATTENTION
+    layers: Any = model_class(config)
+    for layer in layers.layers if is_llama else layers.h:
+        attention = layer.self_attn if is_llama else layer.self_attention
+        if not is_llama:
+            attention.__class__ = _BloomAttention  # the same parameters, another forward
+        attention.documents = documents
+    return layers

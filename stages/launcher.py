@@ -1,0 +1,148 @@
+"""What the training stages do before a process is started: every input is looked at first."""
+
+import os
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from alignctl import atomic, console
+from alignctl.config.run import TrainingConfig
+from alignctl.config.sections import Role
+from alignctl.data.tokenizer import load_tokenizer
+from alignctl.errors import AlignctlError, UserError
+from alignctl.launch import local
+from alignctl.launch.attempt import Attempt, create_or_resume
+from alignctl.launch.job import Job, worker_environment
+from alignctl.launch.nodes import Nodes
+from alignctl.launch.run_folder import RunFolder
+from alignctl.reporting.progress import display
+from alignctl.reporting.rows_progress import RowsProgress
+
+if TYPE_CHECKING:
+    from alignctl.checkpoints.source import Source
+
+_POINTER = "prepared"
+
+
+def prepared_data(folder: RunFolder) -> Path:
+    """The folder of prepared rows that a run reads, for `SFTData.open` or `PreferenceData.open`."""
+    return folder.data / (folder.data / _POINTER).read_text(encoding="utf-8")
+
+
+def job(config: TrainingConfig, nodes: Nodes) -> Job:
+    """The torchrun job of a run, as this node starts it."""
+    return Job(
+        module=f"alignctl.stages.{config.stage}",
+        args=(str(config.output),),
+        nproc=config.launch.nproc_per_node,
+        nnodes=nodes.nnodes,
+        node_rank=nodes.node_rank,
+        master_addr=nodes.master_addr,
+        master_port=nodes.master_port,
+        env=worker_environment(config.launch.nproc_per_node, os.environ),
+    )
+
+
+def launch(
+    config: TrainingConfig,
+    prepare: Callable[["Source", Attempt], None],
+    *,
+    nodes: Nodes,
+    dry_run: bool,
+    resume: bool,
+    roles: tuple[Role, ...] = ("policy",),
+) -> int:
+    """Checks the inputs, opens the run folder, prepares the data and runs the job.
+
+    Args:
+        config: The resolved configuration.
+        prepare: Brings into the run folder what the ranks are to read.
+        nodes: This node's place among the others.
+        dry_run: Only print each node's command and the configuration.
+        resume: Whether a run folder that was started before may be continued.
+        roles: What the stage can start from.
+
+    Returns:
+        The exit code, 0.
+
+    Raises:
+        UserError: An input is wrong; nothing was started, and no new folder is left behind.
+        RunError: The job failed.
+    """
+    todo = job(config, nodes)
+    if dry_run:
+        for rank in range(nodes.nnodes):
+            console.emit(todo.on_node(rank).render())
+        console.emit(config.model_dump_json(indent=2))
+        return 0
+    import torch
+
+    from alignctl.checkpoints.preflight import (
+        check_devices,
+        check_engine,
+        check_model,
+        check_resumable,
+    )
+
+    check_engine(config)
+    check_devices(config, torch.cuda.device_count())
+    source = check_model(config, roles=roles)
+    check_resumable(config, RunFolder(config.output))
+    with create_or_resume(
+        config.output, config, argv=sys.argv, resume=resume, node_rank=nodes.node_rank
+    ) as attempt:
+        if attempt.state != "finished":
+            console.say(f"model: {source.description}")
+            if nodes.node_rank == 0:
+                _prepare(prepare, source, attempt)
+        local.run(todo, attempt, display())
+    return 0
+
+
+def _prepare(
+    prepare: Callable[["Source", Attempt], None], source: "Source", attempt: Attempt
+) -> None:
+    """A new run folder is taken back when the rows turn out to be wrong."""
+    try:
+        attempt.folder.data.mkdir(exist_ok=True)
+        prepare(source, attempt)
+    except AlignctlError:
+        if attempt.state == "new":
+            shutil.rmtree(attempt.folder.path)
+        raise
+
+
+def prepare_rows(
+    prepare: Callable[..., Path], config: TrainingConfig, source: "Source", attempt: Attempt
+) -> Path:
+    """Tokenises the rows of a run.
+
+    Args:
+        prepare: `prepare` of `alignctl.data.sft` or of `alignctl.data.preferences`.
+        config: The run.
+        source: Its model, which may have the tokenizer.
+        attempt: The run folder.
+
+    Returns:
+        The prepared folder, which `prepared_data` finds from now on.
+
+    Raises:
+        UserError: For whatever is wrong with the rows, or when they are no longer those that the
+            run was started with.
+    """
+    tokenizer = load_tokenizer(source.tokenizer_folder(config.tokenizer))
+    data: Any = config.data
+    progress = RowsProgress("tokenising")
+    folder = prepare(data, config.batch.seq_length, tokenizer, attempt.folder.data, progress)
+    pointer = attempt.folder.data / _POINTER
+    before = pointer.read_text(encoding="utf-8") if pointer.exists() else folder.name
+    if before != folder.name and attempt.folder.latest_step():
+        raise UserError(
+            f"{config.data.train}: the rows or the tokenizer have changed since this run was "
+            "started: its steps would not be those of the rows it began with",
+            f"put them back, or start a new run: --load {attempt.folder.path} --output NEW",
+        )
+    atomic.write_text(pointer, folder.name)
+    return folder

@@ -1,0 +1,322 @@
+"""What the training stages share of a rank's work: the engine, and the loop over its steps."""
+
+import math
+import resource
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from alignctl.config.run import TrainingConfig
+from alignctl.config.sections import Head
+from alignctl.data import order, preview
+from alignctl.data.preference_store import PreferenceData
+from alignctl.data.store import SFTData
+from alignctl.data.tokenizer import load_tokenizer
+from alignctl.errors import RunError
+from alignctl.launch import worker
+from alignctl.launch.run_folder import RunFolder
+from alignctl.reporting.metrics import MetricsWriter, recorded
+
+if TYPE_CHECKING:
+    from alignctl.algorithms.loss import Loss
+    from alignctl.checkpoints.source import Source
+    from alignctl.engines.metrics import StepMetrics
+    from alignctl.engines.protocol import Engine
+
+_ROWS_SHOWN = 8
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is trained, on what, and towards what.
+
+    Attributes:
+        config: The run.
+        folder: Its folder.
+        engine: The model with its optimizer.
+        source: Where its weights came from.
+        data: The prepared rows.
+        loss: What is minimised, and measured on held-out rows.
+        report: What a reader is told, from the loss's metrics.
+        score_offset: Computes what is added to the scores of the trained model, for its manifest.
+    """
+
+    config: TrainingConfig
+    folder: RunFolder
+    engine: "Engine"
+    source: "Source"
+    data: SFTData | PreferenceData
+    loss: "Loss"
+    report: Callable[[Mapping[str, float]], dict[str, float]] = dict
+    score_offset: Callable[[], float] | None = None
+
+    @property
+    def total_steps(self) -> int:
+        """Optimizer steps of the whole run."""
+        train = self.config.train
+        if train.steps is not None:
+            return train.steps
+        assert train.epochs is not None
+        sequences = train.epochs * self.data.train.num_sequences
+        return max(1, math.ceil(sequences / self.config.batch.global_batch_size))
+
+
+@dataclass
+class Progress:
+    """Where the run is: what result.json tells at the end."""
+
+    step: int
+    total: int
+    first_validation: float | None = None
+    loss: float | None = None
+    validation: dict[str, float] | None = None
+
+    @classmethod
+    def recall(cls, folder: RunFolder, step: int, total: int) -> "Progress":
+        """Where the run was at a step, as its metrics tell: earlier attempts belong to it."""
+        progress = cls(step=step, total=total)
+        for row in recorded(folder, until=step):
+            if row["kind"] == "train":
+                progress.loss = row["loss"]
+            elif row["kind"] == "validation":
+                about = ("kind", "step", "time")
+                progress.validation = {key: row[key] for key in row if key not in about}
+                if row["step"] == 0:
+                    progress.first_validation = row["loss"]
+        return progress
+
+
+# ---- the engine ----
+
+
+def initialize(config: TrainingConfig) -> None:
+    """Joins the job's process groups, once per process."""
+    seed, timeout_minutes = config.train.seed, config.launch.timeout_minutes
+    if config.engine == "deepspeed":
+        from alignctl.engines import deepspeed
+
+        deepspeed.initialize(seed=seed, timeout_minutes=timeout_minutes)
+    else:
+        from alignctl.engines import megatron
+
+        megatron.initialize(config.parallel, seed=seed, timeout_minutes=timeout_minutes)
+
+
+def newest_model(config: TrainingConfig, folder: RunFolder) -> "tuple[Path | None, Source]":
+    """The checkpoint to go on from, None when the run starts; and that, or the model to load."""
+    from alignctl.checkpoints.preflight import open_model
+    from alignctl.checkpoints.source import find
+
+    checkpoint = folder.latest_checkpoint()
+    return checkpoint, open_model(config) if checkpoint is None else find(checkpoint)
+
+
+def build_engine(config: TrainingConfig, head: Head) -> "Engine":
+    """The engine, its weights not set."""
+    if config.engine == "deepspeed":
+        from alignctl.engines.deepspeed import DeepSpeedEngine
+
+        return DeepSpeedEngine(
+            config.model,
+            config.parallel,
+            config.deepspeed,
+            precision=config.precision,
+            optimizer=config.optimizer,
+            head=head,
+        )
+    from alignctl.engines.megatron import MegatronEngine
+
+    return MegatronEngine(
+        config.model,
+        config.parallel,
+        precision=config.precision,
+        seq_length=config.batch.seq_length,
+        optimizer=config.optimizer,
+        head=head,
+    )
+
+
+def load(
+    config: TrainingConfig, engine: "Engine", source: "Source", checkpoint: Path | None
+) -> int:
+    """Loads the weights to start from, or resumes a checkpoint; returns the steps it has taken."""
+    if checkpoint is None:
+        engine.load_weights(source, seed=config.train.seed)
+    engine.create_optimizer()
+    return 0 if checkpoint is None else engine.resume(checkpoint)
+
+
+# ---- the loop ----
+
+
+def train(task: Task, step: int, note: str | None = None) -> None:
+    """Takes the remaining steps, writes metrics, checkpoints and, when all is done, result.json.
+
+    Args:
+        task: What is to be done.
+        step: Steps taken so far.
+        note: A remark for the reader of the log.
+    """
+    import torch.distributed as dist
+
+    progress = Progress.recall(task.folder, step, task.total_steps)
+    with MetricsWriter(task.folder, enabled=dist.get_rank() == 0, step=step) as metrics:
+        metrics.start(step, progress.total)
+        if note is not None:
+            metrics.note(note)
+        if step == 0:
+            _show_a_sample(task, metrics)
+        _take_steps(task, progress, metrics)
+    if progress.step == progress.total and dist.get_rank() == 0:
+        _write_result(task, progress)
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+def _show_a_sample(task: Task, metrics: MetricsWriter) -> None:
+    tokenizer = load_tokenizer(task.source.tokenizer_folder(task.config.tokenizer))
+    split = task.data.train
+    metrics.preview(preview.pieces(split.document(int(split.members[0])), tokenizer))
+
+
+def _take_steps(task: Task, progress: Progress, metrics: MetricsWriter) -> None:
+    """The steps of the run, with validations and checkpoints between them."""
+    config = task.config
+    if progress.step == 0:
+        _validate(task, progress, metrics)
+    while progress.step < progress.total:
+        result = _step(task, progress, metrics)
+        is_last = progress.step == progress.total
+        if is_last or progress.step % config.train.eval_interval == 0:
+            _validate(task, progress, metrics)
+        is_stopping = result.is_stop_requested and not is_last
+        if is_last or is_stopping or progress.step % config.checkpoint.save_interval == 0:
+            path = task.engine.save(
+                task.folder.checkpoints,
+                progress.step,
+                source=task.source,
+                tokenizer=config.tokenizer,
+                keep=config.checkpoint.keep,
+                score_offset=task.score_offset() if is_last and task.score_offset else None,
+            )
+            metrics.checkpoint(progress.step, path)
+        if is_stopping:
+            metrics.note(f"stopped after step {progress.step} of {progress.total}, as asked")
+            return
+
+
+def _step(task: Task, progress: Progress, metrics: MetricsWriter) -> "StepMetrics":
+    """One optimizer step: take its batch, train, log."""
+    from alignctl.algorithms.schedule import learning_rate
+    from alignctl.engines.protocol import NonFiniteError
+
+    config, engine = task.config, task.engine
+    started = time.perf_counter()
+    batches = order.train_batches(
+        task.data.train,
+        step=progress.step,
+        seed=config.train.seed,
+        global_batch_size=config.batch.global_batch_size,
+        micro_batch_size=config.batch.micro_batch_size,
+        dp_rank=engine.data_parallel_rank,
+        dp_size=engine.data_parallel_size,
+    )
+    lr = learning_rate(progress.step, config.optimizer, total_steps=progress.total)
+    try:
+        result = engine.train_step(
+            batches,
+            task.loss,
+            learning_rate=lr,
+            is_stop_requested=worker.stop_requested(task.folder),
+        )
+    except NonFiniteError as error:
+        raise _with_culprits(error, task, progress) from error
+    progress.step += 1
+    progress.loss = result.loss
+    if progress.step % config.train.log_interval == 0 or progress.step == progress.total:
+        assert result.grad_norm is not None
+        metrics.train(
+            progress.step,
+            loss=result.loss,
+            **task.report(result.metrics),
+            lr=lr,
+            grad_norm=result.grad_norm,
+            tokens_per_second=result.num_tokens / (time.perf_counter() - started),
+            tokens=result.num_tokens,
+            peak_memory_gib=_peak_memory() / 2**30,
+        )
+    return result
+
+
+def _validate(task: Task, progress: Progress, metrics: MetricsWriter) -> None:
+    """Loss and metrics on the held-out rows, weighted as in training, the same rows every time."""
+    config, engine = task.config, task.engine
+    if task.data.validation is None:
+        return
+    limit = config.train.eval_batches
+    batches = order.validation_batches(
+        task.data.validation,
+        micro_batch_size=config.batch.micro_batch_size,
+        dp_rank=engine.data_parallel_rank,
+        dp_size=engine.data_parallel_size,
+        max_sequences=limit and limit * config.batch.global_batch_size,
+    )
+    result = engine.evaluate(batches, task.loss)
+    progress.validation = {"loss": result.loss, **task.report(result.metrics)}
+    if progress.step == 0:
+        progress.first_validation = result.loss
+    metrics.validation(progress.step, **progress.validation)
+
+
+def _write_result(task: Task, progress: Progress) -> None:
+    from alignctl.checkpoints import manifest
+
+    checkpoint = f"checkpoints/iter_{progress.step:07d}"
+    result: dict[str, Any] = {
+        "stage": task.config.stage,
+        "steps": progress.step,
+        "checkpoint": checkpoint,
+        "loss": progress.loss,
+        "first_validation_loss": progress.first_validation,
+        "validation": progress.validation,
+    }
+    if task.score_offset is not None:
+        result["score_offset"] = manifest.read(task.folder.path / checkpoint).score_offset
+    task.folder.write_result(result)
+
+
+def _with_culprits(error: Exception, task: Task, progress: Progress) -> RunError:
+    """The same failure with the step, the rows of its batch and what is safe."""
+    config, folder, data = task.config, task.folder, task.data
+    sequences = order.step_sequences(
+        data.train.num_sequences,
+        global_batch_size=config.batch.global_batch_size,
+        seed=config.train.seed,
+        step=progress.step,
+    )
+    # Answers to one prompt have one row.
+    rows = list(dict.fromkeys(data.where(row) for row in data.train.batch(sequences.tolist()).rows))
+    more = f" and {len(rows) - _ROWS_SHOWN} more" if len(rows) > _ROWS_SHOWN else ""
+    saved = folder.latest_checkpoint()
+    hint = "lower optimizer.lr or raise optimizer.warmup_steps, and look at these rows"
+    if saved is not None:
+        hint += f"; a new run can start from the checkpoint: --load {folder.path} --output NEW"
+    elif progress.step == 0:
+        hint = f"the weights of {config.load} may not be finite themselves; look at these rows too"
+    kept = f"the last checkpoint is {saved}" if saved else "no checkpoint was written yet"
+    return RunError(
+        f"step {progress.step + 1}: {error}; no weight was changed by it, and {kept}\n"
+        f"  rows of the batch: {', '.join(rows[:_ROWS_SHOWN])}{more}",
+        hint,
+    )
+
+
+def _peak_memory() -> int:
+    """Largest memory of this rank so far, in bytes: the GPU's, or without one the process's."""
+    import torch
+
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -1,0 +1,44 @@
+"""Reward models and DPO that were stopped are those that nobody touched: bit for bit."""
+
+import signal
+from pathlib import Path
+
+import pytest
+
+from alignctl.launch.run_folder import RunFolder
+from tests import commands, tiny
+from tests.e2e.test_resume import STEPS, assert_same, steps_done
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+
+
+@pytest.mark.parametrize(
+    ("stage", "layout"),
+    [
+        ("reward", ("parallel.tp=2", "parallel.sequence_parallel=true")),
+        ("reward", ("parallel.distributed_optimizer=true",)),
+        ("dpo", ("parallel.pp=2",)),
+    ],
+)
+def test_a_run_stopped_by_sigterm_goes_on_as_if_it_had_not_been(
+    tmp_path: Path, stage: str, layout: tuple[str, ...]
+) -> None:
+    model, pairs = tiny.write_model(tmp_path / "hf"), tiny.write_pairs(tmp_path / "pairs.jsonl")
+    preset = tiny.preset()
+    preset[stage] |= {"train": {"steps": STEPS, "eval_interval": 4}}
+    tiny.write_preset(tmp_path / "tiny.yaml", **{stage: preset[stage]})
+    flags = ("--preset", tmp_path / "tiny.yaml", "--load", model, "--data", pairs)
+    whole, run = RunFolder(tmp_path / "whole"), RunFolder(tmp_path / "run")
+
+    outcome = commands.alignctl(stage, *flags, "--output", whole.path, *layout)
+    assert outcome.code == 0, outcome.text
+    process = commands.start(stage, *flags, "--output", run.path, *layout)
+    commands.wait_until(lambda: steps_done(run) >= 4, process)
+    process.send_signal(signal.SIGTERM)
+    outcome = commands.finish(process)
+    assert outcome.code == 0, outcome.text
+    assert 4 <= steps_done(run) < STEPS
+    outcome = commands.alignctl(stage, *flags, "--output", run.path, *layout)
+    assert outcome.code == 0, outcome.text
+    assert f"resuming {run.path} at step " in outcome.err
+    assert_same(run, whole)

@@ -1,0 +1,159 @@
+"""What the jobs of the DeepSpeed engine compute, and what Megatron computes for comparison."""
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from alignctl.config.sections import DeepSpeed, Parallel
+
+Recompute = Literal["none", "selective", "full"]
+
+
+class DeepSpeedCase(BaseModel):
+    """One computation; `kind` is the function in deepspeed_jobs.py.
+
+    A world of 0 is one process with the Megatron engine.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    kind: Literal["train", "spoilt", "resume", "document_outputs", "stop", "checkpoint"] = "train"
+    loss: Literal["sft", "dpo", "reward"] = "sft"
+    model: Literal["llama-gqa", "bloom", "llama-tied"] = "llama-gqa"
+    head: Literal["linear", "pooler"] = "linear"
+    """Of a reward model."""
+    world: Literal[0, 1, 2] = 1
+    stage: Literal[1, 2, 3] = 2
+    grouping: Literal["1", "2", "4", "packed"] = "1"
+    """Documents, or prompts, in one micro batch."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    recompute: Recompute = "none"
+    offload: bool = False
+
+    @property
+    def zero(self) -> DeepSpeed:
+        return DeepSpeed(zero_stage=self.stage, offload_optimizer=self.offload)
+
+    @property
+    def parallel(self) -> Parallel:
+        return Parallel(recompute=self.recompute)
+
+    @property
+    def reference(self) -> "DeepSpeedCase":
+        """The same on Megatron."""
+        return DeepSpeedCase(loss=self.loss, model=self.model, head=self.head, world=0)
+
+    @property
+    def name(self) -> str:
+        """Unique among the cases; also the test's id."""
+        layout = f"dp{self.world}-zero{self.stage}" if self.world else "megatron"
+        parts = [
+            self.kind,
+            self.loss,
+            self.model,
+            self.head if self.head != "linear" else "",
+            layout,
+            {"1": "", "packed": "packed"}.get(self.grouping, f"micro{self.grouping}"),
+            self.precision if self.precision != "fp32" else "",
+            f"recompute-{self.recompute}" if self.recompute != "none" else "",
+            "offload" if self.offload else "",
+        ]
+        return "-".join(filter(None, parts))
+
+
+_LAYOUTS: tuple[tuple[Literal[1, 2], Literal[1, 2, 3]], ...] = (
+    (1, 1),
+    (1, 2),
+    (1, 3),
+    (2, 1),
+    (2, 2),
+    (2, 3),
+)
+_MODELS: tuple[Literal["llama-gqa", "bloom"], ...] = ("llama-gqa", "bloom")
+_GROUPINGS: tuple[Literal["1", "2", "4"], ...] = ("1", "2", "4")
+
+SFT = (
+    *(
+        DeepSpeedCase(model=model, world=world, stage=stage, grouping=grouping)
+        for model in _MODELS
+        for number, (world, stage) in enumerate(_LAYOUTS)
+        for grouping in (_GROUPINGS if model == "llama-gqa" else (_GROUPINGS[number % 3],))
+    ),
+    DeepSpeedCase(world=2, grouping="packed"),
+    DeepSpeedCase(model="bloom", world=2, stage=3, grouping="packed"),
+    DeepSpeedCase(model="llama-tied", world=2, stage=1),
+    DeepSpeedCase(model="llama-tied", world=2, stage=2),
+    DeepSpeedCase(model="llama-tied", world=2, stage=3, grouping="2"),
+    *(
+        DeepSpeedCase(model=model, world=2, stage=stage, recompute=recompute, grouping="2")
+        for model in _MODELS
+        for stage, recompute in ((2, "full"), (3, "full"), (2, "selective"), (3, "selective"))
+    ),
+    *(DeepSpeedCase(world=2, stage=stage, offload=True, grouping="2") for stage in (1, 2, 3)),
+)
+PREFERENCES = (
+    *(
+        DeepSpeedCase(loss=loss, model=model, world=world, stage=stage, grouping=grouping)
+        for loss in ("dpo", "reward")
+        for model in _MODELS
+        for world, stage, grouping in (
+            (1, 2, "4"),
+            (1, 3, "1"),
+            (2, 1, "1"),
+            (2, 2, "2"),
+            (2, 3, "4"),
+        )
+    ),
+    DeepSpeedCase(loss="reward", head="pooler", world=2, stage=2),
+    DeepSpeedCase(loss="reward", head="pooler", world=2, stage=3, grouping="2"),
+    DeepSpeedCase(loss="reward", model="llama-tied", world=2, stage=3),
+)
+BF16 = tuple(
+    DeepSpeedCase(
+        model=model, world=world, stage=stage, precision="bf16", grouping="2", offload=offload
+    )
+    for model in _MODELS
+    for world, stage, offload in (
+        (1, 1, False),
+        (1, 2, False),
+        (1, 3, False),
+        (2, 1, False),
+        (2, 2, False),
+        (2, 3, False),
+        (2, 1, True),
+        (2, 2, True),
+        (2, 3, True),
+    )
+)
+SPOILT = tuple(
+    DeepSpeedCase(kind="spoilt", world=2, stage=stage, precision=precision, offload=offload)
+    for stage in (1, 2, 3)
+    for precision, offload in (("fp32", False), ("bf16", False), ("fp32", True))
+)
+RESUME = tuple(
+    DeepSpeedCase(
+        kind="resume", world=2, stage=stage, precision=precision, offload=offload, grouping="2"
+    )
+    for stage in (1, 2, 3)
+    for precision, offload in (("fp32", False), ("bf16", False), ("bf16", True))
+)
+CHECKPOINT = tuple(
+    DeepSpeedCase(kind="checkpoint", loss=loss, model=model, world=2, stage=stage)
+    for loss in ("sft", "reward")
+    for model in ("llama-gqa", "bloom", "llama-tied")
+    for stage in (2, 3)
+)
+OUTPUTS = tuple(
+    DeepSpeedCase(kind="document_outputs", loss=loss, model=model, world=2, stage=stage)
+    for loss in ("sft", "reward")
+    for model in _MODELS
+    for stage in (2, 3)
+)
+STOP = DeepSpeedCase(kind="stop", world=2, stage=2)
+
+_DEEPSPEED = (*SFT, *PREFERENCES, *BF16, *SPOILT, *RESUME, *CHECKPOINT, *OUTPUTS, STOP)
+_TRAINED = {each.reference for each in (*SFT, *PREFERENCES)}
+_SCORED = {each.reference.model_copy(update={"kind": "document_outputs"}) for each in OUTPUTS}
+ALL = (*sorted(_TRAINED | _SCORED, key=lambda case: case.name), *_DEEPSPEED)
+"""Everything, each case under a name of its own."""
+assert len({case.name for case in ALL}) == len(ALL)

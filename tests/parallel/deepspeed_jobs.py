@@ -1,0 +1,365 @@
+"""The torchrun jobs of the DeepSpeed engine, and one of Megatron's to compare with.
+
+results = deepspeed_jobs.run(folder, world=2)
+"""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from alignctl.launch.job import Job, worker_environment
+from tests.parallel import documents, preferences
+from tests.parallel.deepspeed_cases import ALL, DeepSpeedCase
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from alignctl.algorithms.loss import Loss
+    from alignctl.data.batch import TokenBatch
+    from alignctl.engines.protocol import Engine
+
+ROOT = Path(__file__).parents[2]
+TIMEOUT_MINUTES = 2
+STEPS = 3
+OPTIMIZER = documents.TRAIN_OPTIMIZER.model_copy(update={"eps": 1e-4})
+"""AdamW makes a whole step of any gradient above eps. Some are 0 but for rounding, such as that of
+a bias of keys, and 1e-8 would make steps of their rounding errors."""
+SEED = 11
+"""Of new score heads."""
+
+Result = dict[str, Any]
+
+
+def run(folder: Path, *, world: int) -> dict[str, Result]:
+    """Runs the cases of one world over the models in `folder`; results by the cases' names.
+
+    Raises:
+        RuntimeError: The job failed; the message ends with the last lines of its output.
+    """
+    results = folder / f"deepspeed_results_{world}.json"
+    nproc = max(1, world)
+    environment = os.environ | dict(worker_environment(2, os.environ))
+    arguments = (str(folder), str(results), str(world))
+    job = Job("tests.parallel.deepspeed_jobs", arguments, nproc=nproc, master_port=0)
+    done = subprocess.run(
+        job.command(), cwd=ROOT, env=environment, capture_output=True, text=True, timeout=540
+    )
+    if done.returncode != 0:
+        raise RuntimeError(f"the job of world {world} failed:\n{done.stderr[-6000:]}")
+    found: dict[str, Result] = json.loads(results.read_text())
+    return found
+
+
+# ---- what every rank runs ----
+
+
+def main(folder: Path, results: Path, world: int) -> None:
+    """Runs the cases of a world; what ranks find is put together."""
+    import torch
+    import torch.distributed as dist
+
+    torch.set_num_threads(1)
+    _initialize(world)
+    found: dict[str, Result] = {}
+    only = os.environ.get("CASES", "")
+    for case in ALL:
+        if case.world != world or only not in case.name:
+            continue
+        mine = KINDS[case.kind](case, folder)
+        everybody: list[Result] = [{} for _ in range(dist.get_world_size())]
+        dist.all_gather_object(everybody, mine)
+        found[case.name] = {key: value for one in everybody for key, value in one.items()}
+    if dist.get_rank() == 0:
+        results.write_text(json.dumps(found))
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+def _initialize(world: int) -> None:
+    if world == 0:
+        from alignctl.config.sections import Parallel
+        from alignctl.engines import megatron
+
+        megatron.initialize(Parallel(), seed=1, timeout_minutes=TIMEOUT_MINUTES)
+    else:
+        from alignctl.engines import deepspeed
+
+        deepspeed.initialize(seed=1, timeout_minutes=TIMEOUT_MINUTES)
+
+
+def engine_of(
+    case: DeepSpeedCase, folder: Path, *, is_loaded: bool = True, is_trained: bool = True
+) -> "Engine":
+    """The engine of a case, with its weights and its optimizer."""
+    from alignctl.checkpoints.source import find
+
+    source = find(folder / case.model / "hf", vocab_divisor=documents.VOCAB_DIVISOR)
+    head = case.head if case.loss == "reward" else "lm"
+    engine: Engine
+    if case.world == 0:
+        from alignctl.engines.megatron import MegatronEngine
+
+        engine = MegatronEngine(
+            source.model,
+            case.parallel,
+            precision=case.precision,
+            seq_length=documents.SEQ_LENGTH,
+            optimizer=OPTIMIZER if is_trained else None,
+            head=head,
+        )
+    else:
+        from alignctl.engines.deepspeed import DeepSpeedEngine
+
+        engine = DeepSpeedEngine(
+            source.model,
+            case.parallel,
+            case.zero,
+            precision=case.precision,
+            optimizer=OPTIMIZER if is_trained else None,
+            head=head,
+        )
+    if is_loaded:
+        engine.load_weights(source, seed=SEED)
+    if is_trained:
+        if case.loss == "dpo":  # whose stage asks for the reference's log-probabilities first
+            engine.document_outputs(batches_of(case, 0, engine), sum(preferences.SIZES))
+        engine.create_optimizer()
+    return engine
+
+
+def loss_of(case: DeepSpeedCase) -> "Loss":
+    """The loss of a case, with all of its terms."""
+    import numpy as np
+
+    from alignctl.algorithms.dpo import DPO
+    from alignctl.algorithms.reward import BradleyTerry
+    from alignctl.algorithms.sft import CrossEntropy
+
+    if case.loss == "dpo":
+        reference = -100 * np.random.default_rng(6).random(sum(preferences.SIZES))
+        return DPO(reference, beta=0.2, label_smoothing=0.1, nll=0.3)
+    return BradleyTerry(margin=0.5, centering=0.01) if case.loss == "reward" else CrossEntropy()
+
+
+def batches_of(case: DeepSpeedCase, step: int, engine: "Engine") -> Sequence["TokenBatch"]:
+    """This rank's micro batches of a step."""
+    share = {"dp_rank": engine.data_parallel_rank, "dp_size": engine.data_parallel_size}
+    if case.loss == "sft":
+        return documents.micro_batches(documents.of_step(step, count=8), case.grouping, **share)
+    return preferences.micro_batches(step, int(case.grouping), **share)
+
+
+def train(case: DeepSpeedCase, folder: Path) -> Result:
+    """Loss and gradient norm of a few steps, and how far the weights are from Megatron's."""
+    from safetensors.torch import load_file, save_file
+
+    engine = engine_of(case, folder)
+    loss = loss_of(case)
+    found = [
+        engine.train_step(batches_of(case, step, engine), loss, learning_rate=OPTIMIZER.lr)
+        for step in range(STEPS)
+    ]
+    result: Result = {
+        "loss": [each.loss for each in found],
+        "grad_norm": [each.grad_norm for each in found],
+        "weight": [each.weight for each in found],
+        "num_tokens": [each.num_tokens for each in found],
+        "metrics": [each.metrics for each in found],
+    }
+    file, ours = folder / f"{case.reference.name}.safetensors", weights(engine)
+    if case.world == 0:
+        save_file(ours, file)
+    else:
+        theirs = load_file(file)
+        assert set(ours) == set(theirs)
+        result["difference"] = max(
+            (ours[name].float() - theirs[name]).abs().max().item() for name in theirs
+        )
+        model = engine.model  # type: ignore[attr-defined]
+        state = engine.optimizer.state_dict()  # type: ignore[attr-defined]
+        result |= {
+            "model_types": sorted({str(each.dtype) for each in model.parameters()}),
+            "buffer_types": sorted({str(each.dtype) for each in model.buffers()}),
+            "state_types": sorted({str(each.dtype) for each in state.values()}),
+        }
+    return result
+
+
+def weights(engine: Any) -> dict[str, "Tensor"]:
+    """The whole model by Hugging Face's names, without padding."""
+    from alignctl.models.families import weight_map
+
+    if hasattr(engine, "global_name"):  # of Megatron
+        rows, model = weight_map(engine.architecture, engine.head), engine.architecture
+        return {
+            name: part.detach().clone().contiguous()
+            for local, parameter in engine.model.named_parameters()
+            for name, part in zip(
+                rows[engine.global_name(local)].hf,
+                rows[engine.global_name(local)].layout.split(parameter, model),
+                strict=True,
+            )
+        }
+    from alignctl.engines.deepspeed_state import _tensors
+
+    names, parameters = zip(*engine.model.named_parameters(), strict=True)
+    # A view of what is gathered for a moment only.
+    copies = (each.clone() for each in _tensors(engine, parameters))
+    return dict(zip(names, copies, strict=True))
+
+
+def spoilt(case: DeepSpeedCase, folder: Path) -> Result:
+    """A loss and a gradient that are not finite; then the step that would have come first."""
+    import torch
+
+    from alignctl.algorithms.loss import LossTerms, Output
+    from alignctl.algorithms.sft import CrossEntropy
+    from alignctl.engines.protocol import NonFiniteError
+
+    class Spoilt(CrossEntropy):
+        def __init__(self, *, loss: float, slope: float) -> None:
+            self.loss, self.slope = loss, slope
+
+        def __call__(self, output: Output, targets: torch.Tensor, batch: Any) -> LossTerms:
+            terms = super().__call__(output, targets, batch)
+            # The root of 0 is 0, but its slope is infinite.
+            spoilt = terms.total + self.loss + self.slope * (0 * terms.total).sqrt()
+            return LossTerms(spoilt, terms.weight, terms.metrics)
+
+    engine = engine_of(case, folder)
+    batches = batches_of(case, 0, engine)
+    before, messages = weights(engine), []
+    # The first has a gradient that is finite.
+    for loss in (Spoilt(loss=float("inf"), slope=0.0), Spoilt(loss=0.0, slope=1.0)):
+        try:
+            engine.train_step(batches, loss, learning_rate=1e-3)
+        except NonFiniteError as error:
+            messages.append(error.message)
+    after = weights(engine)
+    result = engine.train_step(batches, CrossEntropy(), learning_rate=1e-3)
+    finally_ = weights(engine)
+    return {
+        "messages": messages,
+        "is_unchanged": all(torch.equal(before[name], after[name]) for name in before),
+        "is_trained_then": any(not torch.equal(before[name], finally_[name]) for name in before),
+        "loss": result.loss,
+        "grad_norm": result.grad_norm,
+    }
+
+
+def resume(case: DeepSpeedCase, folder: Path) -> Result:
+    """Five steps at once, and two and three in two engines: every bit of weights and numbers."""
+    import torch
+    import torch.distributed as dist
+
+    from alignctl.checkpoints.source import find
+
+    loss, rate = loss_of(case), OPTIMIZER.lr
+    checkpoints = folder / case.name / "checkpoints"
+    if dist.get_rank() == 0:
+        checkpoints.mkdir(parents=True)
+    dist.barrier()
+    source = find(folder / case.model / "hf", vocab_divisor=documents.VOCAB_DIVISOR)
+    engine = engine_of(case, folder)
+    numbers = []
+    for step in range(5):
+        if step == 2:
+            path = engine.save(checkpoints, 2, source=source, tokenizer=None, keep=None)
+            torch.rand(3)
+        done = engine.train_step(batches_of(case, step, engine), loss, learning_rate=rate)
+        numbers.append([done.loss, done.grad_norm])
+    whole, random = weights(engine), torch.rand(5)
+    engine = engine_of(case, folder, is_loaded=False)
+    first = engine.resume(path)
+    torch.rand(3)
+    again = []
+    for step in range(first, 5):
+        done = engine.train_step(batches_of(case, step, engine), loss, learning_rate=rate)
+        again.append([done.loss, done.grad_norm])
+    parts = weights(engine)
+    rank = dist.get_rank()
+    return {
+        "first": first,
+        "numbers": numbers[2:],
+        "again": again,
+        f"is_equal_{rank}": all(torch.equal(whole[name], parts[name]) for name in whole),
+        f"is_random_equal_{rank}": torch.equal(random, torch.rand(5)),
+    }
+
+
+def checkpoint(case: DeepSpeedCase, folder: Path) -> Result:
+    """A step and a checkpoint; what the trained model gives for the evaluation documents."""
+    import torch.distributed as dist
+
+    from alignctl.checkpoints.source import find
+    from alignctl.data.batch import TokenBatch
+
+    checkpoints = folder / case.name / "checkpoints"
+    if dist.get_rank() == 0:
+        checkpoints.mkdir(parents=True)
+    dist.barrier()
+    source = find(folder / case.model / "hf", vocab_divisor=documents.VOCAB_DIVISOR)
+    engine = engine_of(case, folder)
+    for step in (1, 2, 3):
+        engine.train_step(batches_of(case, step, engine), loss_of(case), learning_rate=1e-3)
+        engine.save(
+            checkpoints,
+            step,
+            source=source,
+            tokenizer=None,
+            keep=2,
+            score_offset=0.5 if case.loss == "reward" and step == 3 else None,
+        )
+    batch = TokenBatch.from_documents(documents.of_evaluation())
+    return {"outputs": engine.document_outputs([batch], len(batch.rows)).tolist()}
+
+
+def document_outputs(case: DeepSpeedCase, folder: Path) -> Result:
+    """Log-probabilities or scores of seven documents, which no layout deals evenly."""
+    import numpy as np
+
+    from alignctl.algorithms.sft import CrossEntropy
+
+    engine = engine_of(case, folder, is_trained=False)
+    batches = documents.micro_batches(
+        documents.of_evaluation(),
+        "2",
+        dp_rank=engine.data_parallel_rank,
+        dp_size=engine.data_parallel_size,
+    )
+    found = engine.document_outputs(batches, 9)
+    loss = 0.0  # of prompts there are none here
+    if case.loss == "sft":
+        loss = engine.evaluate(batches, CrossEntropy()).loss
+    return {"found": found[:7].tolist(), "is_nan": bool(np.isnan(found[7:]).all()), "loss": loss}
+
+
+def stop(case: DeepSpeedCase, folder: Path) -> Result:
+    """What every rank hears when the last one is asked to stop."""
+    import torch.distributed as dist
+
+    engine = engine_of(case, folder)
+    rank, world = dist.get_rank(), dist.get_world_size()
+    heard = [
+        engine.train_step(
+            batches_of(case, 0, engine),
+            loss_of(case),
+            learning_rate=1e-3,
+            is_stop_requested=is_asked and rank == world - 1,
+        ).is_stop_requested
+        for is_asked in (False, True)
+    ]
+    return {f"heard_by_{rank}": heard}
+
+
+KINDS: dict[str, Callable[[DeepSpeedCase, Path], Result]] = {
+    function.__name__: function
+    for function in (train, spoilt, resume, checkpoint, document_outputs, stop)
+}
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]))

@@ -1,0 +1,62 @@
+"""The jobs of reward models, and of a policy that is its own reference."""
+
+from pathlib import Path
+from typing import Any
+
+from tests.parallel import documents
+from tests.parallel.cases import Case
+from tests.parallel.preferences import SIZES, STEPS, micro_batches
+
+MARGIN, CENTERING = 0.7, 0.05
+
+
+def reward(case: Case, folder: Path) -> dict[str, Any]:
+    """Scores, and then loss, gradient norm and accuracy of a few steps."""
+    from tests.parallel.jobs import engine_of
+
+    return _course(case, engine_of(case, folder, documents.TRAIN_OPTIMIZER))
+
+
+def new_head(case: Case, folder: Path) -> dict[str, Any]:
+    """The same with a policy that gets a head of two layers."""
+    from tests.parallel.jobs import engine_of
+
+    return _course(case, engine_of(case, folder, documents.TRAIN_OPTIMIZER, head="pooler"))
+
+
+def _course(case: Case, engine: Any) -> dict[str, Any]:
+    from alignctl.algorithms.reward import BradleyTerry
+
+    share = {"dp_rank": engine.data_parallel_rank, "dp_size": engine.data_parallel_size}
+    batches = micro_batches(0, int(case.grouping), **share)
+    scores = engine.document_outputs(batches, sum(SIZES) + 1)
+    backwards = engine.document_outputs(batches[::-1], sum(SIZES) + 1)
+    found = [
+        engine.train_step(
+            micro_batches(step, int(case.grouping), **share),
+            BradleyTerry(MARGIN, CENTERING),
+            learning_rate=documents.TRAIN_OPTIMIZER.lr,
+        )
+        for step in range(STEPS)
+    ]
+    return {
+        "scores": scores.tolist(),
+        "scores_backwards": backwards.tolist(),
+        "loss": [result.loss for result in found],
+        "grad_norm": [result.grad_norm for result in found],
+        "accuracy": [result.metrics["accuracy"] for result in found],
+    }
+
+
+def dpo_start(case: Case, folder: Path) -> dict[str, Any]:
+    """The first step of a policy that is its own reference; and those log-probabilities."""
+    from alignctl.algorithms.dpo import DPO
+    from tests.parallel.jobs import engine_of
+
+    engine = engine_of(case, folder, documents.TRAIN_OPTIMIZER)
+    share = {"dp_rank": engine.data_parallel_rank, "dp_size": engine.data_parallel_size}
+    batches = micro_batches(0, int(case.grouping), **share)
+    reference = engine.document_outputs(batches, sum(SIZES))
+    rate = documents.TRAIN_OPTIMIZER.lr
+    result = engine.train_step(batches, DPO(reference), learning_rate=rate)
+    return {"loss": result.loss, "logprobs": reference.tolist(), **result.metrics}
