@@ -47,12 +47,23 @@ class Addition:
     @property
     def answer(self) -> str:
         """The sum, worked out: units, tens with the carry, result."""
+        return self._worked(carries=self._has_carry)
+
+    @property
+    def wrong_answer(self) -> str:
+        """The same with the usual mistake: the carry is forgotten, or one is added for nothing."""
+        return self._worked(carries=not self._has_carry)
+
+    @property
+    def _has_carry(self) -> bool:
+        return self.a % 10 + self.b % 10 > 9
+
+    def _worked(self, *, carries: bool) -> str:
         (a_tens, a_units), (b_tens, b_units) = divmod(self.a, 10), divmod(self.b, 10)
-        units = a_units + b_units
-        tens = a_tens + b_tens + units // 10
-        carried = "+1" if units > 9 else ""
+        units, tens = a_units + b_units, a_tens + b_tens + carries
+        carried = "+1" if carries else ""
         worked = f"{a_units}+{b_units}={units}, {a_tens}+{b_tens}{carried}={tens}"
-        return f"{worked}, so {self.a + self.b}."
+        return f"{worked}, so {10 * tens + units % 10}."
 
     def is_answered_by(self, text: str) -> bool:
         """Whether a reply ends with the right number."""
@@ -95,6 +106,28 @@ def chats(sums: Sequence[Addition], *, seed: int) -> Iterator[dict[str, Any]]:
             messages.append({"role": "user", "content": question})
             messages.append({"role": "assistant", "content": each.answer})
         yield {"messages": messages}
+
+
+def question_pairs(sums: Iterable[Addition], *, seed: int) -> Iterator[dict[str, Any]]:
+    """Preferences of the query/response schema: a right answer and a wrong one, in any order."""
+    randomness = random.Random(seed)
+    for each in sums:
+        question = each.question(randomness.choice(FORMS))
+        answers = [(each.answer, 1.0), (each.wrong_answer, 0.0)]
+        randomness.shuffle(answers)
+        responses, scores = zip(*answers, strict=True)
+        yield {"query": question, "response": responses, "score": scores}
+
+
+def chat_pairs(sums: Iterable[Addition], *, seed: int) -> Iterator[dict[str, Any]]:
+    """Preferences of the chat schema: a conversation that ends right, and one that ends wrong."""
+    randomness = random.Random(seed)
+    for each in sums:
+        question = {"role": "user", "content": each.question(randomness.choice(FORMS))}
+        ends = {"chosen": each.answer, "rejected": each.wrong_answer}
+        yield {
+            name: [question, {"role": "assistant", "content": end}] for name, end in ends.items()
+        }
 
 
 def wordings(sums: Iterable[Addition]) -> Iterator[str]:

@@ -3,9 +3,10 @@
     python examples/demo.py            (or: make demo)
 
 Makes models with random weights, a tokenizer and questions, then runs the same commands that
-larger models get, and asks the results questions that they have not seen. The folder is made
-afresh each time. The exit code is that of the first command that fails, or 1 when a model does
-not answer better than it did before.
+larger models get, and asks the results questions that they have not seen. The Llama then becomes a
+reward model, and a policy by DPO, on pairs of right sums and of sums with the carry forgotten. The
+folder is made afresh each time. The exit code is that of the first command that fails, or 1 when a
+model does not answer better than it did before, or does not tell right from wrong.
 """
 
 import argparse
@@ -26,13 +27,15 @@ from typing import Any
 from arithmetic import (
     CHAT_TEMPLATE,
     Addition,
+    chat_pairs,
     chats,
+    question_pairs,
     questions,
     split,
     wordings,
     write_rows,
 )
-from outcome import Done, Verdict, show
+from outcome import Done, PairVerdict, Verdict, show
 from rich.console import Console
 
 from alignctl.config.load import load_preset
@@ -40,6 +43,7 @@ from alignctl.config.load import load_preset
 SEED = 1234
 NUM_HELD_OUT = 300
 NUM_TOKENIZED = 1000
+NUM_PAIRS = 1000
 NUM_ASKED = 100
 MAX_ANSWER_TOKENS = 32
 FAST = ("train.steps=20", "optimizer.warmup_steps=5")
@@ -58,16 +62,22 @@ class Track:
     pp: int
     micro_batch_size: int
     """Half a batch keeps two pipeline stages busy; a whole one has fewer, larger exchanges."""
+    pairs: str | None = None
+    """The folder of preferences below data/, for a reward model and DPO."""
 
 
 TRACKS = {
     track.preset: track
     for track in (
-        Track("tiny-llama", "questions", tp=2, pp=1, micro_batch_size=16),
+        Track("tiny-llama", "questions", tp=2, pp=1, micro_batch_size=16, pairs="question-pairs"),
         Track("tiny-bloom", "chats", tp=1, pp=2, micro_batch_size=8),
-        Track("tiny-llama-gqa", "chats", tp=2, pp=1, micro_batch_size=16),
+        Track("tiny-llama-gqa", "chats", tp=2, pp=1, micro_batch_size=16, pairs="chat-pairs"),
     )
 }
+
+
+ALIGNMENT = ("reward", "dpo")
+"""The stages that learn from pairs; each starts from the fine-tuned model."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +92,7 @@ class Stage:
 
 
 def chain(track: Track, home: Path, knobs: tuple[str, ...]) -> list[Stage]:
-    """The stages of one model, each of which starts from the output of the one before.
+    """The stages of one model, each of which starts from the output of an earlier one.
 
     Args:
         track: The model, its data and its layout.
@@ -99,7 +109,7 @@ def chain(track: Track, home: Path, knobs: tuple[str, ...]) -> list[Stage]:
     )
     hf, mg, sft, result = (here / name for name in ("hf", "mg", "sft", "hf-sft"))
     data = home / "data" / track.data
-    return [
+    stages = [
         Stage(
             ("convert-hf2mg", *preset, "--load", str(hf), "--save", str(mg), *layout),
             mg,
@@ -120,6 +130,17 @@ def chain(track: Track, home: Path, knobs: tuple[str, ...]) -> list[Stage]:
             lambda folder: f"Megatron-Core -> Hugging Face, {megabytes(folder)}",
         ),
     ]
+    for stage in ALIGNMENT if track.pairs else ():
+        pairs = home / "data" / str(track.pairs)
+        flags = ("--load", str(sft), "--data", str(pairs), "--output", str(here / stage))
+        stages.append(
+            Stage(
+                (stage, *preset, *flags, *fitting, *knobs),
+                here / stage,
+                lambda folder: f"{describe_run(folder)} at TP {track.tp} x PP {track.pp}",
+            )
+        )
+    return stages
 
 
 def main() -> int:
@@ -137,6 +158,7 @@ def main() -> int:
     write_data(home / "data", train, held_out)
     done: list[Done] = []
     verdicts: list[Verdict] = []
+    pair_verdicts: list[PairVerdict] = []
     for name in options.models:
         track = TRACKS[name]
         done.append(make_model(track, home, train))
@@ -149,8 +171,10 @@ def main() -> int:
         verdicts.append(judge(track, home, held_out[:NUM_ASKED]))
         what = f"{NUM_ASKED} questions to transformers, before and after"
         done.append(Done(name, "(ask)", what, time.monotonic() - started, home / name / "hf-sft"))
-    show(done, verdicts)
-    return 0 if all(verdict.is_better for verdict in verdicts) else 1
+        pair_verdicts += judge_pairs(track, home) if track.pairs else []
+    show(done, verdicts, pair_verdicts)
+    is_good = options.fast or all(verdict.is_good for verdict in pair_verdicts)
+    return 0 if is_good and all(verdict.is_better for verdict in verdicts) else 1
 
 
 def parse_options() -> argparse.Namespace:
@@ -180,8 +204,11 @@ def make_folder(home: Path) -> str | None:
 
 
 def write_data(folder: Path, train: list[Addition], held_out: list[Addition]) -> None:
-    """Writes the same sums in two schemas, a folder each."""
+    """Writes the same sums in two schemas, a folder each, and pairs of answers to some of them."""
     for role, sums in (("train", train), ("validation", held_out)):
+        pairs = sums[:NUM_PAIRS]
+        write_rows(folder / "question-pairs" / f"{role}.jsonl", question_pairs(pairs, seed=SEED))
+        write_rows(folder / "chat-pairs" / f"{role}.jsonl", chat_pairs(pairs, seed=SEED))
         write_rows(folder / "questions" / f"{role}.jsonl", questions(sums, seed=SEED))
         write_rows(folder / "chats" / f"{role}.jsonl", chats(sums, seed=SEED))
 
@@ -248,6 +275,16 @@ def judge(track: Track, home: Path, asked: list[Addition]) -> Verdict:
     before = replies(here / "hf", texts, max_new_tokens=MAX_ANSWER_TOKENS)
     after = replies(here / "hf-sft", texts, max_new_tokens=MAX_ANSWER_TOKENS)
     return Verdict(track.preset, rows[0], rows[-1], asked, before, after)
+
+
+def judge_pairs(track: Track, home: Path) -> list[PairVerdict]:
+    """How well each stage tells right answers from wrong ones that it has not seen."""
+    found = []
+    for stage in ALIGNMENT:
+        rows = metrics_of(home / track.preset / stage, "validation")
+        before, after = rows[0]["accuracy"], rows[-1]["accuracy"]
+        found.append(PairVerdict(track.preset, stage, before, after))
+    return found
 
 
 if __name__ == "__main__":

@@ -11,6 +11,8 @@ from rich.table import Table
 
 LEAST_GAIN = 0.1
 """Of held-out token accuracy, for "clearly better"."""
+LEAST_ACCURACY = 0.9
+"""On held-out pairs, for "tells right from wrong"."""
 NUM_SHOWN = 3
 
 
@@ -45,16 +47,33 @@ class Verdict:
         )
 
 
+@dataclass(frozen=True)
+class PairVerdict:
+    """The share of held-out pairs that a stage has in the right order, before and after."""
+
+    model: str
+    stage: str
+    before: float
+    after: float
+
+    @property
+    def is_good(self) -> bool:
+        """Whether right answers are told from wrong ones."""
+        return self.after >= LEAST_ACCURACY
+
+
 def count_right(asked: list[Addition], texts: list[str]) -> int:
     """How many replies end with the right number."""
     return sum(each.is_answered_by(text) for each, text in zip(asked, texts, strict=True))
 
 
-def show(done: list[Done], verdicts: list[Verdict]) -> None:
+def show(done: list[Done], verdicts: list[Verdict], pair_verdicts: list[PairVerdict]) -> None:
     """Prints what was done, what it brought, and a few answers."""
     console = Console()
     console.width = max(console.width, 100)  # in a log file too, where nobody said how wide it is
-    console.print("", table_of_stages(done), table_of_gains(verdicts), table_of_answers(verdicts))
+    tables = [table_of_stages(done), table_of_gains(verdicts)]
+    tables += [table_of_pairs(pair_verdicts)] if pair_verdicts else []
+    console.print("", *tables, table_of_answers(verdicts))
 
 
 def table_of_stages(done: list[Done]) -> Table:
@@ -86,6 +105,15 @@ def table_of_gains(verdicts: list[Verdict]) -> Table:
             f"{count_right(verdict.asked, verdict.replies_before)} -> "
             f"{count_right(verdict.asked, verdict.replies_after)} of {len(verdict.asked)}",
         )
+    return table
+
+
+def table_of_pairs(verdicts: list[PairVerdict]) -> Table:
+    """How many pairs are in the right order, before and after."""
+    table = Table("model", "stage", title="On pairs that were held out", box=SIMPLE_HEAD)
+    table.add_column("accuracy", justify="right")
+    for each in verdicts:
+        table.add_row(each.model, each.stage, f"{each.before:.1%} -> {each.after:.1%}")
     return table
 
 

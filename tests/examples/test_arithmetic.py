@@ -6,7 +6,9 @@ from arithmetic import (
     MAX_TURNS,
     NUMBERS,
     Addition,
+    chat_pairs,
     chats,
+    question_pairs,
     questions,
     split,
     wordings,
@@ -35,6 +37,32 @@ def test_the_answer_goes_digit_by_digit(a: int, b: int, answer: str) -> None:
 def test_every_answer_is_right(each: Addition) -> None:
     assert each.is_answered_by(each.answer)
     assert each.answer.endswith(f" {each.a + each.b}.")
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "answer"),
+    [
+        (17, 25, "7+5=12, 1+2=3, so 32."),
+        (13, 54, "3+4=7, 1+5+1=7, so 77."),
+        (99, 99, "9+9=18, 9+9=18, so 188."),
+    ],
+)
+def test_a_wrong_answer_forgets_the_carry_or_has_one_too_many(a: int, b: int, answer: str) -> None:
+    assert Addition(a, b).wrong_answer == answer
+
+
+@given(additions)
+def test_every_wrong_answer_is_wrong(each: Addition) -> None:
+    assert not each.is_answered_by(each.wrong_answer)
+
+
+def test_a_pair_holds_a_right_and_a_wrong_answer_to_one_question() -> None:
+    (pair,) = question_pairs([Addition(17, 25)], seed=1)
+    right = {"7+5=12, 1+2+1=4, so 42.": 1.0, "7+5=12, 1+2=3, so 32.": 0.0}
+    assert dict(zip(pair["response"], pair["score"], strict=True)) == right
+    (chat,) = chat_pairs([Addition(17, 25)], seed=1)
+    assert [chat[name][1]["content"] for name in ("chosen", "rejected")] == [*right]
+    assert chat["chosen"][0] == chat["rejected"][0]
 
 
 @pytest.mark.parametrize("reply", ["", "I do not know.", "so 43.", "42, no: 24"])

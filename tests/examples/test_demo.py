@@ -1,12 +1,11 @@
 import json
 import subprocess
 import sys
-from itertools import pairwise
 from pathlib import Path
 
 import demo
 import pytest
-from outcome import Verdict
+from outcome import PairVerdict, Verdict
 from rich.console import Console
 
 DEMO = Path(demo.__file__)
@@ -31,12 +30,12 @@ def test_a_folder_with_other_things_is_left_alone(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
 
 
-def test_each_stage_starts_from_the_output_of_the_one_before() -> None:
+def test_each_stage_starts_from_the_output_of_an_earlier_one() -> None:
     for track in demo.TRACKS.values():
-        stages = demo.chain(track, Path("demo"), ())
-        for earlier, later in pairwise(stages):
-            load = later.arguments.index("--load")
-            assert later.arguments[load + 1] == str(earlier.output)
+        made = {str(Path("demo") / track.preset / "hf")}
+        for stage in demo.chain(track, Path("demo"), ()):
+            assert stage.arguments[stage.arguments.index("--load") + 1] in made
+            made.add(str(stage.output))
 
 
 def test_getting_worse_or_hardly_better_is_a_failure() -> None:
@@ -49,6 +48,11 @@ def test_getting_worse_or_hardly_better_is_a_failure() -> None:
     assert not verdict(7.0, 0.5).is_better
 
 
+def test_pairs_that_are_told_apart_too_seldom_are_a_failure() -> None:
+    assert PairVerdict("m", "dpo", before=0.5, after=0.9).is_good
+    assert not PairVerdict("m", "dpo", before=0.5, after=0.89).is_good
+
+
 @pytest.mark.slow
 def test_the_whole_chain_runs_and_learns(tmp_path: Path) -> None:
     """Twenty steps of the model with grouped queries, then once more into the same folder."""
@@ -57,7 +61,7 @@ def test_the_whole_chain_runs_and_learns(tmp_path: Path) -> None:
         done = start("--fast", "--models", "tiny-llama-gqa", "--folder", str(home))
         assert done.returncode == 0, done.stderr
     assert "together" in done.stdout
-    assert done.stderr.count("$ alignctl ") == 3
+    assert done.stderr.count("$ alignctl ") == 5
     result = json.loads((home / "tiny-llama-gqa" / "sft" / "result.json").read_text())
     assert result["steps"] == 20
     assert (home / "tiny-llama-gqa" / "hf-sft" / "model.safetensors").is_file()
