@@ -175,3 +175,57 @@ def test_an_index_cannot_name_a_file_outside_the_folder(folder: Path) -> None:
     (folder / METADATA).write_bytes(pickle.dumps(metadata))
     with pytest.raises(UserError, match="lies outside the folder"):
         read(folder)[NORM].make()
+
+
+def test_a_type_in_the_index_that_the_file_does_not_have_is_refused(folder: Path) -> None:
+    """As many bytes: the numbers would be read as others."""
+    metadata = read_metadata(folder)
+    entry: Any = metadata.state_dict_metadata[STORED_PROJECTION]
+    entry.properties.dtype = torch.int32
+    (folder / METADATA).write_bytes(pickle.dumps(metadata))
+    with pytest.raises(UserError, match="a chunk is not the tensor that the index tells of"):
+        read(folder)[PROJECTION.format(0)].make()
+
+
+def test_two_chunks_at_one_place_are_refused(folder: Path) -> None:
+    """One layer would be given for the other."""
+    metadata = read_metadata(folder)
+    first, second = (i for i in metadata.storage_data if i.fqn == STORED_PROJECTION)
+    metadata.storage_data[second] = metadata.storage_data[first]
+    (folder / METADATA).write_bytes(pickle.dumps(metadata))
+    with pytest.raises(UserError, match=r"linear_proj\.weight lie at the same place"):
+        read(folder)
+
+
+def test_chunks_that_overlap_leave_no_hole_unseen(tmp_path: Path) -> None:
+    """Two halves of an embedding, both entered as the first: the second half is not a number."""
+    full = tensors("llama2")
+    name = "embedding.word_embeddings.weight"
+    folder = write_all(tmp_path / "release", full)
+    metadata = read_metadata(folder)
+    entry: Any = metadata.state_dict_metadata[name]
+    entry.size = torch.Size([22, 16])
+    entry.chunks.append(replace(entry.chunks[0]))
+    (folder / METADATA).write_bytes(pickle.dumps(metadata))
+    made = read(folder)[name].make()
+    assert torch.equal(made[:11], full[name])
+    assert made[11:].isnan().all()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda m: setattr(m, "state_dict_metadata", None),
+        lambda m: setattr(m, "storage_data", [1]),
+        lambda m: setattr(m.state_dict_metadata[STORED_PROJECTION], "size", ["x"]),
+        lambda m: setattr(m.state_dict_metadata[STORED_PROJECTION], "chunks", None),
+        lambda m: setattr(m.state_dict_metadata[STORED_PROJECTION], "size", torch.Size([1, 1, 1])),
+        lambda m: setattr(m.state_dict_metadata[STORED_PROJECTION].properties, "dtype", "float"),
+    ],
+)
+def test_an_index_of_other_things_is_refused(change: Callable[[Any], object], folder: Path) -> None:
+    metadata = read_metadata(folder)
+    change(metadata)
+    (folder / METADATA).write_bytes(pickle.dumps(metadata))
+    with pytest.raises(UserError, match="not the index of a distributed checkpoint"):
+        read(folder)

@@ -28,7 +28,7 @@ def read_json(path: Path) -> dict[str, Any]:
         content = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: not valid JSON: {error}") from error
     if not isinstance(content, dict):
         raise UserError(f"{path}: a JSON object was expected, found {type(content).__name__}")
@@ -56,12 +56,21 @@ def copy_companions(
     for file in sorted(source.iterdir()) if source else []:
         is_replaced = tokenizer is not None and _TOKENIZER.fullmatch(file.name)
         if file.is_file() and not is_replaced and not _NOT_COMPANIONS.fullmatch(file.name):
-            shutil.copyfile(file, target / file.name)
+            _copy(file, target)
     for file in sorted(tokenizer.iterdir()) if tokenizer else []:
         if file.is_file() and _TOKENIZER.fullmatch(file.name):
-            shutil.copyfile(file, target / file.name)
+            _copy(file, target)
     if config is not None and not (target / "config.json").is_file():
         write_config(target, config)
+
+
+def _copy(file: Path, folder: Path) -> None:
+    try:
+        source = file.open("rb")
+    except OSError as error:
+        raise UserError(f"{file}: cannot be read: {error.strerror}") from error
+    with source, (folder / file.name).open("wb") as copy:
+        shutil.copyfileobj(source, copy)
 
 
 def write_config(folder: Path, config: Mapping[str, Any]) -> None:

@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
 from pathlib import Path
@@ -85,11 +85,14 @@ def normalise(
         UserError: A tensor is missing, unknown, misshapen, or of a type that cannot be trained.
     """
     family = FAMILIES[model.family]
-    names = {
-        _REWARD_PREFIX.sub("", name).replace("v_head.", "score."): tensor
-        for name, tensor in stored.items()
-        if not name.endswith(family.HF_IGNORED)
-    }
+    check_depth(path, stored, model)
+    names: dict[str, LazyTensor] = {}
+    for name, tensor in stored.items():
+        plain = _REWARD_PREFIX.sub("", name).replace("v_head.", "score.")
+        if plain in names:
+            raise UserError(f"{tensor.where}: the same weight as {names[plain].where}")
+        if not plain.endswith(family.HF_IGNORED):
+            names[plain] = tensor
     is_bare = not any(name.startswith(family.HF_PREFIX) for name in names)
     head = _head(names)
     tops = {name for rows in SCORE_HEADS.values() for row in rows for name in row.hf}
@@ -114,6 +117,20 @@ def _head(names: Iterable[str]) -> Head:
         if present & {row.hf[0] for row in rows}:
             return head  # type: ignore[return-value]
     return "lm"
+
+
+def check_depth(path: Path, tensors: Collection[str], model: Model) -> None:
+    """Refuses a number of layers that cannot be, before a name is made for each of them.
+
+    Raises:
+        UserError: There are fewer tensors than layers.
+    """
+    if model.num_layers > len(tensors):
+        raise UserError(
+            f"{path}: {len(tensors)} tensors cannot be the {model.num_layers} layers that its "
+            "config tells of",
+            "the folder is incomplete, or its config belongs to another model",
+        )
 
 
 def check_names(
@@ -214,7 +231,7 @@ def _file(file: Path) -> dict[str, LazyTensor]:
     if not isinstance(content, dict) or not content:
         raise UserError(f"{file}: holds no weights by name, but a {type(content).__name__}")
     for name, tensor in content.items():
-        if not isinstance(tensor, LazyTensor):
+        if not isinstance(name, str) or not isinstance(tensor, LazyTensor):
             raise UserError(
                 f"{file}: {name!r} is no tensor: this is not a file of weights alone",
                 "a training checkpoint is read from its own folder",

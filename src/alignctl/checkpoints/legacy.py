@@ -24,6 +24,19 @@ from alignctl.models.weight_map import REPLICATED, SCORE_HEADS, VOCABULARY, Layo
 
 _ONLY = {"output_layer.weight": VOCABULARY}
 _QKV = ".self_attention.linear_qkv."
+_STAGES = {"embedding.word_embeddings.weight": 0, "decoder.final_layernorm.weight": -1}
+"""Pipeline stages of weights that are on one of them only."""
+
+_MIXED = "the checkpoint was not copied completely, or two were mixed"
+_NOT_AS_EXPECTED = (
+    ArithmeticError,
+    AttributeError,
+    LookupError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
+"""What reading a tree raises whose parts are not what they should be."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +70,16 @@ def read(folder: Path) -> LegacyCheckpoint:
             fit together.
     """
     found = grid(folder)
+    try:
+        return _read(folder, found)
+    except _NOT_AS_EXPECTED as error:
+        raise UserError(
+            f"{folder}: not a checkpoint of Megatron's: {error!r}",
+            "the files are of another program, or of a version of Megatron-LM that is not known",
+        ) from error
+
+
+def _read(folder: Path, found: Grid) -> LegacyCheckpoint:
     trees = {place: _tree(file) for place, file in found.files.items()}
     first = trees[0, 0]
     args = first.get("args")
@@ -70,6 +93,8 @@ def read(folder: Path) -> LegacyCheckpoint:
     shards: dict[str, dict[int, LazyTensor]] = {}
     for (tp_rank, pp_rank), tree in trees.items():
         for name, tensor in _named(tree, args, pp_rank, found.pp, found.files[tp_rank, pp_rank]):
+            if _STAGES.get(name, pp_rank) % found.pp != pp_rank:
+                raise UserError(f"{tensor.where}: not a weight of pipeline stage {pp_rank}", _MIXED)
             fixed = _reorder(name, tensor, args, float(version), found.tp)
             shards.setdefault(name, {})[tp_rank] = fixed
     scores = {row.megatron for rows in SCORE_HEADS.values() for row in rows}
@@ -126,7 +151,7 @@ def _check_layout(folder: Path, found: Grid, args: Any) -> None:
             raise UserError(
                 f"{folder}: its arguments tell of {keys[0]} {told}, but there are folders for "
                 f"{size}",
-                "the checkpoint was not copied completely, or two were mixed",
+                _MIXED,
             )
 
 
@@ -166,6 +191,8 @@ def _reorder(name: str, tensor: LazyTensor, args: Any, version: float, tp: int) 
     if version >= 2 or _QKV not in name:
         return tensor
     heads = args.num_attention_heads // tp
+    if tensor.shape[0] % (3 * heads):
+        raise ValueError(f"{tensor.shape[0]} rows of queries, keys and values of {heads} heads")
 
     def change(rows: Tensor) -> Tensor:
         rest = rows.shape[1:]

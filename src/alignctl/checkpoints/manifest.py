@@ -178,7 +178,7 @@ def read(folder: Path) -> Manifest:
     """
     path = folder / NAME
     try:
-        manifest = Manifest.model_validate_json(path.read_text(encoding="utf-8"))
+        manifest = Manifest.model_validate_json(path.read_bytes())
     except OSError as error:
         raise UserError(
             f"{folder}: not an alignctl checkpoint: {NAME} cannot be read ({error.strerror})",

@@ -7,10 +7,10 @@ them, which is what every Megatron-Core model asks for.
 """
 
 import json
+import math
 import pickle
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -44,6 +44,9 @@ _STORED_NAMES = {
 }
 _PARTS = ("embedding.", "decoder.", "output_layer.", "score.", "pooler_head.")
 """How the names of weights begin; optimizers and random states have others."""
+
+_MAX_LAYERS = 10_000
+"""More are a damaged index, not a model."""
 
 _LINEARS = (
     "self_attention.linear_qkv",
@@ -157,6 +160,7 @@ def read(folder: Path) -> dict[str, LazyTensor]:
         UserError: The index is missing, damaged, or would import something beyond its classes.
     """
     metadata = read_metadata(folder)
+    _check_places(folder, metadata)
     found: dict[str, LazyTensor] = {}
     for key, entry in metadata.state_dict_metadata.items():
         if not isinstance(entry, TensorStorageMetadata) or not key.startswith(_PARTS):
@@ -165,10 +169,24 @@ def read(folder: Path) -> dict[str, LazyTensor]:
         if not key.startswith("decoder.layers.") or _LAYER.match(key):
             found[plain_name(key)] = _lazy(folder, metadata, key, None, size)
             continue
+        if not size or size[0] > _MAX_LAYERS:
+            raise UserError(f"{folder / METADATA}: {key} is of shape {list(size)}: no layers")
         for layer in range(size[0]):
             name = key.replace("decoder.layers.", f"decoder.layers.{layer}.", 1)
             found[plain_name(name)] = _lazy(folder, metadata, key, layer, size[1:])
     return found
+
+
+def _check_places(folder: Path, metadata: Metadata) -> None:
+    """Two chunks at one place are a damaged index, which would give one tensor for another."""
+    seen: dict[tuple[str, int], MetadataIndex] = {}
+    for index, place in metadata.storage_data.items():
+        other = seen.setdefault((str(place.relative_path), place.offset), index)
+        if other is not index:
+            raise UserError(
+                f"{folder / METADATA}: {index.fqn} and {other.fqn} lie at the same place",
+                "the index is damaged: copy the checkpoint again, or use an older one",
+            )
 
 
 def _lazy(
@@ -176,6 +194,7 @@ def _lazy(
 ) -> LazyTensor:
     entry = metadata.state_dict_metadata[key]
     assert isinstance(entry, TensorStorageMetadata)
+    dtype = entry.properties.dtype
     chunks = [
         chunk
         for chunk in entry.chunks
@@ -183,31 +202,33 @@ def _lazy(
     ]
 
     def make() -> Tensor:
-        whole: Tensor | None = None
-        filled = 0
-        for chunk in chunks:
-            part = _chunk(folder, metadata, key, chunk)
-            offsets, sizes = list(chunk.offsets), list(chunk.sizes)
-            if layer is not None:
-                part, offsets, sizes = part[layer - offsets[0]], offsets[1:], sizes[1:]
-            if sizes == list(shape):
-                return part
-            if whole is None:
-                whole = part.new_empty(shape)
-            whole[tuple(slice(o, o + s) for o, s in zip(offsets, sizes, strict=True))] = part
-            filled += part.numel()
-        if whole is None or filled != whole.numel():
+        # All are looked at before memory is taken for what they claim to be.
+        parts = [_chunk(folder, metadata, key, chunk) for chunk in chunks]
+        inner = slice(0 if layer is None else 1, None)
+        if sum(math.prod(part.shape[inner]) for part in parts) != math.prod(shape):
             raise UserError(
                 f"{folder}: {key} is incomplete" + ("" if layer is None else f" for layer {layer}"),
                 "the checkpoint is damaged: copy it again, or use an older one",
             )
+
+        def piece(number: int) -> Tensor:
+            made = parts[number].make()
+            return made if layer is None else made[layer - chunks[number].offsets[0]]
+
+        if len(parts) == 1:
+            return piece(0)
+        # Where chunks overlap, they leave holes: those are not numbers, and so refused.
+        whole = torch.full(shape, torch.nan, dtype=dtype)
+        for number, chunk in enumerate(chunks):
+            places = zip(chunk.offsets[inner], chunk.sizes[inner], strict=True)
+            whole[tuple(slice(start, start + size) for start, size in places)] = piece(number)
         return whole
 
-    return LazyTensor(shape, entry.properties.dtype, make, f"{folder}: {key}")
+    return LazyTensor(shape, dtype, make, f"{folder}: {key}")
 
 
-def _chunk(folder: Path, metadata: Metadata, key: str, chunk: ChunkStorageMetadata) -> Tensor:
-    """Reads a chunk whole; it is a file of `torch.save` within the file."""
+def _chunk(folder: Path, metadata: Metadata, key: str, chunk: ChunkStorageMetadata) -> LazyTensor:
+    """Finds a chunk, which is read whole; it is a file of `torch.save` within the file."""
     place = metadata.storage_data.get(MetadataIndex(key, chunk.offsets))
     if not isinstance(place, _StorageInfo):
         raise UserError(f"{folder / METADATA}: {key} has a chunk without a place")
@@ -215,6 +236,9 @@ def _chunk(folder: Path, metadata: Metadata, key: str, chunk: ChunkStorageMetada
         raise UserError(f"{folder / METADATA}: {place.relative_path} lies outside the folder")
     file = folder / place.relative_path
     tensor = torch_file.read(file, start=place.offset, length=place.length)
-    if not isinstance(tensor, LazyTensor) or tensor.shape != tuple(chunk.sizes):
+    entry = metadata.state_dict_metadata[key]
+    assert isinstance(entry, TensorStorageMetadata)
+    expected = (tuple(chunk.sizes), entry.properties.dtype)
+    if not isinstance(tensor, LazyTensor) or (tensor.shape, tensor.dtype) != expected:
         raise UserError(f"{file}: {key}: a chunk is not the tensor that the index tells of")
-    return replace(tensor, where=f"{file}: {key}").make()
+    return tensor

@@ -13,6 +13,7 @@ from pydantic import ValidationError
 from alignctl.checkpoints.lazy import LazyTensor
 from alignctl.config.sections import Model
 from alignctl.errors import UserError
+from alignctl.models.weight_map import SCORE_HEADS
 
 _UNSUPPORTED: Mapping[str, tuple[Any, ...]] = {
     "apply_layernorm_1p": (False, None),
@@ -46,6 +47,18 @@ def model_from(
         UserError: The model is not of a family of ours, or arguments and shapes contradict each
             other.
     """
+    try:
+        return _model_from(args, tensors, where, expected)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise UserError(f"{where}: its arguments describe no model: {first['msg']}") from error
+    except (ArithmeticError, LookupError, TypeError, ValueError) as error:
+        raise UserError(f"{where}: its arguments describe no model: {error!r}") from error
+
+
+def _model_from(
+    args: Any, tensors: Mapping[str, LazyTensor], where: str, expected: Model | None
+) -> Model:
     for name, harmless in _UNSUPPORTED.items():
         if (value := getattr(args, name, None)) not in harmless:
             raise UserError(
@@ -53,6 +66,10 @@ def model_from(
                 "alignctl trains Llama 2 and Bloom models",
             )
     family = family_of(tensors, where)
+    is_tied = "output_layer.weight" not in tensors
+    is_scored = any(row.megatron in tensors for rows in SCORE_HEADS.values() for row in rows)
+    if is_tied and not is_scored and getattr(args, "untie_embeddings_and_output_weights", False):
+        raise UserError(f"{where}: no output_layer.weight in it, which its arguments tell of")
     sizes = {
         key: _size(args, key, where) for key in ("num_layers", "hidden_size", "num_attention_heads")
     }
@@ -61,23 +78,19 @@ def model_from(
     norm_epsilon = _first(args, "norm_epsilon", "layernorm_epsilon")
     padded = embedding.shape[0]
     is_llama = family == "llama2"
-    try:
-        return Model(
-            family=family,
-            **sizes,
-            num_query_groups=_query_groups(tensors, sizes, where) if is_llama else heads,
-            ffn_hidden_size=tensors["decoder.layers.0.mlp.linear_fc2.weight"].shape[1],
-            vocab_size=_vocab_size(args, padded, where, expected),
-            max_position_embeddings=_first(args, "max_position_embeddings")
-            or (expected.max_position_embeddings if expected else 2048),
-            norm_epsilon=norm_epsilon or (expected.norm_epsilon if expected else 1e-5),
-            rotary_base=_rotary_base(args, expected) if is_llama else None,
-            tie_embeddings="output_layer.weight" not in tensors,
-            vocab_divisor=_first(args, "make_vocab_size_divisible_by") or 128,
-        )
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise UserError(f"{where}: its arguments describe no model: {first['msg']}") from error
+    return Model(
+        family=family,
+        **sizes,
+        num_query_groups=_query_groups(tensors, sizes, where) if is_llama else heads,
+        ffn_hidden_size=tensors["decoder.layers.0.mlp.linear_fc2.weight"].shape[1],
+        vocab_size=_vocab_size(args, padded, where, expected),
+        max_position_embeddings=_first(args, "max_position_embeddings")
+        or (expected.max_position_embeddings if expected else 2048),
+        norm_epsilon=norm_epsilon or (expected.norm_epsilon if expected else 1e-5),
+        rotary_base=_rotary_base(args, expected) if is_llama else None,
+        tie_embeddings=is_tied,
+        vocab_divisor=_first(args, "make_vocab_size_divisible_by") or 128,
+    )
 
 
 def family_of(names: Collection[str], where: str) -> Literal["llama2", "bloom"]:

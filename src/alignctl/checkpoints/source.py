@@ -1,5 +1,6 @@
 """What a path given to `--load` is, and its weights, found without reading one of them."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,13 @@ from alignctl.checkpoints.megatron_args import model_from
 from alignctl.config.sections import Head, Model, Role
 from alignctl.errors import UserError
 from alignctl.launch.run_folder import LATEST
-from alignctl.models.families import FAMILIES, config_of_head, model_from_hf, weight_map
+from alignctl.models.families import (
+    FAMILIES,
+    config_of_head,
+    differences,
+    model_from_hf,
+    weight_map,
+)
 from alignctl.models.weight_map import SCORE_HEADS, Vocabulary, full_shape
 
 Kind = Literal["hf", "zero", "mcore", "legacy"]
@@ -88,6 +95,13 @@ def find(path: Path, *, vocab_divisor: int = 128, expected: Model | None = None)
     Raises:
         UserError: There is no such folder, or it is none of these, or it is incomplete.
     """
+    try:
+        return _find(path, vocab_divisor, expected)
+    except OSError as error:
+        raise UserError(f"{error.filename or path}: cannot be read: {error.strerror}") from error
+
+
+def _find(path: Path, vocab_divisor: int, expected: Model | None) -> Source:
     if not path.exists():
         raise UserError(f"{path}: no such folder")
     if not path.is_dir():
@@ -95,7 +109,7 @@ def find(path: Path, *, vocab_divisor: int = 128, expected: Model | None = None)
     if (path / "checkpoints").is_dir():
         if not (path / "checkpoints" / LATEST).is_file():
             raise UserError(f"{path}: this run has no checkpoint yet")
-        return find(path / "checkpoints", vocab_divisor=vocab_divisor, expected=expected)
+        return _find(path / "checkpoints", vocab_divisor, expected)
     if (path / LATEST).is_file():
         latest = _latest(path)
         # DeepSpeed's checkpoints are Hugging Face folders with its training state in a sub-folder.
@@ -126,7 +140,7 @@ def is_megatron(path: Path) -> bool:
 def _latest(path: Path) -> Path:
     """The checkpoint that a folder of checkpoints points to."""
     text = (path / LATEST).read_text(encoding="utf-8", errors="replace").strip()
-    if text != "release" and not text.isdecimal():
+    if text != "release" and not re.fullmatch(r"[0-9]{1,15}", text):
         raise UserError(
             f"{path / LATEST}: {text[:40]!r} is neither an iteration nor `release`",
             "write the number of a folder iter_NNNNNNN beside it into the file",
@@ -146,6 +160,13 @@ def _latest(path: Path) -> Path:
 def _hf(path: Path, vocab_divisor: int) -> Source:
     folder = hf.read(path, vocab_divisor=vocab_divisor)
     found = manifest.read(path) if (path / manifest.NAME).is_file() else None
+    if found and (changes := differences(found.model, folder.model)):
+        raise UserError(
+            f"{path}: {manifest.NAME} and config.json describe different models:\n  "
+            + "\n  ".join(changes),
+            f"config.json is damaged or was edited: copy the folder again, or remove "
+            f"{manifest.NAME} if the change was meant",
+        )
     return _from_hf("hf", path, folder, path, found, "Hugging Face")
 
 
@@ -229,6 +250,7 @@ def _from_megatron(
 ) -> Source:
     model = found.model if found else model_from(args, stored, where=str(path), expected=expected)
     head = _head(stored)
+    hf.check_depth(path, stored, model)
     rows = weight_map(model, head)
     needed = stored
     if head != "lm" or model.tie_embeddings:
@@ -261,7 +283,7 @@ def _from_megatron(
 def _without_padding(tensor: LazyTensor, model: Model) -> LazyTensor:
     """The rows that are tokens; too few of them are found by the comparison of shapes."""
     rows = model.vocab_size
-    if tensor.shape[0] <= rows:
+    if not tensor.shape or tensor.shape[0] <= rows:
         return tensor
     return tensor.map((rows, *tensor.shape[1:]), lambda table: table[:rows])
 

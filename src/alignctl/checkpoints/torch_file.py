@@ -8,11 +8,10 @@ tensors that have no memory but know their offset in the file.
 import argparse
 import io
 import pickle
-import struct
 import types
 import zipfile
-import zlib
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, cast
@@ -21,7 +20,8 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
-from alignctl.checkpoints.lazy import LazyTensor, as_bytes, read_bytes, unreadable
+from alignctl.checkpoints.lazy import LazyTensor, read_bytes, unreadable
+from alignctl.checkpoints.torch_archive import Archive, open_archive
 from alignctl.errors import UserError
 
 
@@ -40,8 +40,8 @@ class FlatTensor(LazyTensor):
     """A tensor of one dimension, of which a part can be read alone.
 
     Attributes:
-        make_part: Reads the elements from one place up to another, without the checksum, which is
-            that of the whole.
+        make_part: Reads the elements from one place up to another. The checksum is that of the
+            whole, which is read once for it.
     """
 
     make_part: Callable[[int, int], Tensor]
@@ -153,19 +153,20 @@ def read(file: Path, *, start: int = 0, length: int | None = None) -> Any:
 def _read(file: Path, start: int, part: _Part) -> Any:
     stream = cast("BinaryIO", part)
     try:
-        is_archive = zipfile.is_zipfile(stream)
+        archive = Archive(file, start, {}, has_checksums=False)
+        if is_archive := zipfile.is_zipfile(stream):
+            archive = open_archive(file, start, stream)
         part.seek(0)
-        with torch.serialization.safe_globals(_allowed()):
-            if is_archive:
-                with FakeTensorMode():
-                    tree = torch.load(stream, map_location="cpu", weights_only=True)
-                entries = _entries(part)
-            else:
-                tree = torch.load(stream, map_location="cpu", weights_only=True)
-                entries = {}
+        with (
+            torch.serialization.safe_globals(_allowed()),
+            FakeTensorMode() if is_archive else nullcontext(),
+        ):
+            tree = torch.load(stream, map_location="cpu", weights_only=True)
+        return _lazy_tree(tree, archive, "")
+    except UserError:
+        raise
     except Exception as error:  # damaged bytes can raise anything
         raise _refusal(file, part, error) from error
-    return _lazy_tree(tree, _Storages(file, start, entries), "")
 
 
 def _allowed() -> list[Any]:
@@ -190,7 +191,7 @@ def _refusal(file: Path, part: _Part, error: Exception) -> UserError:
     lines = [line for line in text.splitlines() if line.strip()]
     # torch puts advice around what is wrong.
     short = lines[-2] if len(lines) > 1 and "documentation" in lines[-1] else "".join(lines[:1])
-    return unreadable(file, "PyTorch", ValueError(short[:200]))
+    return unreadable(file, "PyTorch", ValueError(short[:200] or repr(error)))
 
 
 def _forbidden(file: Path, name: str) -> UserError:
@@ -201,78 +202,52 @@ def _forbidden(file: Path, name: str) -> UserError:
     )
 
 
-@dataclass(frozen=True)
-class _Storages:
-    """Where the storages of an archive are.
-
-    Attributes:
-        file: The file.
-        start: Where the archive begins in it.
-        entries: The archive's entries, by the offset of their bytes in the archive.
-    """
-
-    file: Path
-    start: int
-    entries: Mapping[int, zipfile.ZipInfo]
-
-
-def _entries(part: _Part) -> dict[int, zipfile.ZipInfo]:
-    found = {}
-    with zipfile.ZipFile(part) as archive:
-        for entry in archive.infolist():
-            part.seek(entry.header_offset + 26)
-            name_length, extra_length = struct.unpack("<HH", part.read(4))
-            found[entry.header_offset + 30 + name_length + extra_length] = entry
-    return found
-
-
-def _lazy_tree(tree: Any, storages: _Storages, at: str) -> Any:
+def _lazy_tree(tree: Any, archive: Archive, at: str) -> Any:
     if isinstance(tree, FakeTensor):
-        return _lazy_tensor(tree, storages, at)
+        return _lazy_tensor(tree, archive, at)
     if isinstance(tree, Tensor):
         whole = tree.detach()
-        where = f"{storages.file}: {at}"
+        where = f"{archive.file}: {at}"
         return LazyTensor(tuple(tree.shape), tree.dtype, lambda: whole, where)
     if isinstance(tree, Mapping):
         return {
-            key: _lazy_tree(branch, storages, f"{at}.{key}" if at else str(key))
+            key: _lazy_tree(branch, archive, f"{at}.{key}" if at else str(key))
             for key, branch in tree.items()
         }
     if isinstance(tree, list | tuple):
-        return [
-            _lazy_tree(branch, storages, f"{at}.{number}") for number, branch in enumerate(tree)
-        ]
+        return [_lazy_tree(branch, archive, f"{at}.{number}") for number, branch in enumerate(tree)]
     return tree
 
 
-def _lazy_tensor(fake: FakeTensor, storages: _Storages, at: str) -> LazyTensor:
+def _lazy_tensor(fake: FakeTensor, archive: Archive, at: str) -> LazyTensor:
     """A tensor by its place in the file; of a view, only the bytes between its ends are read."""
     shape, dtype, stride = tuple(fake.shape), fake.dtype, fake.stride()
-    file, where = storages.file, f"{storages.file}: {at}" if at else str(storages.file)
+    file, where = archive.file, f"{archive.file}: {at}" if at else str(archive.file)
     if not fake.numel():
         return LazyTensor(shape, dtype, lambda: torch.empty(shape, dtype=dtype), where)
     begin = fake.untyped_storage()._checkpoint_offset
     first = int(fake.storage_offset()) * dtype.itemsize
     span = (1 + sum((n - 1) * s for n, s in zip(shape, stride, strict=True))) * dtype.itemsize
-    entry = storages.entries.get(begin) if begin is not None else None
-    if begin is None or entry is None or entry.compress_type != zipfile.ZIP_STORED:
+    entry = archive.entries.get(begin) if begin is not None else None
+    if begin is None or entry is None:
         raise unreadable(file, "PyTorch", ValueError(f"{at} has no place in the archive"))
     if first + span > entry.file_size:
         raise UserError(f"{where}: reaches beyond its storage of {entry.file_size} bytes")
-    place, size, checksum = storages.start + begin + first, entry.file_size, entry.CRC
+    place = archive.start + begin + first
 
     def make_part(start: int, stop: int) -> Tensor:
+        archive.verify(begin, where)
         size = dtype.itemsize
         return read_bytes(file, place + start * size, (stop - start) * size).view(dtype)
 
     def make() -> Tensor:
+        if fake.numel() * dtype.itemsize > entry.file_size:
+            raise UserError(f"{where}: repeats the {entry.file_size} bytes of its storage")
+        if span != entry.file_size:
+            archive.verify(begin, where)
         content = read_bytes(file, place, span)
-        # torch can leave the checksums out, which then are all zero.
-        if span == size and checksum and zlib.crc32(as_bytes(content)) != checksum:
-            raise UserError(
-                f"{where}: its checksum differs from the one in the file",
-                "the file is damaged: copy or download it again",
-            )
+        if span == entry.file_size:
+            archive.compare(begin, content, where)
         return content.view(dtype).as_strided(shape, stride)
 
     if stride == (1,):

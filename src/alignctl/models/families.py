@@ -39,12 +39,13 @@ def config_of_head(model: Model, head: Head, config: Mapping[str, Any]) -> dict[
         config: The config as it is.
     """
     suffix = {"lm": "ForCausalLM", "linear": "ForSequenceClassification", "pooler": "Model"}[head]
-    told = str((config.get("architectures") or [""])[0])
+    architectures, labels = config.get("architectures"), config.get("id2label")
+    told = str(architectures[0]) if isinstance(architectures, list) and architectures else ""
     changes: dict[str, Any] = {}
     if not told.endswith(suffix) and (told.endswith("ForSequenceClassification") or head != "lm"):
         name = {"llama2": "Llama", "bloom": "Bloom"}[model.family]
         changes["architectures"] = [name + suffix]
-    num_labels = config.get("num_labels", len(config.get("id2label", "01")))
+    num_labels = config.get("num_labels", len(labels) if isinstance(labels, dict) else 2)
     if head == "linear" and num_labels != 1:
         changes |= {"num_labels": 1, "id2label": {"0": "LABEL_0"}, "label2id": {"LABEL_0": 0}}
     return changes
@@ -69,8 +70,8 @@ def model_from_hf(config: Mapping[str, Any], *, where: str, vocab_divisor: int =
                 raise UserError(f"{where}: key {error.args[0]!r} is missing") from error
             except ValidationError as error:
                 raise UserError(f"{where}: {_first_problem(error)}") from error
-            except (TypeError, ZeroDivisionError) as error:
-                raise UserError(f"{where}: a size in it is no number: {error}") from error
+            except (ArithmeticError, AttributeError, TypeError) as error:
+                raise UserError(f"{where}: a value in it is of the wrong kind: {error}") from error
             return model
     supported = ", ".join(family.HF_MODEL_TYPE for family in FAMILIES.values())
     raise UserError(
