@@ -124,3 +124,20 @@ def test_a_file_that_cannot_be_recorded_is_an_error(tmp_path: Path) -> None:
         recorder.advance(tmp_path / "nothing", 1)
         with pytest.raises(FileNotFoundError):
             recorder.records(tmp_path)
+
+
+def test_a_manifest_from_before_there_was_an_offset_is_still_whole(folder: Path) -> None:
+    content = json.loads((folder / manifest.NAME).read_text())
+    del content["score_offset"]
+    (folder / manifest.NAME).write_text(json.dumps(content))
+    assert manifest.read(folder).score_offset is None
+
+
+def test_an_offset_is_kept_to_the_last_bit_and_counts_in_the_checksum(folder: Path) -> None:
+    found = manifest.read(folder).model_copy(update={"score_offset": 0.1 + 0.2})
+    found.write(folder, found.files)
+    assert manifest.read(folder).score_offset == 0.1 + 0.2
+    text = (folder / manifest.NAME).read_text()
+    (folder / manifest.NAME).write_text(text.replace("0.30000000000000004", "0.3"))
+    with pytest.raises(UserError, match="its checksum differs from its content"):
+        manifest.read(folder)

@@ -44,6 +44,16 @@ def test_a_batch_holds_whole_groups_with_their_scores() -> None:
     assert split.batch([]).rows == (-1,)
 
 
+def test_the_best_answers_are_groups_of_one_and_of_equals_the_first_counts() -> None:
+    """Scores 0 1, 2 3 4 with 3 raised to 4, 5 6."""
+    split = split_of([2, 3, 2])
+    split.scores[3] = 4
+    best = split.best_answers()
+    assert best.members.tolist() == [1, 3, 6]
+    assert best.batch([0, 2]).rows == (1, 6)
+    assert best.sequence_tokens.tolist() == [3, 2, 2]
+
+
 @given(
     st.lists(st.integers(2, 4), min_size=1, max_size=12),
     st.sampled_from([(1, 1), (1, 2), (2, 1), (2, 2), (4, 1)]),
