@@ -71,6 +71,8 @@ _LAYOUTS: tuple[tuple[Literal[1, 2], Literal[1, 2, 3]], ...] = (
 )
 _MODELS: tuple[Literal["llama-gqa", "bloom"], ...] = ("llama-gqa", "bloom")
 _GROUPINGS: tuple[Literal["1", "2", "4"], ...] = ("1", "2", "4")
+_RECOMPUTED: tuple[tuple[Literal[2, 3], Literal["2", "4"]], ...] = ((2, "2"), (3, "4"))
+_RECOMPUTE: tuple[Recompute, ...] = ("full", "selective")
 
 SFT = (
     *(
@@ -85,9 +87,10 @@ SFT = (
     DeepSpeedCase(model="llama-tied", world=2, stage=2),
     DeepSpeedCase(model="llama-tied", world=2, stage=3, grouping="2"),
     *(
-        DeepSpeedCase(model=model, world=2, stage=stage, recompute=recompute, grouping="2")
+        DeepSpeedCase(model=model, world=2, stage=stage, recompute=recompute, grouping=grouping)
         for model in _MODELS
-        for stage, recompute in ((2, "full"), (3, "full"), (2, "selective"), (3, "selective"))
+        for stage, grouping in _RECOMPUTED
+        for recompute in _RECOMPUTE
     ),
     *(DeepSpeedCase(world=2, stage=stage, offload=True, grouping="2") for stage in (1, 2, 3)),
 )
