@@ -20,7 +20,8 @@ from torch import Tensor
 
 from alignctl.checkpoints import source, torch_file, zero
 from alignctl.checkpoints.lazy import read_bytes
-from alignctl.checkpoints.zero import LATEST, ZeroCheckpoint
+from alignctl.checkpoints.zero import ZeroCheckpoint
+from alignctl.checkpoints.zero_files import LATEST
 from alignctl.config.sections import Model
 from alignctl.errors import UserError
 from alignctl.launch.job import Job, worker_environment
