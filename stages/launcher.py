@@ -80,6 +80,7 @@ def launch(
     import torch
 
     from alignctl.checkpoints.preflight import check_devices, check_model, check_resumable
+    from alignctl.models.adapters import describe
 
     check_devices(config, torch.cuda.device_count())
     source = check_model(config, roles=roles)
@@ -89,6 +90,8 @@ def launch(
     ) as attempt:
         if attempt.state != "finished":
             console.say(f"model: {source.description}")
+            if config.lora is not None:
+                console.say(describe(config.model, config.lora))
             if nodes.node_rank == 0:
                 _prepare(prepare, source, attempt)
         local.run(todo, attempt, display())

@@ -11,6 +11,7 @@ from alignctl.config.sections import (
     DPOLoss,
     FilePath,
     Launch,
+    Lora,
     Model,
     Optimizer,
     Parallel,
@@ -95,6 +96,8 @@ class TrainingSettings(Settings):
     batch: Batch
     data: Rows = Rows()
     optimizer: Optimizer
+    lora: Lora | None = None
+    """Low-rank adapters to train; null: all weights are trained."""
     train: Train
     checkpoint: Checkpoint = Checkpoint()
 
@@ -114,6 +117,7 @@ class TrainingConfig(TrainingSettings, RunConfig):
             *super()._problems(),
             *self._batch_problems(),
             *self._schedule_problems(),
+            *(self.lora.problems(self.model) if self.lora else []),
         ]
 
     def _batch_problems(self) -> list[str]:
