@@ -18,7 +18,7 @@ from tests.parallel.adapters import COUNT, LORA, OPTIMIZER, STEPS, drawn
 def write(plain: Any, model: Model, folder: Path) -> None:
     """Writes peft_logits.npy, peft_gradients.npz (by our names) and peft.json."""
     config = LoraConfig(
-        r=LORA.rank, lora_alpha=LORA.alpha, target_modules=list(LORA.modules(model.family))
+        r=LORA.rank, lora_alpha=int(LORA.alpha), target_modules=list(LORA.modules(model.family))
     )
     peft = get_peft_model(plain, config)
     theirs = {name.replace(".default", ""): p for name, p in peft.named_parameters()}
@@ -36,7 +36,7 @@ def write(plain: Any, model: Model, folder: Path) -> None:
     put({name: drawn(name, shape) for name, shape in shapes.items()})
     np.save(folder / "peft_logits.npy", reference.logits(peft).numpy())
     reference.cross_entropy(peft, documents.of_step(0, count=COUNT))[0].backward()
-    gradients = {name: p.grad.numpy() for name, p in names.items() if p.grad is not None}
+    gradients: Any = {name: p.grad.numpy() for name, p in names.items() if p.grad is not None}
     np.savez(folder / "peft_gradients.npz", **gradients)
 
     put({name: new_adapter(name, shape, seed=0) for name, shape in shapes.items()})
