@@ -10,7 +10,7 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from alignctl.launch.run_folder import RunFolder
-from tests import commands
+from tests import commands, tiny
 from tests.commands import Outcome
 from tests.e2e.test_resume import rows
 from tests.stages.conftest import Alignctl, refused
@@ -72,14 +72,17 @@ def test_the_merged_model_is_the_base_with_the_adapters_in_peft(
 def test_later_stages_read_a_run_with_adapters_as_any_other(
     workspace: Path, tuned: tuple[Path, Outcome], tmp_path: Path
 ) -> None:
-    """DPO, with adapters of its own on top of those."""
-    outcome = commands.alignctl(
-        *command(workspace, "dpo", tuned[0], tmp_path / "dpo", "lora.rank=2", "optimizer.lr=0.01")
-    )
+    """DPO on the same four pairs in each step, with adapters of its own on top of those."""
+    rights = [(f"{number} + 1?", f"{number + 1}", f"{number}") for number in range(4)]
+    pairs = [{"prompt": a, "chosen": b, "rejected": c} for a, b, c in rights]
+    overrides = ("lora.rank=2", "data.validation_fraction=0.0", "optimizer.lr=0.005")
+    flags = command(workspace, "dpo", tuned[0], tmp_path / "dpo", *overrides, "train.steps=8")
+    flags[flags.index("--data") + 1] = tiny.write_pairs(tmp_path / "four.jsonl", pairs)
+    outcome = commands.alignctl(*flags)
     assert outcome.code == 0, outcome.text
     steps = rows(RunFolder(tmp_path / "dpo"), "train")
     assert steps[0]["loss"] == pytest.approx(0.693147, abs=1e-6)
-    assert steps[-1]["loss"] < steps[0]["loss"]
+    assert steps[-1]["loss"] < 0.69
     merged = commands.alignctl(
         "convert-mg2hf", "--load", tmp_path / "dpo", "--save", tmp_path / "hf"
     )
