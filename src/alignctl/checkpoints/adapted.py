@@ -41,6 +41,24 @@ class Adapters:
     tensors: Mapping[str, LazyTensor]
 
 
+def base_folder(path: Path, found: Base) -> Path:
+    """Where a base must be.
+
+    Args:
+        path: The checkpoint with the adapters.
+        found: What it says.
+
+    Raises:
+        UserError: There is nothing.
+    """
+    if not (folder := Path(found.path)).is_dir():
+        raise UserError(
+            f"{path}: its adapters were trained on the model in {folder}, which is not there",
+            "put that folder back, or a link to where it is now",
+        )
+    return folder
+
+
 def check_base(path: Path, found: Base, base: "Source") -> None:
     """Compares a base with what its adapters were made for, without reading a weight.
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from alignctl.checkpoints import hf, legacy, manifest, mcore, rank_files, torch_file, zero
-from alignctl.checkpoints.adapted import Adapters, check_base, merged
+from alignctl.checkpoints.adapted import Adapters, base_folder, check_base, merged
 from alignctl.checkpoints.companions import read_json
 from alignctl.checkpoints.dtypes import name_of
 from alignctl.checkpoints.lazy import LazyTensor
@@ -226,11 +226,7 @@ def _adapted(
     path: Path, found: Manifest, about: manifest.Adapted, stored: Mapping[str, LazyTensor]
 ) -> Source:
     """A checkpoint with adapters and its base, as one model."""
-    if not (folder := Path(about.base.path)).is_dir():
-        raise UserError(
-            f"{path}: its adapters were trained on the model in {folder}, which is not there",
-            "put that folder back, or a link to where it is now",
-        )
+    folder = base_folder(path, about.base)
     base = find(folder, vocab_divisor=found.model.vocab_divisor, expected=found.model)
     check_base(path, about.base, base)
     shapes = adapter_shapes(found.model, about.lora)

@@ -12,27 +12,22 @@ import torch
 import torch.distributed as dist
 from megatron.core import dist_checkpointing, parallel_state, tensor_parallel
 from megatron.core.dist_checkpointing.mapping import ShardedTensor
-from megatron.core.utils import (
-    make_sharded_tensor_for_checkpoint,
-    make_tp_sharded_tensor_for_checkpoint,
-)
-from torch import Tensor
 
 from alignctl import atomic
 from alignctl.checkpoints import adapted, manifest
 from alignctl.checkpoints.companions import copy_companions
 from alignctl.checkpoints.dtypes import name_of
-from alignctl.checkpoints.identity import recorded_files, weight_files
 from alignctl.checkpoints.lazy import check_finite
-from alignctl.checkpoints.manifest import HF_FOLDER, Adapted, Base, FileRecord, Manifest
+from alignctl.checkpoints.manifest import HF_FOLDER, Adapted, FileRecord, Manifest
 from alignctl.checkpoints.mcore_index import read_metadata
 from alignctl.checkpoints.source import Source, find
+from alignctl.engines import megatron_lora
 from alignctl.engines.device import IS_GPU
 from alignctl.engines.megatron_writer import InProcessStrategy
 from alignctl.launch.run_folder import LATEST, RunFolder
 from alignctl.models.adapters import adapter_shapes, new_adapter
 from alignctl.models.score_head import new_weights
-from alignctl.models.weight_map import Sliced, Vocabulary, pad_rows
+from alignctl.models.weight_map import Vocabulary, pad_rows
 
 if TYPE_CHECKING:
     from alignctl.engines.megatron import MegatronEngine
@@ -59,7 +54,7 @@ def load_weights(engine: "MegatronEngine", source: Source, *, seed: int = 0) -> 
     adapters = adapter_shapes(model, engine.lora) if engine.lora else {}
     _verify(source)
     if engine.lora:
-        engine.base = _base(source)
+        engine.base = megatron_lora.base_of(source)
     with torch.no_grad():
         for local_name, parameter in engine.model.named_parameters():
             name = engine.global_name(local_name)
@@ -75,38 +70,15 @@ def load_weights(engine: "MegatronEngine", source: Source, *, seed: int = 0) -> 
     dist.barrier()
 
 
-def _base(source: Source) -> Base:
-    """What a checkpoint with adapters will say of the model below them; all ranks share the work.
-
-    The weight files of other programs are read once: they have no checksums yet.
-    """
-    mine = recorded_files(source)
-    if source.manifest is None:
-        names = weight_files(source)[dist.get_rank() :: dist.get_world_size()]
-        mine = {name: manifest.record(source.path / name) for name in names}
-    return Base(path=str(source.path.resolve()), files=_gathered(mine))
-
-
 def _model_state(engine: "MegatronEngine") -> dict[str, Any]:
     """A description of this rank's parameters, of those that are trained, for Megatron.
 
-    Megatron's own, without the empty extra states; but it knows nothing of adapters, so with them
-    what is trained is described by the weight map, a tensor for each layer.
+    Megatron's own, without the empty extra states; but it knows nothing of adapters.
     """
     if engine.lora:
-        trained = [(name, p) for name, p in engine.model.named_parameters() if p.requires_grad]
-        return {name: _described(engine, name, parameter) for name, parameter in trained}
+        return megatron_lora.trained_state(engine)
     state: dict[str, Any] = engine.model.sharded_state_dict()
     return {key: value for key, value in state.items() if not key.endswith("_extra_state")}
-
-
-def _described(engine: "MegatronEngine", name: str, parameter: Tensor) -> ShardedTensor:
-    """A parameter's place in the whole model."""
-    key = engine.global_name(name)
-    layout = engine.rows[key].layout
-    if isinstance(layout, Sliced):
-        return make_tp_sharded_tensor_for_checkpoint(parameter, key, tp_axis=layout.dim)
-    return make_sharded_tensor_for_checkpoint(parameter, key)
 
 
 def _random_state() -> dict[str, ShardedTensor]:
@@ -215,16 +187,9 @@ def _remove(checkpoint: Path) -> None:
 
 def _gather_records(partial: Path) -> dict[str, FileRecord]:
     """Checksums of all ranks' files; each rank reads those that it wrote."""
-    return _gathered(
+    return megatron_lora.gathered(
         {file.name: manifest.record(file) for file in partial.glob(f"__{dist.get_rank()}_*.distcp")}
     )
-
-
-def _gathered(mine: dict[str, FileRecord]) -> dict[str, FileRecord]:
-    """All ranks' records together."""
-    gathered: list[dict[str, FileRecord]] = [{} for _ in range(dist.get_world_size())]
-    dist.all_gather_object(gathered, mine)
-    return {name: found for records in gathered for name, found in records.items()}
 
 
 def _describe(
