@@ -56,6 +56,9 @@ def run(direction: Direction, options: ConvertOptions) -> None:
     )
     check(direction, options, source)
     console.say(f"from: {source.description}")
+    if options.adapter_only:
+        _write_adapters(options, source)
+        return
     target = Target(
         format="hf" if direction == "mg2hf" else options.format,
         dtype=DTYPES.get(options.dtype),
@@ -81,6 +84,20 @@ def run(direction: Direction, options: ConvertOptions) -> None:
         console.say(
             f"note: score_offset {offset:.4f} is not in the weights: add it to every score to "
             "centre them; it is kept in alignctl.json"
+        )
+    console.emit(str(options.save))
+
+
+def _write_adapters(options: ConvertOptions, source: "Source") -> None:
+    from alignctl.checkpoints import peft
+
+    with atomic.new_folder(options.save) as folder:
+        peft.write(source, folder)
+    console.say(f"to: {options.save} (adapters, for PEFT)")
+    if source.manifest and (offset := source.manifest.score_offset) is not None:
+        console.say(
+            f"note: score_offset {offset:.4f} is not in the weights: add it to every score to "
+            "centre them"
         )
     console.emit(str(options.save))
 

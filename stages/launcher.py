@@ -85,6 +85,7 @@ def launch(
         check_model,
         check_resumable,
     )
+    from alignctl.models.adapters import describe
 
     check_engine(config)
     check_devices(config, torch.cuda.device_count())
@@ -95,6 +96,8 @@ def launch(
     ) as attempt:
         if attempt.state != "finished":
             console.say(f"model: {source.description}")
+            if config.lora is not None:
+                console.say(describe(config.model, config.lora))
             if nodes.node_rank == 0:
                 _prepare(prepare, source, attempt)
         local.run(todo, attempt, display())

@@ -135,6 +135,7 @@ def build_engine(config: TrainingConfig, head: Head) -> "Engine":
         seq_length=config.batch.seq_length,
         optimizer=config.optimizer,
         head=head,
+        lora=config.lora,
     )
 
 

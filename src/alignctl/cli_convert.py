@@ -37,7 +37,11 @@ def register(app: typer.Typer) -> None:
     )(convert_hf2mg)
     app.command(
         "convert-mg2hf",
-        epilog=example("alignctl convert-mg2hf --load runs/llama2-7b-sft --save models/my-model"),
+        epilog=example(
+            "alignctl convert-mg2hf --load runs/llama2-7b-sft --save models/my-model",
+            "alignctl convert-mg2hf --load runs/llama2-7b-lora --save models/my-adapter "
+            "--adapter-only",
+        ),
     )(convert_mg2hf)
     app.command(
         "convert-mg2mg",
@@ -97,6 +101,12 @@ def convert_mg2hf(
     max_shard_size: Annotated[
         str, typer.Option(metavar="SIZE", help="Largest weight file, such as 5GB or 500MB.")
     ] = "5GB",
+    adapter_only: Annotated[
+        bool,
+        typer.Option(
+            "--adapter-only", help="Of a LoRA run: write its adapters, as PEFT has them, unmerged."
+        ),
+    ] = False,
     verify: VerifyFlag = "full",
     dry_run: DryRunFlag = False,
 ) -> None:
@@ -111,6 +121,7 @@ def convert_mg2hf(
         dtype=dtype,
         tokenizer=tokenizer,
         max_shard_size=max_shard_size,
+        adapter_only=adapter_only,
         verify=verify,
     )
 

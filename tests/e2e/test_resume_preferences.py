@@ -18,6 +18,8 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
         ("reward", ("parallel.tp=2", "parallel.sequence_parallel=true")),
         ("reward", ("parallel.distributed_optimizer=true",)),
         ("dpo", ("parallel.pp=2",)),
+        ("reward", ("parallel.tp=2", "parallel.sequence_parallel=true", "lora.rank=4")),
+        ("dpo", ("parallel.distributed_optimizer=true", "precision=bf16", "lora.rank=4")),
     ],
 )
 def test_a_run_stopped_by_sigterm_goes_on_as_if_it_had_not_been(

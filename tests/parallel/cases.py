@@ -235,6 +235,46 @@ REWARD_FOLLOW = Case(
 )
 DPO_FOLLOW = Case(kind="dpo_follow", world=2, parallel=_parallel(1, 2), grouping="1")
 
+_LORA_LAYOUTS: tuple[tuple[int, Parallel, str], ...] = (
+    (1, _parallel(), "1"),
+    (1, _parallel(), "packed"),
+    (1, _parallel(recompute="full"), "2"),
+    (2, _parallel(), "1"),
+    (2, _parallel(distributed_optimizer=True), "2"),
+    (2, _parallel(2), "2"),
+    (2, _parallel(2, sequence_parallel=True), "1"),
+    (2, _parallel(2, sequence_parallel=True, recompute="selective"), "packed"),
+    (2, _parallel(1, 2, recompute="full"), "1"),
+    (4, _parallel(2, 2, sequence_parallel=True), "2"),
+    (4, _parallel(2, sequence_parallel=True, recompute="full"), "1"),
+    (4, _parallel(1, 2, distributed_optimizer=True), "1"),
+)
+LORA_CASES = tuple(
+    Case(kind="lora", model=name, world=world, parallel=parallel, grouping=grouping)
+    for name in POLICIES
+    for world, parallel, grouping in _LORA_LAYOUTS
+)
+LORA_BF16 = tuple(
+    Case(
+        kind="lora",
+        model=name,
+        world=2,
+        parallel=_parallel(2, sequence_parallel=True),
+        grouping="2",
+        precision="bf16",
+    )
+    for name in POLICIES
+)
+LORA_BASELINES = tuple(Case(kind=kind, world=1) for kind in ("lora_reward", "lora_dpo"))
+LORA_REWARD, LORA_DPO = (
+    tuple(
+        Case(kind=each.kind, world=world, parallel=parallel, grouping=grouping)
+        for world, parallel, grouping in _PREFERENCE_LAYOUTS
+        if world == 4
+    )
+    for each in LORA_BASELINES
+)
+
 ALL = (
     *LOGITS,
     *BASELINES,
@@ -257,6 +297,11 @@ ALL = (
     *DPO_START,
     REWARD_FOLLOW,
     DPO_FOLLOW,
+    *LORA_CASES,
+    *LORA_BF16,
+    *LORA_BASELINES,
+    *LORA_REWARD,
+    *LORA_DPO,
 )
 """Everything, each case under a name of its own."""
 assert len({case.name for case in ALL}) == len(ALL)

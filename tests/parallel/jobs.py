@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from alignctl.launch.job import Job, worker_environment
 from tests.parallel import documents
+from tests.parallel.adapters import lora, lora_dpo, lora_reward
 from tests.parallel.cases import ALL, Case
 from tests.parallel.followed import dpo_follow, reward_follow
 from tests.parallel.preferences import dpo
@@ -23,7 +24,7 @@ from tests.parallel.rewards import dpo_start, new_head, reward
 from tests.parallel.vocabulary import vocab_parallel
 
 if TYPE_CHECKING:
-    from alignctl.config.sections import Head
+    from alignctl.config.sections import Head, Lora
     from alignctl.engines.megatron import MegatronEngine
 
 ROOT = Path(__file__).parents[2]
@@ -86,7 +87,11 @@ def main(folder: Path, results: Path) -> None:
 
 
 def engine_of(
-    case: Case, folder: Path, optimizer: Any = None, head: "Head | None" = None
+    case: Case,
+    folder: Path,
+    optimizer: Any = None,
+    head: "Head | None" = None,
+    lora: "Lora | None" = None,
 ) -> "MegatronEngine":
     """The engine of a case with its weights, and an optimizer where its settings are given.
 
@@ -105,6 +110,7 @@ def engine_of(
         seq_length=documents.SEQ_LENGTH,
         optimizer=optimizer,
         head=head or source.head,
+        lora=lora,
     )
     load_weights(engine, source)
     if optimizer is not None:
@@ -392,6 +398,9 @@ KINDS: dict[str, Callable[[Case, Path], Result]] = {
         dpo_start,
         reward_follow,
         dpo_follow,
+        lora,
+        lora_reward,
+        lora_dpo,
     )
 }
 

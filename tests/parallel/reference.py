@@ -29,9 +29,10 @@ def make(folder: Path) -> Path:
     Args:
         folder: Gets NAME/hf, NAME/mcore, NAME/legacy (TP 2, PP 4), NAME/logits.npy and, for what
             is trained, NAME/evaluation.json with its documents, and NAME/follow.json; and of a
-            policy NAME/answer_logprobs.json, and its reward model with NAME-reward/course.json.
+            policy NAME/peft* and NAME/answer_logprobs.json, and its reward model with
+            NAME-reward/course.json.
     """
-    from tests.parallel import plain_rewards
+    from tests.parallel import plain_peft, plain_rewards
 
     for name in MODELS:
         path = folder / name
@@ -50,6 +51,7 @@ def make(folder: Path) -> Path:
             (path / "evaluation.json").write_text(json.dumps(evaluate(model, spoken)))
             (path / "follow.json").write_text(json.dumps(train(model)))
         if name in POLICIES:
+            plain_peft.write(build(name), _architecture(path / "hf"), path)
             plain_rewards.write(build(name), path, folder / f"{name}-reward")
     return folder
 

@@ -14,17 +14,18 @@ def reward(case: Case, folder: Path) -> dict[str, Any]:
     """Scores, and then loss, gradient norm and accuracy of a few steps."""
     from tests.parallel.jobs import engine_of
 
-    return _course(case, engine_of(case, folder, documents.TRAIN_OPTIMIZER))
+    return course(case, engine_of(case, folder, documents.TRAIN_OPTIMIZER))
 
 
 def new_head(case: Case, folder: Path) -> dict[str, Any]:
     """The same with a policy that gets a head of two layers."""
     from tests.parallel.jobs import engine_of
 
-    return _course(case, engine_of(case, folder, documents.TRAIN_OPTIMIZER, head="pooler"))
+    return course(case, engine_of(case, folder, documents.TRAIN_OPTIMIZER, head="pooler"))
 
 
-def _course(case: Case, engine: Any) -> dict[str, Any]:
+def course(case: Case, engine: Any) -> dict[str, Any]:
+    """Scores in two orders of the batches, then a few steps."""
     from alignctl.algorithms.reward import BradleyTerry
 
     share = {"dp_rank": engine.data_parallel_rank, "dp_size": engine.data_parallel_size}
@@ -50,13 +51,23 @@ def _course(case: Case, engine: Any) -> dict[str, Any]:
 
 def dpo_start(case: Case, folder: Path) -> dict[str, Any]:
     """The first step of a policy that is its own reference; and those log-probabilities."""
-    from alignctl.algorithms.dpo import DPO
     from tests.parallel.jobs import engine_of
 
-    engine = engine_of(case, folder, documents.TRAIN_OPTIMIZER)
+    return first_step(case, engine_of(case, folder, documents.TRAIN_OPTIMIZER))
+
+
+def first_step(case: Case, engine: Any) -> dict[str, Any]:
+    """One step of DPO on an engine's own log-probabilities."""
+    from alignctl.algorithms.dpo import DPO
+
     share = {"dp_rank": engine.data_parallel_rank, "dp_size": engine.data_parallel_size}
     batches = micro_batches(0, int(case.grouping), **share)
     reference = engine.document_outputs(batches, sum(SIZES))
     rate = documents.TRAIN_OPTIMIZER.lr
     result = engine.train_step(batches, DPO(reference), learning_rate=rate)
-    return {"loss": result.loss, "logprobs": reference.tolist(), **result.metrics}
+    return {
+        "loss": result.loss,
+        "grad_norm": result.grad_norm,
+        "logprobs": reference.tolist(),
+        **result.metrics,
+    }

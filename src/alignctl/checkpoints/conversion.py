@@ -14,7 +14,7 @@ from typing import Any, Literal, TypeVar
 import torch
 from torch import Tensor
 
-from alignctl.checkpoints import hf, legacy_writer, manifest, mcore
+from alignctl.checkpoints import adapted, hf, legacy_writer, manifest, mcore
 from alignctl.checkpoints.companions import copy_companions, read_json, write_config
 from alignctl.checkpoints.dtypes import name_of
 from alignctl.checkpoints.lazy import LazyTensor, check_finite
@@ -98,8 +98,8 @@ def convert(
 
 
 def _verify(source: Source | None) -> None:
-    if source and source.manifest:
-        manifest.verify_checksums(source.path, source.manifest)
+    if source is not None:
+        adapted.verify(source)
 
 
 def _records(folder: Path, target: Target, recorder: Recorder) -> dict[str, FileRecord]:

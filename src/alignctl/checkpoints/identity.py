@@ -1,16 +1,19 @@
 """Which weights these are: equal for copies of one model, different for any two models."""
 
 import hashlib
-from pathlib import Path
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 from alignctl.checkpoints import manifest
-from alignctl.checkpoints.manifest import HF_FOLDER
-from alignctl.checkpoints.source import Source
+from alignctl.checkpoints.manifest import HF_FOLDER, FileRecord
+
+if TYPE_CHECKING:
+    from alignctl.checkpoints.source import Source
 
 _WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".distcp")
 
 
-def identity(source: Source) -> dict[str, object]:
+def identity(source: "Source") -> dict[str, object]:
     """What tells a model from every other one, as JSON values.
 
     Checkpoints of ours have checksums already, which are compared with the files when the weights
@@ -19,30 +22,41 @@ def identity(source: Source) -> dict[str, object]:
     Raises:
         UserError: A weight file cannot be read.
     """
+    files = recorded_files(source)
+    if not files:
+        files = {name: manifest.record(source.path / name) for name in weight_files(source)}
+    if source.manifest and source.manifest.adapted:
+        base = source.manifest.adapted.base.files
+        files |= {f"base/{name}": found for name, found in base.items()}
     return {
         "model": source.model.model_dump(mode="json"),
         "head": source.head,
-        "weights": _digest(_recorded(source) or _read(source.path)),
+        "weights": _digest(files),
     }
 
 
-def _recorded(source: Source) -> dict[str, str]:
+def recorded_files(source: "Source") -> dict[str, FileRecord]:
+    """The weight files of a model that we wrote, as its manifest has them; else none."""
     files = source.manifest.files if source.manifest else {}
     return {
-        name: found.sha256
+        name: found
         for name, found in files.items()
         if name.endswith(_WEIGHTS) and not name.startswith(f"{HF_FOLDER}/")
     }
 
 
-def _read(folder: Path) -> dict[str, str]:
-    """Of a Hugging Face folder the files in it; Megatron's and DeepSpeed's lie in folders below."""
+def weight_files(source: "Source") -> list[str]:
+    """The weight files that are in a model's folder, by their paths in it.
+
+    Of a Hugging Face folder those in it; Megatron's and DeepSpeed's lie in folders below.
+    """
+    folder = source.path
     is_hf = (folder / "config.json").is_file()
     files = folder.glob("*") if is_hf else folder.rglob("*")
-    weights = sorted(file for file in files if file.suffix in _WEIGHTS and file.is_file())
-    return {str(file.relative_to(folder)): manifest.record(file).sha256 for file in weights}
+    found = (file for file in files if file.suffix in _WEIGHTS and file.is_file())
+    return sorted(str(file.relative_to(folder)) for file in found)
 
 
-def _digest(files: dict[str, str]) -> str:
-    text = "".join(f"{name} {digest}\n" for name, digest in sorted(files.items()))
+def _digest(files: Mapping[str, FileRecord]) -> str:
+    text = "".join(f"{name} {found.sha256}\n" for name, found in sorted(files.items()))
     return hashlib.sha256(text.encode()).hexdigest()

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from alignctl.config.sections import Head, Model, Role
+from alignctl.config.sections import Head, Lora, Model, Role
 from alignctl.errors import UserError
 
 if TYPE_CHECKING:
@@ -31,6 +31,24 @@ class FileRecord(BaseModel):
 
     num_bytes: int
     sha256: str
+
+
+class Base(BaseModel):
+    """The model that adapters were made for: where it was, and what its weight files were."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    path: str
+    files: dict[str, FileRecord]
+
+
+class Adapted(BaseModel):
+    """What a checkpoint with adapters alone says of the rest of its model."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    lora: Lora
+    base: Base
 
 
 class Manifest(BaseModel):
@@ -57,6 +75,8 @@ class Manifest(BaseModel):
     score_offset: float | None = None
     """Of a trained reward model: minus the mean score of the best answers of its training data. A
     reader adds it to every score, so that 0 is as good as those; the weights are without it."""
+    adapted: Adapted | None = None
+    """Of a checkpoint that holds adapters, and a score head, instead of all weights."""
     training: dict[str, int | bool] | None = None
     """Layout whose optimizer state is stored, or None where there are only weights."""
     files: dict[str, FileRecord] = {}
@@ -77,8 +97,8 @@ class Manifest(BaseModel):
     def own_digest(self) -> str:
         """What `digest` must be."""
         rest = self.model_copy(update={"digest": None})
-        # Manifests from before there was an offset keep their digest.
-        unknown = {"score_offset"} if self.score_offset is None else None
+        # Manifests from before there was an offset, or adapters, keep their digest.
+        unknown = {name for name in ("score_offset", "adapted") if getattr(self, name) is None}
         return hashlib.sha256(rest.model_dump_json(exclude=unknown).encode()).hexdigest()
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from alignctl.checkpoints import hf, legacy, manifest, mcore, rank_files, torch_file, zero
+from alignctl.checkpoints.adapted import Adapters, base_folder, check_base, merged
 from alignctl.checkpoints.companions import read_json
 from alignctl.checkpoints.dtypes import name_of
 from alignctl.checkpoints.lazy import LazyTensor
@@ -16,6 +17,7 @@ from alignctl.checkpoints.megatron_args import model_from
 from alignctl.config.sections import Head, Model, Role
 from alignctl.errors import UserError
 from alignctl.launch.run_folder import LATEST
+from alignctl.models.adapters import adapter_shapes
 from alignctl.models.families import (
     FAMILIES,
     config_of_head,
@@ -41,8 +43,10 @@ class Source:
         companions: Folder with config.json and tokenizer files; None where there are none.
         manifest: What we wrote down about it; None for what others wrote.
         hf_prefix: Of its Hugging Face names below the head.
-        tensors: Full tensors by our Megatron names, without vocabulary padding.
+        tensors: Full tensors by our Megatron names, without vocabulary padding; of a checkpoint
+            with adapters they are merged ones.
         description: One line that says what was found.
+        adapted: Of a checkpoint with adapters, what it is made of.
     """
 
     kind: Kind
@@ -54,6 +58,7 @@ class Source:
     hf_prefix: str
     tensors: Mapping[str, LazyTensor]
     description: str
+    adapted: Adapters | None = None
 
     @property
     def role(self) -> Role:
@@ -227,6 +232,8 @@ def _megatron(path: Path, expected: Model | None) -> Source:
             "copy the checkpoint again, or use an older one",
         )
     tensors, args = mcore.read(path), None
+    if found is not None and found.adapted is not None:
+        return _adapted(path, found, found.adapted, tensors)
     if found is None:
         common = torch_file.read(path / mcore.COMMON)
         args = common.get("args") if isinstance(common, dict) else None
@@ -237,6 +244,33 @@ def _megatron(path: Path, expected: Model | None) -> Source:
                 "the folder is incomplete, or its writer left them out",
             )
     return _from_megatron("mcore", path, tensors, args, found, expected, "Megatron-Core")
+
+
+def _adapted(
+    path: Path, found: Manifest, about: manifest.Adapted, stored: Mapping[str, LazyTensor]
+) -> Source:
+    """A checkpoint with adapters and its base, as one model."""
+    folder = base_folder(path, about.base)
+    base = find(folder, vocab_divisor=found.model.vocab_divisor, expected=found.model)
+    check_base(path, about.base, base)
+    shapes = adapter_shapes(found.model, about.lora)
+    hf.check_names(
+        path, {name: stored[name] for name in shapes if name in stored}, shapes, base.model
+    )
+    tensors = merged(found, base, stored)
+    return Source(
+        kind="mcore",
+        path=path,
+        model=found.model,
+        head=found.head,
+        companions=path / HF_FOLDER,
+        manifest=found,
+        hf_prefix=found.hf_prefix,
+        tensors=tensors,
+        description=f"{path}: Megatron-Core {_about(found.model, found.head, tensors)}, iteration "
+        f"{found.iteration}, adapters of rank {about.lora.rank} merged into {base.path}",
+        adapted=Adapters(about.lora, base, stored),
+    )
 
 
 def _from_megatron(

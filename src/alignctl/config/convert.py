@@ -71,6 +71,9 @@ class ConvertOptions(Section):
     max_shard_size: Bytes = 5 * 10**9
     """Largest weight file of a Hugging Face folder, in bytes; a single tensor may exceed it."""
 
+    adapter_only: bool = False
+    """Write the adapters of a LoRA run in PEFT's format, not the model they are merged into."""
+
     verify: Verify = "full"
     """How the result is compared with what was read."""
 

@@ -216,7 +216,9 @@ def _put(document: Document, key: str, value: Any, source: str) -> None:
     *sections, last = key.split(".")
     place = document.tree
     for section in sections:
-        place = place.setdefault(section, {})
+        if place.get(section) is None:  # also a section that is off: it is turned on
+            place[section] = {}
+        place = place[section]
         if not isinstance(place, dict):
             return
     place[last] = value

@@ -12,6 +12,7 @@ from alignctl.config.sections import (
     DPOLoss,
     FilePath,
     Launch,
+    Lora,
     Model,
     Optimizer,
     Parallel,
@@ -98,6 +99,8 @@ class TrainingSettings(Settings):
     batch: Batch
     data: Rows = Rows()
     optimizer: Optimizer
+    lora: Lora | None = None
+    """Low-rank adapters to train; null: all weights are trained."""
     train: Train
     checkpoint: Checkpoint = Checkpoint()
 
@@ -118,6 +121,7 @@ class TrainingConfig(TrainingSettings, RunConfig):
             *self._engine_problems(),
             *self._batch_problems(),
             *self._schedule_problems(),
+            *(self.lora.problems(self.model) if self.lora else []),
         ]
 
     def _engine_problems(self) -> list[str]:
@@ -129,6 +133,8 @@ class TrainingConfig(TrainingSettings, RunConfig):
             for name, value in (("tp", self.parallel.tp), ("pp", self.parallel.pp))
             if value != 1
         ]
+        if self.lora:
+            problems.append("lora: engine deepspeed has no adapters; train them with megatron")
         if self.model.family == "llama2" and self.model.hidden_dropout:
             problems.append(
                 f"model.hidden_dropout {self.model.hidden_dropout} has no effect with engine "

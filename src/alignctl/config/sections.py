@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 Count = Annotated[int, Field(ge=1)]
 """A number of things of which there is at least one."""
@@ -307,6 +307,65 @@ class Optimizer(Section):
 
     eps: Annotated[float, Field(gt=0)] = 1e-8
     """Added to the square root of the second moment."""
+
+
+LORA_TARGETS: dict[str, dict[str, tuple[str, ...]]] = {
+    "llama2": {
+        "attention": ("q_proj", "k_proj", "v_proj", "o_proj"),
+        "mlp": ("gate_proj", "up_proj", "down_proj"),
+    },
+    "bloom": {
+        "attention": ("query_key_value", "dense"),
+        "mlp": ("dense_h_to_4h", "dense_4h_to_h"),
+    },
+}
+"""The linear layers that can have adapters, by family and group, under Hugging Face's names."""
+
+
+class Lora(Section):
+    """Low-rank adapters, trained in the place of the weights, which stay as they are."""
+
+    rank: Annotated[int, Field(ge=1, le=1024)] = 16
+    """Rows of A and columns of B; less than the model's hidden_size."""
+
+    alpha: Annotated[float, Field(gt=0, le=65536)] = 32.0
+    """An adapter adds alpha / rank x B A x to what its layer computes."""
+
+    targets: Annotated[
+        tuple[str, ...],
+        Field(min_length=1, strict=False),
+        BeforeValidator(lambda value: [value] if isinstance(value, str) else value),
+    ] = ("all",)
+    """What gets adapters: all, attention, mlp, or names of linear layers as Hugging Face has them,
+    such as [q_proj, v_proj]."""
+
+    def modules(self, family: str) -> tuple[str, ...]:
+        """Hugging Face's names of the targets, in the order of a layer."""
+        groups = LORA_TARGETS[family]
+        return tuple(
+            name
+            for group, names in groups.items()
+            for name in names
+            if {"all", group, name} & set(self.targets)
+        )
+
+    def problems(self, model: Model) -> list[str]:
+        """Why this model cannot have these adapters, one line per reason."""
+        groups = LORA_TARGETS[model.family]
+        names = [name for each in groups.values() for name in each]
+        known = {"all", *groups, *names}
+        problems = [
+            f"lora.targets names {target!r}, which {model.family} does not have: its layers are "
+            f"{', '.join(names)}, and its groups all, {', '.join(groups)}"
+            for target in self.targets
+            if target not in known
+        ]
+        if self.rank >= model.hidden_size:
+            problems.append(
+                f"lora.rank {self.rank} is not less than model.hidden_size {model.hidden_size}: "
+                "such adapters are larger than what they change"
+            )
+        return problems
 
 
 class Train(Section):

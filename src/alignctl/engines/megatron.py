@@ -30,16 +30,19 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from alignctl.algorithms.loss import Loss, LossTerms, Output, Scores
+from alignctl.checkpoints.manifest import Base
 from alignctl.checkpoints.source import Source
-from alignctl.config.sections import Head, Model, Optimizer, Parallel
+from alignctl.config.sections import Head, Lora, Model, Optimizer, Parallel
 from alignctl.data.batch import IGNORE, TokenBatch
 from alignctl.engines import megatron_cpu, megatron_state
 from alignctl.engines.device import DEVICE, IS_GPU
 from alignctl.engines.metrics import StepMetrics
 from alignctl.engines.protocol import NonFiniteError
 from alignctl.engines.sums import by_document, of_documents, step_metrics
+from alignctl.models.adapters import adapter_map
 from alignctl.models.attention import Documents
 from alignctl.models.families import weight_map
+from alignctl.models.lora import add_lora
 from alignctl.models.megatron import LanguageModel, RewardModel, build, transformer_config
 from alignctl.models.weight_map import Replicated, Sliced
 
@@ -81,6 +84,9 @@ class MegatronEngine:
         model: This rank's part of the model, unwrapped.
         architecture: The whole model.
         head: What is on top of it.
+        lora: Its adapters; None where all weights are trained.
+        base: With adapters, the model they were made for, once its weights are loaded.
+        rows: The weight map of all parameters, those of adapters among them.
         parallel: The layout.
         data_parallel_rank: Which share of each batch is this rank's.
         data_parallel_size: How many shares there are.
@@ -95,6 +101,7 @@ class MegatronEngine:
         seq_length: int,
         optimizer: Optimizer | None,
         head: Head = "lm",
+        lora: Lora | None = None,
     ) -> None:
         """Builds the model; its weights are to be loaded before use.
 
@@ -105,9 +112,13 @@ class MegatronEngine:
             seq_length: Longest document, in tokens.
             optimizer: AdamW's settings; None for a model that is not trained.
             head: What is on top.
+            lora: Adapters, which are then trained with the head alone.
         """
         self.architecture = architecture
         self.head = head
+        self.lora = lora
+        self.base: Base | None = None
+        self.rows = weight_map(architecture, head)
         self.parallel = parallel
         self.dtype = torch.bfloat16 if precision == "bf16" else torch.float32
         self.data_parallel_rank: int = parallel_state.get_data_parallel_rank()
@@ -123,7 +134,11 @@ class MegatronEngine:
         )
         self.model: LanguageModel = build(
             architecture, self._config, max_sequence_length=seq_length, head=head
-        ).to(DEVICE)
+        )
+        if lora is not None:
+            self.rows |= adapter_map(architecture, lora)
+            add_lora(self.model, architecture, lora)
+        self.model.to(DEVICE)
         _zero_vocabulary_padding(self.model)
         self._mark_sharded_parameters()
         wrapped: Any = self.model
@@ -187,9 +202,8 @@ class MegatronEngine:
 
         Its layers do this themselves only when they also draw random weights.
         """
-        rows = weight_map(self.architecture, self.head)
         for name, parameter in self.model.named_parameters():
-            layout = rows[self.global_name(name)].layout
+            layout = self.rows[self.global_name(name)].layout
             if not isinstance(layout, Replicated) and not hasattr(parameter, "partition_dim"):
                 dim = layout.dim if isinstance(layout, Sliced) else 0
                 tensor_parallel.set_tensor_model_parallel_attributes(parameter, True, dim, 1)

@@ -12,18 +12,18 @@ import torch.distributed as dist
 from megatron.core import dist_checkpointing, parallel_state, tensor_parallel
 from megatron.core.dist_checkpointing.mapping import ShardedTensor
 
-from alignctl.checkpoints import manifest
+from alignctl.checkpoints import adapted, manifest
 from alignctl.checkpoints.companions import copy_companions
 from alignctl.checkpoints.dtypes import name_of
 from alignctl.checkpoints.lazy import check_finite
-from alignctl.checkpoints.manifest import HF_FOLDER, FileRecord, Manifest
+from alignctl.checkpoints.manifest import HF_FOLDER, Adapted, FileRecord, Manifest
 from alignctl.checkpoints.mcore_index import read_metadata
-from alignctl.checkpoints.source import Source
-from alignctl.engines import checkpoint_folder
+from alignctl.checkpoints.source import Source, find
+from alignctl.engines import checkpoint_folder, megatron_lora
 from alignctl.engines.device import IS_GPU
 from alignctl.engines.megatron_writer import InProcessStrategy
 from alignctl.launch.run_folder import RunFolder
-from alignctl.models.families import weight_map
+from alignctl.models.adapters import adapter_shapes, new_adapter
 from alignctl.models.score_head import new_weights
 from alignctl.models.weight_map import Vocabulary, pad_rows
 
@@ -37,24 +37,28 @@ def load_weights(engine: "MegatronEngine", source: Source, *, seed: int = 0) -> 
     """Fills the engine's model from a checkpoint of any kind and layout; no optimizer state.
 
     Each rank reads the full tensors it has a part of, one at a time: no layout is written down
-    on the way. A policy has no score head: a reward model that starts from it gets a new one.
+    on the way. A policy has no score head: a reward model that starts from it gets a new one. So
+    does every model get new adapters, if it is to have any.
 
     Args:
         engine: The engine.
         source: The checkpoint.
-        seed: Of a new head.
+        seed: Of a new head, and of new adapters.
     """
     model, parallel = engine.architecture, engine.parallel
-    rows = weight_map(model, engine.head)
     needs_head = source.head == "lm" and engine.head != "lm"
     new = new_weights(engine.head, model, seed=seed) if needs_head else {}
     rank = parallel_state.get_tensor_model_parallel_rank()
-    if source.manifest:
-        _verify(source.path, source.manifest)
+    adapters = adapter_shapes(model, engine.lora) if engine.lora else {}
+    _verify(source)
+    if engine.lora:
+        engine.base = megatron_lora.base_of(source)
     with torch.no_grad():
         for local_name, parameter in engine.model.named_parameters():
             name = engine.global_name(local_name)
-            row, full = rows[name], new.get(name)
+            row, full = engine.rows[name], new.get(name)
+            if name in adapters:
+                full = new_adapter(name, adapters[name], seed=seed)
             if full is None:
                 full = source.tensors[name].make()
                 check_finite(full, source.tensors[name].where)
@@ -65,7 +69,12 @@ def load_weights(engine: "MegatronEngine", source: Source, *, seed: int = 0) -> 
 
 
 def _model_state(engine: "MegatronEngine") -> dict[str, Any]:
-    """Megatron's description of this rank's parameters, without the empty extra states."""
+    """A description of this rank's parameters, of those that are trained, for Megatron.
+
+    Megatron's own, without the empty extra states; but it knows nothing of adapters.
+    """
+    if engine.lora:
+        return megatron_lora.trained_state(engine)
     state: dict[str, Any] = engine.model.sharded_state_dict()
     return {key: value for key, value in state.items() if not key.endswith("_extra_state")}
 
@@ -166,12 +175,9 @@ def save(
 
 def _gather_records(partial: Path) -> dict[str, FileRecord]:
     """Checksums of all ranks' files; each rank reads those that it wrote."""
-    mine = {
-        file.name: manifest.record(file) for file in partial.glob(f"__{dist.get_rank()}_*.distcp")
-    }
-    gathered: list[dict[str, FileRecord]] = [{} for _ in range(dist.get_world_size())]
-    dist.all_gather_object(gathered, mine)
-    return {name: found for records in gathered for name, found in records.items()}
+    return megatron_lora.gathered(
+        {file.name: manifest.record(file) for file in partial.glob(f"__{dist.get_rank()}_*.distcp")}
+    )
 
 
 def _describe(
@@ -197,6 +203,7 @@ def _describe(
         dtype=name_of(engine.dtype),
         padded_vocab_size=model.padded_vocab_size(engine.parallel.tp),
         hf_prefix=source.hf_prefix,
+        adapted=Adapted(lora=engine.lora, base=engine.base) if engine.lora else None,
         training=_layout(engine),
     ).write(partial, manifest.record_all(partial, records))
 
@@ -210,8 +217,12 @@ def resume(engine: "MegatronEngine", checkpoint: Path) -> int:
     """
     found = manifest.read(checkpoint)
     manifest.check_layout(checkpoint, found, _layout(engine))
-    _verify(checkpoint, found)
     read_metadata(checkpoint)
+    source = find(checkpoint)
+    _verify(source)
+    if source.adapted and found.adapted:
+        load_weights(engine, source.adapted.base)
+        engine.base = found.adapted.base
     _allocate_optimizer_state(engine)
     loaded = dist_checkpointing.load(
         _state(engine, is_loading=True), str(checkpoint), validate_access_integrity=False
@@ -269,8 +280,6 @@ def _zero_gaps(tree: Any) -> None:
             _zero_gaps(branch)
 
 
-def _verify(checkpoint: Path, found: Manifest) -> None:
+def _verify(source: Source) -> None:
     """Compares the checksums of this rank's share of the files."""
-    manifest.verify_checksums(
-        checkpoint, found, share=dist.get_rank(), num_shares=dist.get_world_size()
-    )
+    adapted.verify(source, share=dist.get_rank(), num_shares=dist.get_world_size())

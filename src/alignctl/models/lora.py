@@ -1,0 +1,146 @@
+"""Low-rank adapters on Megatron's parallel linear layers (Hu et al. 2021; see `models.adapters`).
+
+The inner side of an adapter is small, so that is where tensor parallelism communicates: rank
+numbers per token where the layer itself exchanges whole hidden states. What every rank holds whole
+(A of a column-parallel layer, B of a row-parallel one) has the same, whole gradient on all of them;
+under sequence parallelism each rank sees its share of the tokens only, and Megatron adds the shares
+up once, as it does for norms.
+"""
+
+from collections.abc import Sequence
+from typing import Any, cast
+
+import torch
+from megatron.core import tensor_parallel
+from megatron.core.transformer.transformer_config import TransformerConfig
+from torch import Tensor
+from torch.nn import Module, Parameter
+from torch.nn.functional import linear, pad
+
+from alignctl.config.sections import Lora, Model
+from alignctl.models.adapters import Adapter, by_weight
+from alignctl.models.families import weight_map
+from alignctl.models.megatron import LanguageModel
+from alignctl.models.score_head import MODULES
+from alignctl.models.weight_map import ROW, Weight, full_shape
+
+
+class LowRank(Module):
+    """The A and B of one Hugging Face linear layer, this rank's part of them, not set."""
+
+    def __init__(
+        self, adapter: Adapter, rank: int, config: TransformerConfig, like: Tensor
+    ) -> None:
+        super().__init__()
+        tp = config.tensor_model_parallel_size
+        outputs, inputs = adapter.shape
+        is_row = adapter.a.layout is ROW
+        where: dict[str, Any] = {"dtype": like.dtype, "device": like.device}
+        self.a = Parameter(torch.empty(rank, inputs // tp if is_row else inputs, **where))
+        self.b = Parameter(torch.empty(outputs if is_row else outputs // tp, rank, **where))
+        whole: Any = self.b if is_row else self.a
+        whole.sequence_parallel = config.sequence_parallel
+
+
+class Adapters(Module):
+    """The adapters of one parallel linear layer; a submodule per Hugging Face layer in it."""
+
+    def __init__(
+        self,
+        own: Sequence[Adapter],
+        row: Weight,
+        model: Model,
+        lora: Lora,
+        config: TransformerConfig,
+        like: Tensor,
+    ) -> None:
+        """Makes them.
+
+        Args:
+            own: The layer's adapters.
+            row: The layer's row of the weight map.
+            model: The architecture.
+            lora: Their settings.
+            config: Megatron's view of it.
+            like: The layer's weight, for its type and device.
+        """
+        super().__init__()
+        self.scale = lora.alpha / lora.rank
+        self.is_row = row.layout is ROW
+        self.is_cut_by_tokens = config.sequence_parallel
+        self.names = [each.module for each in own]
+        for each in own:
+            self.add_module(each.module, LowRank(each, lora.rank, config, like))
+        order = _row_order(own, row, model, config.tensor_model_parallel_size)
+        self.order: Tensor | None
+        self.register_buffer("order", order, persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """What is added to the layer's output, from its input, both as this rank has them.
+
+        Column-parallel: `[T or T / tp, 1, inputs]` -> `[T, 1, outputs / tp]`; row-parallel:
+        `[T, 1, inputs / tp]` -> `[T or T / tp, 1, outputs]`.
+        """
+        pairs = [cast(LowRank, self.get_submodule(name)) for name in self.names]
+        inner = linear(x, torch.cat([pair.a for pair in pairs]))
+        if self.is_row and self.is_cut_by_tokens:
+            inner = tensor_parallel.reduce_scatter_to_sequence_parallel_region(inner)
+        elif self.is_row:
+            inner = tensor_parallel.reduce_from_tensor_model_parallel_region(inner)
+        elif self.is_cut_by_tokens:
+            inner = tensor_parallel.gather_from_sequence_parallel_region(inner)
+        else:
+            inner = tensor_parallel.copy_to_tensor_model_parallel_region(inner)
+        # Each row of the layer reads the inner numbers of its own adapter; the others' are zeros.
+        outer = torch.block_diag(*[pair.b for pair in pairs])
+        if self.order is not None:
+            outer = pad(outer, (0, 0, 0, 1))[self.order]
+        return self.scale * linear(inner, outer)
+
+
+def _row_order(own: Sequence[Adapter], row: Weight, model: Model, tp: int) -> Tensor | None:
+    """For each of the layer's rows on a rank `[outputs / tp]`, its row among those of all B.
+
+    A row without an adapter gets the one behind the last, which is zero. None where the order is
+    the same. A rank's rows are those of a smaller model, with fewer heads of the same width.
+    """
+    if row.layout is ROW:
+        return None
+    cut = ("hidden_size", "num_attention_heads", "num_query_groups")
+    smaller = model.model_copy(update={name: getattr(model, name) // tp for name in cut})
+    rows = torch.arange(full_shape(row, model)[0] // tp)
+    sizes = [len(part) for part in row.layout.split(rows, smaller)]
+    parts = [torch.full((size,), sum(each.shape[0] // tp for each in own)) for size in sizes]
+    start = 0
+    for each in own:
+        parts[each.part] = torch.arange(start, start := start + sizes[each.part])
+    order = row.layout.merge(parts, smaller)
+    return None if torch.equal(order, rows) else order
+
+
+def add_lora(built: LanguageModel, model: Model, lora: Lora) -> None:
+    """Puts adapters on this rank's layers and freezes the rest, but for a score head.
+
+    Their parameters are named as in `models.adapters.adapter_map`, and not set.
+    """
+    config = built.config
+    for name, parameter in built.named_parameters():
+        parameter.requires_grad_(name.startswith(tuple(f"{top}." for top in MODULES.values())))
+    rows = weight_map(model)
+    own = by_weight(model, lora)
+    for layer in built.decoder.layers:
+        for name, module in list(layer.named_modules()):
+            weight = f"decoder.layers.{layer.layer_number - 1}.{name}.weight"
+            if weight in own:
+                made = Adapters(own[weight], rows[weight], model, lora, config, module.weight)
+                module.add_module("lora", made)
+                module.register_forward_hook(_add)
+    if built.pre_process and config.recompute_granularity == "full":
+        # A layer that is computed again has a gradient only if its input asks for one.
+        built.embedding.register_forward_hook(lambda _, __, output: output.requires_grad_())
+
+
+def _add(module: Module, inputs: tuple[Tensor, ...], output: tuple[Tensor, Any]) -> Any:
+    """A linear layer's output and bias, with what its adapters make of its input added."""
+    adapters = cast(Module, module.lora)
+    return output[0] + adapters(inputs[0]), output[1]

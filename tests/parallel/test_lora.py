@@ -1,0 +1,82 @@
+"""Adapters compute, learn and merge at every layout as PEFT's do on one rank."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from alignctl.checkpoints.source import find
+from alignctl.models.adapters import adapter_shapes, describe
+from tests.parallel.adapters import LORA, STEPS
+from tests.parallel.cases import LORA_BASELINES, LORA_BF16, LORA_CASES, LORA_DPO, LORA_REWARD, Case
+from tests.parallel.jobs import Result
+
+BASELINE = {case.kind: case for case in LORA_BASELINES}
+
+
+def _peft(models: Path, case: Case) -> Result:
+    found: Result = json.loads((models / case.model / "peft.json").read_text())
+    return found
+
+
+@pytest.mark.parametrize("case", LORA_CASES, ids=lambda case: case.name)
+def test_logits_and_gradients_are_those_of_peft(
+    case: Case, result: Callable[[Case], Result]
+) -> None:
+    """Of A and B that are not zero, each gradient relative to its largest element."""
+    found = result(case)
+    assert found["logits"] < 1e-5
+    if not case.parallel.distributed_optimizer:
+        assert found["gradients"] < 1e-5
+        assert found["num_gradients"] == {"llama-gqa": 4 * 14, "bloom": 4 * 8}[case.model]
+
+
+@pytest.mark.parametrize("case", LORA_CASES, ids=lambda case: case.name)
+def test_five_steps_are_those_of_peft(
+    case: Case, models: Path, result: Callable[[Case], Result]
+) -> None:
+    """The first of them starts as the base: B is zero."""
+    found, theirs = result(case), _peft(models, case)
+    assert len(found["loss"]) == STEPS
+    assert found["loss"][0] == pytest.approx(theirs["start"], rel=1e-6)
+    assert found["loss"] == pytest.approx(theirs["loss"], rel=1e-5)
+    assert found["grad_norm"] == pytest.approx(theirs["grad_norm"], rel=1e-4)
+    assert found["loss"][-1] < found["loss"][0]
+
+
+@pytest.mark.parametrize("case", LORA_CASES, ids=lambda case: case.name)
+def test_frozen_weights_keep_every_bit_and_the_checkpoint_merges_adapters_into_them(
+    case: Case, models: Path, result: Callable[[Case], Result]
+) -> None:
+    """W + BA is rounded to float32, once, which moves logits as far as PEFT's own merging does."""
+    found, theirs = result(case), _peft(models, case)
+    assert [found[f"changed_{rank}"] for rank in range(case.world)] == [[]] * case.world
+    assert found["merged"] < 2e-6 * found["largest"]
+    assert found["merged"] < 2 * theirs["merged"]
+
+
+@pytest.mark.parametrize("case", LORA_BF16, ids=lambda case: case.name)
+def test_bf16_adapters_follow_fp32(
+    case: Case, models: Path, result: Callable[[Case], Result]
+) -> None:
+    found, theirs = result(case), _peft(models, case)
+    assert found["loss"] == pytest.approx(theirs["loss"], rel=5e-3)
+    assert [found[f"changed_{rank}"] for rank in range(case.world)] == [[]] * case.world
+
+
+@pytest.mark.parametrize("case", [*LORA_REWARD, *LORA_DPO], ids=lambda case: case.name)
+def test_reward_models_and_dpo_with_adapters_do_not_depend_on_the_layout(
+    case: Case, result: Callable[[Case], Result]
+) -> None:
+    found, baseline = result(case), result(BASELINE[case.kind])
+    for key in ("loss", "grad_norm"):
+        assert found[key] == pytest.approx(baseline[key], rel=1e-5)
+
+
+@pytest.mark.parametrize("name", ["llama-gqa", "bloom"])
+def test_as_many_parameters_are_trained_as_peft_trains(name: str, models: Path) -> None:
+    model = find(models / name / "hf").model
+    theirs = json.loads((models / name / "peft.json").read_text())["num_trained"]
+    assert sum(rows * cols for rows, cols in adapter_shapes(model, LORA).values()) == theirs
+    assert f": {theirs:,} parameters are trained" in describe(model, LORA)
