@@ -10,7 +10,9 @@ from hypothesis import strategies as st
 from alignctl.config import presets
 from alignctl.config.load import STAGES, convert_options, load_preset, render_preset, resolve
 from alignctl.config.run import SFTConfig
+from alignctl.config.sections import Lora
 from alignctl.errors import UserError
+from tests import tiny
 
 OUTPUT = {"output": Path("runs/x")}
 
@@ -238,3 +240,12 @@ def test_a_conversion_takes_its_layout_from_flags_then_from_the_preset() -> None
     assert (without.tp, without.pp, without.model) == (1, 1, None)
     with pytest.raises(UserError, match="num_attention_heads 32 is not divisible by --tp 3"):
         convert_options("llama2-7b", tp=3, **paths)
+
+
+def test_an_override_turns_on_a_section_that_a_preset_has_off(tmp_path: Path) -> None:
+    """`lora: null` is what `presets show` prints."""
+    tree = tiny.preset()
+    tree["sft"]["lora"] = None
+    file = tiny.write_preset(tmp_path / "tiny.yaml", sft=tree["sft"])
+    config = resolve(SFTConfig, str(file), {"output": Path("run")}, ["lora.rank=4"])
+    assert config.lora == Lora(rank=4)

@@ -37,7 +37,8 @@ def lora(case: Case, folder: Path) -> dict[str, Any]:
     found[f"changed_{dist.get_rank()}"] = [
         name
         for name, p in engine.model.named_parameters()
-        if name not in trained and not torch.equal(p, frozen[name])
+        if name not in trained
+        and (not torch.equal(p, frozen[name]) or p.grad is not None or hasattr(p, "main_grad"))
     ]
     return found | _saved(case, folder, engine, batch)
 

@@ -49,7 +49,7 @@ def test_five_steps_are_those_of_peft(
 def test_frozen_weights_keep_every_bit_and_the_checkpoint_merges_adapters_into_them(
     case: Case, models: Path, result: Callable[[Case], Result]
 ) -> None:
-    """W + BA is rounded to float32, once, which moves logits as far as PEFT's own merging does."""
+    """Nor do they have gradients. Merging rounds once, and moves logits as far as PEFT's does."""
     found, theirs = result(case), _peft(models, case)
     assert [found[f"changed_{rank}"] for rank in range(case.world)] == [[]] * case.world
     assert found["merged"] < 2e-6 * found["largest"]
