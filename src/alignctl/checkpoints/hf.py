@@ -18,7 +18,7 @@ from alignctl.checkpoints.lazy import LazyTensor, Spec
 from alignctl.checkpoints.manifest import Recorder
 from alignctl.config.sections import Head, Model
 from alignctl.errors import UserError
-from alignctl.models.families import FAMILIES, model_from_hf, weight_map
+from alignctl.models.families import FAMILIES, head_of, model_from_hf, weight_map
 from alignctl.models.weight_map import SCORE_HEADS, Weight, full_shape, hf_shapes
 
 INDEX = "model.safetensors.index.json"
@@ -94,7 +94,7 @@ def normalise(
         if not plain.endswith(family.HF_IGNORED):
             names[plain] = tensor
     is_bare = not any(name.startswith(family.HF_PREFIX) for name in names)
-    head = _head(names)
+    head = head_of(names)
     tops = {name for rows in SCORE_HEADS.values() for row in rows for name in row.hf}
     tensors = {
         family.HF_PREFIX + name if is_bare and name not in tops | {"lm_head.weight"} else name: each
@@ -108,15 +108,6 @@ def normalise(
     check_names(path, tensors, hf_shapes(weight_map(model, head), model), model)
     prefix = "" if is_bare else family.HF_PREFIX
     return HFFolder(path, config, model, head, prefix, tensors)
-
-
-def _head(names: Iterable[str]) -> Head:
-    """What is on top, by the tensors that are there."""
-    present = set(names)
-    for head, rows in SCORE_HEADS.items():
-        if present & {row.hf[0] for row in rows}:
-            return head  # type: ignore[return-value]
-    return "lm"
 
 
 def check_depth(path: Path, tensors: Collection[str], model: Model) -> None:

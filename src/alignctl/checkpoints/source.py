@@ -22,10 +22,11 @@ from alignctl.models.families import (
     FAMILIES,
     config_of_head,
     differences,
+    head_of,
     model_from_hf,
     weight_map,
 )
-from alignctl.models.weight_map import SCORE_HEADS, Vocabulary, full_shape
+from alignctl.models.weight_map import Vocabulary, full_shape
 
 Kind = Literal["hf", "zero", "mcore", "legacy"]
 
@@ -283,7 +284,7 @@ def _from_megatron(
     text: str,
 ) -> Source:
     model = found.model if found else model_from(args, stored, where=str(path), expected=expected)
-    head = _head(stored)
+    head = head_of(stored)
     hf.check_depth(path, stored, model)
     rows = weight_map(model, head)
     needed = stored
@@ -320,13 +321,6 @@ def _without_padding(tensor: LazyTensor, model: Model) -> LazyTensor:
     if not tensor.shape or tensor.shape[0] <= rows:
         return tensor
     return tensor.map((rows, *tensor.shape[1:]), lambda table: table[:rows])
-
-
-def _head(names: Mapping[str, LazyTensor]) -> Head:
-    for head, rows in SCORE_HEADS.items():
-        if rows[0].megatron in names:
-            return head  # type: ignore[return-value]
-    return "lm"
 
 
 def _has_config(folder: Path) -> bool:

@@ -1,6 +1,6 @@
 """The families by name, and which of them a Hugging Face `config.json` belongs to."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from types import ModuleType
 from typing import Any
 
@@ -25,6 +25,15 @@ def weight_map(model: Model, head: Head = "lm") -> dict[str, Weight]:
     output = () if model.tie_embeddings else (family.HEAD,)
     top = output if head == "lm" else SCORE_HEADS[head]
     return expand((*family.WEIGHTS, *top), model.num_layers)
+
+
+def head_of(names: Collection[str]) -> Head:
+    """What is on top of a model, by the tensors that are there; their names are everybody's."""
+    heads: tuple[Head, ...] = ("linear", "pooler")
+    for head in heads:
+        if any(row.megatron in names for row in SCORE_HEADS[head]):
+            return head
+    return "lm"
 
 
 def config_of_head(model: Model, head: Head, config: Mapping[str, Any]) -> dict[str, Any]:
