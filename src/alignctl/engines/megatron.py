@@ -22,23 +22,28 @@ from megatron.core.distributed import (
     DistributedDataParallelConfig,
     finalize_model_grads,
 )
-from megatron.core.optimizer import OptimizerConfig, get_megatron_optimizer
-from megatron.core.optimizer.clip_grads import clip_grad_by_total_norm_fp32
 from megatron.core.pipeline_parallel import get_forward_backward_func
 from megatron.core.transformer.module import Float16Module
 from numpy.typing import NDArray
 from torch import Tensor
 
-from alignctl.algorithms.loss import Loss, LossTerms, Output, Scores
+from alignctl.algorithms.loss import Loss, LossTerms, Output, Scores, Values
 from alignctl.checkpoints.manifest import Base
 from alignctl.checkpoints.source import Source
 from alignctl.config.sections import Head, Lora, Model, Optimizer, Parallel
 from alignctl.data.batch import IGNORE, TokenBatch
-from alignctl.engines import megatron_cpu, megatron_state
+from alignctl.engines import megatron_cpu, megatron_optimizer, megatron_state
 from alignctl.engines.device import DEVICE, IS_GPU
 from alignctl.engines.metrics import StepMetrics
+from alignctl.engines.offload import Offloaded
 from alignctl.engines.protocol import NonFiniteError
-from alignctl.engines.sums import by_document, of_documents, step_metrics
+from alignctl.engines.sums import (
+    by_document,
+    by_target,
+    of_documents,
+    of_targets,
+    step_metrics,
+)
 from alignctl.models.adapters import adapter_map
 from alignctl.models.attention import Documents
 from alignctl.models.families import weight_map
@@ -102,6 +107,9 @@ class MegatronEngine:
         optimizer: Optimizer | None,
         head: Head = "lm",
         lora: Lora | None = None,
+        is_value: bool = False,
+        temperature: float = 1.0,
+        with_entropy: bool = False,
     ) -> None:
         """Builds the model; its weights are to be loaded before use.
 
@@ -113,6 +121,9 @@ class MegatronEngine:
             optimizer: AdamW's settings; None for a model that is not trained.
             head: What is on top.
             lora: Adapters, which are then trained with the head alone.
+            is_value: Whether a head that scores does so at every learned target (`Values`).
+            temperature: Of the sampling whose log-probabilities a policy is to give.
+            with_entropy: Whether losses get the entropy too.
         """
         self.architecture = architecture
         self.head = head
@@ -133,8 +144,14 @@ class MegatronEngine:
             finalize_model_grads_func=self._finalize_gradients,
         )
         self.model: LanguageModel = build(
-            architecture, self._config, max_sequence_length=seq_length, head=head
+            architecture,
+            self._config,
+            max_sequence_length=seq_length,
+            head=head,
+            is_value=is_value,
         )
+        self.is_value = is_value
+        self.model.temperature, self.model.with_entropy = temperature, with_entropy
         if lora is not None:
             self.rows |= adapter_map(architecture, lora)
             add_lora(self.model, architecture, lora)
@@ -156,6 +173,7 @@ class MegatronEngine:
             )
             self._settings = optimizer
         self._wrapped = wrapped
+        self._offloaded: Offloaded | None = None
 
     def load_weights(self, source: Source, *, seed: int = 0) -> None:
         """Fills the model from a checkpoint: `megatron_state.load_weights`."""
@@ -210,29 +228,13 @@ class MegatronEngine:
 
     def create_optimizer(self) -> None:
         """Creates AdamW with master weights taken from the model: call it once they are loaded."""
-        settings = self._settings
         self._wrapped.broadcast_params()
-        self.optimizer = get_megatron_optimizer(
-            OptimizerConfig(
-                optimizer="adam",
-                lr=settings.lr,
-                min_lr=settings.min_lr,
-                weight_decay=settings.weight_decay,
-                adam_beta1=settings.beta1,
-                adam_beta2=settings.beta2,
-                adam_eps=settings.eps,
-                bf16=self.dtype == torch.bfloat16,
-                params_dtype=self.dtype,
-                use_distributed_optimizer=self.parallel.distributed_optimizer,
-                clip_grad=settings.clip_grad or 0.0,
-            ),
-            [self._wrapped],
+        self.optimizer = megatron_optimizer.create(
+            self._wrapped,
+            self._settings,
+            dtype=self.dtype,
+            is_distributed=self.parallel.distributed_optimizer,
         )
-        for group in self.optimizer.param_groups:
-            if not IS_GPU and "fused" in group:
-                # torch's AdamW in one pass over memory instead of eight. (On GPUs Megatron takes
-                # Transformer Engine's.)
-                group["fused"] = True
 
     def train_step(
         self,
@@ -258,7 +260,7 @@ class MegatronEngine:
         grad_norm = float(self.optimizer.get_grad_norm())
         if not math.isfinite(grad_norm):
             raise NonFiniteError(f"the gradient norm is {grad_norm} at a loss of {result.loss:.4f}")
-        self._clip(grad_norm)
+        megatron_optimizer.clip(self.optimizer, self._settings, grad_norm)
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
             # Megatron's own scheduler, which is not used here, is what heeds its mark of the
@@ -302,6 +304,53 @@ class MegatronEngine:
         self, micro_batches: Sequence[TokenBatch], num_documents: int
     ) -> NDArray[np.float64]:
         """Summed log-probability or score of each document `[D]`; see `Engine`."""
+        return by_document(self._outputs(micro_batches, of_documents), num_documents)
+
+    def target_outputs(
+        self, micro_batches: Sequence[TokenBatch], offsets: NDArray[np.int64]
+    ) -> NDArray[np.float64]:
+        """One number per learned target: its log-probability at the temperature, or its value.
+
+        Nothing is dropped out and nothing is learned; computed in float32.
+
+        Args:
+            micro_batches: This rank's share; every rank has as many.
+            offsets: The targets of document `d` lie in `[offsets[d], offsets[d+1])`, of all
+                documents, whose numbers are in `TokenBatch.rows`.
+
+        Returns:
+            `[offsets[D]]`, the same on every rank; NaN for documents in no rank's batches.
+        """
+        return by_target(self._outputs(micro_batches, of_targets), offsets)
+
+    def offload(self) -> int:
+        """Gives the device's memory back until `onload`; returns how many bytes.
+
+        Weights and the optimizer's state wait in the CPU's memory; gradients are dropped.
+        """
+        assert self._offloaded is None
+        kept = [*self.model.parameters(), *self.model.buffers()]
+        gradients: list[Tensor] = []
+        if self.optimizer is not None:
+            kept += megatron_optimizer.tensors(self.optimizer)
+        if isinstance(self._wrapped, DistributedDataParallel):
+            for buffer in [*self._wrapped.buffers, *self._wrapped.expert_parallel_buffers]:
+                gradients.append(buffer.grad_data)
+        self._offloaded = Offloaded(kept, gradients)
+        return self._offloaded.num_bytes
+
+    def onload(self) -> None:
+        """Takes the memory again that `offload` gave back; nothing where it did not."""
+        if self._offloaded is not None:
+            self._offloaded.restore()
+            self._offloaded = None
+
+    def _outputs(
+        self,
+        micro_batches: Sequence[TokenBatch],
+        read: Callable[[Output | Scores | Values, TokenBatch], Tensor],
+    ) -> list[tuple[TokenBatch, Tensor]]:
+        """What is read of each micro batch's output; nothing on ranks that do not count."""
         self._wrapped.eval()
         found: list[tuple[TokenBatch, Tensor]] = []
 
@@ -310,7 +359,7 @@ class MegatronEngine:
             output, _ = self._forward(batch, model, with_labels=True)
 
             def keep(output: Any) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-                values = of_documents(self._named(output), batch)
+                values = read(self._named(output), batch)
                 found.append((batch, values))
                 return values.sum(), torch.zeros((), dtype=torch.int, device=DEVICE), {}
 
@@ -318,16 +367,18 @@ class MegatronEngine:
 
         with torch.no_grad():
             self._schedule(forward, micro_batches, forward_only=True)
-        return by_document(found if self._has_numbers else [], num_documents)
+        return found if self._has_numbers else []
 
     @property
     def _has_numbers(self) -> bool:
         """Whether this rank counts: only the last stage has numbers, and one of its copies does."""
         return self.is_last_stage and parallel_state.get_tensor_model_parallel_rank() == 0
 
-    def _named(self, output: Any) -> Output | Scores:
+    def _named(self, output: Any) -> Output | Scores | Values:
         """What the model's last stage returns, for losses to read."""
-        return Output(*output) if self.head == "lm" else Scores(*output)
+        if self.head == "lm":
+            return Output(*output)
+        return Values(*output) if self.is_value else Scores(*output)
 
     def _run(
         self, micro_batches: Sequence[TokenBatch], loss: Loss, *, forward_only: bool, flag: bool
@@ -411,13 +462,6 @@ class MegatronEngine:
         if self._result.weight:
             for chunk in model:
                 chunk.scale_gradients(1.0 / self._result.weight)
-
-    def _clip(self, grad_norm: float) -> None:
-        if self._settings.clip_grad is None:
-            return
-        parameters = self.optimizer.get_parameters()
-        if parameters:
-            clip_grad_by_total_norm_fp32(parameters, self._settings.clip_grad, grad_norm)
 
 
 def _zero_vocabulary_padding(model: LanguageModel) -> None:

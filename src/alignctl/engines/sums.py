@@ -8,9 +8,9 @@ import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import Tensor
 
-from alignctl.algorithms.loss import LossTerms, Output, Scores
+from alignctl.algorithms.loss import LossTerms, Output, Scores, Values
 from alignctl.algorithms.pairs import document_sums
-from alignctl.data.batch import TokenBatch
+from alignctl.data.batch import IGNORE, TokenBatch
 from alignctl.engines.device import DEVICE
 from alignctl.engines.metrics import StepMetrics
 
@@ -49,11 +49,20 @@ def step_metrics(
     )
 
 
-def of_documents(output: Output | Scores, batch: TokenBatch) -> Tensor:
+def of_documents(output: Output | Scores | Values, batch: TokenBatch) -> Tensor:
     """A number for each document of a batch `[D]`: its score, or its log-probabilities' sum."""
     if isinstance(output, Scores):
         return output.scores[: len(batch.rows)]  # engines may fill a batch up at its end
+    assert isinstance(output, Output)
     return document_sums(output.logprobs, batch)
+
+
+def of_targets(output: Output | Scores | Values, batch: TokenBatch) -> Tensor:
+    """A number for each learned target of a batch, in order: its log-probability, or the value."""
+    assert not isinstance(output, Scores)
+    values = output.logprobs if isinstance(output, Output) else output.values
+    learned = torch.from_numpy(batch.targets != IGNORE).to(values.device)
+    return values[: batch.num_tokens][learned]
 
 
 def by_document(
@@ -69,12 +78,39 @@ def by_document(
     Returns:
         The same on every rank; NaN for documents in no rank's batches.
     """
-    both = torch.zeros(2, num_documents, dtype=torch.float64)
+    placed = []
     for batch, values in found:
         rows = torch.tensor(batch.rows)
         is_real = rows >= 0
-        both[0, rows[is_real]] = values.double().cpu()[is_real]
-        both[1, rows[is_real]] = 1
+        placed.append((rows[is_real], values.double().cpu()[is_real]))
+    return _put_together(placed, num_documents)
+
+
+def by_target(
+    found: Sequence[tuple[TokenBatch, Tensor]], offsets: NDArray[np.int64]
+) -> NDArray[np.float64]:
+    """The numbers of all ranks' learned targets, laid end to end by document.
+
+    Args:
+        found: Batches and the numbers of their learned targets, in order; none where another rank
+            has the same ones.
+        offsets: As `TokenBatch.places` takes them, for all documents `[D+1]`.
+
+    Returns:
+        `[offsets[D]]`, the same on every rank; NaN for documents in no rank's batches.
+    """
+    placed = [
+        (torch.from_numpy(batch.places(offsets)), values.double().cpu()) for batch, values in found
+    ]
+    return _put_together(placed, int(offsets[-1]))
+
+
+def _put_together(placed: Sequence[tuple[Tensor, Tensor]], size: int) -> NDArray[np.float64]:
+    """Numbers at their places `[size]`, over all ranks, each of which has different places."""
+    both = torch.zeros(2, size, dtype=torch.float64)
+    for places, values in placed:
+        both[0, places] = values
+        both[1, places] = 1
     both = both.to(DEVICE)
     dist.all_reduce(both)
     sums, count = both.cpu().numpy()

@@ -26,7 +26,10 @@ from alignctl.config.sections import Head, Model, Parallel
 from alignctl.data.batch import IGNORE
 from alignctl.models.attention import AlibiAttention, DocumentAttention
 from alignctl.models.score_head import MODULES, score_head
-from alignctl.models.vocab_parallel import vocab_parallel_logprobs
+from alignctl.models.vocab_parallel import (
+    vocab_parallel_logprobs,
+    vocab_parallel_logprobs_and_entropy,
+)
 
 
 class RMSNorm(torch.nn.RMSNorm):
@@ -61,7 +64,15 @@ def gelu_tanh(x: Tensor) -> Tensor:
 
 
 class LanguageModel(GPTModel):
-    """A GPTModel whose last stage returns log-probabilities of the labels it is given."""
+    """A GPTModel whose last stage returns log-probabilities of the labels it is given.
+
+    Attributes:
+        temperature: What logits are divided by before log-probabilities are taken.
+        with_entropy: Whether the entropy is computed too, where gradients are.
+    """
+
+    temperature = 1.0
+    with_entropy = False
 
     def __init__(self, model: Model, config: TransformerConfig, **kwargs: Any) -> None:
         super().__init__(config=config, **kwargs)
@@ -82,8 +93,9 @@ class LanguageModel(GPTModel):
     def _postprocess(self, hidden_states: Tensor, **kwargs: Any) -> Any:
         """Hidden states on inner stages; on the last one what `labels` asks for.
 
-        With labels `[1, T]`: (log-probabilities `[T]` fp32, most likely `[T]` bool), both zero
-        where the label is IGNORE. Without: this rank's logits `[T, V / tp]`.
+        With labels `[1, T]`: (log-probabilities `[T]` fp32, most likely `[T]` bool, entropies `[T]`
+        fp32 if they are wanted), all zero where the label is IGNORE. Without: this rank's logits
+        `[T, V / tp]`.
         """
         if not self.post_process:
             return hidden_states
@@ -91,20 +103,24 @@ class LanguageModel(GPTModel):
         if (labels := kwargs["labels"]) is None:
             return self._logits(hidden_states)
         labels = labels[0]
-        learned = (labels != IGNORE).nonzero()[:, 0]
-        if learned.numel() == 0:
-            # Nothing to learn here: one row with a gradient of zero keeps the collectives even.
-            learned = learned.new_zeros(1)
-        logprobs, is_most_likely = vocab_parallel_logprobs(
+        learned, is_learned = _learned(labels)
+        with_entropy = self.with_entropy and torch.is_grad_enabled()
+        compute: Any = (
+            vocab_parallel_logprobs_and_entropy if with_entropy else vocab_parallel_logprobs
+        )
+        logprobs, is_most_likely, *entropy = compute(
             self._logits(hidden_states[learned]),
             labels[learned].clamp(min=0),
             group=parallel_state.get_tensor_model_parallel_group(),
             vocab_size=self.model.vocab_size,
+            temperature=self.temperature,
         )
-        is_learned = labels[learned] != IGNORE
-        full = logprobs.new_zeros(labels.shape).index_put((learned,), logprobs * is_learned)
         hits = torch.zeros_like(labels, dtype=torch.bool)
-        return full, hits.index_put((learned,), is_most_likely & is_learned)
+        return (
+            _spread(logprobs * is_learned, learned, labels),
+            hits.index_put((learned,), is_most_likely & is_learned),
+            *(_spread(each * is_learned, learned, labels) for each in entropy),
+        )
 
     def _gathered(self, hidden_states: Tensor) -> Tensor:
         """All tokens' hidden states `[T, H]` on every rank, from this rank's `[T or T / tp, 1, H]`.
@@ -128,17 +144,43 @@ class LanguageModel(GPTModel):
         return logits.squeeze(1)
 
 
+def _learned(labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Positions whose label is learned `[N]`, and whether each of them really is `[N]`.
+
+    Where nothing is learned there is one position with a gradient of zero: ranks take part in
+    collectives evenly.
+    """
+    learned = (labels != IGNORE).nonzero()[:, 0]
+    if learned.numel() == 0:
+        learned = learned.new_zeros(1)
+    return learned, labels[learned] != IGNORE
+
+
+def _spread(values: Tensor, places: Tensor, like: Tensor) -> Tensor:
+    """Values `[N]` at their places, zeros elsewhere, in the shape of `like`."""
+    return values.new_zeros(like.shape).index_put((places,), values)
+
+
 class RewardModel(LanguageModel):
     """A LanguageModel with a score head in the place of its output layer.
+
+    It scores whole documents; as a value model, every position whose label is learned.
 
     Every tensor-parallel rank holds the whole head and computes the same scores from all hidden
     states, so the head's gradient is whole on each of them, with sequence parallelism too.
     """
 
     def __init__(
-        self, model: Model, config: TransformerConfig, *, head: Head, **kwargs: Any
+        self,
+        model: Model,
+        config: TransformerConfig,
+        *,
+        head: Head,
+        is_value: bool,
+        **kwargs: Any,
     ) -> None:
         super().__init__(model, config, **kwargs)
+        self.is_value = is_value
         if self.post_process:
             weight = self.output_layer.weight
             del self.output_layer
@@ -150,12 +192,19 @@ class RewardModel(LanguageModel):
         """Hidden states on inner stages; on the last one `(scores,)`, `[D]` fp32.
 
         A score is that of the document's last input: the boundaries are those of
-        `packed_seq_params`.
+        `packed_seq_params`. A value model returns `(values,)`, `[T]` fp32.
         """
         if not self.post_process:
             return hidden_states
+        hidden_states = self._gathered(hidden_states)
+        score = self.get_submodule(self._score)
+        if self.is_value:
+            labels = kwargs["labels"][0]
+            learned, is_learned = _learned(labels)
+            values: Tensor = score(hidden_states[learned]).squeeze(1)
+            return (_spread(values * is_learned, learned, labels),)
         last = kwargs["packed_seq_params"].cu_seqlens_q[1:].long() - 1
-        scores: Tensor = self.get_submodule(self._score)(self._gathered(hidden_states)[last])
+        scores: Tensor = score(hidden_states[last])
         return (scores.squeeze(1),)
 
     def sharded_state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
@@ -245,7 +294,12 @@ def _transformer_engine_attention() -> type | None:
 
 
 def build(
-    model: Model, config: TransformerConfig, *, max_sequence_length: int, head: Head = "lm"
+    model: Model,
+    config: TransformerConfig,
+    *,
+    max_sequence_length: int,
+    head: Head = "lm",
+    is_value: bool = False,
 ) -> LanguageModel:
     """Builds this rank's part of the model, its weights not set.
 
@@ -258,7 +312,7 @@ def build(
         layer_norm=RMSNorm if llama else LayerNorm,
     )
     is_policy = head == "lm"
-    return (LanguageModel if is_policy else partial(RewardModel, head=head))(
+    return (LanguageModel if is_policy else partial(RewardModel, head=head, is_value=is_value))(
         model,
         config,
         transformer_layer_spec=block,

@@ -1,0 +1,60 @@
+"""Megatron-Core's AdamW: made for an engine's model, clipped, and seen as tensors."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from megatron.core.optimizer import OptimizerConfig, get_megatron_optimizer
+from megatron.core.optimizer.clip_grads import clip_grad_by_total_norm_fp32
+from torch import Tensor
+
+from alignctl.config.sections import Optimizer
+from alignctl.engines.device import IS_GPU
+
+
+def create(wrapped: Any, settings: Optimizer, *, dtype: torch.dtype, is_distributed: bool) -> Any:
+    """AdamW over the weights as they are, with float32 master weights for bf16.
+
+    Args:
+        wrapped: The model in Megatron's DistributedDataParallel.
+        settings: Of AdamW.
+        dtype: Of the weights.
+        is_distributed: Whether its state is spread over data-parallel ranks.
+    """
+    optimizer = get_megatron_optimizer(
+        OptimizerConfig(
+            optimizer="adam",
+            lr=settings.lr,
+            min_lr=settings.min_lr,
+            weight_decay=settings.weight_decay,
+            adam_beta1=settings.beta1,
+            adam_beta2=settings.beta2,
+            adam_eps=settings.eps,
+            bf16=dtype == torch.bfloat16,
+            params_dtype=dtype,
+            use_distributed_optimizer=is_distributed,
+            clip_grad=settings.clip_grad or 0.0,
+        ),
+        [wrapped],
+    )
+    for group in optimizer.param_groups:
+        if not IS_GPU and "fused" in group:
+            # torch's AdamW in one pass over memory instead of eight. (On GPUs Megatron takes
+            # Transformer Engine's.)
+            group["fused"] = True
+    return optimizer
+
+
+def clip(optimizer: Any, settings: Optimizer, grad_norm: float) -> None:
+    """Scales all gradients down to the largest norm that is allowed, if there is one."""
+    parameters = optimizer.get_parameters()
+    if settings.clip_grad is not None and parameters:
+        clip_grad_by_total_norm_fp32(parameters, settings.clip_grad, grad_norm)
+
+
+def tensors(optimizer: Any) -> Iterator[Tensor]:
+    """The master weights and moments that this rank holds."""
+    for group in optimizer.param_groups:
+        yield from group["params"]
+    for state in optimizer.state.values():
+        yield from (each for each in state.values() if isinstance(each, Tensor))
