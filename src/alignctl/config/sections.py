@@ -218,18 +218,22 @@ class Rows(Section):
     tokenizer's chat template, or in HH's form if it has none; tokenizer, hh: always like this;
     none: only rows that have a text."""
 
+
+class Documents(Rows):
+    """Rows whose answers are in the data."""
+
     truncation: Literal["keep_response", "left", "right", "drop"] = "keep_response"
     """What goes when a row exceeds seq_length: its context's start, its start, its end, or all."""
 
 
-class Data(Rows):
+class Data(Documents):
     """What is learned from, and how rows become sequences."""
 
     packing: bool = True
     """Put several documents into one sequence, without attention from one to another."""
 
 
-class Preferences(Rows):
+class Preferences(Documents):
     """Which answers are compared, and how they become tokens."""
 
     max_response: Annotated[int, Field(ge=2)] | None = None

@@ -62,6 +62,23 @@ def _encode_one(document: Rendered, encoding: Any, tokenizer: Tokenizer) -> Enco
     return Encoded(tokens[:keep], supervised[:keep])
 
 
+def encode_prompts(texts: Sequence[str], tokenizer: Tokenizer) -> list[NDArray[np.int32]]:
+    """Tokenises prompts in one batch, each by itself and with one BOS as `encode` gives it."""
+    nothing_learned = np.zeros(0, np.bool_)
+    return [
+        _with_one_bos(np.asarray(encoding.ids, np.int32), nothing_learned, tokenizer)[0]
+        for encoding in tokenizer.encode_batch(texts)
+    ]
+
+
+def cut_prompt(tokens: NDArray[np.int32], window: int, bos_id: int | None) -> NDArray[np.int32]:
+    """The last tokens of a prompt, at most `window`, after its BOS if it has one."""
+    if len(tokens) <= window:
+        return tokens
+    head = int(tokens[0] == bos_id)
+    return np.concatenate([tokens[:head], tokens[len(tokens) - window + head :]])
+
+
 def _first_token(encoding: Any, position: int, length: int, default: int) -> int:
     """Number of the first token whose last character is at or after a character position.
 

@@ -64,6 +64,20 @@ def step_sequences(
     return np.concatenate(taken)
 
 
+def prompt_order(
+    num_prompts: int, *, seed: int, step: int, prompts_per_step: int
+) -> NDArray[np.int64]:
+    """The prompts of one step `[prompts_per_step]`, as places in the split; see `step_sequences`.
+
+    Args:
+        num_prompts: Prompts of the training split.
+        seed: The run's seed.
+        step: Steps done before this one.
+        prompts_per_step: Different prompts that are answered in a step, over all ranks.
+    """
+    return step_sequences(num_prompts, global_batch_size=prompts_per_step, seed=seed, step=step)
+
+
 def deal(lengths: Sequence[int], num_ranks: int) -> list[list[int]]:
     """Deals sequences to ranks: as many to each (give or take one), and about as many tokens.
 

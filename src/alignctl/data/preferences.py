@@ -18,7 +18,7 @@ from alignctl.data.preference_documents import (
     stream,
 )
 from alignctl.data.preference_store import PreferenceSplitSummary, PreferenceSummary
-from alignctl.data.preparation import Sources, SourceSettings, choose_held_out, prepare_folder
+from alignctl.data.preparation import DocumentSettings, Sources, choose_held_out, prepare_folder
 from alignctl.data.store import ArrayWriter, write_array
 from alignctl.data.templates import renderer
 from alignctl.data.tokenizer import Tokenizer
@@ -28,7 +28,7 @@ FORMAT = 1
 """Part of the content key; raised when the same rows would give other arrays."""
 
 
-class PreferenceSettings(SourceSettings, Protocol):
+class PreferenceSettings(DocumentSettings, Protocol):
     """The settings of `data.*` that decide the content."""
 
     @property
@@ -80,6 +80,7 @@ def prepare(
         "select": settings.select,
         "seq_length": seq_length,
         "tokenizer": tokenizer.fingerprint,
+        "truncation": settings.truncation,
     }
     return prepare_folder(settings, state, out_dir, write, on_progress)
 

@@ -44,6 +44,10 @@ class SourceSettings(Protocol):
     def template(self) -> Choice:
         """How conversations are written."""
 
+
+class DocumentSettings(SourceSettings, Protocol):
+    """The settings of data whose rows hold their answers."""
+
     @property
     def truncation(self) -> Truncation:
         """What is cut from documents that are too long."""
@@ -142,7 +146,6 @@ def _content_key(
         "files": hashes,
         "validation_fraction": 0.0 if sources.held_out else settings.validation_fraction,
         "template": settings.template,
-        "truncation": settings.truncation,
         **state,
     }
     return hashlib.sha256(json.dumps(everything, sort_keys=True).encode()).hexdigest()[:20], total

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from alignctl.data.documents import DocumentWriter, Progress, Recipe, Tally, stream
 from alignctl.data.packing import pack, starts
-from alignctl.data.preparation import Sources, SourceSettings, choose_held_out, prepare_folder
+from alignctl.data.preparation import DocumentSettings, Sources, choose_held_out, prepare_folder
 from alignctl.data.store import SplitSummary, Summary, write_array
 from alignctl.data.templates import renderer
 from alignctl.data.tokenizer import Tokenizer
@@ -19,7 +19,7 @@ FORMAT = 1
 """Part of the content key; raised when the same rows would give other arrays."""
 
 
-class DataSettings(SourceSettings, Protocol):
+class DataSettings(DocumentSettings, Protocol):
     """The settings of `data.*` that decide the content."""
 
     @property
@@ -65,6 +65,7 @@ def prepare(
         "packing": settings.packing,
         "seq_length": seq_length,
         "tokenizer": tokenizer.fingerprint,
+        "truncation": settings.truncation,
     }
     return prepare_folder(settings, state, out_dir, write, on_progress)
 

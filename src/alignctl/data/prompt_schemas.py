@@ -1,0 +1,144 @@
+r"""The row schemas of prompts, and the one question type that all of them become.
+
+- chat `{messages: [{role, content}, ...]}`: what comes before the assistant's next turn; an
+  assistant turn at the end, as rows of fine-tuning have it, is left out.
+- GSM8K `{question, answer}`: a chat of one user turn, checked by `math_rule`.
+- prompt `{prompt}`: a text, which stays as it is, or a chat.
+- query `{query}`: wrapped as `\n\nHuman: {query}\n\nAssistant: `.
+
+A row that is not GSM8K's may have `answer`, the reference, and `eval_func`, the name of the rule
+that compares with it. Where an answer is a worked solution that ends in `#### N`, as GSM8K's do,
+the reference is N. The first row decides which schema is read, and every row must be of it. Further
+keys, such as an answer to imitate, are ignored.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from alignctl.data.files import Row
+from alignctl.data.schemas import (
+    ASSISTANT,
+    HUMAN,
+    Conversation,
+    Message,
+    Schemas,
+    checked_text,
+    messages_at,
+    mismatch,
+    parser_of,
+    single_turn,
+    text_at,
+)
+from alignctl.errors import UserError
+
+GSM8K_RULE = "math_rule"
+"""The rule of rows that name none because their schema has only one."""
+
+# Stands where the policy's answer comes: templates write assistant turns only with a content.
+_ANSWER = "alignctl-answer"
+_FINAL = "####"
+
+
+@dataclass(frozen=True)
+class Question:
+    """A row of prompts, whatever its schema was.
+
+    Attributes:
+        conversation: The prompt, followed by an assistant turn that stands for the answer to come;
+            so the templates of fine-tuning write it, and the policy reads what it learned to read.
+        answer: The reference answer, or None.
+        eval_func: Name of the rule that compares with it, or None.
+    """
+
+    conversation: Conversation
+    answer: str | None
+    eval_func: str | None
+
+    @property
+    def characters(self) -> int:
+        """Characters of the prompt."""
+        return self.conversation.characters
+
+
+def prompt_schema_of(row: Row) -> Callable[[Row], Question]:
+    """The parser for the schema that this (first) row has."""
+    return parser_of(row, _SCHEMAS)
+
+
+def _parse_messages(row: Row) -> Question:
+    return _question(row, _chat(row, "messages"))
+
+
+def _parse_gsm8k(row: Row) -> Question:
+    messages = (Message("user", _said(row, "question")), Message("assistant", _ANSWER))
+    solution = text_at(row, "answer")
+    if _FINAL not in solution:
+        raise UserError(
+            f"{row.where}: answer does not end in '{_FINAL} N', as GSM8K's solutions do",
+            "for other answers use the keys prompt, answer and eval_func",
+        )
+    return Question(Conversation(row.where, messages, None), _reference(row, solution), GSM8K_RULE)
+
+
+def _parse_prompt(row: Row) -> Question:
+    if isinstance(row.record.get("prompt"), list):
+        return _question(row, _chat(row, "prompt"))
+    prompt = _said(row, "prompt")
+    return _question(row, single_turn(row, prompt, _ANSWER, prompt))
+
+
+def _parse_query(row: Row) -> Question:
+    query = _said(row, "query")
+    return _question(row, single_turn(row, query, _ANSWER, HUMAN + query + ASSISTANT))
+
+
+def _said(row: Row, key: str) -> str:
+    text = text_at(row, key)
+    if not text.strip():
+        raise UserError(f"{row.where}: {key} is empty, so nothing is asked", "remove the row")
+    return text
+
+
+def _chat(row: Row, key: str) -> Conversation:
+    messages = list(messages_at(row, key))
+    while messages and messages[-1].role == "assistant":
+        messages.pop()
+    if not any(message.content.strip() for message in messages):
+        raise UserError(f"{row.where}: {key} is empty, so nothing is asked", "remove the row")
+    return Conversation(row.where, (*messages, Message("assistant", _ANSWER)), None)
+
+
+def _question(row: Row, conversation: Conversation) -> Question:
+    eval_func = row.record.get("eval_func")
+    name = None if eval_func is None else checked_text(row, "eval_func", eval_func)
+    answer = row.record.get("answer")
+    if answer is None:
+        if name is not None:
+            raise UserError(
+                f"{row.where}: eval_func is {name!r}, but there is no answer to compare with",
+                "add the key answer, or remove eval_func",
+            )
+        return Question(conversation, None, None)
+    if isinstance(answer, int | float) and not isinstance(answer, bool):
+        answer = str(answer)
+    if not isinstance(answer, str):
+        raise mismatch(row, "answer", answer, "text or a number")
+    return Question(conversation, _reference(row, checked_text(row, "answer", answer)), name)
+
+
+def _reference(row: Row, answer: str) -> str:
+    reference = answer.rpartition(_FINAL)[2].strip()
+    if not reference:
+        raise UserError(
+            f"{row.where}: answer is empty{f' after {_FINAL}' if answer.strip() else ''}",
+            "write the reference answer there, or remove the row",
+        )
+    return reference
+
+
+_SCHEMAS: Schemas[Question] = (
+    (("messages",), _parse_messages),
+    (("question", "answer"), _parse_gsm8k),
+    (("prompt",), _parse_prompt),
+    (("query",), _parse_query),
+)

@@ -1,0 +1,138 @@
+"""Prepared prompts on disk: their summary, and prompts by number."""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from alignctl.data.files import position
+from alignctl.data.store import read_array, read_summary
+
+
+@dataclass(frozen=True)
+class PromptSummary:
+    """What became of the rows.
+
+    Attributes:
+        rows: Rows read, training and validation files together.
+        dropped: Rows left out because their prompt is too long.
+        cut: Prompts that lost their start because they were too long.
+        with_answer: Prompts that have a reference answer.
+        max_prompt_length: Most tokens of a prompt.
+        eval_funcs: The rules that rows name; prompts refer to them by number.
+        files: The files read; prompts refer to them by number.
+        train: Prompts to train on.
+        train_tokens: Their tokens.
+        validation: Prompts held out, or 0.
+    """
+
+    rows: int
+    dropped: int
+    cut: int
+    with_answer: int
+    max_prompt_length: int
+    eval_funcs: tuple[str, ...]
+    files: tuple[str, ...]
+    train: int
+    train_tokens: int
+    validation: int
+
+    def describe(self) -> str:
+        """One line for the user on what became of the rows."""
+        counts = [f"{self.rows:,} rows"]
+        limit = f"longer than {self.max_prompt_length:,} tokens"
+        if self.dropped:
+            counts.append(f"{self.dropped:,} dropped: {limit}")
+        if self.cut:
+            counts.append(f"{self.cut:,} cut: {limit}")
+        rules = f", for {', '.join(self.eval_funcs)}" if self.eval_funcs else ""
+        return (
+            f"data: {', '.join(counts)}; {self.train:,} prompts to train on, of "
+            f"{self.train_tokens / self.train:.0f} tokens on average, {self.validation:,} held "
+            f"out; {self.with_answer:,} with a reference answer{rules}"
+        )
+
+    def to_json(self) -> str:
+        """The JSON text of summary.json."""
+        return json.dumps(asdict(self), indent=2) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> Self:
+        """The reverse of `to_json`."""
+        values = json.loads(text)
+        values["eval_funcs"] = tuple(values["eval_funcs"])
+        values["files"] = tuple(values["files"])
+        return cls(**values)
+
+
+@dataclass(frozen=True, eq=False)
+class TokenLists:
+    """Token ids of prompts by their number.
+
+    Attributes:
+        tokens: Tokens of all prompts, end to end (memory-mapped).
+        offsets: Where each prompt starts in them, and the last one ends `[P + 1]`.
+    """
+
+    tokens: NDArray[np.int32]
+    offsets: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    def __getitem__(self, prompt: int) -> NDArray[np.int32]:
+        return self.tokens[int(self.offsets[prompt]) : int(self.offsets[prompt + 1])]
+
+
+@dataclass(frozen=True, eq=False)
+class PromptData:
+    """A folder that `prompts.prepare` wrote. Prompts are numbered over both splits, P in all.
+
+    Attributes:
+        folder: The folder; its name is a hash of all that decides its content.
+        summary: What became of the rows.
+        prompts: Token ids of each prompt.
+        answers: The reference answer to each prompt, or None `[P]`.
+        eval_funcs: The rule that compares with it, or None `[P]`.
+        train: Numbers of the prompts to train on.
+        validation: Numbers of the prompts held out; maybe none.
+        file_numbers: The file of each prompt, a place in `summary.files` `[P]`.
+        lines: The line of each prompt in its file `[P]`.
+    """
+
+    folder: Path
+    summary: PromptSummary
+    prompts: TokenLists
+    answers: list[str | None]
+    eval_funcs: list[str | None]
+    train: NDArray[np.int64]
+    validation: NDArray[np.int64]
+    file_numbers: NDArray[np.int32]
+    lines: NDArray[np.int64]
+
+    @classmethod
+    def open(cls, folder: Path) -> Self:
+        """Maps the arrays of a prepared folder into memory, and reads its answers."""
+        summary = PromptSummary.from_json(read_summary(folder))
+        answers = json.loads((folder / "answers.json").read_text("utf-8"))
+        return cls(
+            folder=folder,
+            summary=summary,
+            prompts=TokenLists(
+                read_array(folder / "tokens.npy"), read_array(folder / "offsets.npy")
+            ),
+            answers=answers["answers"],
+            eval_funcs=answers["eval_funcs"],
+            train=read_array(folder / "train.npy"),
+            validation=read_array(folder / "validation.npy"),
+            file_numbers=read_array(folder / "file_numbers.npy"),
+            lines=read_array(folder / "lines.npy"),
+        )
+
+    def where(self, prompt: int) -> str:
+        """The file and line that a prompt came from."""
+        file = self.summary.files[int(self.file_numbers[prompt])]
+        return position(Path(file), int(self.lines[prompt]))

@@ -1,0 +1,222 @@
+"""Preparation of prompts: files of rows to a folder of memory-mapped token ids and answers."""
+
+import difflib
+import json
+from collections.abc import Callable, Collection, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from alignctl.data.documents import Progress, batches, text_hashes
+from alignctl.data.files import Row
+from alignctl.data.masks import cut_prompt, encode_prompts
+from alignctl.data.packing import starts
+from alignctl.data.preparation import Sources, SourceSettings, choose_held_out, prepare_folder
+from alignctl.data.prompt_schemas import Question, prompt_schema_of
+from alignctl.data.prompt_store import PromptSummary
+from alignctl.data.store import ArrayWriter, write_array
+from alignctl.data.templates import Renderer, renderer
+from alignctl.data.tokenizer import Tokenizer
+from alignctl.errors import UserError
+
+FORMAT = 1
+"""Part of the content key; raised when the same rows would give other arrays."""
+
+
+class PromptSettings(SourceSettings, Protocol):
+    """The settings of `data.*` that decide the content."""
+
+    @property
+    def max_prompt_length(self) -> int:
+        """Most tokens of a prompt, BOS included."""
+
+    @property
+    def long_prompts(self) -> Literal["drop", "cut"]:
+        """What happens to a prompt with more."""
+
+
+@dataclass(frozen=True, eq=False)
+class _Recipe:
+    """How a row becomes a prompt, and the rules that it may name."""
+
+    render: Renderer
+    tokenizer: Tokenizer
+    settings: PromptSettings
+    eval_funcs: Collection[str]
+
+
+@dataclass(eq=False)
+class _Tally:
+    """What became of the rows of one source, and what is kept of its prompts besides tokens."""
+
+    lengths: list[int] = field(default_factory=list)
+    answers: list[str | None] = field(default_factory=list)
+    eval_funcs: list[str | None] = field(default_factory=list)
+    text_hashes: list[NDArray[np.uint64]] = field(default_factory=list)
+    rows: int = 0
+    dropped: int = 0
+    cut: int = 0
+
+
+def prepare(
+    settings: PromptSettings,
+    tokenizer: Tokenizer,
+    out_dir: Path,
+    eval_funcs: Collection[str],
+    on_progress: Progress | None = None,
+) -> Path:
+    """Writes prompts as the tokenizer's model reads them, unless that was done before.
+
+    A prompt is tokenised by itself, as a server would that is given its text. Held out for
+    validation is what `prepare_folder` says; a share of the training rows is chosen by a hash of
+    their prompts, so that a prompt never is on both sides.
+
+    Args:
+        settings: The run's data section.
+        tokenizer: The tokenizer of the policy.
+        out_dir: Parent of the prepared folders.
+        eval_funcs: The rules that rows may name.
+        on_progress: Told about every batch of rows.
+
+    Returns:
+        The folder, for `PromptData.open`.
+
+    Raises:
+        UserError: For whatever is wrong with files, rows or settings.
+        RunError: When the disk is full or cannot be written.
+    """
+
+    def write(folder: Path, sources: Sources, on_rows: Callable[[int], None]) -> None:
+        recipe = _Recipe(renderer(settings.template, tokenizer), tokenizer, settings, eval_funcs)
+        tallies = _stream_sources(sources, recipe, folder, on_rows)
+        summary = _write_rest(settings, tallies, sources, folder)
+        (folder / "summary.json").write_text(summary.to_json(), encoding="utf-8")
+
+    state = {
+        "kind": "prompts",
+        "format": FORMAT,
+        "eval_funcs": sorted(eval_funcs),
+        "long_prompts": settings.long_prompts,
+        "max_prompt_length": settings.max_prompt_length,
+        "tokenizer": tokenizer.fingerprint,
+    }
+    return prepare_folder(settings, state, out_dir, write, on_progress)
+
+
+def _stream_sources(
+    sources: Sources, recipe: _Recipe, folder: Path, on_rows: Callable[[int], None]
+) -> tuple[_Tally, _Tally]:
+    """Writes the prompts of the training files, then those of the validation files."""
+    number_of = {file: number for number, file in enumerate([*sources.train, *sources.held_out])}
+    tallies = _Tally(), _Tally()
+    with ExitStack() as stack:
+        tokens = ArrayWriter(folder / "tokens.npy", np.int32)
+        file_numbers = ArrayWriter(folder / "file_numbers.npy", np.int32)
+        lines = ArrayWriter(folder / "lines.npy", np.int64)
+        for array in (tokens, file_numbers, lines):
+            stack.callback(array.close)
+        for files, tally in zip((sources.train, sources.held_out), tallies, strict=True):
+            for rows, questions in batches(files, prompt_schema_of):
+                kept = _kept(rows, questions, recipe, tally)
+                if kept:
+                    tokens.append(np.concatenate([prompt for _, prompt in kept]))
+                    file_numbers.append(np.asarray([number_of[row.file] for row, _ in kept]))
+                    lines.append(np.asarray([row.line for row, _ in kept]))
+                on_rows(len(rows))
+            if files and not tally.lengths:
+                raise _nothing_left(files, tally, recipe.settings.max_prompt_length)
+    return tallies
+
+
+def _nothing_left(files: Sequence[Path], tally: _Tally, limit: int) -> UserError:
+    names = ", ".join(str(file) for file in files)
+    if not tally.rows:
+        return UserError(f"{names}: no prompts: there is no row in it")
+    return UserError(
+        f"{names}: no prompts: all {tally.rows} rows are longer than data.max_prompt_length, "
+        f"{limit} tokens",
+        "raise it, or cut prompts with data.long_prompts=cut",
+    )
+
+
+def _kept(
+    rows: Sequence[Row], questions: Sequence[Question], recipe: _Recipe, tally: _Tally
+) -> list[tuple[Row, NDArray[np.int32]]]:
+    """The rows that are not left out, each with the tokens of its prompt."""
+    settings, tokenizer = recipe.settings, recipe.tokenizer
+    texts = [_text(question, recipe.render) for question in questions]
+    kept, kept_texts = [], []
+    encoded = encode_prompts(texts, tokenizer)
+    for row, question, text, tokens in zip(rows, questions, texts, encoded, strict=True):
+        _check_rule(row, question.eval_func, recipe.eval_funcs)
+        is_long = len(tokens) > settings.max_prompt_length
+        if is_long and settings.long_prompts == "drop":
+            tally.dropped += 1
+            continue
+        tally.cut += is_long
+        prompt = cut_prompt(tokens, settings.max_prompt_length, tokenizer.bos_id)
+        kept.append((row, prompt))
+        kept_texts.append(text)
+        tally.lengths.append(len(prompt))
+        tally.answers.append(question.answer)
+        tally.eval_funcs.append(question.eval_func)
+    tally.rows += len(rows)
+    tally.text_hashes.append(text_hashes(kept_texts))
+    return kept
+
+
+def _text(question: Question, render: Renderer) -> str:
+    """All that is written before the answer to come."""
+    rendered = render(question.conversation)
+    if not rendered.spans:
+        raise UserError(
+            f"{question.conversation.where}: the chat template does not write an assistant's turn",
+            "mend the template, or use data.template=hh",
+        )
+    return rendered.text[: rendered.spans[-1][0]]
+
+
+def _check_rule(row: Row, name: str | None, known: Collection[str]) -> None:
+    if name is None or name in known:
+        return
+    near = difflib.get_close_matches(name, known, n=1)
+    names = ", ".join(sorted(known))
+    raise UserError(
+        f"{row.where}: eval_func {name!r} is not a rule that is known",
+        f"did you mean {near[0]}? Known: {names}" if near else f"known: {names}",
+    )
+
+
+def _write_rest(
+    settings: PromptSettings, tallies: tuple[_Tally, _Tally], sources: Sources, folder: Path
+) -> PromptSummary:
+    """Writes all that is known only when all rows were read."""
+    train, held_out = tallies
+    lengths = np.asarray([*train.lengths, *held_out.lengths], np.int64)
+    write_array(folder / "offsets.npy", starts(lengths))
+    answers = [*train.answers, *held_out.answers]
+    eval_funcs = [*train.eval_funcs, *held_out.eval_funcs]
+    text = json.dumps({"answers": answers, "eval_funcs": eval_funcs})
+    (folder / "answers.json").write_text(text, encoding="utf-8")
+    is_held_out = np.arange(len(lengths)) >= len(train.lengths)
+    if not sources.held_out and settings.validation_fraction > 0:
+        hashes = np.concatenate(train.text_hashes)
+        is_held_out = choose_held_out(hashes, settings.validation_fraction)
+    write_array(folder / "train.npy", np.flatnonzero(~is_held_out))
+    write_array(folder / "validation.npy", np.flatnonzero(is_held_out))
+    return PromptSummary(
+        rows=train.rows + held_out.rows,
+        dropped=train.dropped + held_out.dropped,
+        cut=train.cut + held_out.cut,
+        with_answer=sum(answer is not None for answer in answers),
+        max_prompt_length=settings.max_prompt_length,
+        eval_funcs=tuple(sorted({name for name in eval_funcs if name is not None})),
+        files=sources.names,
+        train=int((~is_held_out).sum()),
+        train_tokens=int(lengths[~is_held_out].sum()),
+        validation=int(is_held_out.sum()),
+    )
