@@ -12,10 +12,13 @@ class Output(NamedTuple):
     Attributes:
         logprobs: Log-probability of each target `[T]`, natural log, fp32, 0 where none is learned.
         is_most_likely: Whether the target was the model's most likely token `[T]`, bool.
+        entropy: Entropy of each learned position's distribution `[T]`, nats; None when it was not
+            asked for.
     """
 
     logprobs: Tensor
     is_most_likely: Tensor
+    entropy: Tensor | None = None
 
 
 class Scores(NamedTuple):
@@ -26,6 +29,17 @@ class Scores(NamedTuple):
     """
 
     scores: Tensor
+
+
+class Values(NamedTuple):
+    """What an engine computes for a micro batch with a value model.
+
+    Attributes:
+        values: Value of each learned position `[T]`, fp32: what is expected from the prefix that
+            ends there; 0 where nothing is learned.
+    """
+
+    values: Tensor
 
 
 @dataclass(frozen=True)
@@ -59,8 +73,9 @@ class Loss(Protocol):
         """Computes the terms of one micro batch.
 
         Args:
-            output: `Output` of a language model, `Scores` of a reward model. An engine that fills
-                the batch up may return more tokens or documents than the batch has, at the end.
+            output: `Output` of a language model, `Scores` of a reward model, `Values` of a value
+                model. An engine that fills the batch up may return more tokens or documents than
+                the batch has, at the end.
             targets: Targets `[T]` as the output has them.
             batch: The batch as it was given.
         """
