@@ -12,8 +12,8 @@ class Output(NamedTuple):
     Attributes:
         logprobs: Log-probability of each target `[T]`, natural log, fp32, 0 where none is learned.
         is_most_likely: Whether the target was the model's most likely token `[T]`, bool.
-        entropy: Entropy of each learned position's distribution `[T]`, nats, 0 where none is
-            learned; None when it was not asked for.
+        entropy: Entropy of each learned position's distribution `[T]`, nats; None when it was not
+            asked for.
     """
 
     logprobs: Tensor
@@ -35,8 +35,8 @@ class Values(NamedTuple):
     """What an engine computes for a micro batch with a value model.
 
     Attributes:
-        values: Output of the head at each position whose target is learned `[T]`, fp32, 0 at the
-            others: what is expected before that target is known.
+        values: Value of each learned position `[T]`, fp32: what is expected from the prefix that
+            ends there; 0 where nothing is learned.
     """
 
     values: Tensor
@@ -74,8 +74,8 @@ class Loss(Protocol):
 
         Args:
             output: `Output` of a language model, `Scores` of a reward model, `Values` of a value
-                model. An engine that fills
-                the batch up may return more tokens or documents than the batch has, at the end.
+                model. An engine that fills the batch up may return more tokens or documents than
+                the batch has, at the end.
             targets: Targets `[T]` as the output has them.
             batch: The batch as it was given.
         """

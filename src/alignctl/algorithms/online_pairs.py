@@ -1,0 +1,61 @@
+"""Preferences among a policy's own samples, from the scores they got."""
+
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from alignctl.data.batch import Pairs
+
+Choice = Literal["best_worst", "all"]
+
+
+def choose_pairs(
+    scores: NDArray[np.float64], groups: NDArray[np.int64], choice: Choice
+) -> tuple[Pairs, int]:
+    """Pairs of samples of one prompt of which one is scored higher; ties are no pairs.
+
+    - `best_worst`: the best and the worst sample; the first of several.
+    - `all`: every two that are not scored equally.
+
+    Args:
+        scores: Of all samples `[S]`, finite.
+        groups: Number of each sample's prompt `[S]`, in any order.
+        choice: Which pairs.
+
+    Returns:
+        Pairs of sample numbers, by prompt: each prompt weighs one in all. And the prompts that
+        have no pair, because all their samples are scored equally, or there is one only.
+    """
+    assert np.isfinite(scores).all()
+    better: list[int] = []
+    worse: list[int] = []
+    share: list[float] = []
+    prompts = np.unique(groups)
+    num_prompts = 0
+    for prompt in prompts:
+        samples = np.flatnonzero(groups == prompt)
+        above, below = _pairs_of_one(scores[samples], choice)
+        better += samples[above].tolist()
+        worse += samples[below].tolist()
+        share += [1 / len(above)] * len(above)
+        num_prompts += len(above) > 0
+    pairs = Pairs(
+        np.asarray(better, np.int64),
+        np.asarray(worse, np.int64),
+        np.asarray(share, np.float64),
+        num_prompts,
+    )
+    return pairs, len(prompts) - num_prompts
+
+
+def _pairs_of_one(
+    scores: NDArray[np.float64], choice: Choice
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Better and worse samples of one prompt, by their places in its scores."""
+    if choice == "all":
+        better, worse = np.nonzero(scores[:, None] > scores[None, :])
+        return better, worse
+    best, worst = int(scores.argmax()), int(scores.argmin())
+    num_pairs = int(scores[best] > scores[worst])
+    return np.full(num_pairs, best), np.full(num_pairs, worst)
