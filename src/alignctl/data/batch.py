@@ -100,19 +100,6 @@ class TokenBatch:
         learned = (self.targets != IGNORE).astype(np.int64)
         return np.add.reduceat(learned, self.cu_seqlens[:-1])
 
-    def places(self, offsets: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Where the learned targets of this batch lie among those of all documents, end to end.
-
-        Args:
-            offsets: The learned targets of document `d` of the data lie in
-                `[offsets[d], offsets[d+1])`.
-
-        Returns:
-            A place for each learned target of this batch, in its order.
-        """
-        spans = [np.arange(offsets[row], offsets[row + 1]) for row in self.rows if row >= 0]
-        return np.concatenate(spans) if spans else np.zeros(0, np.int64)
-
     @property
     def positions(self) -> NDArray[np.int64]:
         """Position of each token in its document `[T]`, int64: 0 at every boundary."""

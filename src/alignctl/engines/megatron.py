@@ -28,6 +28,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from alignctl.algorithms.loss import Loss, LossTerms, Output, Scores, Values
+from alignctl.algorithms.samples import Segments
 from alignctl.checkpoints.manifest import Base
 from alignctl.checkpoints.source import Source
 from alignctl.config.sections import Head, Lora, Model, Optimizer, Parallel
@@ -307,7 +308,7 @@ class MegatronEngine:
         return by_document(self._outputs(micro_batches, of_documents), num_documents)
 
     def target_outputs(
-        self, micro_batches: Sequence[TokenBatch], offsets: NDArray[np.int64]
+        self, micro_batches: Sequence[TokenBatch], segments: Segments
     ) -> NDArray[np.float64]:
         """One number per learned target: its log-probability at the temperature, or its value.
 
@@ -315,13 +316,12 @@ class MegatronEngine:
 
         Args:
             micro_batches: This rank's share; every rank has as many.
-            offsets: The targets of document `d` lie in `[offsets[d], offsets[d+1])`, of all
-                documents, whose numbers are in `TokenBatch.rows`.
+            segments: Of all samples, whose numbers are in `TokenBatch.rows`.
 
         Returns:
-            `[offsets[D]]`, the same on every rank; NaN for documents in no rank's batches.
+            `[N]`, the same on every rank; NaN for samples in no rank's batches.
         """
-        return by_target(self._outputs(micro_batches, of_targets), offsets)
+        return by_target(self._outputs(micro_batches, of_targets), segments)
 
     def offload(self) -> int:
         """Gives the device's memory back until `onload`; returns how many bytes.

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from alignctl.algorithms.loss import LossTerms, Output, Scores, Values
 from alignctl.algorithms.pairs import document_sums
+from alignctl.algorithms.samples import Segments, select
 from alignctl.data.batch import IGNORE, TokenBatch
 from alignctl.engines.device import DEVICE
 from alignctl.engines.metrics import StepMetrics
@@ -87,22 +88,23 @@ def by_document(
 
 
 def by_target(
-    found: Sequence[tuple[TokenBatch, Tensor]], offsets: NDArray[np.int64]
+    found: Sequence[tuple[TokenBatch, Tensor]], segments: Segments
 ) -> NDArray[np.float64]:
-    """The numbers of all ranks' learned targets, laid end to end by document.
+    """The numbers of all ranks' learned targets, laid end to end by sample.
 
     Args:
         found: Batches and the numbers of their learned targets, in order; none where another rank
             has the same ones.
-        offsets: As `TokenBatch.places` takes them, for all documents `[D+1]`.
+        segments: Of all samples.
 
     Returns:
-        `[offsets[D]]`, the same on every rank; NaN for documents in no rank's batches.
+        `[N]`, the same on every rank; NaN for samples in no rank's batches.
     """
     placed = [
-        (torch.from_numpy(batch.places(offsets)), values.double().cpu()) for batch, values in found
+        (select(batch, torch.from_numpy(batch.targets), segments).indices, values.double().cpu())
+        for batch, values in found
     ]
-    return _put_together(placed, int(offsets[-1]))
+    return _put_together(placed, int(segments.offsets[-1]))
 
 
 def _put_together(placed: Sequence[tuple[Tensor, Tensor]], size: int) -> NDArray[np.float64]:
