@@ -1,0 +1,170 @@
+"""New weights into vLLM's model, layer by layer, and proof that all of them have arrived.
+
+vLLM starts with random weights here, which must never be sampled from. So what is sent is compared
+with the weight map, what vLLM says it has loaded with its own parameters, and, when asked, what it
+will compute with, bit by bit, with what was sent.
+"""
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from alignctl.errors import RunError
+
+_PROBE_ROWS = 1024
+
+Sums = dict[str, tuple[int, int]]
+"""By parameter of vLLM: the sum of its elements' bits as integers modulo 2^64, and their number.
+The order of the elements does not matter, nor do rows of zeros."""
+
+
+def load(
+    worker: Any, stream: Iterable[tuple[str, Tensor]], shapes: dict[str, tuple[int, ...]]
+) -> Sums:
+    """Loads a stream into the model of a vLLM worker, in the place of its weights.
+
+    vLLM keeps tensors until a layer's are complete, then copies them into the memory that the layer
+    has already: there is never a second model.
+
+    Args:
+        worker: vLLM's, in this process.
+        stream: Hugging Face names and whole tensors, in the type of vLLM's weights.
+        shapes: Of every tensor that must come.
+
+    Returns:
+        The sums of what was sent, by vLLM's parameters.
+
+    Raises:
+        RunError: A tensor is missing, too many or of another shape, or a parameter got nothing.
+    """
+    from vllm.config import set_current_vllm_config
+    from vllm.model_executor.model_loader.reload import (
+        finalize_layerwise_reload,
+        initialize_layerwise_reload,
+    )
+
+    runner = worker.worker.model_runner
+    model = runner.get_model()
+    expected = {name for name, _ in model.named_parameters()}
+    sums: Sums = {}
+    with set_current_vllm_config(runner.vllm_config), torch.no_grad():
+        initialize_layerwise_reload(model)
+        loaded = model.load_weights(_watched(stream, shapes, sums, _merged_names(model)))
+        finalize_layerwise_reload(model, runner.model_config)
+    if missing := sorted(expected - loaded):
+        raise RunError(f"vLLM got no weights for {', '.join(missing)}")
+    return sums
+
+
+def check(worker: Any, sent: Sums) -> None:
+    """Compares the weights that a vLLM worker will compute with to those that were sent.
+
+    Collective over the ranks of a replica.
+
+    Raises:
+        RunError: Some differ.
+    """
+    from vllm.distributed.parallel_state import get_tp_group
+
+    found = {name: list(_found(module, name)) for module, name in _weights(worker)}
+    own = [(name, part) for name, parts in found.items() for part in parts]
+    sums = torch.tensor([_bits(part) for _, part in own], dtype=torch.int64)
+    total = sums.clone()
+    dist.all_reduce(total, group=get_tp_group().cpu_group)
+    # A tensor that is not cut is on every rank whole; of one that is, the ranks' sums add up.
+    wrong = sorted(
+        {
+            name
+            for (name, part), mine, everybodys in zip(
+                own, sums.tolist(), total.tolist(), strict=True
+            )
+            if sent[name][0] != (mine if part.numel() == sent[name][1] else everybodys)
+        }
+    )
+    if wrong:
+        raise RunError(
+            f"after the push of weights, {len(wrong)} of {len(found)} tensors in vLLM are not what "
+            f"was sent: {', '.join(wrong[:5])}{' ...' if len(wrong) > 5 else ''}"
+        )
+
+
+def _watched(
+    stream: Iterable[tuple[str, Tensor]],
+    shapes: dict[str, tuple[int, ...]],
+    sums: Sums,
+    merged_names: dict[str, str],
+) -> Iterator[tuple[str, Tensor]]:
+    """The stream, compared with what must come, and summed on the way."""
+    left = dict(shapes)
+    for name, tensor in stream:
+        if left.pop(name, None) != tuple(tensor.shape):
+            wanted = shapes.get(name, "none of that name, or it came before")
+            raise RunError(f"{name} of shape {tuple(tensor.shape)} was pushed; expected {wanted}")
+        target = name
+        for part, whole in merged_names.items():
+            target = target.replace(f".{part}.", f".{whole}.")
+        total, count = sums.get(target, (0, 0))
+        sums[target] = (_wrapped(total + _bits(tensor)), count + tensor.numel())
+        yield name, tensor
+    if left:
+        raise RunError(f"the push of weights lacks {', '.join(sorted(left))}")
+
+
+def _merged_names(model: Any) -> dict[str, str]:
+    """Hugging Face's name of a layer to vLLM's of the one that it is a part of."""
+    merged: dict[str, list[str]] = getattr(model, "packed_modules_mapping", {})
+    return {part: whole for whole, parts in merged.items() for part in parts}
+
+
+def _weights(worker: Any) -> Iterator[tuple[Any, str]]:
+    """Modules with the full names of their own parameters."""
+    seen = set()
+    for prefix, module in worker.worker.model_runner.get_model().named_modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            if id(parameter) not in seen:
+                seen.add(id(parameter))
+                yield module, f"{prefix}.{name}"
+
+
+def _found(module: Any, name: str) -> Iterator[Tensor]:
+    """What there is of a parameter: itself, and the copy that a layer on the CPU multiplies with.
+
+    Such a copy is packed for the processor, and the parameter may be gone. It is read by having it
+    multiply the identity, which is exact: every sum has one term that is not zero.
+    """
+    short = name.rpartition(".")[2]
+    parameter = getattr(module, short).detach()
+    dtype = next(p.dtype for p in (module.weight, parameter))
+    if parameter.numel():
+        yield parameter.to(dtype)
+    multiply = getattr(module, "cpu_linear", None)
+    if short == "weight" and multiply is not None:
+        width = _inputs(module)
+        identity = torch.eye(width, dtype=dtype)
+        yield torch.cat(
+            [
+                multiply(rows.contiguous(), module.weight, None)
+                for rows in identity.split(_PROBE_ROWS)
+            ]
+        )
+
+
+def _inputs(module: Any) -> int:
+    """Columns of a linear layer's, or a vocabulary table's, weight on this rank."""
+    if module.weight.numel():
+        return int(module.weight.shape[1])
+    return int(module.input_size_per_partition)
+
+
+def _bits(tensor: Tensor) -> int:
+    """The sum of the elements' bits as integers, modulo 2^64; -0 counts as 0."""
+    integers = {4: torch.int32, 2: torch.int16}[tensor.element_size()]
+    return int((tensor + 0.0).contiguous().view(integers).sum(dtype=torch.int64))
+
+
+def _wrapped(value: int) -> int:
+    """An integer as 64 bits hold it."""
+    return (value + 2**63) % 2**64 - 2**63
