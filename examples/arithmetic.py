@@ -108,6 +108,14 @@ def chats(sums: Sequence[Addition], *, seed: int) -> Iterator[dict[str, Any]]:
         yield {"messages": messages}
 
 
+def asked(sums: Iterable[Addition], *, seed: int) -> Iterator[dict[str, Any]]:
+    """Rows of prompts with the right sum, for a policy that answers them itself."""
+    random_form = random.Random(seed)
+    for each in sums:
+        question = each.question(random_form.choice(FORMS))
+        yield {"query": question, "answer": str(each.a + each.b), "eval_func": "math_rule"}
+
+
 def question_pairs(sums: Iterable[Addition], *, seed: int) -> Iterator[dict[str, Any]]:
     """Preferences of the query/response schema: a right answer and a wrong one, in any order."""
     randomness = random.Random(seed)

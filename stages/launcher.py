@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from alignctl import atomic, console
+from alignctl.config.load import section_of
 from alignctl.config.run import TrainingConfig
 from alignctl.config.sections import Role
 from alignctl.data.tokenizer import load_tokenizer
@@ -34,7 +35,7 @@ def prepared_data(folder: RunFolder) -> Path:
 def job(config: TrainingConfig, nodes: Nodes) -> Job:
     """The torchrun job of a run, as this node starts it."""
     return Job(
-        module=f"alignctl.stages.{config.stage}",
+        module=f"alignctl.stages.{section_of(config.stage)}",
         args=(str(config.output),),
         nproc=config.launch.nproc_per_node,
         nnodes=nodes.nnodes,

@@ -6,7 +6,7 @@ import pytest
 
 SOURCE = Path(__file__).parents[1] / "src" / "alignctl"
 HEAVY = ("torch", "megatron", "transformers", "vllm", "deepspeed")
-MACHINERY = ("models", "checkpoints", "engines", "rollouts", "algorithms")
+MACHINERY = ("models", "checkpoints", "engines", "rollouts", "algorithms", "on_policy")
 
 
 def source_files(folder: Path = SOURCE) -> Iterator[Path]:

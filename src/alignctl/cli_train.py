@@ -1,17 +1,28 @@
 """The commands that train one model on rows: they take the same flags."""
 
 import os
+from collections.abc import Mapping
 from importlib import import_module
 from pathlib import Path
-from typing import Annotated
+from typing import Any
 
 import typer
 
 from alignctl.flags import (
+    DataFlag,
     DryRunFlag,
+    LoadFlag,
+    MasterAddrFlag,
+    MasterPortFlag,
+    NnodesFlag,
+    NodeRankFlag,
+    NoResumeFlag,
+    NprocFlag,
+    OutputFlag,
     OverridesArgument,
     PresetFlag,
     TokenizerFlag,
+    ValidationDataFlag,
     example,
 )
 
@@ -68,70 +79,70 @@ def _add(app: typer.Typer, stage: str, text: str, *examples: str) -> None:
     @app.command(stage, help=text, epilog=example(*examples))
     def train(
         preset: PresetFlag,
-        load: Annotated[
-            Path | None,
-            typer.Option(
-                metavar="DIR", help="Model to start from: Hugging Face, Megatron or a run."
-            ),
-        ] = None,
-        data: Annotated[
-            Path | None, typer.Option(metavar="PATH", help="Training rows: a file or a folder.")
-        ] = None,
-        validation_data: Annotated[
-            Path | None, typer.Option(metavar="PATH", help="Validation rows: a file or a folder.")
-        ] = None,
+        load: LoadFlag = None,
+        data: DataFlag = None,
+        validation_data: ValidationDataFlag = None,
         tokenizer: TokenizerFlag = None,
-        output: Annotated[
-            Path | None,
-            typer.Option(metavar="DIR", help=f"Run folder; default: runs/PRESET-{stage}."),
-        ] = None,
-        nproc: Annotated[
-            int | None,
-            typer.Option(min=1, metavar="N", help="Processes per node; default: the preset's."),
-        ] = None,
-        nnodes: Annotated[
-            int | None,
-            typer.Option(
-                min=1, metavar="N", help="Nodes; default: the environment's, the preset's."
-            ),
-        ] = None,
-        node_rank: Annotated[
-            int | None, typer.Option(min=0, metavar="N", help="Which node this is, from 0.")
-        ] = None,
-        master_addr: Annotated[
-            str | None, typer.Option(metavar="HOST", help="Node 0, as the other nodes reach it.")
-        ] = None,
-        master_port: Annotated[
-            int | None, typer.Option(metavar="N", help="Free port on node 0.")
-        ] = None,
+        output: OutputFlag = None,
+        nproc: NprocFlag = None,
+        nnodes: NnodesFlag = None,
+        node_rank: NodeRankFlag = None,
+        master_addr: MasterAddrFlag = None,
+        master_port: MasterPortFlag = None,
         dry_run: DryRunFlag = False,
-        no_resume: Annotated[
-            bool,
-            typer.Option("--no-resume", help="Refuse a run folder that was already started."),
-        ] = False,
+        no_resume: NoResumeFlag = False,
         overrides: OverridesArgument = None,
     ) -> None:
-        from alignctl.config.inputs import require_inputs
-        from alignctl.config.load import STAGES, resolve
-        from alignctl.launch.nodes import NodeFlags, nnodes_in, nodes_from
-
         flags = {
             "load": load,
             "data.train": data,
             "data.validation": validation_data,
             "tokenizer": tokenizer,
-            "output": output or Path("runs") / f"{Path(preset).stem}-{stage}",
+            "output": output,
             "launch.nproc_per_node": nproc,
-            "launch.nnodes": nnodes or nnodes_in(os.environ),
         }
-        config = resolve(STAGES[stage], preset, flags, overrides or [])
-        if not dry_run:
-            require_inputs(config)
-        nodes = nodes_from(
-            NodeFlags(nnodes, node_rank, master_addr, master_port),
-            os.environ,
-            configured=config.launch.nnodes,
-            is_dry_run=dry_run,
-        )
-        program = import_module(f"alignctl.stages.{stage}")
-        raise typer.Exit(program.launch(config, nodes=nodes, dry_run=dry_run, resume=not no_resume))
+        nodes = (nnodes, node_rank, master_addr, master_port)
+        start(stage, preset, flags, overrides, nodes, dry_run=dry_run, resume=not no_resume)
+
+
+def start(
+    stage: str,
+    preset: str,
+    flags: Mapping[str, Any],
+    overrides: list[str] | None,
+    nodes: tuple[int | None, int | None, str | None, int | None],
+    *,
+    dry_run: bool,
+    resume: bool,
+) -> None:
+    """Starts a stage as its command was told to, and leaves with its exit code.
+
+    Args:
+        stage: The command.
+        preset: Name or path of the preset.
+        flags: Dotted key to value; None where there is no flag.
+        overrides: `section.key=value`.
+        nodes: --nnodes, --node-rank, --master-addr, --master-port.
+        dry_run: Only show what would run.
+        resume: Whether a run that was started before may be continued.
+    """
+    from alignctl.config.inputs import require_inputs
+    from alignctl.config.load import STAGES, resolve, section_of
+    from alignctl.launch.nodes import NodeFlags, nnodes_in, nodes_from
+
+    flags = {
+        **flags,
+        "output": flags["output"] or Path("runs") / f"{Path(preset).stem}-{stage}",
+        "launch.nnodes": nodes[0] or nnodes_in(os.environ),
+    }
+    config = resolve(STAGES[section_of(stage)], preset, flags, overrides or [])
+    if not dry_run:
+        require_inputs(config)
+    place = nodes_from(
+        NodeFlags(*nodes),
+        os.environ,
+        configured=config.launch.nnodes,
+        is_dry_run=dry_run,
+    )
+    program = import_module(f"alignctl.stages.{section_of(stage)}")
+    raise typer.Exit(program.launch(config, nodes=place, dry_run=dry_run, resume=resume))

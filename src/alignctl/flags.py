@@ -56,6 +56,37 @@ VerifyFlag = Annotated[
         "layers in transformers and Megatron-Core; fast: the outputs of three layers; none.",
     ),
 ]
+LoadFlag = Annotated[
+    Path | None,
+    typer.Option(metavar="DIR", help="Model to start from: Hugging Face, Megatron or a run."),
+]
+DataFlag = Annotated[
+    Path | None, typer.Option(metavar="PATH", help="Training rows: a file or a folder.")
+]
+ValidationDataFlag = Annotated[
+    Path | None, typer.Option(metavar="PATH", help="Validation rows: a file or a folder.")
+]
+OutputFlag = Annotated[
+    Path | None, typer.Option(metavar="DIR", help="Run folder; default: runs/PRESET-STAGE.")
+]
+NprocFlag = Annotated[
+    int | None,
+    typer.Option(min=1, metavar="N", help="Processes per node; default: the preset's."),
+]
+NnodesFlag = Annotated[
+    int | None,
+    typer.Option(min=1, metavar="N", help="Nodes; default: the environment's, the preset's."),
+]
+NodeRankFlag = Annotated[
+    int | None, typer.Option(min=0, metavar="N", help="Which node this is, from 0.")
+]
+MasterAddrFlag = Annotated[
+    str | None, typer.Option(metavar="HOST", help="Node 0, as the other nodes reach it.")
+]
+MasterPortFlag = Annotated[int | None, typer.Option(metavar="N", help="Free port on node 0.")]
+NoResumeFlag = Annotated[
+    bool, typer.Option("--no-resume", help="Refuse a run folder that was already started.")
+]
 PresetArgument = Annotated[str, typer.Argument(metavar="NAME|FILE", help="A preset.")]
 OverridesArgument = Annotated[
     list[str] | None,

@@ -11,6 +11,14 @@ from pydantic import ValidationError
 from alignctl.config import presets
 from alignctl.config.convert import ConvertOptions, Layout
 from alignctl.config.document import Document, Origin, parse_value, read_yaml, shown
+from alignctl.config.on_policy_run import (
+    GRPOConfig,
+    GRPOSettings,
+    OnlineDPOConfig,
+    OnlineDPOSettings,
+    RLHFConfig,
+    RLHFSettings,
+)
 from alignctl.config.problems import describe, did_you_mean, known_keys, refuse
 from alignctl.config.run import (
     DPOConfig,
@@ -29,6 +37,8 @@ Config = TypeVar("Config", bound=RunConfig)
 
 FLAGS = {
     "load": "--load",
+    "reward_load": "--reward-load",
+    "reward_load_iteration": "--reward-load-iteration",
     "output": "--output",
     "tokenizer": "--tokenizer",
     "data.train": "--data",
@@ -47,14 +57,25 @@ class Preset(Section):
     sft: SFTSettings | None = None
     reward: RewardSettings | None = None
     dpo: DPOSettings | None = None
+    rlhf: RLHFSettings | None = None
+    online_dpo: OnlineDPOSettings | None = None
+    grpo: GRPOSettings | None = None
 
 
 STAGES: dict[str, type[TrainingConfig]] = {
     "sft": SFTConfig,
     "reward": RewardConfig,
     "dpo": DPOConfig,
+    "rlhf": RLHFConfig,
+    "online_dpo": OnlineDPOConfig,
+    "grpo": GRPOConfig,
 }
 """The sections of a preset that configure a run, with the configuration they become."""
+
+
+def section_of(stage: str) -> str:
+    """The section of a preset for a subcommand, which is also the name of the stage's module."""
+    return stage.replace("-", "_")
 
 
 def resolve(
@@ -171,11 +192,14 @@ def _stage_document(
         if key not in Preset.model_fields:
             guess = did_you_mean(key, Preset.model_fields)
             raise UserError(f"{whole.origins[(key,)].text}: unknown key {key!r}{guess}")
-    settings = whole.tree.get(stage)
+    section = section_of(stage)
+    settings = whole.tree.get(section)
     if not isinstance(settings, dict):
-        raise UserError(f"{shown(path)} has no section {stage!r}, which alignctl {stage} needs")
+        raise UserError(f"{shown(path)} has no section {section!r}, which alignctl {stage} needs")
     tree: dict[str, Any] = {"stage": stage, "preset": preset, **settings}
-    origins = {at[1:]: origin for at, origin in whole.origins.items() if at[0] == stage and at[1:]}
+    origins = {
+        at[1:]: origin for at, origin in whole.origins.items() if at[0] == section and at[1:]
+    }
     if "model" in whole.tree:
         tree["model"] = whole.tree["model"]
         origins |= {at: origin for at, origin in whole.origins.items() if at[0] == "model"}
@@ -188,16 +212,16 @@ def _apply(
     """Put the overrides into the document; returns what is wrong with them."""
     problems = []
     known = known_keys(config_class)
-    stage = config_class.model_fields["stage"].default
+    section = section_of(config_class.model_fields["stage"].default)
     for override in overrides:
         key, equals, text = override.partition("=")
         source = f"override {override!r}"
         if not equals:
             problems.append(f"{source} is not of the form section.key=value")
-        elif key.startswith(f"{stage}."):
+        elif key.startswith(f"{section}."):
             problems.append(
                 f"{source}: keys are relative to the stage; "
-                f"did you mean {override.removeprefix(f'{stage}.')!r}?"
+                f"did you mean {override.removeprefix(f'{section}.')!r}?"
             )
         elif key not in known:
             problems.append(f"{source}: unknown key {key!r}{did_you_mean(key, known)}")

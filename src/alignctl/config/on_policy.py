@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from alignctl.config.sections import Rows
+from alignctl.config.sections import Count, FilePath, Optimizer, Rows, Section, Train
 
 
 class Prompts(Rows):
@@ -16,3 +16,199 @@ class Prompts(Rows):
     long_prompts: Literal["drop", "cut"] = "drop"
     """What happens to a prompt with more: drop leaves its row out; cut takes its start away, but
     never BOS. Either is counted and told."""
+
+
+class Episodes(Train):
+    """How long, and how often to look.
+
+    A step, here and in checkpoints, is an episode: the policy answers prompts, the answers are
+    scored, and it learns from them in one update or several.
+    """
+
+    steps: Count | None = None
+    """Episodes; either this or `epochs`."""
+
+    epochs: Annotated[float, Field(gt=0)] | None = None
+    """Passes over the prompts; either this or `steps`."""
+
+    eval_interval: Count = 100
+    """Episodes between two validations; the last is always followed by one."""
+
+    eval_batches: Count | None = None
+    """Held-out prompts per validation, in multiples of the prompts of an episode; null: all."""
+
+    log_interval: Count = 1
+    """Episodes between two rows of metrics."""
+
+
+class Experience(Section):
+    """What one episode gathers, and how often it is learned from."""
+
+    prompts: Count
+    """Prompts of one episode, over all ranks."""
+
+    samples: Count = 1
+    """Answers to each prompt, which are compared with each other."""
+
+    epochs: Count = 1
+    """Passes over the answers of an episode while learning."""
+
+    score_batch_size: Count = 8
+    """Answers in one forward pass where nothing is learned, on one data-parallel rank: of the
+    reward, reference and value models."""
+
+    max_refills: Annotated[int, Field(ge=0)] = 0
+    """Further prompts are asked, at most so many times, in the place of those whose answers all
+    got the same score (DAPO's dynamic sampling); 0: they stay, and teach nothing."""
+
+    shown: Annotated[int, Field(ge=0)] = 1
+    """Answers of an episode that are shown while the run goes on; all are in samples/."""
+
+
+class Trust(Section):
+    """What is done about answers that are not quite the trained policy's own.
+
+    The sampler computes log-probabilities in another way than the trainer.
+    """
+
+    correction: Literal["truncate", "mask_tokens", "mask_samples", "none"] = "truncate"
+    """truncate: each token weighs p_trainer / p_sampler, at most cap. mask_tokens, mask_samples:
+    tokens, or answers by their geometric mean, with a ratio outside of low to high do not count."""
+
+    cap: Annotated[float, Field(ge=1)] = 2.0
+    """The largest weight, with truncate."""
+
+    low: Annotated[float, Field(gt=0, le=1)] = 0.5
+    """The smallest ratio that counts, with a mask; for answers rather 0.999."""
+
+    high: Annotated[float, Field(ge=1)] = 5.0
+    """The largest; for answers rather 1.002."""
+
+    max_difference: Annotated[float, Field(gt=0)] = 0.1
+    """Mean |log p_trainer - log p_sampler| per token above which the run stops: about 1e-6 in
+    float32 and 0.01 in bfloat16 are usual, more with top_p or top_k."""
+
+
+class Score(Section):
+    """How answers are scored."""
+
+    source: Literal["dense_only", "sparse_only", "merge"] = "dense_only"
+    """dense_only: by the reward model. sparse_only: by the rule that each row names, 1 or 0. merge:
+    both, added. (ChatLearn's names.)"""
+
+    clip: Annotated[float, Field(gt=0)] = 100.0
+    """Largest magnitude of a reward model's score."""
+
+    scale: Literal["none", "running"] = "none"
+    """running: scores of the reward model are divided by the deviation of all of them so far."""
+
+    missing_eos: Literal["keep", "replace", "add"] = "keep"
+    """What becomes of the score of an answer that the limit cut: it stays, missing_eos_score takes
+    its place, or is added to it."""
+
+    missing_eos_score: float = -1.0
+    """See missing_eos."""
+
+    overlong_buffer: Count | None = None
+    """Tokens before rollout.max_new_tokens over which a penalty grows from 0 to 1 (DAPO); null:
+    none."""
+
+    ngram_coef: Annotated[float, Field(ge=0)] = 0.0
+    """Weight of ChatLearn's penalty of repeated pairs and triples of tokens."""
+
+    workers: Count = 1
+    """Processes of each rank that judge answers by rules."""
+
+    timeout_seconds: Annotated[float, Field(gt=0)] = 3.0
+    """How long judging one answer may take before its process is killed and the answer counts as
+    wrong."""
+
+    alarm_after: Count = 3
+    """Episodes in a row without any score but 0 from the rule after which a warning is given."""
+
+
+class Penalty(Section):
+    """What distance from the reference costs, as a part of the reward."""
+
+    coef: Annotated[float, Field(ge=0)] = 0.02
+    """Cost of a nat of KL; with the adaptive controller, at first."""
+
+    controller: Literal["fixed", "adaptive"] = "fixed"
+    """adaptive: the coefficient leads the KL of whole answers towards target (Ziegler 2019)."""
+
+    target: Annotated[float, Field(gt=0)] = 6.0
+    """Nats per answer, with adaptive."""
+
+    horizon: Annotated[float, Field(gt=0)] = 10000.0
+    """Answers over which the coefficient adapts, with adaptive."""
+
+    lm_coef: float = 0.0
+    """Reward of each token per nat of the reference's own log-probability."""
+
+
+class Clipping(Section):
+    """How far one episode may move the policy."""
+
+    variant: Literal["ppo", "gspo", "cispo"] = "ppo"
+    """ppo: each token's ratio is clipped. gspo: the answer's geometric mean, with bounds such as
+    clip_low 3e-4 and clip_high 4e-4. cispo: the ratio is a clipped weight without a gradient."""
+
+    clip_low: Annotated[float, Field(gt=0, le=1)] = 0.2
+    """How far below 1 the ratio of new to old probabilities still has a gradient."""
+
+    clip_high: Annotated[float, Field(gt=0)] = 0.2
+    """How far above 1; DAPO takes 0.28."""
+
+    dual_clip: Annotated[float, Field(gt=1)] | None = None
+    """Bound of the loss of bad tokens, in multiples of their advantage; only of ppo; null: none."""
+
+    aggregation: Literal["token", "sequence", "constant"] = "token"
+    """Mean over tokens, over answers of the means over their tokens (GRPO), or over answers of sums
+    divided by rollout.max_new_tokens (Dr. GRPO)."""
+
+    entropy_coef: Annotated[float, Field(ge=0)] = 0.0
+    """Weight of the entropy, which keeps the policy curious."""
+
+    max_kl: Annotated[float, Field(gt=0)] | None = None
+    """KL of old and new policy per token above which an episode's remaining updates are left out;
+    null: none are."""
+
+
+class GroupClipping(Clipping):
+    """How far one episode may move the policy, and what holds it to the reference."""
+
+    aggregation: Literal["token", "sequence", "constant"] = "sequence"
+    """Mean over tokens (DAPO), over answers of the means over their tokens (GRPO), or over answers
+    of sums divided by rollout.max_new_tokens (Dr. GRPO)."""
+
+    kl_coef: Annotated[float, Field(ge=0)] = 0.0
+    """Weight of the KL to the reference in the loss, with the value of k3 and the gradient of k2;
+    0: no reference model is held."""
+
+
+class Value(Section):
+    """The value model: what an answer will be worth, from each prefix of it."""
+
+    load: FilePath | None = None
+    """The model it starts from; null: the reward model."""
+
+    optimizer: Optimizer
+    """Its own AdamW."""
+
+    gamma: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Discount of rewards by distance in tokens."""
+
+    lam: Annotated[float, Field(ge=0, le=1)] = 0.95
+    """GAE's lambda: 1 trusts the rewards, 0 the values."""
+
+    clip: Annotated[float, Field(gt=0)] | None = 0.1
+    """How far a value may move in one episode; null: any distance."""
+
+    clipped_only: bool = False
+    """ChatLearn's variant of clipping, in which a value that has gone too far stays there."""
+
+    warmup_steps: Annotated[int, Field(ge=0)] = 0
+    """Episodes at the start in which only the value model learns."""
+
+    bootstrap_cut: bool = False
+    """Whether an answer that the limit cut counts as going on, rather than as ended there."""

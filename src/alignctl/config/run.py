@@ -9,7 +9,6 @@ from alignctl.config.sections import (
     Checkpoint,
     Data,
     DeepSpeed,
-    Documents,
     DPOLoss,
     FilePath,
     Launch,
@@ -20,6 +19,7 @@ from alignctl.config.sections import (
     Preferences,
     ReferencedPreferences,
     RewardLoss,
+    Rows,
     Section,
     Train,
 )
@@ -97,7 +97,7 @@ class TrainingSettings(Settings):
 
     deepspeed: DeepSpeed = DeepSpeed()
     batch: Batch
-    data: Documents = Documents()
+    data: Rows = Rows()
     optimizer: Optimizer
     lora: Lora | None = None
     """Low-rank adapters to train; null: all weights are trained."""

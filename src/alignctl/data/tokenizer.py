@@ -64,6 +64,12 @@ class Tokenizer:
         state = [self.backend.to_str(), self.special_tokens, self.adds_bos, self.chat_template]
         return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()
 
+    @property
+    def vocabulary(self) -> dict[str, int]:
+        """All tokens with their ids."""
+        tokens: dict[str, int] = self.backend.get_vocab(with_added_tokens=True)
+        return tokens
+
     def encode_batch(self, texts: Sequence[str]) -> list[Any]:
         """Tokenises texts, without adding special tokens; `tokenizers.Encoding` objects."""
         encodings: list[Any] = self.backend.encode_batch(list(texts), add_special_tokens=False)
@@ -72,6 +78,11 @@ class Tokenizer:
     def decode(self, ids: Sequence[int]) -> str:
         """Text of token ids, special tokens included."""
         text: str = self.backend.decode(list(ids), skip_special_tokens=False)
+        return text
+
+    def decode_answer(self, ids: Sequence[int]) -> str:
+        """Text of token ids without special tokens, as a reader sees an answer."""
+        text: str = self.backend.decode(list(ids), skip_special_tokens=True)
         return text
 
 

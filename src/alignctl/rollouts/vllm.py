@@ -173,6 +173,11 @@ class Rollout:
         destroy_model_parallel()
 
     @property
+    def has_weights(self) -> bool:
+        """Whether it can sample: weights were pushed, and not lost in sleep since."""
+        return self._has_weights
+
+    @property
     def _can_sleep(self) -> bool:
         return IS_GPU and self._settings.sleep
 

@@ -1,0 +1,246 @@
+"""Runs whose data is what the policy writes itself, and the rules between their sections."""
+
+import math
+from typing import Literal
+
+from alignctl.config.on_policy import (
+    Clipping,
+    Episodes,
+    Experience,
+    GroupClipping,
+    Penalty,
+    Prompts,
+    Score,
+    Trust,
+    Value,
+)
+from alignctl.config.rollout import Rollout
+from alignctl.config.run import TrainingConfig, TrainingSettings
+from alignctl.config.sections import DPOLoss, FilePath
+
+
+class OnPolicySettings(TrainingSettings):
+    """What a preset says about every stage that learns from its own answers."""
+
+    data: Prompts = Prompts()
+    train: Episodes
+    rollout: Rollout
+    experience: Experience
+    trust: Trust = Trust()
+    score: Score = Score()
+    offload: bool = False
+    """Whether models that are not at work wait in the CPU's memory: weights and optimizers; the
+    gradients are given back altogether."""
+
+
+class OnPolicyConfig(OnPolicySettings, TrainingConfig):
+    """A run of such a stage."""
+
+    reward_load: FilePath | None = None
+    """The reward model: a Hugging Face folder, a Megatron checkpoint or a run folder."""
+
+    reward_load_iteration: int | None = None
+    """Which of its checkpoints; null: the newest."""
+
+    @property
+    def needs_reward_model(self) -> bool:
+        """Whether a model takes part in scoring."""
+        return self.score.source != "sparse_only"
+
+    @property
+    def samples_per_step(self) -> int:
+        """Answers of one episode, over all ranks."""
+        return self.experience.prompts * self.experience.samples
+
+    @property
+    def updates_per_step(self) -> int:
+        """Optimizer steps of one episode."""
+        share = -(-self.units_per_step // self.batch.global_batch_size)
+        return self.experience.epochs * share
+
+    @property
+    def units_per_step(self) -> int:
+        """What batch.global_batch_size counts, of one episode: answers."""
+        return self.samples_per_step
+
+    def num_episodes(self, num_prompts: int) -> int:
+        """Episodes of the whole run, with so many prompts to train on."""
+        if self.train.steps is not None:
+            return self.train.steps
+        assert self.train.epochs is not None
+        return max(1, math.ceil(self.train.epochs * num_prompts / self.experience.prompts))
+
+    def _problems(self) -> list[str]:
+        return [
+            *super()._problems(),
+            *self.rollout.problems(
+                self.model, seq_length=self.batch.seq_length, world_size=self.world_size
+            ),
+            *self._experience_problems(),
+            *self._score_problems(),
+        ]
+
+    def _engine_problems(self) -> list[str]:
+        problems = []
+        if self.engine != "megatron":
+            problems.append(
+                f"engine {self.engine}: alignctl {self.stage} trains with megatron; remove engine"
+            )
+        for name in ("attention_dropout", "hidden_dropout"):
+            if value := getattr(self.model, name):
+                problems.append(
+                    f"model.{name} {value}: log-probabilities of answers must not depend on chance "
+                    f"while alignctl {self.stage} learns; set model.{name} to 0.0"
+                )
+        return problems
+
+    def _experience_problems(self) -> list[str]:
+        problems = []
+        batch, experience = self.batch, self.experience
+        if self.units_per_step % batch.global_batch_size:
+            times = f" x experience.samples {experience.samples} = {self.samples_per_step} answers"
+            what = times if self.units_per_step == self.samples_per_step else ""
+            problems.append(
+                f"experience.prompts {experience.prompts}{what} are not a multiple of "
+                f"batch.global_batch_size {batch.global_batch_size}"
+            )
+        longest = self.data.max_prompt_length + self.rollout.max_new_tokens
+        if longest > batch.seq_length:
+            problems.append(
+                f"data.max_prompt_length {self.data.max_prompt_length} + rollout.max_new_tokens "
+                f"{self.rollout.max_new_tokens} = {longest} exceed batch.seq_length "
+                f"{batch.seq_length}"
+            )
+        if self.trust.low == self.trust.high:
+            problems.append(f"trust.low and trust.high are both {self.trust.low}: nothing counts")
+        return problems
+
+    def _score_problems(self) -> list[str]:
+        problems = []
+        buffer, limit = self.score.overlong_buffer, self.rollout.max_new_tokens
+        if buffer is not None and buffer > limit:
+            problems.append(
+                f"score.overlong_buffer {buffer} exceeds rollout.max_new_tokens {limit}"
+            )
+        if self.reward_load is not None and not self.needs_reward_model:
+            problems.append(
+                f"reward_load {self.reward_load} has no effect with score.source "
+                f"{self.score.source}: the rule alone scores; leave it out, or choose merge"
+            )
+        return problems
+
+    def _schedule_problems(self) -> list[str]:
+        problems = super()._schedule_problems()
+        steps, warmup = self.train.steps, self.optimizer.warmup_steps
+        if self.optimizer.decay_steps is None and steps is not None:
+            # The warm-up counts updates, of which an episode has several.
+            updates = steps * self.updates_per_step
+            problems = [each for each in problems if "warmup_steps" not in each]
+            if warmup >= updates:
+                problems.append(
+                    f"optimizer.warmup_steps {warmup} is not less than the {updates} updates of "
+                    f"train.steps {steps} episodes"
+                )
+        return problems
+
+    def _clipping_problems(self, loss: Clipping) -> list[str]:
+        if loss.dual_clip is not None and loss.variant != "ppo":
+            return [
+                f"loss.dual_clip {loss.dual_clip} has no effect with loss.variant {loss.variant}"
+            ]
+        return []
+
+    def _group_problems(self) -> list[str]:
+        if self.experience.samples == 1:
+            return [
+                f"experience.samples 1: alignctl {self.stage} compares answers to one prompt with "
+                "each other; take 2 or more (8 is usual)"
+            ]
+        return []
+
+
+class RLHFSettings(OnPolicySettings):
+    """The `rlhf` section of a preset."""
+
+    penalty: Penalty = Penalty()
+    loss: Clipping = Clipping()
+    value: Value
+
+
+class RLHFConfig(RLHFSettings, OnPolicyConfig):
+    """Reinforcement learning from human feedback, by PPO."""
+
+    stage: Literal["rlhf"] = "rlhf"
+    """The subcommand."""
+
+    def _problems(self) -> list[str]:
+        problems = [*super()._problems(), *self._clipping_problems(self.loss)]
+        if self.experience.max_refills:
+            problems.append(
+                f"experience.max_refills {self.experience.max_refills}: alignctl rlhf compares no "
+                "answers with each other; set it to 0"
+            )
+        if self.value.load is None and not self.needs_reward_model:
+            problems.append(
+                "value.load is missing: without a reward model there is none to start values from; "
+                "give a model folder"
+            )
+        if self.value.clip is None and self.value.clipped_only:
+            problems.append("value.clipped_only has no effect with value.clip null")
+        return problems
+
+
+class GRPOSettings(OnPolicySettings):
+    """The `grpo` section of a preset."""
+
+    score: Score = Score(source="sparse_only")
+    baseline: Literal["group_std", "group_mean", "rloo", "reinforce++"] = "group_std"
+    """What an answer's score is compared with. group_std: the group's mean, over its deviation
+    (GRPO). group_mean: the mean alone (Dr. GRPO). rloo: the mean of the others. reinforce++: mean
+    and deviation of all answers of the episode."""
+    loss: GroupClipping = GroupClipping()
+
+
+class GRPOConfig(GRPOSettings, OnPolicyConfig):
+    """Group-relative policy optimisation."""
+
+    stage: Literal["grpo"] = "grpo"
+    """The subcommand."""
+
+    def _problems(self) -> list[str]:
+        problems = [*super()._problems(), *self._clipping_problems(self.loss)]
+        if self.baseline != "reinforce++":
+            problems += self._group_problems()
+        return problems
+
+
+class OnlineDPOSettings(OnPolicySettings):
+    """The `online_dpo` section of a preset."""
+
+    pairs: Literal["best_worst", "all"] = "best_worst"
+    """Which answers to a prompt are compared: the best with the worst, or every two of different
+    score."""
+    loss: DPOLoss = DPOLoss()
+
+
+class OnlineDPOConfig(OnlineDPOSettings, OnPolicyConfig):
+    """Direct preference optimisation of answers that the policy has just given."""
+
+    stage: Literal["online-dpo"] = "online-dpo"
+    """The subcommand."""
+
+    @property
+    def units_per_step(self) -> int:
+        """What batch.global_batch_size counts, of one episode: prompts, with all their pairs."""
+        return self.experience.prompts
+
+    def _problems(self) -> list[str]:
+        return [*super()._problems(), *self._group_problems(), *self._loss_problems()]
+
+    def _loss_problems(self) -> list[str]:
+        if self.loss.variant == "ipo" and self.loss.label_smoothing:
+            return [
+                f"loss.label_smoothing {self.loss.label_smoothing} has no effect with loss.variant "
+                "ipo; set it to 0"
+            ]
+        return []

@@ -1,0 +1,111 @@
+"""How an episode is learned from by preferring its better answers."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from alignctl.algorithms.dpo import DPO
+from alignctl.algorithms.online_pairs import choose_pairs
+from alignctl.config.on_policy_run import OnlineDPOConfig
+from alignctl.data.batch import Pairs, PreferenceBatch
+from alignctl.data.order import deal
+from alignctl.data.prompt_store import PromptData
+from alignctl.on_policy.crew import Crew
+from alignctl.on_policy.loop import Lesson
+from alignctl.on_policy.samples import Samples
+from alignctl.on_policy.sampling import Gathered
+from alignctl.on_policy.trust import check
+from alignctl.on_policy.updates import Batches, passes, update
+
+
+@dataclass(eq=False)
+class OnlineDPO:
+    """Learns from an episode by preferring its better answers."""
+
+    config: OnlineDPOConfig
+    crew: Crew
+    total_updates: int
+
+    @classmethod
+    def make(cls, config: OnlineDPOConfig, crew: Crew, data: PromptData) -> "OnlineDPO":
+        """As the configuration says."""
+        total = config.num_episodes(len(data.train)) * config.updates_per_step
+        return cls(config, crew, total)
+
+    @property
+    def state(self) -> dict[str, Any]:
+        """Nothing is remembered."""
+        return {}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """The reverse of `state`."""
+
+    def learn(self, gathered: Gathered, step: int) -> Lesson:
+        """Improves the policy."""
+        config, crew, samples = self.config, self.crew, gathered.samples
+        assert crew.reference is not None
+        logprobs = crew.target_outputs(crew.policy, samples)
+        # Pairs cannot be corrected token by token; a mismatch beyond the limit still stops the run.
+        metrics = check(logprobs, samples, config.trust).metrics
+        reference = crew.document_outputs(crew.reference, samples)
+        kl = samples.segments.sums(torch.from_numpy(logprobs)).numpy() - reference
+        metrics["kl"] = float(kl.mean())
+        scores = gathered.scored.scores + gathered.scored.extra
+        pairs, without = choose_pairs(scores, samples.groups, config.pairs)
+        metrics |= {"pairs": float(len(pairs.better)), "prompts_without_pair": float(without)}
+        if not len(pairs.better):
+            return Lesson(metrics, kl)
+        compared = _compared(pairs, samples.groups)
+        loss = DPO(
+            reference,
+            variant=config.loss.variant,
+            beta=config.loss.beta,
+            label_smoothing=config.loss.label_smoothing,
+            nll=config.loss.nll,
+        )
+        with crew.turn(crew.policy) as policy:
+            found = update(
+                policy,
+                config.optimizer,
+                loss,
+                [
+                    self._batches([compared[place] for place in part], samples, scores)
+                    for each in passes(config, len(compared), step=step)
+                    for part in each
+                ],
+                first=step * config.updates_per_step,
+                total=self.total_updates,
+            )
+        # `accuracy` is the rule's; this one says how often the policy agrees with the pairs.
+        found = {"pair_accuracy" if n == "accuracy" else n: v for n, v in found.items()}
+        return Lesson(found | metrics, kl)
+
+    def _batches(
+        self, groups: Sequence[list[int]], samples: Samples, scores: NDArray[np.float64]
+    ) -> Batches:
+        """This rank's micro batches of some prompts, each with the answers that are compared."""
+        policy, size = self.crew.policy, self.config.batch.micro_batch_size
+        lengths = [
+            sum(len(samples.questions[each]) + len(samples.answers[each]) for each in group)
+            for group in groups
+        ]
+        hand = deal(lengths, policy.data_parallel_size)[policy.data_parallel_rank]
+        mine = [groups[place] for place in hand]
+        most = -(-len(groups) // policy.data_parallel_size)
+        return [
+            PreferenceBatch.from_groups(
+                [[samples.document(each) for each in group] for group in part],
+                scores[[each for group in part for each in group]],
+            )
+            for part in (mine[start : start + size] for start in range(0, most, size))
+        ]
+
+
+def _compared(pairs: Pairs, groups: NDArray[np.int64]) -> list[list[int]]:
+    """The answers to each prompt that are in a pair."""
+    members = np.unique(np.concatenate([pairs.better, pairs.worse]))
+    return [members[groups[members] == group].tolist() for group in np.unique(groups[members])]

@@ -1,0 +1,144 @@
+"""How an episode is learned from by proximal policy optimisation."""
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+
+from alignctl.algorithms.advantages import gae, token_rewards, whiten
+from alignctl.algorithms.kl import AdaptiveKL, FixedKL, k1
+from alignctl.algorithms.policy_loss import PolicyLoss
+from alignctl.algorithms.value_loss import ValueLoss, report
+from alignctl.config.on_policy_run import RLHFConfig
+from alignctl.data.prompt_store import PromptData
+from alignctl.on_policy.crew import Crew
+from alignctl.on_policy.loop import Lesson
+from alignctl.on_policy.sampling import Gathered
+from alignctl.on_policy.trust import check
+from alignctl.on_policy.updates import batches_of, of_policy, passes, update
+
+
+@dataclass(eq=False)
+class PPO:
+    """Learns from an episode by PPO."""
+
+    config: RLHFConfig
+    crew: Crew
+    controller: FixedKL | AdaptiveKL
+    total_updates: int
+
+    @classmethod
+    def make(cls, config: RLHFConfig, crew: Crew, data: PromptData) -> "PPO":
+        """As the configuration says."""
+        penalty = config.penalty
+        adaptive = AdaptiveKL(penalty.coef, penalty.target, penalty.horizon)
+        return cls(
+            config,
+            crew,
+            adaptive if penalty.controller == "adaptive" else FixedKL(penalty.coef),
+            config.num_episodes(len(data.train)) * config.updates_per_step,
+        )
+
+    @property
+    def state(self) -> dict[str, Any]:
+        """The controller's."""
+        return asdict(self.controller)
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """The reverse of `state`."""
+        self.controller = type(self.controller)(**state)
+
+    def learn(self, gathered: Gathered, step: int) -> Lesson:
+        """Improves the value model, then the policy."""
+        config, crew, samples = self.config, self.crew, gathered.samples
+        segments = samples.segments
+        assert crew.reference is not None
+        assert crew.value is not None
+        plan = [
+            [batches_of(config, crew.policy, samples, part) for part in each]
+            for each in passes(config, len(samples), step=step)
+        ]
+        with crew.turn(crew.policy) as policy:
+            # In the very micro batches of the first pass, whose ratio is then exactly 1.
+            old = policy.target_outputs([batch for part in plan[0] for batch in part], segments)
+        trust = check(old, samples, config.trust)
+        logprobs = torch.from_numpy(old)
+        reference = torch.from_numpy(crew.target_outputs(crew.reference, samples))
+        values = torch.from_numpy(crew.target_outputs(crew.value, samples)) + crew.value_offset
+        kl = segments.sums(k1(logprobs, reference))
+        rewards = token_rewards(
+            torch.from_numpy(gathered.scored.scores),
+            logprobs,
+            reference,
+            segments,
+            kl_coef=self.controller.coef,
+            lm_coef=config.penalty.lm_coef,
+            extra=torch.from_numpy(gathered.scored.extra),
+        )
+        cut = ~torch.from_numpy(samples.is_finished) if config.value.bootstrap_cut else None
+        advantages, returns = gae(
+            rewards,
+            values,
+            segments,
+            gamma=config.value.gamma,
+            lam=config.value.lam,
+            bootstrapped=cut,
+        )
+        metrics = {
+            "kl": kl.mean().item(),
+            "kl_coef": self.controller.coef,
+            "reward": segments.sums(rewards).mean().item(),
+            **trust.metrics,
+        }
+        self.controller = self.controller.next(metrics["kl"], len(samples))
+        policy_loss = PolicyLoss(
+            segments,
+            logprobs,
+            whiten(advantages, trust.mask),
+            reference=reference,
+            weights=trust.weights,
+            mask=trust.mask,
+            variant=config.loss.variant,
+            clip_low=config.loss.clip_low,
+            clip_high=config.loss.clip_high,
+            dual_clip=config.loss.dual_clip,
+            aggregation=config.loss.aggregation,
+            max_tokens=(
+                config.rollout.max_new_tokens if config.loss.aggregation == "constant" else None
+            ),
+            entropy_coef=config.loss.entropy_coef,
+            has_entropy=True,
+        )
+        value_loss = ValueLoss(
+            segments,
+            values - crew.value_offset,
+            returns - crew.value_offset,
+            clip=config.value.clip,
+            is_clipped_only=config.value.clipped_only,
+        )
+        batches = [part for each in plan for part in each]
+        first = step * config.updates_per_step
+        with crew.turn(crew.value) as value:
+            found = update(
+                value,
+                config.value.optimizer,
+                value_loss,
+                batches,
+                first=first,
+                total=self.total_updates,
+            )
+        metrics |= {f"value_{name}": each for name, each in report(found).items()}
+        metrics |= {"value_loss": found["loss"], "value_grad_norm": found["grad_norm"]}
+        if step < config.value.warmup_steps:
+            return Lesson(metrics, kl.numpy())
+        with crew.turn(crew.policy) as policy:
+            found = update(
+                policy,
+                config.optimizer,
+                policy_loss,
+                batches,
+                first=first,
+                total=self.total_updates,
+                max_kl=config.loss.max_kl,
+            )
+        return Lesson(of_policy(found) | metrics, kl.numpy())

@@ -1,0 +1,72 @@
+"""The answers of each episode, to be read: a file of JSON lines, and a few on the console."""
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch.distributed as dist
+from numpy.typing import NDArray
+
+from alignctl import atomic
+from alignctl.data.prompt_store import PromptData
+from alignctl.data.tokenizer import Tokenizer
+from alignctl.launch.run_folder import RunFolder
+from alignctl.on_policy.sampling import Gathered
+from alignctl.on_policy.scoring import REASONS
+
+
+def write(
+    folder: RunFolder,
+    step: int,
+    gathered: Gathered,
+    kl: NDArray[np.float64] | None,
+    data: PromptData,
+    tokenizer: Tokenizer,
+) -> None:
+    """Writes `samples/episode_NNNNNNN.jsonl`: prompt, answer, scores and KL of each answer.
+
+    Args:
+        folder: The run folder.
+        step: The episode, counted from 1.
+        gathered: Its answers.
+        kl: KL to the reference of each answer `[S]`, nats, if it is known.
+        data: The prompts.
+        tokenizer: Of the policy.
+    """
+    if dist.get_rank() != 0:
+        return
+    lines = []
+    for sample in range(len(gathered.samples)):
+        row = _row(gathered, sample, data, tokenizer)
+        if kl is not None:
+            row["kl"] = float(kl[sample])
+        lines.append(json.dumps(row, ensure_ascii=False) + "\n")
+    file = folder.path / "samples" / f"episode_{step:07d}.jsonl"
+    file.parent.mkdir(exist_ok=True)
+    atomic.write_text(file, "".join(lines))
+
+
+def shown(gathered: Gathered, data: PromptData, tokenizer: Tokenizer, number: int) -> Iterator[str]:
+    """The first answers of an episode as text."""
+    for sample in range(min(number, len(gathered.samples))):
+        row = _row(gathered, sample, data, tokenizer)
+        yield f"  score {row['score']:.3g}  {row['prompt']!r} -> {row['answer']!r}"
+
+
+def _row(gathered: Gathered, sample: int, data: PromptData, tokenizer: Tokenizer) -> dict[str, Any]:
+    samples, scored = gathered.samples, gathered.scored
+    prompt = int(samples.prompts[sample])
+    row: dict[str, Any] = {
+        "where": data.where(prompt),
+        "prompt": tokenizer.decode(samples.questions[sample].tolist()),
+        "answer": tokenizer.decode(samples.answers[sample].tolist()),
+        "is_finished": bool(samples.is_finished[sample]),
+        "score": float(scored.scores[sample]),
+    }
+    if scored.model is not None:
+        row["model_score"] = float(scored.model[sample])
+    if scored.reasons[sample] >= 0:
+        row["rule"] = REASONS[scored.reasons[sample]]
+        row["expected"] = data.answers[prompt]
+    return row

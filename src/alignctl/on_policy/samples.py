@@ -1,0 +1,121 @@
+"""Answers that the policy has given: what every on-policy step learns from."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Self
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from alignctl.algorithms.samples import Segments
+from alignctl.data.batch import Document, PreferenceBatch, TokenBatch
+from alignctl.data.order import deal
+
+
+@dataclass(frozen=True, eq=False)
+class Samples:
+    """The answers of one episode, S in all, the same on every rank.
+
+    Attributes:
+        prompts: The number of each answer's prompt in the prepared data `[S]`.
+        groups: Answers to one prompt have one number `[S]`; a prompt that is asked twice in one
+            episode makes two groups.
+        questions: Token ids of the prompt of each answer.
+        answers: Token ids of each answer, the stop token included where it stopped; at least one.
+        logprobs: What the sampler says of the answers' tokens, end to end `[N]`.
+        is_finished: Whether an answer ended by itself, before the limit `[S]`.
+    """
+
+    prompts: NDArray[np.int64]
+    groups: NDArray[np.int64]
+    questions: list[NDArray[np.int32]]
+    answers: list[NDArray[np.int32]]
+    logprobs: NDArray[np.float64]
+    is_finished: NDArray[np.bool_]
+
+    def __len__(self) -> int:
+        return len(self.answers)
+
+    @cached_property
+    def segments(self) -> Segments:
+        """Where the tokens of each answer are among all answers' tokens."""
+        lengths = torch.tensor([len(answer) for answer in self.answers], dtype=torch.int64)
+        return Segments.of_lengths(lengths)
+
+    @property
+    def lengths(self) -> NDArray[np.int64]:
+        """Tokens of each answer `[S]`."""
+        return np.asarray([len(answer) for answer in self.answers], np.int64)
+
+    def of(self, samples: Sequence[int]) -> Self:
+        """Only these answers, in this order."""
+        parts = np.split(self.logprobs, np.cumsum(self.lengths)[:-1])
+        return type(self)(
+            prompts=self.prompts[samples],
+            groups=self.groups[samples],
+            questions=[self.questions[sample] for sample in samples],
+            answers=[self.answers[sample] for sample in samples],
+            logprobs=np.concatenate([parts[sample] for sample in samples]),
+            is_finished=self.is_finished[samples],
+        )
+
+    @classmethod
+    def joined(cls, parts: Sequence[Self]) -> Self:
+        """The answers of several, end to end; groups keep their numbers."""
+        return cls(
+            prompts=np.concatenate([part.prompts for part in parts]),
+            groups=np.concatenate([part.groups for part in parts]),
+            questions=[each for part in parts for each in part.questions],
+            answers=[each for part in parts for each in part.answers],
+            logprobs=np.concatenate([part.logprobs for part in parts]),
+            is_finished=np.concatenate([part.is_finished for part in parts]),
+        )
+
+    def document(self, sample: int) -> Document:
+        """Prompt and answer; the answer is learned, and the number is the document's row."""
+        question, answer = self.questions[sample], self.answers[sample]
+        tokens = np.concatenate([question, answer]).astype(np.int32)
+        return Document(tokens, np.arange(len(tokens)) >= len(question), sample)
+
+    def batches(
+        self, samples: Sequence[int], *, micro_batch_size: int, dp_rank: int, dp_size: int
+    ) -> list[TokenBatch]:
+        """One rank's micro batches, which hold each of these answers once over all ranks.
+
+        Args:
+            samples: Numbers of the answers.
+            micro_batch_size: Answers in a micro batch.
+            dp_rank: This data-parallel rank.
+            dp_size: Data-parallel ranks.
+
+        Returns:
+            As many on every rank; one that runs out ends with fillers.
+        """
+        return [
+            TokenBatch.from_documents([self.document(sample) for sample in part])
+            for part in self._parts(samples, micro_batch_size, dp_rank, dp_size)
+        ]
+
+    def scored_batches(
+        self, *, micro_batch_size: int, dp_rank: int, dp_size: int
+    ) -> list[TokenBatch]:
+        """The same of all answers for a reward model, which reads the last token as well."""
+        return [
+            PreferenceBatch.from_groups(
+                [[self.document(sample)] for sample in part], np.zeros(len(part))
+            )
+            for part in self._parts(range(len(self)), micro_batch_size, dp_rank, dp_size)
+        ]
+
+    def _parts(
+        self, samples: Sequence[int], micro_batch_size: int, dp_rank: int, dp_size: int
+    ) -> list[list[int]]:
+        """The answers of each micro batch of a rank, ranks having about as many tokens."""
+        lengths = [len(self.questions[each]) + len(self.answers[each]) for each in samples]
+        hand = [samples[place] for place in deal(lengths, dp_size)[dp_rank]]
+        most = -(-len(samples) // dp_size)
+        return [
+            hand[start : start + micro_batch_size] for start in range(0, most, micro_batch_size)
+        ]

@@ -1,0 +1,163 @@
+"""What an episode gathers: prompts are answered, answers are scored, some are asked in addition."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from alignctl.data.order import prompt_order
+from alignctl.data.prompt_store import PromptData
+from alignctl.errors import RunError
+from alignctl.on_policy.crew import Crew
+from alignctl.on_policy.samples import Samples
+from alignctl.on_policy.scoring import Scored, Scorer
+from alignctl.rollouts.samples import Request, Sampling
+
+
+@dataclass(frozen=True, eq=False)
+class Gathered:
+    """The answers of one episode, with their scores.
+
+    Attributes:
+        samples: The answers.
+        scored: Their scores.
+        metrics: What a reader is told about how they came about.
+    """
+
+    samples: Samples
+    scored: Scored
+    metrics: dict[str, float]
+
+
+def gather(crew: Crew, scorer: Scorer, data: PromptData, step: int) -> Gathered:
+    """Asks the prompts of an episode, and more in the place of those that teach nothing.
+
+    Which they are follows from the seed and the episode, so a resumed run asks the same.
+
+    Args:
+        crew: The models; the sampler is awake.
+        scorer: Scores answers.
+        data: The prompts.
+        step: Episodes done before this one.
+
+    Raises:
+        RunError: Not one request was answered.
+    """
+    config = crew.config
+    wanted, parts = config.experience.prompts, []
+    asked = constant = retried = failed = 0
+    first: Gathered | None = None
+    for refill in range(config.experience.max_refills + 1):
+        places = prompt_order(
+            len(data.train),
+            seed=config.train.seed + refill,
+            step=step,
+            prompts_per_step=config.experience.prompts,
+        )[:wanted]
+        samples, counts = answer(crew, data, data.train[places], seed=(step, refill))
+        retried, failed = retried + counts[0], failed + counts[1]
+        samples = replace(samples, groups=samples.groups + asked)
+        asked += len(places)
+        with crew.while_rollout_sleeps():
+            scored = scorer.score(samples)
+        found = Gathered(samples, scored, {})
+        if not config.experience.max_refills:
+            parts.append(found)
+            break
+        first = first or found
+        kept, left_out = _without_constant_groups(found)
+        constant += left_out
+        if kept is not None:
+            parts.append(kept)
+            wanted -= len(np.unique(kept.samples.groups))
+        if not wanted:
+            break
+    parts = parts or ([first] if first else [])
+    metrics = {"requests_retried": float(retried), "requests_failed": float(failed)}
+    if config.experience.max_refills:
+        metrics |= {"prompts_asked": float(asked), "prompts_constant": float(constant)}
+    return Gathered(
+        Samples.joined([part.samples for part in parts]),
+        Scored.joined([part.scored for part in parts]),
+        metrics,
+    )
+
+
+def answer(
+    crew: Crew,
+    data: PromptData,
+    prompts: NDArray[np.int64],
+    *,
+    seed: tuple[int, ...],
+    is_greedy: bool = False,
+) -> tuple[Samples, tuple[int, int]]:
+    """Answers to prompts, group after group; and the requests that were retried, and that failed.
+
+    Args:
+        crew: The models.
+        data: The prompts.
+        prompts: Numbers of those that are asked, over all ranks.
+        seed: Of this call within the run.
+        is_greedy: One answer each, of the most likely tokens, as a validation wants it.
+
+    Raises:
+        RunError: Not one request was answered.
+    """
+    config = crew.config
+    times = 1 if is_greedy else config.experience.samples
+    tokens = [np.asarray(data.prompts[int(prompt)]) for prompt in prompts]
+    requests = [
+        Request(tokens[group], seed=_seed(config.train.seed, *seed, group, sample), group=group)
+        for group in range(len(prompts))
+        for sample in range(times)
+    ]
+    crew.push()
+    generated = crew.rollout.generate(requests, _sampling(crew, is_greedy=is_greedy))
+    done = [(place, each) for place, each in enumerate(generated.completions) if each is not None]
+    if not done:
+        raise RunError(
+            f"none of {len(requests)} requests was answered by the sampler",
+            "the logs of the ranks have its errors",
+        )
+    samples = Samples(
+        prompts=np.asarray([prompts[place // times] for place, _ in done], np.int64),
+        groups=np.asarray([place // times for place, _ in done], np.int64),
+        questions=[tokens[place // times] for place, _ in done],
+        answers=[each.tokens for _, each in done],
+        logprobs=np.concatenate([each.logprobs for _, each in done]).astype(np.float64),
+        is_finished=np.asarray([each.finish == "stop" for _, each in done]),
+    )
+    return samples, (generated.num_retried, generated.num_failed)
+
+
+def _sampling(crew: Crew, *, is_greedy: bool) -> Sampling:
+    settings = crew.config.rollout
+    if is_greedy:
+        return Sampling(settings.max_new_tokens, crew.stop_token_ids, temperature=0.0)
+    return Sampling(
+        settings.max_new_tokens,
+        crew.stop_token_ids,
+        temperature=settings.temperature,
+        top_p=settings.top_p,
+        top_k=settings.top_k,
+        min_p=settings.min_p,
+        repetition_penalty=settings.repetition_penalty,
+    )
+
+
+def _seed(*numbers: int) -> int:
+    """A seed of 31 bits for one request, from all that makes it different from others."""
+    return int(np.random.SeedSequence(numbers).generate_state(1)[0]) >> 1
+
+
+def _without_constant_groups(found: Gathered) -> tuple[Gathered | None, int]:
+    """The answers whose group has different scores, if any; and how many groups have not."""
+    groups, scores = found.samples.groups, found.scored.scores
+    constant = [
+        group for group in np.unique(groups) if len(np.unique(scores[groups == group])) == 1
+    ]
+    kept: Sequence[int] = np.flatnonzero(~np.isin(groups, constant)).tolist()
+    if not kept:
+        return None, len(constant)
+    return Gathered(found.samples.of(kept), found.scored.of(kept), {}), len(constant)

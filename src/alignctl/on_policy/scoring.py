@@ -1,0 +1,181 @@
+"""How good answers are: by a reward model, by the rule that each row names, or by both."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Self, get_args
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from numpy.typing import NDArray
+
+from alignctl.algorithms.scores import RunningStd, overlong_penalty, shape_scores
+from alignctl.config.on_policy import Score
+from alignctl.data.prompt_store import PromptData
+from alignctl.data.tokenizer import Tokenizer
+from alignctl.engines.device import DEVICE
+from alignctl.errors import RunError
+from alignctl.on_policy.crew import Crew
+from alignctl.on_policy.samples import Samples
+from alignctl.rewards.combine import combined, repetition_penalty
+from alignctl.rewards.rules import Reason
+from alignctl.rewards.workers import RuleWorkers, Task
+
+REASONS: tuple[Reason, ...] = get_args(Reason)
+"""What a rule can find; answers refer to them by number."""
+
+_UNJUDGED = -1
+
+
+@dataclass(frozen=True, eq=False)
+class Scored:
+    """Scores of answers, the same on every rank.
+
+    Attributes:
+        scores: What is learned from `[S]`.
+        model: As the reward model gave them, with its offset `[S]`; None without one.
+        reasons: What the rule found, a place in `REASONS` `[S]`; -1 where a row names no rule.
+        extra: What no clipping touches and is not compared within groups `[S]`: the penalty of
+            repetitions.
+    """
+
+    scores: NDArray[np.float64]
+    model: NDArray[np.float64] | None
+    reasons: NDArray[np.int64]
+    extra: NDArray[np.float64]
+
+    def of(self, samples: Sequence[int]) -> Self:
+        """Only these answers, in this order."""
+        return type(self)(
+            self.scores[samples],
+            None if self.model is None else self.model[samples],
+            self.reasons[samples],
+            self.extra[samples],
+        )
+
+    @classmethod
+    def joined(cls, parts: Sequence[Self]) -> Self:
+        """Those of several, end to end."""
+        models = [part.model for part in parts if part.model is not None]
+        return cls(
+            np.concatenate([part.scores for part in parts]),
+            np.concatenate(models) if models else None,
+            np.concatenate([part.reasons for part in parts]),
+            np.concatenate([part.extra for part in parts]),
+        )
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """Means for a reader: of the model, and how often the rule found what."""
+        found = {"score": float(self.scores.mean()), "score_std": float(self.scores.std())}
+        if self.model is not None:
+            found["model_score"] = float(self.model.mean())
+        judged = self.reasons[self.reasons != _UNJUDGED]
+        if len(judged):
+            found["accuracy"] = float((judged == REASONS.index("correct")).mean())
+            for place, reason in enumerate(REASONS):
+                if reason not in ("correct", "wrong"):
+                    found[f"rule_{reason}"] = float((judged == place).mean())
+        return found
+
+
+@dataclass(eq=False)
+class Scorer:
+    """Scores the answers of all ranks.
+
+    Attributes:
+        crew: The models.
+        data: The prompts, with the answers that are expected.
+        tokenizer: Of the policy.
+        judges: This rank's processes that apply rules; None where no row names one.
+        running: Deviation of the reward model's scores so far.
+    """
+
+    crew: Crew
+    data: PromptData
+    tokenizer: Tokenizer
+    judges: RuleWorkers | None
+    running: RunningStd = field(default_factory=RunningStd)
+
+    @property
+    def settings(self) -> Score:
+        """How scores are made."""
+        return self.crew.config.score
+
+    def score(self, samples: Samples, *, is_validation: bool = False) -> Scored:
+        """Scores answers.
+
+        Args:
+            samples: The answers.
+            is_validation: Whether the deviation so far is to stay as it is.
+
+        Raises:
+            RunError: The reward model gives a score that is not finite.
+        """
+        settings = self.settings
+        model = self._by_model(samples)
+        reasons = self._by_rule(samples)
+        has_eos = torch.from_numpy(samples.is_finished)
+        shaped = np.zeros(len(samples))
+        if model is not None:
+            exact, scale = torch.from_numpy(model), 1.0
+            if settings.scale == "running":
+                running = self.running.merged(exact)
+                scale = running.std
+                self.running = self.running if is_validation else running
+            shaped = shape_scores(
+                exact, has_eos, missing_eos="keep", clip=settings.clip, scale=scale
+            ).numpy()
+        rule = (reasons == REASONS.index("correct")).astype(np.float64)
+        total = torch.from_numpy(combined(settings.source, model=shaped, rule=rule))
+        total = shape_scores(
+            total,
+            has_eos,
+            missing_eos=settings.missing_eos,
+            missing_eos_score=settings.missing_eos_score,
+            clip=float("inf"),
+        )
+        if settings.overlong_buffer is not None:
+            total = total + overlong_penalty(
+                torch.from_numpy(samples.lengths),
+                max_new_tokens=self.crew.config.rollout.max_new_tokens,
+                buffer=settings.overlong_buffer,
+            )
+        extra = np.zeros(len(samples))
+        if settings.ngram_coef:
+            penalties = [repetition_penalty(answer.tolist()) for answer in samples.answers]
+            extra = settings.ngram_coef * np.asarray(penalties)
+        return Scored(total.double().numpy(), model, reasons, extra)
+
+    def _by_model(self, samples: Samples) -> NDArray[np.float64] | None:
+        if self.crew.reward is None:
+            return None
+        scores = self.crew.document_outputs(self.crew.reward, samples) + self.crew.score_offset
+        if wrong := np.flatnonzero(~np.isfinite(scores)).tolist():
+            where = self.data.where(int(samples.prompts[wrong[0]]))
+            raise RunError(
+                f"{where}: the reward model scores {len(wrong)} of {len(scores)} answers with "
+                f"{scores[wrong[0]]}; this is the prompt of the first",
+                f"the weights of {self.crew.config.reward_load} may not be finite",
+            )
+        return scores
+
+    def _by_rule(self, samples: Samples) -> NDArray[np.int64]:
+        """What the rule finds in each answer `[S]`; every rank judges its share."""
+        reasons = torch.zeros(len(samples), dtype=torch.int64)
+        if self.judges is None:
+            return np.full(len(samples), _UNJUDGED)
+        own = range(dist.get_rank(), len(samples), dist.get_world_size())
+        tasks, places = [], []
+        for sample in own:
+            prompt = int(samples.prompts[sample])
+            rule, expected = self.data.eval_funcs[prompt], self.data.answers[prompt]
+            if rule is not None and expected is not None:
+                text = self.tokenizer.decode_answer(samples.answers[sample].tolist())
+                tasks.append(Task(text, expected, rule))
+                places.append(sample)
+        for place, verdict in zip(places, self.judges.verdicts(tasks), strict=True):
+            reasons[place] = REASONS.index(verdict.reason) + 1
+        reasons = reasons.to(DEVICE)
+        dist.all_reduce(reasons)
+        return (reasons - 1).cpu().numpy()

@@ -1,0 +1,111 @@
+"""The optimizer steps of an episode: parts of what was gathered, in one pass or several."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from alignctl.algorithms.loss import Loss
+from alignctl.algorithms.schedule import learning_rate
+from alignctl.config.on_policy_run import OnPolicyConfig
+from alignctl.config.sections import Optimizer
+from alignctl.engines.megatron import MegatronEngine
+from alignctl.engines.metrics import StepMetrics
+from alignctl.engines.protocol import NonFiniteError
+from alignctl.errors import RunError
+from alignctl.on_policy.samples import Samples
+
+Batches = Sequence[Any]
+"""One rank's micro batches of one optimizer step."""
+
+
+def passes(config: OnPolicyConfig, size: int, *, step: int) -> list[list[list[int]]]:
+    """The optimizer steps of each pass over `size` things, answers or prompts, by their numbers.
+
+    Each pass has an order of its own, which follows from the seed and the episode.
+    """
+    at_once = config.batch.global_batch_size
+    found = []
+    for epoch in range(config.experience.epochs):
+        random = np.random.SeedSequence((config.train.seed, step, epoch))
+        order = np.argsort(random.generate_state(size, np.uint64), kind="stable").tolist()
+        found.append([order[start : start + at_once] for start in range(0, size, at_once)])
+    return found
+
+
+def batches_of(
+    config: OnPolicyConfig, engine: MegatronEngine, samples: Samples, part: Sequence[int]
+) -> Batches:
+    """This rank's micro batches of some answers."""
+    return samples.batches(
+        part,
+        micro_batch_size=config.batch.micro_batch_size,
+        dp_rank=engine.data_parallel_rank,
+        dp_size=engine.data_parallel_size,
+    )
+
+
+def update(
+    engine: MegatronEngine,
+    optimizer: Optimizer,
+    loss: Loss,
+    batches: Sequence[Batches],
+    *,
+    first: int,
+    total: int,
+    max_kl: float | None = None,
+) -> dict[str, float]:
+    """Takes the optimizer steps of an episode for one model, which is at work.
+
+    Args:
+        engine: The model.
+        optimizer: Its settings.
+        loss: What is minimised.
+        batches: Of each optimizer step.
+        first: Optimizer steps taken in earlier episodes.
+        total: Those of the whole run.
+        max_kl: `approx_kl` of a step after which the rest is left out.
+
+    Returns:
+        The loss's own metrics and `loss`, as means over the steps by their weights; the mean
+        `grad_norm`; and how many `updates` there were.
+
+    Raises:
+        RunError: The loss or the gradient is not finite; nothing was changed by it.
+    """
+    results: list[StepMetrics] = []
+    for part in batches:
+        number = first + len(results)
+        try:
+            result = engine.train_step(
+                part,
+                loss,
+                learning_rate=learning_rate(number, optimizer, total_steps=total),
+            )
+        except NonFiniteError as error:
+            raise RunError(
+                f"update {number + 1}: {error}; no weight was changed by it",
+                "lower optimizer.lr or raise optimizer.warmup_steps; samples/ shows the answers",
+            ) from error
+        results.append(result)
+        if max_kl is not None and result.metrics["approx_kl"] > max_kl:
+            break
+    return _summed_up(results)
+
+
+def _summed_up(results: Sequence[StepMetrics]) -> dict[str, float]:
+    """What the engine said of the steps, of which there is at least one."""
+    total = sum(result.weight for result in results) or 1.0
+    rows = [({"loss": result.loss, **result.metrics}, result.weight) for result in results]
+    metrics = {name: sum(row[name] * weight for row, weight in rows) / total for name in rows[0][0]}
+    metrics["grad_norm"] = sum(result.grad_norm or 0.0 for result in results) / len(results)
+    metrics["updates"] = float(len(results))
+    return metrics
+
+
+def of_policy(metrics: dict[str, float]) -> dict[str, float]:
+    """The metrics of policy updates, as a row has them beside those of the whole episode.
+
+    There, `kl` is that of whole answers before the updates; the loss's own is per token.
+    """
+    return {f"token_{n}" if n.startswith("kl") else n: value for n, value in metrics.items()}

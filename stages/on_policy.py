@@ -1,0 +1,166 @@
+"""What on-policy stages share: the checks of all models before a start, and a rank's work."""
+
+import os
+from collections.abc import Callable
+from contextlib import nullcontext
+from typing import TYPE_CHECKING, Any
+
+from alignctl import console
+from alignctl.config.on_policy_run import OnPolicyConfig, RLHFConfig
+from alignctl.data.tokenizer import load_tokenizer
+from alignctl.errors import UserError
+from alignctl.launch.attempt import Attempt
+from alignctl.launch.nodes import Nodes
+from alignctl.launch.run_folder import RunFolder
+from alignctl.stages import launcher, training
+
+if TYPE_CHECKING:
+    from alignctl.checkpoints.source import Source
+    from alignctl.data.prompt_store import PromptData
+    from alignctl.on_policy.crew import Crew
+    from alignctl.on_policy.loop import Learner
+
+
+def launch(config: OnPolicyConfig, *, nodes: Nodes, dry_run: bool, resume: bool) -> int:
+    """Checks and prepares everything, then runs the job: see `launcher.launch`."""
+    if not dry_run:
+        check(config)
+
+    def prepare_data(source: "Source", attempt: Attempt) -> None:
+        from alignctl.data.prompt_store import PromptData
+        from alignctl.data.prompts import prepare
+        from alignctl.rewards.rules import RULES
+
+        folder = launcher.prepare_rows(
+            lambda settings, _, tokenizer, out_dir, progress: prepare(
+                settings, tokenizer, out_dir, RULES, progress
+            ),
+            config,
+            source,
+            attempt,
+        )
+        data = PromptData.open(folder)
+        console.say(data.summary.describe())
+        check_rules(config, data.summary.with_answer, data.summary.train + data.summary.validation)
+
+    return launcher.launch(config, prepare_data, nodes=nodes, dry_run=dry_run, resume=resume)
+
+
+def check(config: OnPolicyConfig) -> None:
+    """Looks at the models beside the policy and at the sampler, without loading a weight.
+
+    Raises:
+        UserError: vLLM is missing; a model is missing, is of the wrong role, cannot be cut as the
+            policy is, or reads other tokens.
+    """
+    from alignctl.rollouts.library import check_vllm
+
+    if warning := check_vllm(config.model):
+        console.say(f"warning: {warning}")
+    if config.needs_reward_model:
+        _check_reward(config)
+    if isinstance(config, RLHFConfig) and config.value.load is not None:
+        from alignctl.checkpoints.source import find
+
+        _check_fits(config, find(config.value.load), "value.load")
+
+
+def _check_reward(config: OnPolicyConfig) -> None:
+    from alignctl.on_policy.opening import open_reward
+
+    if config.reward_load is None:
+        raise UserError(
+            f"--reward-load is missing: score.source {config.score.source} needs a reward model",
+            "give the run folder of alignctl reward, or score by a rule: score.source=sparse_only",
+        )
+    source = open_reward(config)
+    if source.role != "reward":
+        raise UserError(
+            f"--reward-load {source.path}: this is a policy, and a reward model is needed",
+            "train one: alignctl reward --load ...",
+        )
+    console.say(f"reward: {source.description}")
+    _check_fits(config, source, "--reward-load")
+
+
+def _check_fits(config: OnPolicyConfig, source: "Source", name: str) -> None:
+    """A model must be cuttable as the policy is, and read the same tokens."""
+    if problems := source.model.layout_problems(config.parallel.tp, config.parallel.pp):
+        raise UserError(
+            f"{name} {source.path} cannot be laid out as the policy is: {'; '.join(problems)}",
+            "choose parallel.tp and parallel.pp that divide both models",
+        )
+    if source.model.family == "llama2":
+        longest = source.model.max_position_embeddings
+        if config.batch.seq_length > longest:
+            raise UserError(
+                f"{name} {source.path}: its max_position_embeddings {longest} is less than "
+                f"batch.seq_length {config.batch.seq_length}",
+                f"set batch.seq_length to {longest} or less",
+            )
+    if source.companions is None:
+        return
+    from alignctl.checkpoints.preflight import open_model
+
+    policy = load_tokenizer(open_model(config).tokenizer_folder(config.tokenizer))
+    other = load_tokenizer(source.companions)
+    if policy.vocabulary != other.vocabulary:
+        raise UserError(
+            f"{name} {source.path}: its tokenizer has {len(other.vocabulary):,} tokens and is not "
+            f"that of the policy, which has {len(policy.vocabulary):,}: its scores would be noise",
+            "use a reward model that was trained from the same base, with the same tokenizer",
+        )
+
+
+def check_rules(config: OnPolicyConfig, with_answer: int, total: int) -> None:
+    """Refuses prompts that nothing could score.
+
+    Raises:
+        UserError: Rows without a reference answer, where the rule alone scores.
+    """
+    if config.score.source == "sparse_only" and with_answer < total:
+        raise UserError(
+            f"{config.data.train}: {total - with_answer:,} of {total:,} prompts have no reference "
+            "answer, and score.source is sparse_only: nothing could score them",
+            "give rows with prompt, answer and eval_func; or score by a model: "
+            "score.source=dense_only --reward-load DIR",
+        )
+    if config.score.workers > (os.cpu_count() or 1):
+        console.say(f"score.workers {config.score.workers} are more than this machine's cores")
+
+
+def run(
+    config: OnPolicyConfig,
+    folder: RunFolder,
+    make: "Callable[[Any, Crew, PromptData], Learner]",
+    *,
+    with_reference: bool,
+) -> None:
+    """One rank's work: load or resume, episodes, validate, save.
+
+    Args:
+        config: The run.
+        folder: Its folder.
+        make: Makes the learner.
+        with_reference: Whether a frozen copy of the policy is needed.
+    """
+    import torch.distributed as dist
+
+    from alignctl.data.prompt_store import PromptData
+    from alignctl.on_policy.crew import assemble
+    from alignctl.on_policy.loop import Loop
+    from alignctl.on_policy.scoring import Scorer
+    from alignctl.rewards.workers import RuleWorkers
+
+    training.initialize(config)
+    data = PromptData.open(launcher.prepared_data(folder))
+    crew, step = assemble(config, folder, with_reference=with_reference)
+    tokenizer = load_tokenizer(crew.source.tokenizer_folder(config.tokenizer))
+    has_rules = any(rule is not None for rule in data.eval_funcs)
+    judges = RuleWorkers(config.score.workers, config.score.timeout_seconds) if has_rules else None
+    with judges or nullcontext():
+        scorer = Scorer(crew, data, tokenizer, judges)
+        Loop(config, folder, crew, data, scorer, make(config, crew, data), step).run()
+    crew.rollout.close()
+    dist.barrier()
+    dist.destroy_process_group()
