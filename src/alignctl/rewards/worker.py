@@ -1,0 +1,43 @@
+"""The process that compares answers for `RuleWorkers`: a line of JSON in, a line of JSON out.
+
+It imports neither torch nor the program of its parent. It ends when the other end of its pipe
+closes, which it sees as soon as it is idle; while it compares, the kernel's timer ends it, should
+the parent have died and not do so.
+"""
+
+import json
+import logging
+import os
+import resource
+import signal
+import sys
+
+from alignctl.rewards.rules import RULES
+
+MEMORY_BYTES = 2 << 30
+"""Address space of a worker: powers of powers fill the memory of the machine before their time."""
+
+
+def main() -> None:
+    """Answers tasks until there are no more."""
+    limit_seconds = float(sys.argv[1])
+    # Whatever a library prints must not get between the answers.
+    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
+    # math-verify warns that its timers are off, and tells of every text it cannot read.
+    logging.getLogger("math_verify").setLevel(logging.ERROR)
+    RULES["math_rule"](r"\boxed{\sqrt{2}}", r"2^{1/2}")  # imports what the first task needs
+    print(json.dumps("ready"), file=answers, flush=True)
+    for line in sys.stdin:
+        task = json.loads(line)
+        signal.setitimer(signal.ITIMER_REAL, limit_seconds + 1)
+        reason = RULES[task["eval_func"]](task["completion"], task["reference"])
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        print(json.dumps(reason), file=answers, flush=True)
+
+
+if __name__ == "__main__":
+    main()

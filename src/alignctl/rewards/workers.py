@@ -1,0 +1,175 @@
+"""Rules in processes of their own, which are killed when an answer takes too long."""
+
+import json
+import os
+import selectors
+import subprocess
+import sys
+import time
+from collections import deque
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Self
+
+from alignctl.errors import RunError
+from alignctl.rewards.rules import Reason, Verdict
+
+START_SECONDS = 120.0
+"""How long a worker may take to import its libraries, on a machine that is busy."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """An answer to check.
+
+    Attributes:
+        completion: All that the model wrote after the prompt.
+        reference: The reference answer.
+        eval_func: A key of `RULES`.
+    """
+
+    completion: str
+    reference: str
+    eval_func: str
+
+
+class _Worker:
+    """A process and the task that it is at: a place in the tasks, or None.
+
+    A fresh interpreter, and no fork: a rank's threads, devices and process groups stay its own. A
+    session of its own keeps the terminal's signals away.
+    """
+
+    def __init__(self, limit_seconds: float) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, "-P", "-m", "alignctl.rewards.worker", str(limit_seconds)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            # sympy orders terms by hashes: the same answers must always be equal.
+            env={**os.environ, "PYTHONHASHSEED": "0"},
+            start_new_session=True,
+        )
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        self.tasks, self.reasons = self.process.stdin, self.process.stdout
+        self.is_ready = False
+        self.place: int | None = None
+        self.deadline = time.monotonic() + START_SECONDS
+
+    def send(self, place: int, task: Task, limit_seconds: float) -> None:
+        """Gives a task to a worker that waits for one, so that the pipe takes it at once."""
+        self.place = place
+        self.deadline = time.monotonic() + limit_seconds
+        try:
+            self.tasks.write(json.dumps(vars(task)).encode() + b"\n")
+            self.tasks.flush()
+        except BrokenPipeError:
+            self.process.kill()  # it has just died; its end is read like any other
+
+    def kill(self) -> None:
+        """Ends the process, whatever it is doing, and waits until it is gone."""
+        self.process.kill()
+        self.process.wait()
+        self.reasons.close()
+        with suppress(BrokenPipeError):  # what a dead process did not read is of no use
+            self.tasks.close()
+
+
+class RuleWorkers:
+    """Worker processes for rules; a context manager, which ends them.
+
+    A worker is at one task at a time. One that exceeds its time is killed and replaced, its answer
+    counts as `timeout`; one that dies is replaced, its answer counts as `crashed`.
+    """
+
+    def __init__(self, num_workers: int = 2, limit_seconds: float = 5.0) -> None:
+        """Starts nothing yet.
+
+        Args:
+            num_workers: Processes.
+            limit_seconds: Time for one answer, as a clock on the wall tells it.
+        """
+        self._num_workers = num_workers
+        self._limit_seconds = limit_seconds
+        self._selector = selectors.DefaultSelector()
+        self._workers: list[_Worker] = []
+
+    def __enter__(self) -> Self:
+        for _ in range(self._num_workers):
+            self._start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for worker in [*self._workers]:
+            self._end(worker)
+        self._selector.close()
+
+    def verdicts(self, tasks: Sequence[Task]) -> list[Verdict]:
+        """Checks answers.
+
+        Args:
+            tasks: Answers, in any number.
+
+        Returns:
+            A verdict for each, in the order of the tasks.
+
+        Raises:
+            RunError: When workers do not start, for which their messages in the log say why.
+        """
+        found: dict[int, Verdict] = {}
+        waiting = deque(range(len(tasks)))
+        while len(found) < len(tasks):
+            for worker in [w for w in self._workers if w.is_ready and w.place is None]:
+                if worker.process.poll() is not None:  # it died while it was idle
+                    self._end(worker)
+                    self._start()
+                elif waiting:
+                    place = waiting.popleft()
+                    worker.send(place, tasks[place], self._limit_seconds)
+            for place, reason in self._wait():
+                found[place] = Verdict(reason)
+        return [found[place] for place in range(len(tasks))]
+
+    def _wait(self) -> list[tuple[int, Reason]]:
+        """Waits until something happens; the tasks that are done, with their reasons."""
+        busy = [w for w in self._workers if w.place is not None or not w.is_ready]
+        seconds = min(worker.deadline for worker in busy) - time.monotonic()
+        done: list[tuple[int, Reason]] = []
+        for key, _ in self._selector.select(max(seconds, 0)):
+            worker: _Worker = key.data
+            line = worker.reasons.readline()
+            if not line.endswith(b"\n"):
+                self._replace(worker, "crashed", done)
+            elif not worker.is_ready:
+                worker.is_ready = True
+            elif worker.place is not None:
+                done.append((worker.place, json.loads(line)))
+                worker.place = None
+        for worker in [w for w in busy if w in self._workers]:
+            is_busy = worker.place is not None or not worker.is_ready
+            if is_busy and worker.deadline < time.monotonic():
+                self._replace(worker, "timeout", done)
+        return done
+
+    def _replace(self, worker: _Worker, reason: Reason, done: list[tuple[int, Reason]]) -> None:
+        if not worker.is_ready:
+            raise RunError(
+                "a process for rule rewards "
+                + ("died on its start" if reason == "crashed" else "did not start in time"),
+                "the log has its own message; `alignctl doctor` looks for math-verify",
+            )
+        if worker.place is not None:
+            done.append((worker.place, reason))
+        self._end(worker)
+        self._start()
+
+    def _start(self) -> None:
+        worker = _Worker(self._limit_seconds)
+        self._workers.append(worker)
+        self._selector.register(worker.reasons, selectors.EVENT_READ, worker)
+
+    def _end(self, worker: _Worker) -> None:
+        self._workers.remove(worker)
+        self._selector.unregister(worker.reasons)
+        worker.kill()
