@@ -104,7 +104,8 @@ def whiten(values: Tensor, mask: Tensor | None = None) -> Tensor:
     """
     exact = values.double()
     known = exact if mask is None else exact[mask]
-    whitened = (exact - known.mean()) * (known.var(correction=0) + 1e-8).rsqrt()
+    mean = known.mean()
+    whitened = (exact - mean) * (((known - mean) ** 2).mean() + 1e-8).rsqrt()
     return (whitened if mask is None else whitened.where(mask, 0.0)).to(values)
 
 
