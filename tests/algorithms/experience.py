@@ -39,7 +39,8 @@ def targets_of(batch: TokenBatch, extra: int = 0) -> Tensor:
 
 def placed(batch: TokenBatch, segments: Segments, values: Tensor, extra: int = 0) -> Tensor:
     """Numbers of response tokens `[N]` at their places in a micro batch, 0 elsewhere."""
-    placed = values.new_zeros(batch.num_tokens + extra)
+    # A model's output has a gradient for a filler too: here, 0 for each token.
+    placed = values.new_zeros(batch.num_tokens + extra) + 0 * values.sum()
     for document, sample in enumerate(batch.rows):
         if sample >= 0:
             end = batch.cu_seqlens[document + 1]
