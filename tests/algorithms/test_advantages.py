@@ -194,6 +194,12 @@ def test_advantages_of_groups_by_hand(baseline: Baseline, expected: list[float])
     assert found.is_constant.tolist() == is_constant
 
 
+def test_a_quotient_of_sizes_has_all_digits() -> None:
+    """0, 0, 0 and 1: 0 - 1/3 and 1 - 0. A 4/3 in float32 would be seen at 1e-8."""
+    found = group_advantages(tokens(0, 0, 0, 1), torch.zeros(4, dtype=torch.int64), "rloo")
+    assert found.advantages.tolist() == pytest.approx([-1 / 3] * 3 + [1], abs=1e-15)
+
+
 @pytest.mark.parametrize("baseline", BASELINES)
 @pytest.mark.parametrize("score", [0.1, 0.7, 1e6, -3.3])
 def test_equal_scores_give_exactly_0(baseline: Baseline, score: float) -> None:

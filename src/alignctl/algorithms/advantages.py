@@ -143,8 +143,9 @@ def group_advantages(scores: Tensor, groups: Tensor, baseline: Baseline) -> Grou
     """
     if baseline == "reinforce++":
         groups = torch.zeros_like(groups)
-    _, group, counts = groups.unique(return_inverse=True, return_counts=True)
-    exact, none = scores.double(), torch.zeros(len(counts), dtype=torch.float64)
+    _, group, sizes = groups.unique(return_inverse=True, return_counts=True)
+    exact, counts = scores.double(), sizes.double()  # a quotient of integers would be in float32
+    none = torch.zeros_like(counts)
     lowest = none.scatter_reduce(0, group, exact, "amin", include_self=False)
     highest = none.scatter_reduce(0, group, exact, "amax", include_self=False)
     centred = exact - (none.index_add(0, group, exact) / counts)[group]
