@@ -104,7 +104,8 @@ def whiten(values: Tensor, mask: Tensor | None = None) -> Tensor:
     """
     exact = values.double()
     known = exact if mask is None else exact[mask]
-    whitened = (exact - known.mean()) * (known.var(correction=0) + 1e-8).rsqrt()
+    mean = known.mean()
+    whitened = (exact - mean) * (((known - mean) ** 2).mean() + 1e-8).rsqrt()
     return (whitened if mask is None else whitened.where(mask, 0.0)).to(values)
 
 
@@ -142,8 +143,9 @@ def group_advantages(scores: Tensor, groups: Tensor, baseline: Baseline) -> Grou
     """
     if baseline == "reinforce++":
         groups = torch.zeros_like(groups)
-    _, group, counts = groups.unique(return_inverse=True, return_counts=True)
-    exact, none = scores.double(), torch.zeros(len(counts), dtype=torch.float64)
+    _, group, sizes = groups.unique(return_inverse=True, return_counts=True)
+    exact, counts = scores.double(), sizes.double()  # a quotient of integers would be in float32
+    none = torch.zeros_like(counts)
     lowest = none.scatter_reduce(0, group, exact, "amin", include_self=False)
     highest = none.scatter_reduce(0, group, exact, "amax", include_self=False)
     centred = exact - (none.index_add(0, group, exact) / counts)[group]

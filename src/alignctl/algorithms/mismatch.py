@@ -22,8 +22,8 @@ class Mismatch:
         max_difference: Largest |d|.
         mean_ratio: Mean of e^d; 1 in expectation, whatever the two policies.
         kl: KL(sampler || trainer) per token by k3, which is never negative.
-        kl_k1: The same by k1; far below 0 if tokens were not sampled from the probabilities that the
-            sampler tells (another temperature, top-p without renormalisation).
+        kl_k1: The same by k1; far below 0 if tokens were not sampled from the probabilities that
+            the sampler tells (another temperature, top-p without renormalisation).
         effective_share: Effective sample size by token, of all tokens: (sum w)^2 / (N sum w^2)
             with w = e^d (Kish 1965).
     """

@@ -36,10 +36,12 @@ def choose_pairs(
     for prompt in prompts:
         samples = np.flatnonzero(groups == prompt)
         above, below = _pairs_of_one(scores[samples], choice)
+        if not len(above):
+            continue
+        num_prompts += 1
         better += samples[above].tolist()
         worse += samples[below].tolist()
         share += [1 / len(above)] * len(above)
-        num_prompts += len(above) > 0
     pairs = Pairs(
         np.asarray(better, np.int64),
         np.asarray(worse, np.int64),

@@ -22,11 +22,12 @@ class PolicyLoss:
     With r = p_new(token) / p_old(token) and A the advantage, a token's loss is
 
     - `ppo`: -min(r A, clip(r, 1 - clip_low, 1 + clip_high) A) (Schulman et al. 2017, equation 7;
-      unequal bounds: DAPO, Yu et al. 2025, arXiv 2503.14476). With a dual clip c, a loss with A < 0 is
-      at most -c A (Ye et al. 2020, arXiv 1912.09729).
+      unequal bounds: DAPO, Yu et al. 2025, arXiv 2503.14476). With a dual clip c, a loss with
+      A < 0 is at most -c A (Ye et al. 2020, arXiv 1912.09729).
     - `gspo`: the same with the geometric mean of the response's r in place of r, whose gradient
       each token has by itself (GSPO-token: Zheng et al. 2025, arXiv 2507.18071, section 4.3).
-    - `cispo`: -stop(clip(r)) A log p_new: no token loses its gradient (MiniMax 2025, arXiv 2506.13585).
+    - `cispo`: -stop(clip(r)) A log p_new: no token loses its gradient (MiniMax 2025, arXiv
+      2506.13585).
 
     + kl_coef KL(new || reference), by `kl_loss`, - entropy_coef entropy. Old log-probabilities are
     the trainer's own, so that r is exactly 1 before the first update.
