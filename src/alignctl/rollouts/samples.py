@@ -2,11 +2,12 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
+from alignctl.config import rollout
 from alignctl.data.order import deal
 
 Finish = Literal["stop", "length"]
@@ -34,6 +35,19 @@ class Sampling:
     """Only tokens that are at least this likely, as a share of the likeliest one's probability."""
     repetition_penalty: float = 1.0
     """Above 1, tokens that were there before become less likely."""
+
+    @classmethod
+    def of(cls, settings: rollout.Rollout, stop_token_ids: Sequence[int]) -> Self:
+        """What a configuration says, with the tokens that end a text."""
+        return cls(
+            max_new_tokens=settings.max_new_tokens,
+            stop_token_ids=tuple(stop_token_ids),
+            temperature=settings.temperature,
+            top_p=settings.top_p,
+            top_k=settings.top_k,
+            min_p=settings.min_p,
+            repetition_penalty=settings.repetition_penalty,
+        )
 
 
 @dataclass(frozen=True)

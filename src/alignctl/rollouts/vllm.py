@@ -85,6 +85,10 @@ class Rollout:
         library.set_environment()
         with _apart(), tempfile.TemporaryDirectory(prefix="alignctl-rollout-") as folder:
             (Path(folder) / "config.json").write_text(json.dumps(told), encoding="utf-8")
+            if model.family == "bloom":
+                from alignctl.rollouts import vllm_bloom
+
+                vllm_bloom.register()
             self._llm: Any = _start(
                 folder,
                 settings,
@@ -185,6 +189,8 @@ class Rollout:
         self, places: Sequence[int], requests: Sequence[Request], sampling: Sampling
     ) -> dict[int, Completion]:
         """What vLLM makes of some of the requests; those that failed are not in it."""
+        from vllm.exceptions import VLLMClientError
+
         engine = self._llm.llm_engine
         found: dict[int, Completion] = {}
         waiting: set[str] = set()
@@ -193,7 +199,7 @@ class Rollout:
                 prompt = {"prompt_token_ids": requests[place].prompt.tolist()}
                 engine.add_request(str(place), prompt, _params(sampling, requests[place].seed))
                 waiting.add(str(place))
-            except ValueError as error:  # what vLLM raises for a request that it cannot take
+            except VLLMClientError as error:  # it cannot take such a request
                 logger.warning("request %d: %s", place, error)
         try:
             while engine.has_unfinished_requests():

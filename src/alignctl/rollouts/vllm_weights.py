@@ -54,6 +54,7 @@ def load(
         initialize_layerwise_reload(model)
         loaded = model.load_weights(_watched(stream, shapes, sums, _merged_names(model)))
         finalize_layerwise_reload(model, runner.model_config)
+        _repack_tied(model)
     if missing := sorted(expected - loaded):
         raise RunError(f"vLLM got no weights for {', '.join(missing)}")
     return sums
@@ -69,24 +70,25 @@ def check(worker: Any, sent: Sums) -> None:
     """
     from vllm.distributed.parallel_state import get_tp_group
 
-    found = {name: list(_found(module, name)) for module, name in _weights(worker)}
-    own = [(name, part) for name, parts in found.items() for part in parts]
-    sums = torch.tensor([_bits(part) for _, part in own], dtype=torch.int64)
+    own = [
+        (name, part.numel(), _bits(part))
+        for module, short, name in _weights(worker)
+        for part in _found(module, short)
+    ]
+    sums = torch.tensor([bits for _, _, bits in own], dtype=torch.int64)
     total = sums.clone()
     dist.all_reduce(total, group=get_tp_group().cpu_group)
     # A tensor that is not cut is on every rank whole; of one that is, the ranks' sums add up.
     wrong = sorted(
         {
             name
-            for (name, part), mine, everybodys in zip(
-                own, sums.tolist(), total.tolist(), strict=True
-            )
-            if sent[name][0] != (mine if part.numel() == sent[name][1] else everybodys)
+            for (name, count, mine), everybodys in zip(own, total.tolist(), strict=True)
+            if sent[name][0] != (mine if count == sent[name][1] else everybodys)
         }
     )
     if wrong:
         raise RunError(
-            f"after the push of weights, {len(wrong)} of {len(found)} tensors in vLLM are not what "
+            f"after the push of weights, {len(wrong)} of {len(sent)} tensors in vLLM are not what "
             f"was sent: {', '.join(wrong[:5])}{' ...' if len(wrong) > 5 else ''}"
         )
 
@@ -119,25 +121,36 @@ def _merged_names(model: Any) -> dict[str, str]:
     return {part: whole for whole, parts in merged.items() for part in parts}
 
 
-def _weights(worker: Any) -> Iterator[tuple[Any, str]]:
-    """Modules with the full names of their own parameters."""
+def _repack_tied(model: Any) -> None:
+    """Gives a tied output layer on the CPU the new weights.
+
+    It multiplies with a packed copy of the embedding, its own, and vLLM 0.32 renews that of the
+    embedding only: the output layer would go on with what it was packed from first.
+    """
     seen = set()
+    for module in model.modules():
+        weight = getattr(module, "weight", None)
+        if id(weight) in seen and hasattr(module, "cpu_linear"):
+            module.quant_method.process_weights_after_loading(module)
+        seen.add(id(weight))
+
+
+def _weights(worker: Any) -> Iterator[tuple[Any, str, str]]:
+    """Modules with their own parameters: the name in the module, and the first full name of it."""
+    names: dict[int, str] = {}
     for prefix, module in worker.worker.model_runner.get_model().named_modules():
         for name, parameter in module.named_parameters(recurse=False):
-            if id(parameter) not in seen:
-                seen.add(id(parameter))
-                yield module, f"{prefix}.{name}"
+            yield module, name, names.setdefault(id(parameter), f"{prefix}.{name}")
 
 
-def _found(module: Any, name: str) -> Iterator[Tensor]:
+def _found(module: Any, short: str) -> Iterator[Tensor]:
     """What there is of a parameter: itself, and the copy that a layer on the CPU multiplies with.
 
     Such a copy is packed for the processor, and the parameter may be gone. It is read by having it
     multiply the identity, which is exact: every sum has one term that is not zero.
     """
-    short = name.rpartition(".")[2]
     parameter = getattr(module, short).detach()
-    dtype = next(p.dtype for p in (module.weight, parameter))
+    dtype = module.weight.dtype
     if parameter.numel():
         yield parameter.to(dtype)
     multiply = getattr(module, "cpu_linear", None)
