@@ -17,6 +17,8 @@ from tests.algorithms.experience import (
     targets_of,
 )
 
+pytestmark = pytest.mark.slow  # the import of TRL's trainer: ten seconds
+
 LENGTHS = (4, 7, 1, 5)
 SEGMENTS = segments_of(*LENGTHS)
 LONGEST, COUNT, MAX_TOKENS = max(LENGTHS), sum(LENGTHS), 9
