@@ -26,6 +26,7 @@ CASES = [
     ("The answer is 3. No, the answer is 72, because 48 + 24 = 70 + 2.", "72", "correct"),
     ("The answer is 48 + 24 = 72.", "72", "correct"),
     ("The answer is: $18.00 per day.", "18", "correct"),
+    ("The answer is <<70+2=72>>72.", "72", "correct"),
     ("**Answer:** 72", "72", "correct"),
     ("The answer is therefore 72 clips.", "72", "correct"),
     ("The final answer is $\\frac{3}{4}$. I hope it is correct.", "3/4", "correct"),

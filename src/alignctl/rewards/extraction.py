@@ -29,7 +29,8 @@ _LAST = re.compile(
     rf"(?:(?<![\w).])[-+]\s?)?{_CURRENCY}(?<![A-Za-z_.])(?<!\d)(?:{_AMOUNT})", re.IGNORECASE
 )
 _SCALES = {"thousand": 10**3, "million": 10**6, "billion": 10**9}
-_STATED = re.compile(r"\banswer\s*(?:is|are|:|=)[\s:*]*", re.IGNORECASE)
+_STATED = re.compile(r"\banswer\s*(?:is|are|:)[\s:*]*", re.IGNORECASE)
+_CALCULATION = re.compile(r"<<[^<>\n]*>>")  # GSM8K's notes for a calculator: 48/2 = <<48/2=24>>24
 _SENTENCE_END = re.compile(r"[.!?;](?:\s|\Z)")
 _ASSIGNMENT = re.compile(r"[A-Za-z]\w{0,20}\s*(?:=|\\approx)\s*")
 _FRACTION = re.compile(rf"\\frac\s*\{{\s*({_NUMBER})\s*\}}\s*\{{\s*({_NUMBER})\s*\}}")
@@ -54,7 +55,7 @@ class Quantity:
 
 def final_answer(completion: str) -> str | None:
     """The answer that a completion ends with, cleaned; None when there is none."""
-    text = completion.translate(_DASHES)
+    text = _CALCULATION.sub("", completion.translate(_DASHES))
     for find in (_boxed, _marked, _stated, _last_number):
         found = find(text)
         if found is not None and (answer := clean(found)):
