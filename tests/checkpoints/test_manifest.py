@@ -178,7 +178,8 @@ def test_a_file_has_one_checksum(checksums: dict[str, str], folder: Path) -> Non
 
 def test_checksums_of_two_kinds_leave_it_to_the_sizes() -> None:
     old, new = FileRecord(num_bytes=7, sha256="a"), FileRecord(num_bytes=7, xxh3="b")
-    assert new.agrees_with(old) and old.agrees_with(new)
+    assert new.agrees_with(old)
+    assert old.agrees_with(new)
     assert not FileRecord(num_bytes=8, xxh3="b").agrees_with(old)
     assert not FileRecord(num_bytes=7, xxh3="c").agrees_with(new)
 
