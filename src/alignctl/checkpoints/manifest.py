@@ -26,7 +26,7 @@ from alignctl.config.sections import Head, Lora, Model, Role
 from alignctl.errors import UserError
 
 if TYPE_CHECKING:
-    from hashlib import _Hash
+    from _hashlib import _HashObject
 
     from typing_extensions import Buffer
 
@@ -149,7 +149,7 @@ def is_unchanged(file: Path, expected: FileRecord) -> bool:
     return FileRecord(num_bytes=file.stat().st_size, sha256=found) == expected
 
 
-def _digest(file: Path, kind: "Callable[[], _Hash]") -> str:
+def _digest(file: Path, kind: "Callable[[], _HashObject]") -> str:
     with file.open("rb", buffering=0) as stream:
         return hashlib.file_digest(stream, kind).hexdigest()
 
@@ -234,8 +234,8 @@ class _Recorded(io.BufferedWriter):
 
 
 _PIECE = 1 << 20
-"""Bytes that are written at once. With many more, Linux looks for large pages to cache them in,
-and needed up to seven times as long for a write."""
+"""Bytes that are written at once. With many more, Linux caches them in large pages, which it
+took several times as long to find."""
 
 _SYNCED_BYTES = 256 << 20
 """Bytes after which a growing file is synced, so that the disk works meanwhile."""
