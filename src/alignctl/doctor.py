@@ -42,6 +42,7 @@ LIBRARIES = (
     Library("transformers", "5.19.0", "tokenizers, Hugging Face folders"),
     Library("tokenizers", "0.23.3", "tokenizers"),
     Library("safetensors", "0.8.0", "Hugging Face folders"),
+    Library("xxhash", "4.1.0", "checksums of checkpoints"),
     Library("pyarrow", "26.0.1", "parquet data"),
     Library("zstandard", "0.25.0", "compressed data"),
     Library("tensorboard", "2.21.0", "TensorBoard files"),
