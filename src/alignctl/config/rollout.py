@@ -54,9 +54,7 @@ class Rollout(Section):
     verify_push: bool = False
     """After every push of weights, compare the sum of every tensor's bits on both sides."""
 
-    def problems(
-        self, model: Model, *, seq_length: int, world_size: int
-    ) -> list[str]:
+    def problems(self, model: Model, *, seq_length: int, world_size: int) -> list[str]:
         """Why a policy cannot be sampled from like this, one line per reason.
 
         Args:
@@ -71,9 +69,7 @@ class Rollout(Section):
                 f"{seq_length}: no room is left for a prompt"
             )
         if world_size % self.tp:
-            problems.append(
-                f"{world_size} processes are not a multiple of rollout.tp {self.tp}"
-            )
+            problems.append(f"{world_size} processes are not a multiple of rollout.tp {self.tp}")
         if self.temperature == 0 and (self.top_p < 1 or self.top_k or self.min_p):
             problems.append(
                 "rollout.top_p, top_k and min_p have no effect at rollout.temperature 0: the "

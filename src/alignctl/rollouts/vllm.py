@@ -213,7 +213,7 @@ class Rollout:
     def _exchanged(self, found: dict[int, Completion]) -> dict[int, Completion]:
         """All replicas' completions, on every rank."""
         packed = pack(found)
-        mine = torch.tensor([self._replica, len(packed), zlib.crc32(packed)], device=DEVICE)
+        mine = torch.tensor([self._replica, len(packed), zlib.crc32(packed.tobytes())], device=DEVICE)
         told = [torch.empty_like(mine) for _ in range(dist.get_world_size())]
         dist.all_gather(told, mine)
         rows = [row.tolist() for row in told]
