@@ -175,9 +175,7 @@ def _different(engine: Any, folder: Path) -> list[str]:
     from alignctl.engines.megatron_weights import hf_weights
 
     theirs = load_file(folder / "model.safetensors")
-    prefix = "" if any(name.startswith(("transformer.", "model.")) for name in theirs) else "?"
     ours = {name: tensor.clone() for name, tensor in hf_weights(engine)}
-    assert not prefix
     return sorted(
         name
         for name in ours.keys() | theirs.keys()
@@ -194,9 +192,7 @@ def _tokens(generated: Generated) -> list[list[int]]:
     return [each.tokens.tolist() for each in _complete(generated)]
 
 
-def _told(
-    name: str, engine: Any, generated: Generated, *, temperature: float = 1.0
-) -> Result:
+def _told(name: str, engine: Any, generated: Generated, *, temperature: float = 1.0) -> Result:
     """Tokens, and how far the trainer's log-probabilities are from vLLM's at most."""
     import torch
 
@@ -240,9 +236,18 @@ def _stopping(rollout: Any, first: Generated) -> Result:
 
 
 def _poisoned(rollout: Any) -> Result:
-    """Three requests that vLLM cannot serve: one breaks the whole batch, two are refused."""
+    """Requests that cannot be served: one breaks whatever it is run with, three are refused."""
+    poison = VOCAB_SIZE - 3
+
+    def break_down(module: Any, inputs: Any) -> None:
+        if (inputs[0] == poison).any():
+            raise RuntimeError("a poisoned prompt")
+
+    model = _model(rollout)
+    embedding = next(m for name, m in model.named_modules() if "embed" in name.rpartition(".")[2])
+    hook = embedding.register_forward_pre_hook(break_down)
     good = requests()[:5]
-    bad = [[1, 10**6], [5] * (SEQ_LENGTH + 1), []]
+    bad = [[1, poison], [1, 10**6], [5] * (SEQ_LENGTH + 1), []]
     broken = [
         Request(np.array(prompt, np.int32), seed=1, group=50 + number)
         for number, prompt in enumerate(bad)
@@ -250,11 +255,17 @@ def _poisoned(rollout: Any) -> Result:
     alone = rollout.generate(good, SAMPLING)
     found = rollout.generate([*good[:3], *broken, *good[3:]], SAMPLING)
     after = rollout.generate(good, SAMPLING)
+    hook.remove()
     return {
         "poisoned": [each and each.tokens.tolist() for each in found.completions],
         "poisoned_counts": [found.num_retried, found.num_failed],
         "unpoisoned": [_tokens(alone), _tokens(after)],
     }
+
+
+def _model(rollout: Any) -> Any:
+    """vLLM's model in this process."""
+    return rollout._llm.llm_engine.model_executor.driver_worker.worker.model_runner.get_model()
 
 
 def _pushes(rollout: Any, engine: Any) -> Result:
@@ -264,7 +275,7 @@ def _pushes(rollout: Any, engine: Any) -> Result:
     from alignctl.engines.megatron_weights import hf_weights
 
     whole = [(name, tensor.clone()) for name, tensor in hf_weights(engine)]
-    model = rollout._llm.llm_engine.model_executor.driver_worker.worker.model_runner.get_model()
+    model = _model(rollout)
     load = model.load_weights
 
     def spoil(stream: Any) -> Any:

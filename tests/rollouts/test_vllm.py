@@ -57,15 +57,15 @@ def test_a_completion_ends_with_a_stop_token_or_at_its_length(case: Case, result
 def test_what_fails_is_tried_again_and_counted_and_takes_nobody_with_it(
     case: Case, result: Results
 ) -> None:
-    """Three requests fail twice. On one replica the one that breaks vLLM takes five with it once;
-    of two replicas, only those it shares one with."""
+    """Four requests fail twice. The one that breaks vLLM takes those with it, once, that are under
+    way on the same replica: five at most."""
     found = result(case)
     alone, after = found["unpoisoned"]
-    assert found["poisoned"] == [*alone[:3], None, None, None, *alone[3:]]
+    assert found["poisoned"] == [*alone[:3], *[None] * 4, *alone[3:]]
     assert after == alone
     retried, failed = found["poisoned_counts"]
-    assert failed == 3
-    assert 3 <= retried <= 8
+    assert failed == 4
+    assert 4 < retried <= 9
 
 
 @pytest.mark.parametrize("case", ALL)
