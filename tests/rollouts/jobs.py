@@ -154,7 +154,8 @@ def course(case: Case, folder: Path) -> Result:
     rollout.sleep()
     rollout.wake()
     rollout.load_weights(hf_weights(engine))
-    found |= _told("second", engine, rollout.generate(requests(), SAMPLING))
+    second = rollout.generate(requests(), SAMPLING)
+    found |= _told("second", engine, second)
     warm = Sampling(max_new_tokens=20, stop_token_ids=(STOP,), temperature=0.6)
     found |= _told("warm", engine, rollout.generate(requests(), warm), temperature=0.6)
     few = Sampling(max_new_tokens=20, stop_token_ids=(STOP,), top_k=1)
@@ -162,7 +163,7 @@ def course(case: Case, folder: Path) -> Result:
         float(abs(each.logprobs).max()) for each in _complete(rollout.generate(requests(), few))
     ]
     found["version"] = rollout.version
-    found |= _stopping(rollout, first) | _poisoned(rollout) | _pushes(rollout, engine)
+    found |= _stopping(rollout, second) | _poisoned(rollout) | _pushes(rollout, engine)
     rollout.close()
     return found
 
@@ -224,10 +225,10 @@ def _message(act: Any) -> str | None:
     return None
 
 
-def _stopping(rollout: Any, first: Generated) -> Result:
+def _stopping(rollout: Any, before: Generated) -> Result:
     """What had been the sixth token of the first completion is a stop token now."""
-    token = _tokens(first)[0][5]
-    sampling = Sampling(max_new_tokens=8, stop_token_ids=(STOP, token))
+    (first, *_) = _tokens(before)
+    sampling = Sampling(max_new_tokens=8, stop_token_ids=(STOP, first[min(5, len(first) - 1)]))
     completions = _complete(rollout.generate(requests(), sampling))
     return {
         "stop_tokens": sampling.stop_token_ids,

@@ -50,7 +50,9 @@ def test_a_completion_ends_with_a_stop_token_or_at_its_length(case: Case, result
         assert not set(tokens[:-1]) & set(found["stop_tokens"])
         assert (tokens[-1] in found["stop_tokens"]) == (finish == "stop")
         assert finish == "stop" or len(tokens) == 8
-    assert found["finishes"][0] == ["stop", found["first"][0][:6]]
+    before = found["second"][0]
+    end = next(place for place, token in enumerate(before) if token in found["stop_tokens"])
+    assert found["finishes"][0] == ["stop", before[: end + 1]]
 
 
 @pytest.mark.parametrize("case", ALL)
