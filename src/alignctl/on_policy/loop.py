@@ -143,6 +143,12 @@ class Loop:
             )
             for text in sample_log.shown(gathered, self.data, tokenizer, config.experience.shown):
                 metrics.note(text)
+        if retried := int(gathered.metrics["requests_retried"]):
+            failed = int(gathered.metrics["requests_failed"])
+            metrics.note(
+                f"warning: {retried} requests failed in the sampler and were tried again alone, "
+                f"{failed} in vain; the logs of the ranks have its errors"
+            )
         self._watch(scored.metrics.get("accuracy"), metrics)
 
     def _watch(self, accuracy: float | None, metrics: MetricsWriter) -> None:

@@ -42,6 +42,9 @@ from alignctl.rollouts.samples import (
 
 logger = logging.getLogger(__name__)
 
+_CPU_TOKENS = 4096
+"""Most tokens of a forward pass without a GPU, unless a sequence can be longer."""
+
 
 class Rollout:
     """vLLM on all ranks of the job. Every method is collective.
@@ -258,11 +261,18 @@ def _start(folder: str, settings: config.Rollout, **more: Any) -> Any:
     """A `vllm.LLM` with random weights, as one rank of a replica."""
     from vllm import LLM
 
-    memory: dict[str, Any] = {"kv_cache_memory_bytes": int(settings.kv_cache_gib * 2**30)}
     if IS_GPU:
-        memory = {"gpu_memory_utilization": settings.gpu_memory_utilization}
-    if settings.max_num_batched_tokens is not None:
-        memory["max_num_batched_tokens"] = settings.max_num_batched_tokens
+        memory: dict[str, Any] = {"gpu_memory_utilization": settings.gpu_memory_utilization}
+    else:
+        memory = {
+            "kv_cache_memory_bytes": int(settings.kv_cache_gib * 2**30),
+            # A prompt that is read in two steps sets the offset of its request's generator back,
+            # which generators of a CPU do not have: vLLM fails. So each is read in one step.
+            "enable_chunked_prefill": False,
+        }
+    tokens = settings.max_num_batched_tokens
+    if tokens is not None or not IS_GPU:
+        memory["max_num_batched_tokens"] = max(tokens or _CPU_TOKENS, more["max_model_len"])
     llm = LLM(
         folder,
         distributed_executor_backend="external_launcher",
