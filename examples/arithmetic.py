@@ -86,11 +86,19 @@ def split(*, held_out: int, seed: int) -> tuple[list[Addition], list[Addition]]:
     return sums[held_out:], sums[:held_out]
 
 
-def questions(sums: Iterable[Addition], *, seed: int) -> Iterator[dict[str, Any]]:
-    """Rows of the query/response schema, one sum each."""
-    random_form = random.Random(seed)
+def questions(
+    sums: Iterable[Addition], *, seed: int, wrong_share: float = 0.0
+) -> Iterator[dict[str, Any]]:
+    """Rows of the query/response schema, one sum each, a share of them with the wrong answer.
+
+    A policy that has learned from such rows makes the usual mistake as often as they do: it can be
+    taught which of its own answers are the better ones.
+    """
+    randomness = random.Random(seed)
     for each in sums:
-        yield {"query": each.question(random_form.choice(FORMS)), "response": each.answer}
+        question = each.question(randomness.choice(FORMS))
+        is_wrong = randomness.random() < wrong_share
+        yield {"query": question, "response": each.wrong_answer if is_wrong else each.answer}
 
 
 def chats(sums: Sequence[Addition], *, seed: int) -> Iterator[dict[str, Any]]:
