@@ -1,10 +1,12 @@
+import hashlib
+import io
 import json
 from pathlib import Path
 
 import pytest
 
 from alignctl.checkpoints import manifest
-from alignctl.checkpoints.manifest import Manifest, Recorder
+from alignctl.checkpoints.manifest import FileRecord, Manifest, Recorder
 from alignctl.errors import UserError
 from tests.checkpoints.folders import architecture
 
@@ -109,21 +111,77 @@ def test_a_manifest_that_is_no_json_is_refused(folder: Path) -> None:
 def test_a_growing_file_is_recorded_as_hashlib_would_when_it_is_done(tmp_path: Path) -> None:
     file = tmp_path / "sub" / "growing"
     file.parent.mkdir()
-    with Recorder() as recorder, file.open("wb", buffering=0) as stream:
-        for number in range(100):
-            stream.write(bytes([number]) * 1000)
-            recorder.advance(file, stream.tell())
-        recorder.finish(file)
+    with Recorder() as recorder:
+        with recorder.open(file) as stream:
+            for number in range(100):
+                stream.write(bytes([number]) * 1000)
         found = recorder.records(tmp_path)
     assert found == {"sub/growing": manifest.record(file)}
     assert found["sub/growing"].num_bytes == 100_000
 
 
-def test_a_file_that_cannot_be_recorded_is_an_error(tmp_path: Path) -> None:
+def test_what_was_written_cannot_be_written_again(tmp_path: Path) -> None:
+    """Its checksum would then be that of other bytes."""
+    with Recorder() as recorder, recorder.open(tmp_path / "file") as stream:
+        stream.write(b"weights")
+        with pytest.raises(io.UnsupportedOperation):
+            stream.seek(0)
+
+
+def test_a_file_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
+    """At once where it cannot be opened; in the end where it cannot be synced any more."""
     with Recorder() as recorder:
-        recorder.advance(tmp_path / "nothing", 1)
+        with pytest.raises(FileNotFoundError), recorder.open(tmp_path / "nowhere" / "file"):
+            pass
+        with recorder.open(tmp_path / "file"):
+            (tmp_path / "file").unlink()
         with pytest.raises(FileNotFoundError):
             recorder.records(tmp_path)
+
+
+def with_sha256(folder: Path, content: bytes) -> str:
+    """Gives a manifest of one file the kind of checksum that manifests had first; its digest."""
+    found = manifest.read(folder)
+    sha256 = hashlib.sha256(content).hexdigest()
+    record = FileRecord(num_bytes=len(content), sha256=sha256)
+    found.write(folder, {"__0_0.distcp": record})
+    return sha256
+
+
+def test_the_checksums_of_older_manifests_are_compared_too(folder: Path) -> None:
+    """The entry of a file is what it was then, so the digest of the whole manifest is too."""
+    sha256 = with_sha256(folder, b"weights" * 100)
+    stored = json.loads((folder / manifest.NAME).read_text())
+    assert stored["files"] == {"__0_0.distcp": {"num_bytes": 700, "sha256": sha256}}
+    found = manifest.read(folder)
+    manifest.verify_checksums(folder, found)
+    (folder / "__0_0.distcp").write_bytes(b"weights" * 99 + b"weighty")
+    with pytest.raises(UserError, match=r"__0_0.distcp: its checksum differs"):
+        manifest.verify_checksums(folder, found)
+
+
+def test_the_checksum_of_a_file_is_the_published_one(tmp_path: Path) -> None:
+    """XXH3 of 128 bits of nothing, from the test vectors of its author."""
+    (tmp_path / "empty").write_bytes(b"")
+    found = manifest.record(tmp_path / "empty")
+    assert found.model_dump() == {"num_bytes": 0, "xxh3": "99aa06d3014798d86001c324468d497f"}
+
+
+@pytest.mark.parametrize("checksums", [{}, {"xxh3": "0", "sha256": "0"}])
+def test_a_file_has_one_checksum(checksums: dict[str, str], folder: Path) -> None:
+    content = json.loads((folder / manifest.NAME).read_text())
+    content["files"] = {"__0_0.distcp": {"num_bytes": 700, **checksums}}
+    (folder / manifest.NAME).write_text(json.dumps(content))
+    with pytest.raises(UserError, match="a file has one checksum, xxh3 or sha256"):
+        manifest.read(folder)
+
+
+def test_checksums_of_two_kinds_leave_it_to_the_sizes() -> None:
+    old, new = FileRecord(num_bytes=7, sha256="a"), FileRecord(num_bytes=7, xxh3="b")
+    assert new.agrees_with(old)
+    assert old.agrees_with(new)
+    assert not FileRecord(num_bytes=8, xxh3="b").agrees_with(old)
+    assert not FileRecord(num_bytes=7, xxh3="c").agrees_with(new)
 
 
 def test_a_manifest_from_before_there_was_an_offset_is_still_whole(folder: Path) -> None:

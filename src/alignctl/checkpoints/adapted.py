@@ -71,7 +71,10 @@ def check_base(path: Path, found: Base, base: "Source") -> None:
         UserError: It is another model.
     """
     if base.manifest is not None:
-        is_same = recorded_files(base) == found.files
+        mine = recorded_files(base)
+        is_same = mine.keys() == found.files.keys() and all(
+            mine[name].agrees_with(each) for name, each in found.files.items()
+        )
     else:
         sizes = {name: (base.path / name).stat().st_size for name in weight_files(base)}
         is_same = sizes == {name: each.num_bytes for name, each in found.files.items()}
@@ -97,9 +100,9 @@ def verify(source: "Source", *, share: int = 0, num_shares: int = 1) -> None:
         return
     base, files = source.adapted.base, source.manifest.adapted.base.files
     verify(base, share=share, num_shares=num_shares)
-    if base.manifest is None:
+    if recorded_files(base) != files:
         for name in sorted(files)[share::num_shares]:
-            if manifest.record(base.path / name) != files[name]:
+            if not manifest.is_unchanged(base.path / name, files[name]):
                 raise _changed(source.path, base.path)
 
 

@@ -6,6 +6,7 @@ source.tensors -> cast, checked -> padded or split -> the target's writer
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
@@ -73,7 +74,7 @@ def convert(
     """
     dtype = target.dtype or hf.common_dtype(source.path, source.tensors.values())
     tensors = {name: tensor.to(dtype) for name, tensor in source.tensors.items()}
-    with ThreadPoolExecutor(1) as pool, Recorder() as recorder:
+    with ThreadPoolExecutor(1) as pool, Recorder() as recorder, _one_thread():
         checksums = pool.submit(_verify, source if verify_source else None)
         try:
             padded = _write(source, tensors, folder, target, recorder, on_bytes)
@@ -95,6 +96,20 @@ def convert(
             pp=target.pp,
             hf_prefix=source.hf_prefix,
         ).write(folder, _records(folder, target, recorder))
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Has no operation divided among threads: reading and writing have one each already.
+
+    Threads that wait for each other would spin, on cores that others need.
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _verify(source: Source | None) -> None:

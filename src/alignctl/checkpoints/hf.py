@@ -326,21 +326,19 @@ def write(
         folder: An existing folder.
         shards: What each file holds.
         tensors: The tensors in that order; one of them is held in memory.
-        recorder: Told of every file.
+        recorder: Opens every file.
     """
     places: dict[str, str] = {}
     for number, shard in enumerate(shards):
         name = f"model-{number + 1:05d}-of-{len(shards):05d}.safetensors"
         name = SINGLE if len(shards) == 1 else name
-        with (folder / name).open("wb") as stream:
+        with recorder.open(folder / name) as stream:
             writer = safetensors_file.Writer(stream, shard)
             for _ in shard:
                 writer.write(next(tensors))
-                recorder.advance(folder / name, stream.tell())
-        recorder.finish(folder / name)
         places |= dict.fromkeys(shard, name)
     if len(shards) > 1:
         total = sum(spec.num_bytes for shard in shards for spec in shard.values())
         content = {"metadata": {"total_size": total}, "weight_map": dict(sorted(places.items()))}
-        (folder / INDEX).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-        recorder.finish(folder / INDEX)
+        with recorder.open(folder / INDEX) as stream:
+            stream.write((json.dumps(content, indent=2) + "\n").encode())

@@ -58,5 +58,7 @@ def weight_files(source: "Source") -> list[str]:
 
 
 def _digest(files: Mapping[str, FileRecord]) -> str:
-    text = "".join(f"{name} {found.sha256}\n" for name, found in sorted(files.items()))
+    text = "".join(
+        f"{name} {found.xxh3 or found.sha256}\n" for name, found in sorted(files.items())
+    )
     return hashlib.sha256(text.encode()).hexdigest()

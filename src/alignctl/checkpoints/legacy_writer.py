@@ -87,7 +87,7 @@ def write(
         cut: The ranks.
         specs: Full tensors (vocabulary padding included) by our Megatron names.
         tensors: The tensors themselves, in the order of `cut.names()`.
-        recorder: Told of every file.
+        recorder: Opens every file.
     """
     for stage in range(cut.pp):
         files = [_file(folder, rank, stage, cut.pp) for rank in range(cut.tp)]
@@ -95,7 +95,7 @@ def write(
         with ExitStack() as stack:
             writers = [
                 stack.enter_context(
-                    Writer(stack.enter_context(file.open("wb")), tree, archive=file.stem)
+                    Writer(stack.enter_context(recorder.open(file)), tree, archive=file.stem)
                 )
                 for file in files
             ]
@@ -103,9 +103,6 @@ def write(
                 full = next(tensors)
                 for rank, writer in enumerate(writers):
                     writer.write(cut.rows[name].layout.shard(full, rank, cut.tp))
-                    recorder.advance(files[rank], files[rank].stat().st_size)
-        for file in files:
-            recorder.finish(file)
 
 
 def _file(folder: Path, tp_rank: int, stage: int, pp: int) -> Path:

@@ -95,19 +95,17 @@ def write(
             order in which they come.
         tensors: The tensors themselves.
         num_layers: Layers of the model.
-        recorder: Told of the file with the weights.
+        recorder: Opens the file with the weights.
     """
     contents: dict[str, TensorStorageMetadata | BytesStorageMetadata] = {}
     places: dict[MetadataIndex, _StorageInfo] = {}
-    file = folder / WEIGHTS
-    with file.open("wb") as stream:
+    with recorder.open(folder / WEIGHTS) as stream:
         for name, spec in specs.items():
             index, size = _describe(name, spec, num_layers, contents)
             start = stream.tell()
             with torch_writer.Writer(stream, Spec(size, spec.dtype)) as writer:
                 writer.write(next(tensors).reshape(size))
             places[index] = _StorageInfo(WEIGHTS, start, stream.tell() - start)
-            recorder.advance(file, stream.tell())
         for layer in range(num_layers):
             for linear in _LINEARS:
                 key = f"decoder.layers.{linear}._extra_state/shard_{layer}_{num_layers}"
@@ -116,7 +114,6 @@ def write(
                     pass
                 contents[key] = BytesStorageMetadata()
                 places[MetadataIndex(key)] = _StorageInfo(WEIGHTS, start, stream.tell() - start)
-    recorder.finish(file)
     index_bytes = pickle.dumps(Metadata(contents, None, places))
     (folder / METADATA).write_bytes(index_bytes)
     # What Megatron-Core's own save puts beside the tensors.

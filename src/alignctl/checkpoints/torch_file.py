@@ -2,7 +2,7 @@
 
 Such a file is a zip archive: a pickle that describes the objects, and beside it the bytes of each
 storage, uncompressed. Only the description is unpickled, by torch's own restricted unpickler, with
-tensors that have no memory but know their offset in the file.
+tensors on the meta device, which have no memory but know their offset in the file.
 """
 
 import argparse
@@ -11,14 +11,12 @@ import pickle
 import types
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 import torch
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 from alignctl.checkpoints.lazy import LazyTensor, read_bytes, unreadable
 from alignctl.checkpoints.torch_archive import Archive, open_archive
@@ -157,11 +155,11 @@ def _read(file: Path, start: int, part: _Part) -> Any:
         if is_archive := zipfile.is_zipfile(stream):
             archive = open_archive(file, start, stream)
         part.seek(0)
-        with (
-            torch.serialization.safe_globals(_allowed()),
-            FakeTensorMode() if is_archive else nullcontext(),
-        ):
-            tree = torch.load(stream, map_location="cpu", weights_only=True)
+        # Of what is loaded to the meta device, torch reads no byte and keeps the place. Fake
+        # tensors have it too, but their mode imports torch's compiler first: about a second.
+        device = "meta" if is_archive else "cpu"
+        with torch.serialization.safe_globals(_allowed()):
+            tree = torch.load(stream, map_location=device, weights_only=True)
         return _lazy_tree(tree, archive, "")
     except UserError:
         raise
@@ -203,7 +201,7 @@ def _forbidden(file: Path, name: str) -> UserError:
 
 
 def _lazy_tree(tree: Any, archive: Archive, at: str) -> Any:
-    if isinstance(tree, FakeTensor):
+    if isinstance(tree, Tensor) and tree.is_meta:
         return _lazy_tensor(tree, archive, at)
     if isinstance(tree, Tensor):
         whole = tree.detach()
@@ -219,14 +217,14 @@ def _lazy_tree(tree: Any, archive: Archive, at: str) -> Any:
     return tree
 
 
-def _lazy_tensor(fake: FakeTensor, archive: Archive, at: str) -> LazyTensor:
+def _lazy_tensor(described: Tensor, archive: Archive, at: str) -> LazyTensor:
     """A tensor by its place in the file; of a view, only the bytes between its ends are read."""
-    shape, dtype, stride = tuple(fake.shape), fake.dtype, fake.stride()
+    shape, dtype, stride = tuple(described.shape), described.dtype, described.stride()
     file, where = archive.file, f"{archive.file}: {at}" if at else str(archive.file)
-    if not fake.numel():
+    if not described.numel():
         return LazyTensor(shape, dtype, lambda: torch.empty(shape, dtype=dtype), where)
-    begin = fake.untyped_storage()._checkpoint_offset
-    first = int(fake.storage_offset()) * dtype.itemsize
+    begin = described.untyped_storage()._checkpoint_offset
+    first = int(described.storage_offset()) * dtype.itemsize
     span = (1 + sum((n - 1) * s for n, s in zip(shape, stride, strict=True))) * dtype.itemsize
     entry = archive.entries.get(begin) if begin is not None else None
     if begin is None or entry is None:
@@ -241,7 +239,7 @@ def _lazy_tensor(fake: FakeTensor, archive: Archive, at: str) -> LazyTensor:
         return read_bytes(file, place + start * size, (stop - start) * size).view(dtype)
 
     def make() -> Tensor:
-        if fake.numel() * dtype.itemsize > entry.file_size:
+        if described.numel() * dtype.itemsize > entry.file_size:
             raise UserError(f"{where}: repeats the {entry.file_size} bytes of its storage")
         if span != entry.file_size:
             archive.verify(begin, where)

@@ -61,7 +61,11 @@ def _storage_class(dtype: torch.dtype) -> type:
 
 
 class _From:
-    """A file as seen from where an archive begins in it: `zipfile` writes absolute offsets."""
+    """A file as seen from where an archive begins in it: `zipfile` writes absolute offsets.
+
+    It cannot seek, so `zipfile` puts sizes and checksum behind each record, as torch does, and
+    everything is written in order.
+    """
 
     def __init__(self, stream: BinaryIO, start: int) -> None:
         self._stream, self._start = stream, start
@@ -69,12 +73,6 @@ class _From:
 
     def tell(self) -> int:
         return self._stream.tell() - self._start
-
-    def seek(self, offset: int, whence: int = 0) -> int:
-        return self._stream.seek(offset + (self._start if whence == 0 else 0), whence) - self._start
-
-    def seekable(self) -> bool:
-        return True
 
 
 class Writer:

@@ -180,12 +180,10 @@ def _tensors(engine: "DeepSpeedEngine", parameters: Sequence[Tensor]) -> Iterato
 
 def _write_state(state: Mapping[str, Tensor], file: Path, recorder: Recorder) -> None:
     specs = {name: Spec(tuple(tensor.shape), tensor.dtype) for name, tensor in state.items()}
-    with file.open("wb") as stream:
+    with recorder.open(file) as stream:
         writer = safetensors_file.Writer(stream, specs)
         for tensor in state.values():
             writer.write(tensor.cpu())
-            recorder.advance(file, stream.tell())
-    recorder.finish(file)
 
 
 def _gathered(mine: dict[str, FileRecord]) -> dict[str, FileRecord]:

@@ -78,6 +78,7 @@ class Rollout:
         self._dtype = DTYPES[precision]
         self._has_weights = False
         model = model_from_hf(hf_config, where="the policy's config.json")
+        self._vocab_size = model.vocab_size
         self._shapes = hf_shapes(weight_map(model), model)
         told = {**hf_config, "dtype": name_of(self._dtype)}
         if model.family == "bloom":  # ALiBi has no limit, but vLLM takes this for one
@@ -195,8 +196,13 @@ class Rollout:
         found: dict[int, Completion] = {}
         waiting: set[str] = set()
         for place in places:
+            tokens = requests[place].prompt
+            if ((tokens < 0) | (tokens >= self._vocab_size)).any():
+                # With tensor parallelism vLLM would take the embedding of such a token for zero.
+                logger.warning("request %d: a token is not of the vocabulary", place)
+                continue
             try:
-                prompt = {"prompt_token_ids": requests[place].prompt.tolist()}
+                prompt = {"prompt_token_ids": tokens.tolist()}
                 engine.add_request(str(place), prompt, _params(sampling, requests[place].seed))
                 waiting.add(str(place))
             except VLLMClientError as error:  # it cannot take such a request
@@ -218,7 +224,9 @@ class Rollout:
     def _exchanged(self, found: dict[int, Completion]) -> dict[int, Completion]:
         """All replicas' completions, on every rank."""
         packed = pack(found)
-        mine = torch.tensor([self._replica, len(packed), zlib.crc32(packed)], device=DEVICE)
+        mine = torch.tensor(
+            [self._replica, len(packed), zlib.crc32(packed.tobytes())], device=DEVICE
+        )
         told = [torch.empty_like(mine) for _ in range(dist.get_world_size())]
         dist.all_gather(told, mine)
         rows = [row.tolist() for row in told]

@@ -14,8 +14,8 @@ from vllm.model_executor.models.bloom import BloomForCausalLM
 class TanhBloom(BloomForCausalLM):
     """Bloom as transformers computes it."""
 
-    def __init__(self, **settings: Any) -> None:
-        super().__init__(**settings)
+    def __init__(self, *, vllm_config: Any, prefix: str = "") -> None:
+        super().__init__(vllm_config=vllm_config, prefix=prefix)
         for layer in self.transformer.h:
             layer.mlp.gelu_impl = get_act_fn("gelu_pytorch_tanh")
 

@@ -52,8 +52,10 @@ def load(
     sums: Sums = {}
     with set_current_vllm_config(runner.vllm_config), torch.no_grad():
         initialize_layerwise_reload(model)
-        loaded = model.load_weights(_watched(stream, shapes, sums, _merged_names(model)))
-        finalize_layerwise_reload(model, runner.model_config)
+        try:
+            loaded = model.load_weights(_watched(stream, shapes, sums, _merged_names(model)))
+        finally:  # whatever came of it, the next push must find the model in one piece
+            finalize_layerwise_reload(model, runner.model_config)
         _repack_tied(model)
     if missing := sorted(expected - loaded):
         raise RunError(f"vLLM got no weights for {', '.join(missing)}")
