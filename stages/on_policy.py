@@ -41,7 +41,7 @@ def launch(config: OnPolicyConfig, *, nodes: Nodes, dry_run: bool, resume: bool)
         )
         data = PromptData.open(folder)
         console.say(data.summary.describe())
-        check_rules(config, data.summary.with_answer, data.summary.train + data.summary.validation)
+        check_rules(config, data)
 
     return launcher.launch(config, prepare_data, nodes=nodes, dry_run=dry_run, resume=resume)
 
@@ -68,11 +68,6 @@ def check(config: OnPolicyConfig) -> None:
 def _check_reward(config: OnPolicyConfig) -> None:
     from alignctl.on_policy.opening import open_reward
 
-    if config.reward_load is None:
-        raise UserError(
-            f"--reward-load is missing: score.source {config.score.source} needs a reward model",
-            "give the run folder of alignctl reward, or score by a rule: score.source=sparse_only",
-        )
     source = open_reward(config)
     if source.role != "reward":
         raise UserError(
@@ -112,18 +107,28 @@ def _check_fits(config: OnPolicyConfig, source: "Source", name: str) -> None:
         )
 
 
-def check_rules(config: OnPolicyConfig, with_answer: int, total: int) -> None:
+def check_rules(config: OnPolicyConfig, data: "PromptData") -> None:
     """Refuses prompts that nothing could score.
 
     Raises:
-        UserError: Rows without a reference answer, where the rule alone scores.
+        UserError: Rows without an answer and a rule, where the rule alone scores; or no row with
+            them, where it takes part.
     """
-    if config.score.source == "sparse_only" and with_answer < total:
+    # A row that names a rule has an answer: others were refused.
+    unjudged = [place for place, rule in enumerate(data.eval_funcs) if rule is None]
+    total = len(data.eval_funcs)
+    if config.score.source == "sparse_only" and unjudged:
         raise UserError(
-            f"{config.data.train}: {total - with_answer:,} of {total:,} prompts have no reference "
-            "answer, and score.source is sparse_only: nothing could score them",
-            "give rows with prompt, answer and eval_func; or score by a model: "
+            f"{data.where(unjudged[0])}: this is one of {len(unjudged):,} prompts (of {total:,}) "
+            "without answer or eval_func, and score.source is sparse_only: nothing could score it",
+            "give all rows prompt, answer and eval_func; or score by a model: "
             "score.source=dense_only --reward-load DIR",
+        )
+    if config.score.source == "merge" and len(unjudged) == total:
+        raise UserError(
+            f"{config.data.train}: score.source is merge, and no row has answer and eval_func for "
+            "a rule",
+            "leave it to the reward model: score.source=dense_only",
         )
     if config.score.workers > (os.cpu_count() or 1):
         console.say(f"score.workers {config.score.workers} are more than this machine's cores")

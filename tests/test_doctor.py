@@ -4,6 +4,7 @@ from pathlib import Path
 import pytest
 
 from alignctl import doctor
+from alignctl.rollouts.library import TESTED
 
 LOCK = Path(__file__).parents[1] / "requirements" / "cpu.lock"
 
@@ -16,11 +17,19 @@ def test_the_tested_versions_are_those_of_the_lock() -> None:
             assert locked[(library.on_cpu or library.name).lower()] == library.tested
 
 
+def test_the_sampler_is_checked_for_the_version_that_is_reported() -> None:
+    tested = {each.name: each.tested for each in doctor.LIBRARIES}["vllm"]
+    assert tested is not None
+    assert tested.rpartition(".")[0] == TESTED
+
+
 def test_the_report_says_what_is_here() -> None:
     text, is_usable = doctor.examine()
     assert is_usable
     assert text.endswith("\nusable")
     assert "megatron-core" in text
+    assert re.search(r"^vllm .* the rollout of on-policy stages$", text, re.MULTILINE)
+    assert re.search(r"^math-verify .* rewards by rule$", text, re.MULTILINE)
     assert re.search(r"memory: [\d.]+ GiB available of [\d.]+ GiB", text)
 
 

@@ -1,8 +1,14 @@
+from pathlib import Path
+
 import pytest
 
 from alignctl.config import presets
-from alignctl.config.load import load_preset
+from alignctl.config.load import STAGES, load_preset, resolve
+from alignctl.config.on_policy_run import OnPolicyConfig
 from alignctl.config.sections import Model
+from alignctl.rollouts.library import CPU_HEAD_DIMS
+
+REAL = [name for name in presets.names() if not name.startswith("tiny")]
 
 # The counts that the models' own pages give, exact to the last parameter.
 PARAMETERS = {
@@ -36,7 +42,7 @@ def count(model: Model) -> int:
 @pytest.mark.parametrize("name", presets.names())
 def test_every_preset_is_valid(name: str) -> None:
     preset = load_preset(name)
-    assert None not in (preset.sft, preset.reward, preset.dpo)
+    assert None not in [getattr(preset, stage) for stage in STAGES]
     assert (preset.model.attention_dropout, preset.model.hidden_dropout) == (0, 0)
 
 
@@ -45,7 +51,10 @@ def test_every_preset_opens_with_a_runbook_of_ascii(name: str) -> None:
     text = (presets.folder() / f"{name}.yaml").read_bytes().decode("ascii")
     header = text[: text.index("\nmodel:")]
     assert all(line.startswith("#") for line in header.splitlines() if line)
-    for command in ("convert-hf2mg", "sft", "reward", "dpo", "convert-mg2hf"):
+    commands = ["convert-hf2mg", "sft", "reward", "dpo", "convert-mg2hf"]
+    if name != "tiny-llama":
+        commands += ["rlhf", "online-dpo", "grpo"]
+    for command in commands:
         assert f"#   alignctl {command} " in header
     assert max(map(len, text.splitlines())) <= 100
 
@@ -68,3 +77,71 @@ def test_all_fourteen_presets_are_there() -> None:
 
 def test_bloom_7b1_is_another_name_of_bloom_7b() -> None:
     assert load_preset("bloom-7b1") == load_preset("bloom-7b")
+
+
+@pytest.mark.parametrize(
+    ("name", "rlhf", "online_dpo"),
+    [
+        ("llama2-7b", (4, 1, 2, 4), (8, 1, 1, 8)),
+        ("llama2-13b", (8, 2, 1, 8), (8, 2, 1, 8)),
+        ("llama2-70b", (8, 4, 1, 8), (8, 4, 1, 8)),
+        ("bloom-1b1", (4, 1, 2, 4), (4, 1, 2, 4)),
+        ("bloom-1b7", (4, 1, 2, 4), (4, 1, 2, 4)),
+        ("bloom-7b", (8, 1, 1, 8), (8, 1, 1, 8)),
+    ],
+)
+def test_on_policy_stages_have_the_tutorials_layouts(
+    name: str, rlhf: tuple[int, ...], online_dpo: tuple[int, ...]
+) -> None:
+    """TP, PP and DP of the trainer, TP of the sampler; 8, 16 and 32 GPUs."""
+    for stage, layout in (("rlhf", rlhf), ("online_dpo", online_dpo), ("grpo", online_dpo)):
+        config = resolve(STAGES[stage], name, {"output": Path("runs")})
+        assert isinstance(config, OnPolicyConfig)
+        parallel = config.parallel
+        found = (parallel.tp, parallel.pp, config.data_parallel_size, config.rollout.tp)
+        assert found == layout
+        assert config.world_size == {"llama2-13b": 16, "llama2-70b": 32}.get(name, 8)
+
+
+@pytest.mark.parametrize("name", REAL)
+def test_an_episode_is_1024_answers_learned_from_in_eight_updates(name: str) -> None:
+    """Upstream's sample_per_episode counts answers, and its batch of 128 counts them too.
+
+    Online DPO's batch counts prompts of eight answers: 16.
+    """
+    for stage in ("rlhf", "online_dpo", "grpo"):
+        config = resolve(STAGES[stage], name, {"output": Path("runs")})
+        assert isinstance(config, OnPolicyConfig)
+        assert (config.samples_per_step, config.updates_per_step) == (1024, 8)
+        assert config.data.max_prompt_length + config.rollout.max_new_tokens == (
+            config.batch.seq_length
+        )
+
+
+@pytest.mark.parametrize("name", REAL)
+def test_the_memory_of_a_push_fits_into_80_gigabytes(name: str) -> None:
+    """While weights are pushed, the sampler has its share, and the policy all of its state.
+
+    Of each weight: 2 bytes, 4 of its gradient, 12 of the optimizer over all copies. Models that do
+    not wait elsewhere are there as well: of the value model the same, of frozen ones 2. The
+    sampler's weights leave it room for a cache.
+    """
+    gpu = 80e9 / 2**30
+    for stage in ("rlhf", "online_dpo", "grpo"):
+        config = resolve(STAGES[stage], name, {"output": Path("runs")})
+        assert isinstance(config, OnPolicyConfig)
+        weights = count(config.model) / (config.parallel.tp * config.parallel.pp) / 2**30
+        learned = (6 + 12 / config.data_parallel_size) * weights
+        others = {"rlhf": learned + 4 * weights, "online_dpo": 4 * weights, "grpo": 2 * weights}
+        there = learned + (0 if config.offload else others[stage])
+        sampler = config.rollout.gpu_memory_utilization * gpu
+        assert there + sampler < 0.95 * gpu
+        assert 2 * count(config.model) / config.rollout.tp / 2**30 < 0.75 * sampler
+
+
+def test_tiny_blooms_heads_are_too_narrow_for_vllm_on_a_cpu() -> None:
+    """As its comment says, which names the shape that can be sampled: 128 / 4 = 32."""
+    model = load_preset("tiny-bloom").model
+    assert model.head_dim not in CPU_HEAD_DIMS
+    wider = model.model_copy(update={"num_attention_heads": 4, "num_query_groups": 4})
+    assert wider.head_dim in CPU_HEAD_DIMS

@@ -138,3 +138,33 @@ def write_preset(file: Path, family: Family = "llama-gqa", **changes: Any) -> Pa
     """A preset file, with some of its sections replaced."""
     file.write_text(yaml.safe_dump(preset(family) | changes, sort_keys=False), encoding="utf-8")
     return file
+
+
+def on_policy_preset() -> dict[str, Any]:
+    """A preset of stages that learn from their own answers, for a Llama of heads 32 wide.
+
+    Two ranks, four episodes of two updates; heads are so wide because vLLM on a CPU wants it.
+    """
+    model = preset("llama")["model"] | {
+        "hidden_size": 64,
+        "num_attention_heads": 2,
+        "num_query_groups": 2,
+        "ffn_hidden_size": 64,
+    }
+    optimizer = {"lr": 1e-3, "schedule": "constant"}
+    shared: dict[str, Any] = {
+        "precision": "fp32",
+        "parallel": {"tp": 2, "pp": 1},
+        "launch": {"nproc_per_node": 2, "timeout_minutes": 1},
+        "batch": {"micro_batch_size": 2, "global_batch_size": 4, "seq_length": 70},
+        "data": {"max_prompt_length": 32},
+        "rollout": {"max_new_tokens": 32, "kv_cache_gib": 0.05},
+        "optimizer": optimizer,
+        "train": {"steps": 4},
+    }
+    stages: dict[str, dict[str, Any]] = {
+        "rlhf": {"experience": {"prompts": 8}, "value": {"optimizer": optimizer}},
+        "online_dpo": {"experience": {"prompts": 8, "samples": 2}},
+        "grpo": {"experience": {"prompts": 4, "samples": 2}},
+    }
+    return {"model": model, **{name: deepcopy(shared | own) for name, own in stages.items()}}

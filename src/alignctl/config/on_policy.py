@@ -93,8 +93,8 @@ class Score(Section):
     """How answers are scored."""
 
     source: Literal["dense_only", "sparse_only", "merge"] = "dense_only"
-    """dense_only: by the reward model. sparse_only: by the rule that each row names, 1 or 0. merge:
-    both, added. (ChatLearn's names.)"""
+    """In ChatLearn's words. dense_only: by the reward model. sparse_only: by the rule that each row
+    names, 1 or 0. merge: both, added."""
 
     clip: Annotated[float, Field(gt=0)] = 100.0
     """Largest magnitude of a reward model's score."""

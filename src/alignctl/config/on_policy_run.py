@@ -16,7 +16,7 @@ from alignctl.config.on_policy import (
 )
 from alignctl.config.rollout import Rollout
 from alignctl.config.run import TrainingConfig, TrainingSettings
-from alignctl.config.sections import DPOLoss, FilePath
+from alignctl.config.sections import DPOLoss, FilePath, Optimizer
 
 
 class OnPolicySettings(TrainingSettings):
@@ -127,21 +127,22 @@ class OnPolicyConfig(OnPolicySettings, TrainingConfig):
                 f"reward_load {self.reward_load} has no effect with score.source "
                 f"{self.score.source}: the rule alone scores; leave it out, or choose merge"
             )
+        if self.reward_load_iteration is not None and self.reward_load is None:
+            problems.append(
+                f"reward_load_iteration {self.reward_load_iteration} has no effect without "
+                "reward_load"
+            )
         return problems
 
-    def _schedule_problems(self) -> list[str]:
-        problems = super()._schedule_problems()
-        steps, warmup = self.train.steps, self.optimizer.warmup_steps
-        if self.optimizer.decay_steps is None and steps is not None:
-            # The warm-up counts updates, of which an episode has several.
-            updates = steps * self.updates_per_step
-            problems = [each for each in problems if "warmup_steps" not in each]
-            if warmup >= updates:
-                problems.append(
-                    f"optimizer.warmup_steps {warmup} is not less than the {updates} updates of "
-                    f"train.steps {steps} episodes"
-                )
-        return problems
+    def _optimizer_problems(self) -> list[str]:
+        return self._course_problems("optimizer", self.optimizer)
+
+    def _course_problems(self, key: str, optimizer: Optimizer) -> list[str]:
+        """A warm-up counts updates, of which an episode has several."""
+        steps = self.train.steps
+        updates = None if steps is None else steps * self.updates_per_step
+        described = f"the {updates} updates of train.steps {steps} episodes"
+        return optimizer.problems(key, updates, described)
 
     def _clipping_problems(self, loss: Clipping) -> list[str]:
         if loss.dual_clip is not None and loss.variant != "ppo":
@@ -173,6 +174,10 @@ class RLHFConfig(RLHFSettings, OnPolicyConfig):
     stage: Literal["rlhf"] = "rlhf"
     """The subcommand."""
 
+    def _optimizer_problems(self) -> list[str]:
+        value = self._course_problems("value.optimizer", self.value.optimizer)
+        return [*super()._optimizer_problems(), *value]
+
     def _problems(self) -> list[str]:
         problems = [*super()._problems(), *self._clipping_problems(self.loss)]
         if self.experience.max_refills:
@@ -184,6 +189,11 @@ class RLHFConfig(RLHFSettings, OnPolicyConfig):
             problems.append(
                 "value.load is missing: without a reward model there is none to start values from; "
                 "give a model folder"
+            )
+        if self.train.steps is not None and self.value.warmup_steps >= self.train.steps:
+            problems.append(
+                f"value.warmup_steps {self.value.warmup_steps} is not less than train.steps "
+                f"{self.train.steps}: the policy would learn nothing"
             )
         if self.value.clip is None and self.value.clipped_only:
             problems.append("value.clipped_only has no effect with value.clip null")

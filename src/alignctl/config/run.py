@@ -174,24 +174,17 @@ class TrainingConfig(TrainingSettings, RunConfig):
 
     def _schedule_problems(self) -> list[str]:
         problems = []
-        optimizer, train = self.optimizer, self.train
+        train = self.train
         if (train.steps is None) == (train.epochs is None):
             state = "neither" if train.steps is None else "both"
             problems.append(
                 f"{state} of train.steps and train.epochs set: give one (the other is null)"
             )
-        if optimizer.min_lr > optimizer.lr:
-            problems.append(
-                f"optimizer.min_lr {optimizer.min_lr} exceeds optimizer.lr {optimizer.lr}"
-            )
-        name, last = ("optimizer.decay_steps", optimizer.decay_steps)
-        if last is None:
-            name, last = ("train.steps", train.steps)
-        if last is not None and optimizer.warmup_steps >= last:
-            problems.append(
-                f"optimizer.warmup_steps {optimizer.warmup_steps} is not less than {name} {last}"
-            )
-        return problems
+        return problems + self._optimizer_problems()
+
+    def _optimizer_problems(self) -> list[str]:
+        steps = self.train.steps
+        return self.optimizer.problems("optimizer", steps, f"train.steps {steps}")
 
 
 class SFTSettings(TrainingSettings):

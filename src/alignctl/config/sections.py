@@ -312,6 +312,23 @@ class Optimizer(Section):
     eps: Annotated[float, Field(gt=0)] = 1e-8
     """Added to the square root of the second moment."""
 
+    def problems(self, key: str, total: int | None, described: str) -> list[str]:
+        """Why the learning rate cannot take this course, one line per reason.
+
+        Args:
+            key: What the user writes before the names of these knobs.
+            total: Optimizer steps of the run, where they are known.
+            described: That number as the user knows it.
+        """
+        problems = []
+        if self.min_lr > self.lr:
+            problems.append(f"{key}.min_lr {self.min_lr} exceeds {key}.lr {self.lr}")
+        if self.decay_steps is not None:
+            total, described = self.decay_steps, f"{key}.decay_steps {self.decay_steps}"
+        if total is not None and self.warmup_steps >= total:
+            problems.append(f"{key}.warmup_steps {self.warmup_steps} is not less than {described}")
+        return problems
+
 
 LORA_TARGETS: dict[str, dict[str, tuple[str, ...]]] = {
     "llama2": {

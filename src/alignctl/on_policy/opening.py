@@ -1,19 +1,40 @@
 """The models that an on-policy run starts from, beside its policy."""
 
+from pathlib import Path
+
 from alignctl.checkpoints.source import Source, find
 from alignctl.config.on_policy_run import OnPolicyConfig, RLHFConfig
+from alignctl.errors import UserError
 
 
 def open_reward(config: OnPolicyConfig) -> Source:
-    """The reward model, of the iteration that was asked for."""
+    """The reward model, of the iteration that was asked for.
+
+    Raises:
+        UserError: It is no model, or has no such iteration.
+    """
     assert config.reward_load is not None
-    path = config.reward_load
-    if config.reward_load_iteration is not None:
-        name = f"iter_{config.reward_load_iteration:07d}"
-        path = path / "checkpoints" / name if (path / "checkpoints").is_dir() else path / name
-    return find(path)
+    if config.reward_load_iteration is None:
+        return find(config.reward_load)
+    return find(_checkpoint(config.reward_load, config.reward_load_iteration))
 
 
 def open_value(config: RLHFConfig) -> Source:
     """What the value model starts from."""
     return find(config.value.load) if config.value.load is not None else open_reward(config)
+
+
+def _checkpoint(path: Path, iteration: int) -> Path:
+    """One checkpoint of a run folder, or of a folder of checkpoints."""
+    folder = path / "checkpoints" if (path / "checkpoints").is_dir() else path
+    checkpoint = folder / f"iter_{iteration:07d}"
+    if not checkpoint.is_dir():
+        names = [each.name.removeprefix("iter_") for each in folder.glob("iter_*") if each.is_dir()]
+        there = sorted(int(name) for name in names if name.isdecimal())
+        raise UserError(
+            f"--reward-load-iteration {iteration}: there is no {checkpoint}",
+            f"the iterations that are there: {', '.join(map(str, there))}"
+            if there
+            else f"{folder} holds no checkpoints by iteration: leave the flag out",
+        )
+    return checkpoint
