@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch.distributed as dist
 from numpy.typing import NDArray
 
 from alignctl.checkpoints.preflight import open_model
@@ -20,6 +21,7 @@ from alignctl.checkpoints.source import Source, find
 from alignctl.config.on_policy_run import OnPolicyConfig, RLHFConfig
 from alignctl.config.sections import Optimizer
 from alignctl.data.tokenizer import load_tokenizer
+from alignctl.engines import checkpoint_folder
 from alignctl.engines.megatron import MegatronEngine
 from alignctl.engines.megatron_weights import hf_weights
 from alignctl.launch.run_folder import RunFolder
@@ -162,9 +164,12 @@ def _policy(config: OnPolicyConfig, folder: RunFolder) -> tuple[Crew, int]:
 
 def _add_value(crew: Crew, config: RLHFConfig, folder: RunFolder, step: int) -> None:
     """The value model; in a run that goes on, the one that was saved with the policy."""
-    checkpoint = None
-    if step:
-        checkpoint = value_folder(folder).checkpoints / f"iter_{step:07d}"
+    checkpoints = value_folder(folder).checkpoints
+    if dist.get_rank() == 0:
+        # One of a later step was saved by an attempt that was killed before it saved the policy.
+        checkpoint_folder.go_back(checkpoints, step)
+    dist.barrier()
+    checkpoint = checkpoint_folder.final_name(checkpoints, step) if step else None
     source = open_value(config) if checkpoint is None else find(checkpoint)
     crew.value = _engine(config, source, optimizer=config.value.optimizer, is_value=True)
     _load(crew.value, source, checkpoint, seed=config.train.seed)
