@@ -1,6 +1,6 @@
 """A policy, a reward model and prompts of a few kilobytes, for runs that sample with vLLM.
 
-vLLM's attention on a CPU knows no heads narrower than 32, so the model is wider than `tests.tiny`'s.
+vLLM on a CPU knows no attention heads narrower than 32: the model is wider than `tests.tiny`'s.
 """
 
 import json
@@ -84,7 +84,8 @@ def sections() -> dict[str, dict[str, Any]]:
         "grpo": shared
         | {
             "score": {"source": "merge", "alarm_after": 2},
-            "loss": {"kl_coef": BETA, "entropy_coef": 0.01},
+            # A mean over tokens: a mean of means would round where ratios are exactly 1.
+            "loss": {"kl_coef": BETA, "entropy_coef": 0.01, "aggregation": "token"},
         },
         "online_dpo": shared
         | {"batch": shared["batch"] | {"global_batch_size": 8, "micro_batch_size": 1}},

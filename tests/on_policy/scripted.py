@@ -170,12 +170,12 @@ def samples(tokenizer: Tokenizer, *answers: tuple[int, int, str]) -> Samples:
             np.asarray(tokens_of(tokenizer, f"{prompt}+1="), np.int32) for _, prompt, _ in answers
         ],
         answers=[np.asarray(each, np.int32) for each in ids],
-        logprobs=-0.25 * np.arange(1, sum(map(len, ids)) + 1),
+        logprobs=-0.25 * np.arange(1, sum(map(len, ids)) + 1, dtype=np.float64),
         is_finished=np.asarray([text.endswith(".") for _, _, text in answers]),
     )
 
 
 def scored(*scores: float, reasons: Sequence[str] = ()) -> Scored:
     count = len(scores)
-    found = [REASONS.index(each) if each else -1 for each in reasons] or [-1] * count  # type: ignore[arg-type]
+    found = [REASONS.index(each) if each else -1 for each in reasons] or [-1] * count
     return Scored(np.asarray(scores), None, np.asarray(found), np.zeros(count))

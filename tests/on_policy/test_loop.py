@@ -22,11 +22,11 @@ pytestmark = pytest.mark.usefixtures("job")
 
 @contextmanager
 def watching(folder: Path, source: str = "sparse_only") -> Iterator[tuple[Loop, MetricsWriter]]:
-    run, unused = RunFolder(folder), None
+    run = RunFolder(folder)
     settings = scripted.config(folder, score={"source": source, "alarm_after": 3})
-    parts: Any = (unused, unused, unused, unused)
+    unused: Any = None
     with MetricsWriter(run, enabled=True) as metrics:
-        yield Loop(settings, run, *parts, step=0), metrics
+        yield Loop(settings, run, unused, unused, unused, unused, step=0), metrics
 
 
 def notes(folder: Path) -> list[str]:

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from pydantic import ValidationError
 
 from alignctl.data.tokenizer import Tokenizer
 from alignctl.errors import RunError
@@ -136,7 +137,7 @@ def test_refills_end_and_what_there_is_stays(folder: Path, tokenizer: Tokenizer)
 
 
 def test_a_penalty_alone_makes_a_group_worth_learning_from(
-    folder: Path, tokenizer: Tokenizer
+    folder: Path, tokenizer: Tokenizer, judges: RuleWorkers
 ) -> None:
     """Both answers are right; one of them repeats itself, and that is what is learned."""
     settings = scripted.config(
@@ -150,8 +151,7 @@ def test_a_penalty_alone_makes_a_group_worth_learning_from(
 
     sampler = ScriptedSampler(say, tokenizer)
     crew = scripted.crew(settings, sampler)
-    with RuleWorkers(1) as judges:
-        found = gather(crew, Scorer(crew, data, tokenizer, judges), data, 0)
+    found = gather(crew, Scorer(crew, data, tokenizer, judges), data, 0)
     assert len(sampler.calls) == 1
     assert found.scored.scores.tolist() == [1.0] * 8
     assert (found.scored.rewards[::2] > found.scored.rewards[1::2]).all()
@@ -172,3 +172,9 @@ def test_validation_takes_the_likeliest_tokens_once(folder: Path, tokenizer: Tok
     assert counts == (0, 0)
     assert samples.is_finished.all()
     assert np.concatenate(samples.answers)[-1] == scripted.EOS
+
+
+def test_a_temperature_of_zero_is_refused(folder: Path) -> None:
+    """The trainer divides by it, and answers that never differ teach nothing."""
+    with pytest.raises(ValidationError, match=r"rollout\.temperature 0: every answer would be"):
+        scripted.config(folder, rollout={"max_new_tokens": 16, "temperature": 0.0})

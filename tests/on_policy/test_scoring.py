@@ -50,10 +50,9 @@ def lengths(samples: Samples) -> list[float]:
 
 
 def test_a_rule_alone_gives_one_or_nothing(
-    folder: Path, tokenizer: Tokenizer, samples: Samples
+    folder: Path, tokenizer: Tokenizer, samples: Samples, judges: RuleWorkers
 ) -> None:
-    with RuleWorkers(1) as judges:
-        found = scorer(folder, tokenizer, {"source": "sparse_only"}, judges).score(samples)
+    found = scorer(folder, tokenizer, {"source": "sparse_only"}, judges).score(samples)
     assert found.scores.tolist() == [1, 0, 1, 0]
     assert [REASONS[reason] for reason in found.reasons] == [
         "correct",
@@ -79,10 +78,9 @@ def test_a_model_alone_gives_its_score_with_its_offset(
 
 
 def test_merged_scores_are_the_sum_and_only_the_models_is_clipped(
-    folder: Path, tokenizer: Tokenizer, samples: Samples
+    folder: Path, tokenizer: Tokenizer, samples: Samples, judges: RuleWorkers
 ) -> None:
-    with RuleWorkers(1) as judges:
-        found = scorer(folder, tokenizer, {"source": "merge", "clip": 12.0}, judges).score(samples)
+    found = scorer(folder, tokenizer, {"source": "merge", "clip": 12.0}, judges).score(samples)
     expected = np.minimum(lengths(samples), 12) + np.asarray([1, 0, 1, 0])
     assert found.scores.tolist() == pytest.approx(expected.tolist(), abs=1e-4)
     assert found.model is not None
@@ -91,12 +89,16 @@ def test_merged_scores_are_the_sum_and_only_the_models_is_clipped(
 
 @pytest.mark.parametrize(("missing", "expected"), [("keep", 1), ("replace", -3), ("add", -2)])
 def test_an_answer_that_did_not_end(
-    folder: Path, tokenizer: Tokenizer, samples: Samples, missing: str, expected: float
+    folder: Path,
+    tokenizer: Tokenizer,
+    samples: Samples,
+    judges: RuleWorkers,
+    missing: str,
+    expected: float,
 ) -> None:
     """The third is right and was cut: its score stays, becomes -3, or loses 3."""
     score = {"source": "sparse_only", "missing_eos": missing, "missing_eos_score": -3.0}
-    with RuleWorkers(1) as judges:
-        found = scorer(folder, tokenizer, score, judges).score(samples)
+    found = scorer(folder, tokenizer, score, judges).score(samples)
     assert found.scores.tolist() == [1, 0, expected, 0]
     assert found.metrics["accuracy"] == 0.5, "what the rule found is told as it was"
 

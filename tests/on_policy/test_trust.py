@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 
 from alignctl.config.on_policy import Trust
 from alignctl.data.tokenizer import Tokenizer
@@ -20,8 +21,8 @@ def samples(tokenizer: Tokenizer) -> Samples:
     return scripted.samples(tokenizer, (0, 1, "22"), (1, 4, "555"))
 
 
-def apart(samples: Samples, *distances: float) -> "np.ndarray[tuple[int], np.dtype[np.float64]]":
-    return samples.logprobs + np.asarray(distances)
+def apart(samples: Samples, *distances: float) -> NDArray[np.float64]:
+    return samples.logprobs + np.asarray(distances, np.float64)
 
 
 def test_the_same_log_probabilities_need_no_correction(samples: Samples) -> None:
