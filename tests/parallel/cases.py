@@ -26,6 +26,7 @@ class Case(BaseModel):
     grouping: Literal["1", "2", "4", "packed"] = "1"
     """Documents in one micro batch; "packed" are bins that hold 1 to 4 of them."""
     precision: Literal["fp32", "bf16"] = "fp32"
+    lora: bool = False
 
     @property
     def data_parallel_size(self) -> int:
@@ -52,6 +53,7 @@ class Case(BaseModel):
             f"recompute-{recompute}" if recompute != "none" else "",
             {"1": "", "packed": "packed"}.get(self.grouping, f"micro{self.grouping}"),
             self.precision if self.precision != "fp32" else "",
+            "lora" if self.lora else "",
         ]
         return "-".join([self.layout, *filter(None, parts)])
 
@@ -275,6 +277,52 @@ LORA_REWARD, LORA_DPO = (
     for each in LORA_BASELINES
 )
 
+VALUE_BASELINES = tuple(Case(kind="value", model=f"{name}-reward", world=1) for name in POLICIES)
+POLICY_BASELINES = tuple(Case(kind="policy", model=name, world=1) for name in POLICIES)
+VALUE, POLICY = (
+    tuple(
+        Case(kind=each.kind, model=each.model, world=world, parallel=parallel, grouping=grouping)
+        for each in baselines
+        for world, parallel, grouping in _PREFERENCE_LAYOUTS
+    )
+    for baselines in (VALUE_BASELINES, POLICY_BASELINES)
+)
+VALUE_BF16, POLICY_BF16 = (
+    tuple(
+        Case(
+            kind=each.kind,
+            model=each.model,
+            world=2,
+            parallel=parallel,
+            grouping="2",
+            precision="bf16",
+        )
+        for each in baselines
+        for parallel in (_parallel(2, sequence_parallel=True), _parallel(1, 2))
+    )
+    for baselines in (VALUE_BASELINES, POLICY_BASELINES)
+)
+OFFLOAD = tuple(
+    Case(
+        kind="offload",
+        model=model,
+        world=2,
+        parallel=parallel,
+        grouping="2",
+        precision=precision,
+        lora=lora,
+    )
+    for model, parallel, precision, lora in (
+        ("llama-gqa", _parallel(), "fp32", False),
+        ("llama-gqa", _parallel(2, sequence_parallel=True), "bf16", False),
+        ("llama-gqa", _parallel(distributed_optimizer=True), "fp32", False),
+        ("llama-gqa", _parallel(distributed_optimizer=True), "bf16", False),
+        ("llama-gqa", _parallel(distributed_optimizer=True), "bf16", True),
+        ("llama-tied", _parallel(1, 2), "fp32", False),
+        ("bloom", _parallel(1, 2), "fp32", True),
+    )
+)
+
 ALL = (
     *LOGITS,
     *BASELINES,
@@ -302,6 +350,13 @@ ALL = (
     *LORA_BASELINES,
     *LORA_REWARD,
     *LORA_DPO,
+    *VALUE_BASELINES,
+    *VALUE,
+    *VALUE_BF16,
+    *POLICY_BASELINES,
+    *POLICY,
+    *POLICY_BF16,
+    *OFFLOAD,
 )
 """Everything, each case under a name of its own."""
 assert len({case.name for case in ALL}) == len(ALL)

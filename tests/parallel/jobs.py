@@ -19,6 +19,7 @@ from tests.parallel import documents
 from tests.parallel.adapters import lora, lora_dpo, lora_reward
 from tests.parallel.cases import ALL, Case
 from tests.parallel.followed import dpo_follow, reward_follow
+from tests.parallel.on_policy import offload, policy, value
 from tests.parallel.preferences import dpo
 from tests.parallel.rewards import dpo_start, new_head, reward
 from tests.parallel.vocabulary import vocab_parallel
@@ -92,6 +93,7 @@ def engine_of(
     optimizer: Any = None,
     head: "Head | None" = None,
     lora: "Lora | None" = None,
+    **kinds: Any,
 ) -> "MegatronEngine":
     """The engine of a case with its weights, and an optimizer where its settings are given.
 
@@ -111,6 +113,7 @@ def engine_of(
         optimizer=optimizer,
         head=head or source.head,
         lora=lora,
+        **kinds,
     )
     load_weights(engine, source)
     if optimizer is not None:
@@ -401,6 +404,9 @@ KINDS: dict[str, Callable[[Case, Path], Result]] = {
         lora,
         lora_reward,
         lora_dpo,
+        value,
+        policy,
+        offload,
     )
 }
 

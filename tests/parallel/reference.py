@@ -29,10 +29,10 @@ def make(folder: Path) -> Path:
     Args:
         folder: Gets NAME/hf, NAME/mcore, NAME/legacy (TP 2, PP 4), NAME/logits.npy and, for what
             is trained, NAME/evaluation.json with its documents, and NAME/follow.json; and of a
-            policy NAME/peft* and NAME/answer_logprobs.json, and its reward model with
-            NAME-reward/course.json.
+            policy NAME/peft*, NAME/answer_logprobs.json, NAME/logprobs.pt and NAME/ppo.json, and
+            its reward model with NAME-reward/course.json, values.pt and value.json.
     """
-    from tests.parallel import plain_peft, plain_rewards
+    from tests.parallel import plain_on_policy, plain_peft, plain_rewards
 
     for name in MODELS:
         path = folder / name
@@ -53,6 +53,7 @@ def make(folder: Path) -> Path:
         if name in POLICIES:
             plain_peft.write(build(name), _architecture(path / "hf"), path)
             plain_rewards.write(build(name), path, folder / f"{name}-reward")
+            plain_on_policy.write(path, folder / f"{name}-reward")
     return folder
 
 

@@ -111,6 +111,11 @@ class OnPolicyConfig(OnPolicySettings, TrainingConfig):
                 f"{self.rollout.max_new_tokens} = {longest} exceed batch.seq_length "
                 f"{batch.seq_length}"
             )
+        if self.rollout.temperature == 0:
+            problems.append(
+                "rollout.temperature 0: every answer would be the likeliest one, and nothing could "
+                "be learned from chance; set it above 0 (validation takes the likeliest anyway)"
+            )
         if self.trust.low == self.trust.high:
             problems.append(f"trust.low and trust.high are both {self.trust.low}: nothing counts")
         return problems

@@ -44,6 +44,19 @@ def finish(checkpoints: Path, step: int, *, keep: int | None) -> None:
     _remove_old(checkpoints, step, keep)
 
 
+def go_back(checkpoints: Path, step: int) -> None:
+    """Makes an older checkpoint the newest again; what is later is saved anew, not taken as done.
+
+    Args:
+        checkpoints: The folder of checkpoints; it may not exist yet.
+        step: Of the checkpoint that is there, or 0 for none.
+    """
+    if step:
+        atomic.write_text(checkpoints / LATEST, str(step))
+    else:
+        (checkpoints / LATEST).unlink(missing_ok=True)
+
+
 def _remove(checkpoint: Path) -> None:
     """Removes a checkpoint: its name goes first, so that no half of it can pass for a whole."""
     if checkpoint.exists():

@@ -56,5 +56,5 @@ def tensors(optimizer: Any) -> Iterator[Tensor]:
     """The master weights and moments that this rank holds."""
     for group in optimizer.param_groups:
         yield from group["params"]
-    for state in optimizer.state.values():
+    for _, state in optimizer.state.items():  # the state of chained ones has no `values`
         yield from (each for each in state.values() if isinstance(each, Tensor))

@@ -13,13 +13,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch.distributed as dist
 from numpy.typing import NDArray
 
 from alignctl.checkpoints.preflight import open_model
-from alignctl.checkpoints.source import Source, find
+from alignctl.checkpoints.source import Source
 from alignctl.config.on_policy_run import OnPolicyConfig, RLHFConfig
 from alignctl.config.sections import Optimizer
 from alignctl.data.tokenizer import load_tokenizer
+from alignctl.engines import checkpoint_folder
 from alignctl.engines.megatron import MegatronEngine
 from alignctl.engines.megatron_weights import hf_weights
 from alignctl.launch.run_folder import RunFolder
@@ -119,7 +121,7 @@ def assemble(
     crew, step = _policy(config, folder)
     if with_reference:
         crew.reference = _engine(config, crew.source, temperature=config.rollout.temperature)
-        crew.reference.load_weights(open_model(config))
+        crew.reference.load_weights(crew.source)
     if config.needs_reward_model:
         source = open_reward(config)
         crew.reward = _engine(config, source)
@@ -143,8 +145,8 @@ def assemble(
 
 
 def _policy(config: OnPolicyConfig, folder: RunFolder) -> tuple[Crew, int]:
-    checkpoint = folder.latest_checkpoint()
-    source = open_model(config) if checkpoint is None else find(checkpoint)
+    # Also where a run goes on, whose own checkpoints are removed in time.
+    source = open_model(config)
     engine = MegatronEngine(
         config.model,
         config.parallel,
@@ -155,20 +157,23 @@ def _policy(config: OnPolicyConfig, folder: RunFolder) -> tuple[Crew, int]:
         temperature=config.rollout.temperature,
         with_entropy=True,
     )
-    step = _load(engine, source, checkpoint, seed=config.train.seed)
+    step = _load(engine, source, folder.latest_checkpoint(), seed=config.train.seed)
     eos_id = load_tokenizer(source.tokenizer_folder(config.tokenizer)).eos_id
     return Crew(config, engine, source, None, (eos_id,)), step  # type: ignore[arg-type]
 
 
 def _add_value(crew: Crew, config: RLHFConfig, folder: RunFolder, step: int) -> None:
     """The value model; in a run that goes on, the one that was saved with the policy."""
-    checkpoint = None
-    if step:
-        checkpoint = value_folder(folder).checkpoints / f"iter_{step:07d}"
-    source = open_value(config) if checkpoint is None else find(checkpoint)
+    checkpoints = value_folder(folder).checkpoints
+    if dist.get_rank() == 0:
+        # One of a later step was saved by an attempt that was killed before it saved the policy.
+        checkpoint_folder.go_back(checkpoints, step)
+    dist.barrier()
+    checkpoint = checkpoint_folder.final_name(checkpoints, step) if step else None
+    source = open_value(config)
     crew.value = _engine(config, source, optimizer=config.value.optimizer, is_value=True)
     _load(crew.value, source, checkpoint, seed=config.train.seed)
-    crew.value_source, crew.value_offset = source, _offset(open_value(config))
+    crew.value_source, crew.value_offset = source, _offset(source)
 
 
 def _engine(

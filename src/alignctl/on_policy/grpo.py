@@ -60,7 +60,7 @@ class GRPO:
             kl = segments.sums(k1(logprobs, reference)).numpy()
             metrics["kl"] = float(kl.mean())
         groups = group_advantages(
-            torch.from_numpy(gathered.scored.scores + gathered.scored.extra),
+            torch.from_numpy(gathered.scored.rewards),
             torch.from_numpy(samples.groups),
             config.baseline,
         )

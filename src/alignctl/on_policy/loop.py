@@ -152,7 +152,9 @@ class Loop:
         self._watch(scored.metrics.get("accuracy"), metrics)
 
     def _watch(self, accuracy: float | None, metrics: MetricsWriter) -> None:
-        """Warns when the rule has found nothing right for a while."""
+        """Warns when the rule has found nothing right for a while, if that is what is learned."""
+        if self.config.score.source == "dense_only":
+            return
         self.silent = self.silent + 1 if accuracy == 0 else 0
         if self.silent and self.silent % self.config.score.alarm_after == 0:
             reasons = ", ".join(
@@ -198,6 +200,7 @@ class Loop:
                 "learner": self.learner.state,
                 "running": asdict(self.scorer.running),
                 "silent": self.silent,
+                "last": self.last,
             }
             self._state_file(step).parent.mkdir(exist_ok=True)
             atomic.write_text(self._state_file(step), json.dumps(state))
@@ -212,6 +215,7 @@ class Loop:
                     tokenizer=config.tokenizer,
                     # Until the policy's is complete, the one before still belongs to it.
                     keep=keep and max(2, keep),
+                    score_offset=crew.value_offset,
                 )
         with crew.turn(crew.policy) as policy:
             return policy.save(
@@ -235,7 +239,7 @@ class Loop:
             state = json.loads(self._state_file(self.step).read_text("utf-8"))
             self.learner.restore(state["learner"])
             self.scorer.running = RunningStd(**state["running"])
-            self.silent = state["silent"]
+            self.silent, self.last = state["silent"], state["last"]
 
 
 def _stop_requested(folder: RunFolder) -> bool:

@@ -54,7 +54,7 @@ class OnlineDPO:
         reference = crew.document_outputs(crew.reference, samples)
         kl = samples.segments.sums(torch.from_numpy(logprobs)).numpy() - reference
         metrics["kl"] = float(kl.mean())
-        scores = gathered.scored.scores + gathered.scored.extra
+        scores = gathered.scored.rewards
         pairs, without = choose_pairs(scores, samples.groups, config.pairs)
         metrics |= {"pairs": float(len(pairs.better)), "prompts_without_pair": float(without)}
         if not len(pairs.better):

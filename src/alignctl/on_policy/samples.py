@@ -49,6 +49,19 @@ class Samples:
         """Tokens of each answer `[S]`."""
         return np.asarray([len(answer) for answer in self.answers], np.int64)
 
+    @property
+    def distinct(self) -> tuple[list[int], NDArray[np.int64]]:
+        """One sample of every different answer to a prompt, D in all, and which is each one's.
+
+        Returns:
+            Numbers of samples `[D]`, rising; and for each sample a place in them `[S]`.
+        """
+        seen: dict[tuple[int, bytes], int] = {}
+        keys = zip(self.prompts.tolist(), [each.tobytes() for each in self.answers], strict=True)
+        places = np.asarray([seen.setdefault(key, len(seen)) for key in keys], np.int64)
+        _, first = np.unique(places, return_index=True)
+        return first.tolist(), places
+
     def of(self, samples: Sequence[int]) -> Self:
         """Only these answers, in this order."""
         parts = np.split(self.logprobs, np.cumsum(self.lengths)[:-1])

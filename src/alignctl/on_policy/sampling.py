@@ -135,15 +135,7 @@ def _sampling(crew: Crew, *, is_greedy: bool) -> Sampling:
     settings = crew.config.rollout
     if is_greedy:
         return Sampling(settings.max_new_tokens, crew.stop_token_ids, temperature=0.0)
-    return Sampling(
-        settings.max_new_tokens,
-        crew.stop_token_ids,
-        temperature=settings.temperature,
-        top_p=settings.top_p,
-        top_k=settings.top_k,
-        min_p=settings.min_p,
-        repetition_penalty=settings.repetition_penalty,
-    )
+    return Sampling.of(settings, crew.stop_token_ids)
 
 
 def _seed(*numbers: int) -> int:
@@ -152,10 +144,10 @@ def _seed(*numbers: int) -> int:
 
 
 def _without_constant_groups(found: Gathered) -> tuple[Gathered | None, int]:
-    """The answers whose group has different scores, if any; and how many groups have not."""
-    groups, scores = found.samples.groups, found.scored.scores
+    """The answers whose group has different rewards, if any; and how many groups have not."""
+    groups, rewards = found.samples.groups, found.scored.rewards
     constant = [
-        group for group in np.unique(groups) if len(np.unique(scores[groups == group])) == 1
+        group for group in np.unique(groups) if len(np.unique(rewards[groups == group])) == 1
     ]
     kept: Sequence[int] = np.flatnonzero(~np.isin(groups, constant)).tolist()
     if not kept:

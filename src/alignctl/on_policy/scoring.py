@@ -32,17 +32,21 @@ class Scored:
     """Scores of answers, the same on every rank.
 
     Attributes:
-        scores: What is learned from `[S]`.
+        scores: By model, rule or both, shaped `[S]`.
         model: As the reward model gave them, with its offset `[S]`; None without one.
         reasons: What the rule found, a place in `REASONS` `[S]`; -1 where a row names no rule.
-        extra: What no clipping touches and is not compared within groups `[S]`: the penalty of
-            repetitions.
+        extra: What is added to that, and no shaping touches `[S]`: the penalty of repetitions.
     """
 
     scores: NDArray[np.float64]
     model: NDArray[np.float64] | None
     reasons: NDArray[np.int64]
     extra: NDArray[np.float64]
+
+    @property
+    def rewards(self) -> NDArray[np.float64]:
+        """What answers are compared by `[S]`."""
+        return self.scores + self.extra
 
     def of(self, samples: Sequence[int]) -> Self:
         """Only these answers, in this order."""
@@ -148,9 +152,16 @@ class Scorer:
         return Scored(total.double().numpy(), model, reasons, extra)
 
     def _by_model(self, samples: Samples) -> NDArray[np.float64] | None:
+        """Scores `[S]`, of equal answers equal to the last bit.
+
+        Scored one by one they would differ by rounding, as their neighbours do, and so would make
+        preferences, and deviations to divide by, out of nothing.
+        """
         if self.crew.reward is None:
             return None
-        scores = self.crew.document_outputs(self.crew.reward, samples) + self.crew.score_offset
+        distinct, places = samples.distinct
+        found = self.crew.document_outputs(self.crew.reward, samples.of(distinct))
+        scores: NDArray[np.float64] = found[places] + self.crew.score_offset
         if wrong := np.flatnonzero(~np.isfinite(scores)).tolist():
             where = self.data.where(int(samples.prompts[wrong[0]]))
             raise RunError(
