@@ -46,20 +46,24 @@ def test_a_stage_takes_the_same_course_with_either_engine(
 
 
 @pytest.mark.slow
-def test_a_run_goes_on_from_its_checkpoint_bit_for_bit(workspace: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("overrides", [(), ("lora.rank=4", "deepspeed.zero_stage=3")])
+def test_a_run_goes_on_from_its_checkpoint_bit_for_bit(
+    overrides: tuple[str, ...], workspace: Path, tmp_path: Path
+) -> None:
     """Stopped by taking the second half of its steps, and its checkpoint, away."""
     whole, part = tmp_path / "whole", tmp_path / "part"
+    settings = ("engine=deepspeed", *overrides)
     for run in (whole, part):
-        done = commands.alignctl(*command(workspace, "sft", run, "engine=deepspeed"))
+        done = commands.alignctl(*command(workspace, "sft", run, *settings))
         assert done.code == 0, done.text
     folder = RunFolder(part)
     folder.result.unlink()
     (folder.checkpoints / "latest_checkpointed_iteration.txt").write_text("2")
-    again = commands.alignctl(*command(workspace, "sft", part, "engine=deepspeed"))
+    again = commands.alignctl(*command(workspace, "sft", part, *settings))
     assert again.code == 0, again.text
     name = "checkpoints/iter_0000004"
     for file in (
-        "model.safetensors",
+        "adapter_model.safetensors" if overrides else "model.safetensors",
         "deepspeed/rank_0.safetensors",
         "deepspeed/rank_1.safetensors",
     ):
