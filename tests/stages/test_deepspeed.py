@@ -70,6 +70,32 @@ def test_a_run_goes_on_from_its_checkpoint_bit_for_bit(
         assert (whole / name / file).read_bytes() == (part / name / file).read_bytes()
 
 
+@pytest.mark.slow
+def test_a_reward_model_of_deepspeed_gives_the_same_scores_on_megatron(
+    workspace: Path, tmp_path: Path
+) -> None:
+    """Of the held-out rows at its end, and where a run at TP 2 starts from it as converted."""
+    run, target, other = (tmp_path / name for name in ("deepspeed", "mcore", "megatron"))
+    trained = commands.alignctl(*command(workspace, "reward", run, "engine=deepspeed"))
+    assert trained.code == 0, trained.text
+    paths = ("--load", run, "--save", target)
+    converted = commands.alignctl("convert-hf2mg", *paths, "--role", "reward")
+    assert converted.code == 0, converted.text
+    again = command(workspace, "reward", other, "parallel.tp=2", "train.steps=1")
+    again[again.index("--load") + 1] = target
+    again.append("optimizer.warmup_steps=0")
+    scored = commands.alignctl(*again)
+    assert scored.code == 0, scored.text
+    assert "reward model" in scored.err
+    before = rows(RunFolder(run), "validation")[-1]
+    after = rows(RunFolder(other), "validation")[0]
+    names = {"loss", "accuracy", "margin", "score_mean", "score_std"}
+    assert names <= before.keys()
+    assert [after[name] for name in names] == pytest.approx(
+        [before[name] for name in names], rel=1e-4, abs=1e-6
+    )
+
+
 @pytest.mark.parametrize(
     ("overrides", "problems"),
     [

@@ -1,0 +1,92 @@
+"""TRL's DPOTrainer or RewardTrainer on the benchmark's workload: one rank of it."""
+
+from typing import Any
+
+import torch
+from datasets import Dataset
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    Trainer,
+)
+from trl import DPOConfig, DPOTrainer, RewardConfig, RewardTrainer
+
+from benchmarks.lib import trl_steps
+from benchmarks.lib.race import json_lines
+
+
+class _Counting(Trainer):
+    """A trainer, counting the real tokens it is given, as alignctl counts them."""
+
+    real_tokens = 0
+    not_counted = 0
+    """Last tokens of each answer after which nothing is predicted."""
+
+    def training_step(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        mask = inputs["attention_mask"]
+        self.real_tokens += int(mask.sum()) - self.not_counted * len(mask)
+        return super().training_step(model, inputs, *args, **kwargs)
+
+
+class _Reward(_Counting, RewardTrainer):
+    pass
+
+
+class _DPO(_Counting, DPOTrainer):
+    not_counted = 1
+
+    def _prepare_dataset(self, dataset: Dataset, *_: Any, **__: Any) -> Dataset:
+        return dataset  # it is made of tokens already
+
+
+def main() -> None:
+    """Trains on `--input` and writes `rank_N.jsonl` to `--output`."""
+    parser = trl_steps.flags(__doc__)
+    parser.add_argument("--method", choices=["dpo", "reward"], required=True)
+    parser.add_argument("--by-length", action="store_true")
+    options = parser.parse_args()
+    rows = json_lines(options.input / "pair_tokens.jsonl")
+    settings = trl_steps.settings(options) | {"disable_dropout": True}
+    if options.by_length:
+        # Rows of about the same length are batched together, so that there is less padding.
+        settings |= {"train_sampling_strategy": "group_by_length", "length_column_name": "length"}
+    report = trl_steps.Report(options.output)
+    tokenizer = AutoTokenizer.from_pretrained(options.input / "hf")
+    trainer: Any
+    if options.method == "dpo":
+        model = AutoModelForCausalLM.from_pretrained(options.input / "hf", dtype=torch.float32)
+        trainer = _DPO(
+            model=model,
+            processing_class=tokenizer,
+            train_dataset=Dataset.from_list([_lengths(row) for row in rows]),
+            callbacks=[report],
+            args=DPOConfig(precompute_ref_log_probs=True, **settings),
+        )
+    else:
+        model = AutoModelForSequenceClassification.from_pretrained(
+            options.input / "hf", num_labels=1, dtype=torch.float32
+        )
+        trainer = _Reward(
+            model=model,
+            processing_class=tokenizer,
+            train_dataset=Dataset.from_list([_whole(_lengths(row)) for row in rows]),
+            callbacks=[report],
+            args=RewardConfig(**settings),
+        )
+    report.trainer = trainer
+    trainer.train()
+
+
+def _lengths(row: dict[str, Any]) -> dict[str, Any]:
+    longer = max(len(row["chosen_ids"]), len(row["rejected_ids"]))
+    return {**row, "length": len(row["prompt_ids"]) + longer}
+
+
+def _whole(row: dict[str, Any]) -> dict[str, Any]:
+    answers = ("chosen_ids", "rejected_ids")
+    return {"length": row["length"], **{name: row["prompt_ids"] + row[name] for name in answers}}
+
+
+if __name__ == "__main__":
+    main()
