@@ -17,15 +17,12 @@ from benchmarks.lib.race import json_lines
 
 
 class _Counting(Trainer):
-    """A trainer, counting the real tokens it is given, as alignctl counts them."""
+    """A trainer, counting the real tokens it is given, as alignctl does: the last ones too."""
 
     real_tokens = 0
-    not_counted = 0
-    """Last tokens of each answer after which nothing is predicted."""
 
     def training_step(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
-        mask = inputs["attention_mask"]
-        self.real_tokens += int(mask.sum()) - self.not_counted * len(mask)
+        self.real_tokens += int(inputs["attention_mask"].sum())
         return super().training_step(model, inputs, *args, **kwargs)
 
 
@@ -34,8 +31,6 @@ class _Reward(_Counting, RewardTrainer):
 
 
 class _DPO(_Counting, DPOTrainer):
-    not_counted = 1
-
     def _prepare_dataset(self, dataset: Dataset, *_: Any, **__: Any) -> Dataset:
         return dataset  # it is made of tokens already
 
