@@ -25,14 +25,16 @@ class _Counting(Trainer):
         self.real_tokens += int(inputs["attention_mask"].sum())
         return super().training_step(model, inputs, *args, **kwargs)
 
+    def _prepare_dataset(self, dataset: Dataset, *_: Any, **__: Any) -> Dataset:
+        return dataset  # it is made of tokens already, and keeps its lengths
+
 
 class _Reward(_Counting, RewardTrainer):
     pass
 
 
 class _DPO(_Counting, DPOTrainer):
-    def _prepare_dataset(self, dataset: Dataset, *_: Any, **__: Any) -> Dataset:
-        return dataset  # it is made of tokens already
+    pass
 
 
 def main() -> None:
@@ -42,7 +44,8 @@ def main() -> None:
     parser.add_argument("--by-length", action="store_true")
     options = parser.parse_args()
     rows = json_lines(options.input / "pair_tokens.jsonl")
-    settings = trl_steps.settings(options) | {"disable_dropout": True}
+    settings = trl_steps.settings(options)
+    settings |= {"disable_dropout": True, "remove_unused_columns": False}
     if options.by_length:
         # Rows of about the same length are batched together, so that there is less padding.
         settings |= {"train_sampling_strategy": "group_by_length", "length_column_name": "length"}

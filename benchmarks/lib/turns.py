@@ -46,7 +46,11 @@ def take_turns(
                 steps=workload.steps,
             )
             runs.setdefault(contender.name, []).append(run)
-            print(f"  {contender.name}: {run.tokens_per_second:,.0f} tokens/s", flush=True)
+            print(
+                f"  {contender.name}: {run.tokens_per_second:,.0f} tokens/s, "
+                f"{run.core_seconds:.2f} core s/1k",
+                flush=True,
+            )
     return runs
 
 
