@@ -13,7 +13,6 @@ from transformers import (
 from trl import DPOConfig, DPOTrainer, RewardConfig, RewardTrainer
 
 from benchmarks.lib import trl_steps
-from benchmarks.lib.race import json_lines
 
 
 class _Counting(Trainer):
@@ -43,7 +42,10 @@ def main() -> None:
     parser.add_argument("--method", choices=["dpo", "reward"], required=True)
     parser.add_argument("--by-length", action="store_true")
     options = parser.parse_args()
-    rows = json_lines(options.input / "pair_tokens.jsonl")
+    # Of a file, so that all ranks find the reference's log-probabilities in one cache.
+    rows = Dataset.from_json(
+        str(options.input / "pair_tokens.jsonl"), cache_dir=str(options.output / "cache")
+    )
     settings = trl_steps.settings(options)
     settings |= {"disable_dropout": True, "remove_unused_columns": False}
     if options.by_length:
@@ -57,7 +59,7 @@ def main() -> None:
         trainer = _DPO(
             model=model,
             processing_class=tokenizer,
-            train_dataset=Dataset.from_list([_lengths(row) for row in rows]),
+            train_dataset=rows,
             callbacks=[report],
             args=DPOConfig(precompute_ref_log_probs=True, **settings),
         )
@@ -68,7 +70,7 @@ def main() -> None:
         trainer = _Reward(
             model=model,
             processing_class=tokenizer,
-            train_dataset=Dataset.from_list([_whole(_lengths(row)) for row in rows]),
+            train_dataset=rows.map(_whole),
             callbacks=[report],
             args=RewardConfig(**settings),
         )
@@ -76,14 +78,9 @@ def main() -> None:
     trainer.train()
 
 
-def _lengths(row: dict[str, Any]) -> dict[str, Any]:
-    longer = max(len(row["chosen_ids"]), len(row["rejected_ids"]))
-    return {**row, "length": len(row["prompt_ids"]) + longer}
-
-
 def _whole(row: dict[str, Any]) -> dict[str, Any]:
-    answers = ("chosen_ids", "rejected_ids")
-    return {"length": row["length"], **{name: row["prompt_ids"] + row[name] for name in answers}}
+    """RewardTrainer wants each answer with its prompt."""
+    return {name: row["prompt_ids"] + row[name] for name in ("chosen_ids", "rejected_ids")}
 
 
 if __name__ == "__main__":

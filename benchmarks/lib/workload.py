@@ -111,6 +111,7 @@ class Workload:
                     "prompt_ids": [1, *words[0].tolist()],
                     "chosen_ids": [*words[1].tolist(), 2],
                     "rejected_ids": [*words[2].tolist(), 2],
+                    "length": counts[0] + max(counts[1:]) + 2,
                 }
                 tokens.write(json.dumps(ids) + "\n")
                 lengths += [counts[0] + count + 2 for count in counts[1:]]
