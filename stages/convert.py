@@ -139,7 +139,8 @@ def check(direction: Direction, options: ConvertOptions, source: "Source") -> No
             f"the other direction is alignctl convert-mg2hf --load {load} --save DIR; another "
             f"layout or format is alignctl convert-mg2mg --load {load} --save DIR",
         )
-    if direction != "hf2mg" and source.kind not in _MEGATRON:
+    is_adapted_hf = direction == "mg2hf" and source.adapted is not None
+    if direction != "hf2mg" and source.kind not in _MEGATRON and not is_adapted_hf:
         raise UserError(
             f"{load}: this is a Hugging Face folder already"
             if source.kind == "hf"

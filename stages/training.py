@@ -125,6 +125,7 @@ def build_engine(config: TrainingConfig, head: Head) -> "Engine":
             precision=config.precision,
             optimizer=config.optimizer,
             head=head,
+            lora=config.lora,
         )
     from alignctl.engines.megatron import MegatronEngine
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import yaml
+from numpy.typing import NDArray
 
 SEED = 1234
 VOCAB_SIZE = 8192
@@ -50,7 +51,7 @@ class Workload:
 
     Attributes:
         folder: Holds `hf/`, `rows.jsonl` (text), `tokens.jsonl` (the same as ids and masks) and
-            `preset.yaml`.
+            `preset.yaml`; of preferences `pairs.jsonl` and `pair_tokens.jsonl`.
         documents: Rows of the data set.
         seq_length: No row is longer, and packed sequences are as long.
         sequences_per_step: Packed sequences in an optimizer step.
@@ -81,13 +82,49 @@ class Workload:
         self._write_preset()
         return self._write_rows()
 
+    def make_pairs(self) -> dict[str, float]:
+        """Writes everything for preferences; returns what the data set looks like."""
+        self.hf.mkdir(parents=True)
+        _write_tokenizer(self.hf)
+        _write_model(self.hf)
+        self._write_preset()
+        return self._write_pairs()
+
+    def _write_pairs(self) -> dict[str, float]:
+        rng = np.random.default_rng(SEED)
+        first, weights = len(SPECIAL), _frequencies()
+        lengths: list[int] = []
+        with (
+            (self.folder / "pairs.jsonl").open("w", encoding="ascii") as rows,
+            (self.folder / "pair_tokens.jsonl").open("w", encoding="ascii") as tokens,
+        ):
+            while len(lengths) < 2 * self.documents:
+                counts = [_length(rng, spread) for spread in (PROMPT_WORDS, *2 * (RESPONSE_WORDS,))]
+                if counts[0] + max(counts[1:]) + 2 > self.seq_length:
+                    continue
+                words = [rng.choice(len(weights), count, p=weights) + first for count in counts]
+                texts = [" ".join(f"w{word}" for word in part) for part in words]
+                row = dict(zip(("prompt", "chosen", "rejected"), texts, strict=True))
+                row |= {name: " " + row[name] for name in ("chosen", "rejected")}
+                rows.write(json.dumps(row) + "\n")
+                ids = {
+                    "prompt_ids": [1, *words[0].tolist()],
+                    "chosen_ids": [*words[1].tolist(), 2],
+                    "rejected_ids": [*words[2].tolist(), 2],
+                    "length": counts[0] + max(counts[1:]) + 2,
+                }
+                tokens.write(json.dumps(ids) + "\n")
+                lengths += [counts[0] + count + 2 for count in counts[1:]]
+        return {
+            "tokens": sum(lengths),
+            "mean": float(np.mean(lengths)),
+            "median": float(np.median(lengths)),
+            "longest": max(lengths),
+        }
+
     def _write_rows(self) -> dict[str, float]:
         rng = np.random.default_rng(SEED)
-        first = len(SPECIAL)
-        # Words as frequent as in text (Zipf-Mandelbrot): there is something to learn, so that the
-        # loss curves can be compared.
-        weights = 1.0 / (np.arange(VOCAB_SIZE - first) + 2.7)
-        weights /= weights.sum()
+        first, weights = len(SPECIAL), _frequencies()
         lengths: list[int] = []
         learned: list[int] = []
         with (
@@ -96,8 +133,7 @@ class Workload:
         ):
             while len(lengths) < self.documents:
                 prompt, response = (
-                    max(1, round(median * np.exp(sigma * rng.standard_normal())))
-                    for median, sigma in (PROMPT_WORDS, RESPONSE_WORDS)
+                    _length(rng, spread) for spread in (PROMPT_WORDS, RESPONSE_WORDS)
                 )
                 if prompt + response + 2 > self.seq_length:
                     continue  # so that nobody has to truncate, which each does in its own way
@@ -119,22 +155,34 @@ class Workload:
         }
 
     def _write_preset(self) -> None:
+        stage = {
+            "precision": "fp32",
+            "parallel": {"tp": 1},
+            "launch": {"nproc_per_node": 2, "timeout_minutes": 2},
+            "batch": {
+                "micro_batch_size": 1,
+                "global_batch_size": self.sequences_per_step,
+                "seq_length": self.seq_length,
+            },
+            "optimizer": {**OPTIMIZER, "schedule": "constant"},
+            "train": {"steps": self.warm_up + self.steps, "seed": SEED},
+        }
         preset: dict[str, Any] = {
             "model": {"family": "llama2", **MODEL},
-            "sft": {
-                "precision": "fp32",
-                "parallel": {"tp": 1},
-                "launch": {"nproc_per_node": 2, "timeout_minutes": 2},
-                "batch": {
-                    "micro_batch_size": 1,
-                    "global_batch_size": self.sequences_per_step,
-                    "seq_length": self.seq_length,
-                },
-                "optimizer": {**OPTIMIZER, "schedule": "constant"},
-                "train": {"steps": self.warm_up + self.steps, "seed": SEED},
-            },
+            **dict.fromkeys(("sft", "reward", "dpo"), stage),
         }
         (self.folder / "preset.yaml").write_text(yaml.safe_dump(preset), encoding="ascii")
+
+
+def _frequencies() -> NDArray[np.float64]:
+    """Of each word, as in text (Zipf-Mandelbrot): there is something to learn."""
+    weights = 1.0 / (np.arange(VOCAB_SIZE - len(SPECIAL)) + 2.7)
+    return weights / weights.sum()
+
+
+def _length(rng: np.random.Generator, spread: tuple[int, float]) -> int:
+    median, sigma = spread
+    return max(1, round(median * np.exp(sigma * rng.standard_normal())))
 
 
 def _write_tokenizer(folder: Path) -> None:

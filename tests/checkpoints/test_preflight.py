@@ -1,10 +1,11 @@
 """The checks of models and checkpoints are tested with whole commands, in tests/stages."""
 
+import sys
 from pathlib import Path
 
 import pytest
 
-from alignctl.checkpoints.preflight import check_devices
+from alignctl.checkpoints.preflight import check_devices, check_engine
 from alignctl.config.load import resolve
 from alignctl.config.run import SFTConfig
 from alignctl.errors import UserError
@@ -18,3 +19,23 @@ def test_every_process_needs_a_gpu_of_its_own_where_there_are_any() -> None:
         check_devices(config, 1)
     assert caught.value.hint is not None
     assert "--nproc 1" in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("missing", "said"),
+    [
+        ("deepspeed", "engine deepspeed: DeepSpeed is not installed"),
+        ("peft", "lora with engine deepspeed: PEFT is not installed"),
+    ],
+)
+def test_a_library_that_is_to_train_has_to_be_there(
+    missing: str, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    overrides = {"output": Path("run"), "engine": "deepspeed", "parallel.tp": 1}
+    config = resolve(SFTConfig, "tiny-llama", overrides | {"lora.rank": 4})
+    check_engine(config)
+    monkeypatch.setitem(sys.modules, missing, None)
+    with pytest.raises(UserError, match=said):
+        check_engine(config)
+    if missing == "peft":
+        check_engine(resolve(SFTConfig, "tiny-llama", overrides))

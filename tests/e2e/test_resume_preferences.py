@@ -1,4 +1,4 @@
-"""Reward models and DPO that were stopped are those that nobody touched: bit for bit."""
+"""Reward models, DPO and adapters that were stopped are what nobody touched: bit for bit."""
 
 import signal
 from pathlib import Path
@@ -20,16 +20,19 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
         ("dpo", ("parallel.pp=2",)),
         ("reward", ("parallel.tp=2", "parallel.sequence_parallel=true", "lora.rank=4")),
         ("dpo", ("parallel.distributed_optimizer=true", "precision=bf16", "lora.rank=4")),
+        ("sft", ("parallel.pp=2", "lora.rank=4")),
     ],
 )
 def test_a_run_stopped_by_sigterm_goes_on_as_if_it_had_not_been(
     tmp_path: Path, stage: str, layout: tuple[str, ...]
 ) -> None:
-    model, pairs = tiny.write_model(tmp_path / "hf"), tiny.write_pairs(tmp_path / "pairs.jsonl")
+    model = tiny.write_model(tmp_path / "hf")
+    write = tiny.write_rows if stage == "sft" else tiny.write_pairs
+    data = write(tmp_path / "data.jsonl")
     preset = tiny.preset()
     preset[stage] |= {"train": {"steps": STEPS, "eval_interval": 4}}
     tiny.write_preset(tmp_path / "tiny.yaml", **{stage: preset[stage]})
-    flags = ("--preset", tmp_path / "tiny.yaml", "--load", model, "--data", pairs)
+    flags = ("--preset", tmp_path / "tiny.yaml", "--load", model, "--data", data)
     whole, run = RunFolder(tmp_path / "whole"), RunFolder(tmp_path / "run")
 
     outcome = commands.alignctl(stage, *flags, "--output", whole.path, *layout)

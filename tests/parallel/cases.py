@@ -212,6 +212,23 @@ REWARD = tuple(
     for each in REWARD_BASELINES
     for world, parallel, grouping in _PREFERENCE_LAYOUTS
 )
+REWARD_BF16 = tuple(
+    Case(
+        kind="reward",
+        model=each.model,
+        world=2,
+        parallel=parallel,
+        grouping=grouping,
+        precision="bf16",
+    )
+    for each in REWARD_BASELINES
+    for parallel, grouping in (
+        (_parallel(), "1"),
+        (_parallel(2, sequence_parallel=True), "4"),
+        (_parallel(1, 2), "2"),
+        (_parallel(distributed_optimizer=True), "2"),
+    )
+)
 NEW_HEAD_BASELINE = Case(kind="new_head", world=1)
 NEW_HEAD = tuple(
     Case(kind="new_head", world=world, parallel=parallel, grouping=grouping)
@@ -340,6 +357,7 @@ ALL = (
     *DPO,
     *REWARD_BASELINES,
     *REWARD,
+    *REWARD_BF16,
     NEW_HEAD_BASELINE,
     *NEW_HEAD,
     *DPO_START,

@@ -29,6 +29,7 @@ class DeepSpeedCase(BaseModel):
     precision: Literal["fp32", "bf16"] = "fp32"
     recompute: Recompute = "none"
     offload: bool = False
+    lora: bool = False
 
     @property
     def zero(self) -> DeepSpeed:
@@ -41,7 +42,9 @@ class DeepSpeedCase(BaseModel):
     @property
     def reference(self) -> "DeepSpeedCase":
         """The same on Megatron."""
-        return DeepSpeedCase(loss=self.loss, model=self.model, head=self.head, world=0)
+        return DeepSpeedCase(
+            loss=self.loss, model=self.model, head=self.head, lora=self.lora, world=0
+        )
 
     @property
     def name(self) -> str:
@@ -57,6 +60,7 @@ class DeepSpeedCase(BaseModel):
             self.precision if self.precision != "fp32" else "",
             f"recompute-{self.recompute}" if self.recompute != "none" else "",
             "offload" if self.offload else "",
+            "lora" if self.lora else "",
         ]
         return "-".join(filter(None, parts))
 
@@ -154,8 +158,66 @@ OUTPUTS = tuple(
 )
 STOP = DeepSpeedCase(kind="stop", world=2, stage=2)
 
-_DEEPSPEED = (*SFT, *PREFERENCES, *BF16, *SPOILT, *RESUME, *CHECKPOINT, *OUTPUTS, STOP)
-_TRAINED = {each.reference for each in (*SFT, *PREFERENCES)}
+LORA = (
+    DeepSpeedCase(world=2, stage=1, lora=True, grouping="packed"),
+    DeepSpeedCase(world=2, stage=2, lora=True, recompute="full"),
+    DeepSpeedCase(model="bloom", world=2, stage=3, lora=True, grouping="2"),
+    DeepSpeedCase(loss="dpo", model="bloom", world=2, stage=1, lora=True),
+    DeepSpeedCase(loss="dpo", world=2, stage=3, lora=True, grouping="4"),
+    DeepSpeedCase(loss="reward", world=2, stage=2, lora=True),
+    DeepSpeedCase(loss="reward", world=2, stage=3, lora=True),
+    DeepSpeedCase(loss="reward", head="pooler", world=2, stage=3, lora=True),
+)
+LORA_BF16 = tuple(
+    DeepSpeedCase(world=2, stage=stage, lora=True, precision="bf16") for stage in (1, 2, 3)
+)
+LORA_RESUME = (
+    DeepSpeedCase(kind="resume", world=2, stage=1, lora=True, precision="bf16"),
+    DeepSpeedCase(kind="resume", loss="reward", world=2, stage=2, lora=True),
+    DeepSpeedCase(kind="resume", loss="dpo", model="bloom", world=2, stage=3, lora=True),
+    DeepSpeedCase(kind="resume", head="pooler", loss="reward", world=2, stage=3, lora=True),
+    DeepSpeedCase(kind="resume", world=2, stage=3, lora=True, offload=True, precision="bf16"),
+)
+LORA_CHECKPOINT = (
+    DeepSpeedCase(kind="checkpoint", world=2, stage=2, lora=True),
+    DeepSpeedCase(kind="checkpoint", loss="reward", world=2, stage=3, lora=True),
+)
+
+FAST = {
+    # A layout of each ZeRO stage, and each of DeepSpeed's optimizer classes.
+    DeepSpeedCase(world=2, stage=1),
+    DeepSpeedCase(world=2, grouping="packed"),
+    DeepSpeedCase(model="bloom", world=2, stage=3, grouping="packed"),
+    DeepSpeedCase(world=2, stage=3, grouping="4"),
+    DeepSpeedCase(world=2, stage=3, grouping="4", recompute="full"),
+    DeepSpeedCase(loss="dpo", world=2, stage=3, grouping="4"),
+    DeepSpeedCase(loss="dpo", model="bloom", world=2, stage=1),
+    DeepSpeedCase(loss="reward", world=2, stage=2, grouping="2"),
+    DeepSpeedCase(loss="reward", head="pooler", world=2, stage=3, grouping="2"),
+    *(each for each in BF16 if each.world == 2 and each.model == "llama-gqa" and not each.offload),
+    DeepSpeedCase(kind="spoilt", world=2, stage=1, precision="bf16"),
+    DeepSpeedCase(kind="spoilt", world=2, stage=3),
+    DeepSpeedCase(kind="resume", world=2, stage=1, grouping="2", precision="bf16"),
+    DeepSpeedCase(kind="resume", world=2, stage=2, grouping="2"),
+    DeepSpeedCase(kind="resume", world=2, stage=3, grouping="2", precision="bf16", offload=True),
+    DeepSpeedCase(kind="checkpoint", world=2, stage=2),
+    DeepSpeedCase(kind="checkpoint", loss="reward", model="bloom", world=2, stage=3),
+    DeepSpeedCase(kind="document_outputs", world=2, stage=3),
+    DeepSpeedCase(kind="document_outputs", loss="reward", world=2, stage=2),
+    STOP,
+    *LORA[:3],
+    *LORA[4:6],
+    *LORA_RESUME[:3],
+    *LORA_CHECKPOINT,
+}
+"""What runs without `slow` tests too."""
+
+_DEEPSPEED = (
+    *(*SFT, *PREFERENCES, *BF16, *SPOILT, *RESUME, *CHECKPOINT, *OUTPUTS, STOP),
+    *(*LORA, *LORA_BF16, *LORA_RESUME, *LORA_CHECKPOINT),
+)
+assert set(_DEEPSPEED) >= FAST
+_TRAINED = {each.reference for each in (*SFT, *PREFERENCES, *LORA)}
 _SCORED = {each.reference.model_copy(update={"kind": "document_outputs"}) for each in OUTPUTS}
 ALL = (*sorted(_TRAINED | _SCORED, key=lambda case: case.name), *_DEEPSPEED)
 """Everything, each case under a name of its own."""

@@ -1,6 +1,6 @@
 """The torchrun jobs of the DeepSpeed engine, and one of Megatron's to compare with.
 
-results = deepspeed_jobs.run(folder, world=2)
+results = deepspeed_jobs.run(folder, world=2, is_fast=True)
 """
 
 import json
@@ -11,9 +11,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from alignctl.config.sections import Lora
 from alignctl.launch.job import Job, worker_environment
 from tests.parallel import documents, preferences
-from tests.parallel.deepspeed_cases import ALL, DeepSpeedCase
+from tests.parallel.deepspeed_cases import ALL, FAST, DeepSpeedCase
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -29,21 +30,27 @@ OPTIMIZER = documents.TRAIN_OPTIMIZER.model_copy(update={"eps": 1e-4})
 """AdamW makes a whole step of any gradient above eps. Some are 0 but for rounding, such as that of
 a bias of keys, and 1e-8 would make steps of their rounding errors."""
 SEED = 11
-"""Of new score heads."""
+"""Of new score heads, and of new adapters."""
+LORA = Lora(rank=4, alpha=6.0)
 
 Result = dict[str, Any]
 
 
-def run(folder: Path, *, world: int) -> dict[str, Result]:
+def run(folder: Path, *, world: int, is_fast: bool) -> dict[str, Result]:
     """Runs the cases of one world over the models in `folder`; results by the cases' names.
+
+    Args:
+        folder: Holds the models.
+        world: Of the cases.
+        is_fast: Whether they are those of FAST, or the others; Megatron's are not divided.
 
     Raises:
         RuntimeError: The job failed; the message ends with the last lines of its output.
     """
-    results = folder / f"deepspeed_results_{world}.json"
+    results = folder / f"deepspeed_results_{world}_{is_fast}.json"
     nproc = max(1, world)
     environment = os.environ | dict(worker_environment(2, os.environ))
-    arguments = (str(folder), str(results), str(world))
+    arguments = (str(folder), str(results), *_names(world, is_fast=is_fast))
     job = Job("tests.parallel.deepspeed_jobs", arguments, nproc=nproc, master_port=0)
     done = subprocess.run(
         job.command(), cwd=ROOT, env=environment, capture_output=True, text=True, timeout=540
@@ -54,20 +61,27 @@ def run(folder: Path, *, world: int) -> dict[str, Result]:
     return found
 
 
+def _names(world: int, *, is_fast: bool) -> list[str]:
+    return [
+        case.name
+        for case in ALL
+        if case.world == world and (world == 0 or (case in FAST) is is_fast)
+    ]
+
+
 # ---- what every rank runs ----
 
 
-def main(folder: Path, results: Path, world: int) -> None:
-    """Runs the cases of a world; what ranks find is put together."""
+def main(folder: Path, results: Path, names: Sequence[str]) -> None:
+    """Runs some cases of one world; what ranks find is put together."""
     import torch
     import torch.distributed as dist
 
     torch.set_num_threads(1)
-    _initialize(world)
+    cases = [case for case in ALL if case.name in names]
+    _initialize(cases[0].world)
     found: dict[str, Result] = {}
-    for case in ALL:
-        if case.world != world:
-            continue
+    for case in cases:
         mine = KINDS[case.kind](case, folder)
         everybody: list[Result] = [{} for _ in range(dist.get_world_size())]
         dist.all_gather_object(everybody, mine)
@@ -109,6 +123,7 @@ def engine_of(
             seq_length=documents.SEQ_LENGTH,
             optimizer=OPTIMIZER if is_trained else None,
             head=head,
+            lora=LORA if case.lora else None,
         )
     else:
         from alignctl.engines.deepspeed import DeepSpeedEngine
@@ -120,6 +135,7 @@ def engine_of(
             precision=case.precision,
             optimizer=OPTIMIZER if is_trained else None,
             head=head,
+            lora=LORA if case.lora else None,
         )
     if is_loaded:
         engine.load_weights(source, seed=SEED)
@@ -190,10 +206,8 @@ def train(case: DeepSpeedCase, folder: Path) -> Result:
 
 def weights(engine: Any) -> dict[str, "Tensor"]:
     """The whole model by Hugging Face's names, without padding."""
-    from alignctl.models.families import weight_map
-
     if hasattr(engine, "global_name"):  # of Megatron
-        rows, model = weight_map(engine.architecture, engine.head), engine.architecture
+        rows, model = engine.rows, engine.architecture
         return {
             name: part.detach().clone().contiguous()
             for local, parameter in engine.model.named_parameters()
@@ -204,8 +218,9 @@ def weights(engine: Any) -> dict[str, "Tensor"]:
             )
         }
     from alignctl.engines.deepspeed_state import _tensors
+    from alignctl.models.transformers_lora import hf_parameters
 
-    names, parameters = zip(*engine.model.named_parameters(), strict=True)
+    names, parameters = zip(*hf_parameters(engine.model).items(), strict=True)
     # A view of what is gathered for a moment only.
     copies = (each.clone() for each in _tensors(engine, parameters))
     return dict(zip(names, copies, strict=True))
@@ -363,4 +378,4 @@ KINDS: dict[str, Callable[[DeepSpeedCase, Path], Result]] = {
 }
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]))
+    main(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3:])

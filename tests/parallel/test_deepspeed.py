@@ -1,7 +1,7 @@
 """The DeepSpeed engine beside Megatron's: the same course at every layout, the same weights."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -10,14 +10,20 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
-from alignctl.checkpoints import manifest
+from alignctl.checkpoints import conversion, manifest
 from alignctl.checkpoints.source import find
 from tests.parallel import deepspeed_jobs, documents
 from tests.parallel.deepspeed_cases import (
     BF16,
     CHECKPOINT,
+    FAST,
+    LORA,
+    LORA_BF16,
+    LORA_CHECKPOINT,
+    LORA_RESUME,
     OUTPUTS,
     PREFERENCES,
     RESUME,
@@ -31,20 +37,31 @@ from tests.parallel.deepspeed_jobs import Result
 Results = Callable[[DeepSpeedCase], Result]
 
 
+def each_of(cases: Iterable[DeepSpeedCase]) -> pytest.MarkDecorator:
+    """The cases as parameters of a test; those that are not among FAST are slow ones."""
+    return pytest.mark.parametrize(
+        "case",
+        [
+            pytest.param(case, id=case.name, marks=() if case in FAST else pytest.mark.slow)
+            for case in cases
+        ],
+    )
+
+
 @pytest.fixture(scope="session")
 def found(models: Path) -> Results:
     """What a case computed; its world's job runs at the first request, after Megatron's."""
 
     @cache
-    def of_world(world: int) -> dict[str, Result]:
+    def of_world(world: int, *, is_fast: bool) -> dict[str, Result]:
         if world:
-            of_world(0)
-        return deepspeed_jobs.run(models, world=world)
+            of_world(0, is_fast=False)
+        return deepspeed_jobs.run(models, world=world, is_fast=is_fast)
 
-    return lambda case: of_world(case.world)[case.name]
+    return lambda case: of_world(case.world, is_fast=case in FAST)[case.name]
 
 
-@pytest.mark.parametrize("case", [*SFT, *PREFERENCES], ids=lambda case: case.name)
+@each_of([*SFT, *PREFERENCES, *LORA])
 def test_the_course_and_the_weights_are_megatrons(case: DeepSpeedCase, found: Results) -> None:
     """Three AdamW steps in fp32; every term of DPO's and of the reward model's loss."""
     ours, theirs = found(case), found(case.reference)
@@ -56,9 +73,7 @@ def test_the_course_and_the_weights_are_megatrons(case: DeepSpeedCase, found: Re
         assert mine == pytest.approx(expected, rel=1e-4, abs=1e-5)
 
 
-@pytest.mark.parametrize(
-    "case", [case for case in SFT if case.recompute != "none"], ids=lambda case: case.name
-)
+@each_of(case for case in SFT if case.recompute != "none")
 def test_recomputing_changes_no_bit(case: DeepSpeedCase, found: Results) -> None:
     plain = found(case.model_copy(update={"recompute": "none"}))
     assert {key: found(case)[key] for key in ("loss", "grad_norm", "difference")} == {
@@ -66,7 +81,7 @@ def test_recomputing_changes_no_bit(case: DeepSpeedCase, found: Results) -> None
     }
 
 
-@pytest.mark.parametrize("case", BF16, ids=lambda case: case.name)
+@each_of([*BF16, *LORA_BF16])
 def test_bf16_stays_near_fp32_and_has_fp32_masters(case: DeepSpeedCase, found: Results) -> None:
     """Rounding errors of 2^-9, over 4 layers and many tokens; weights are rounded to bf16 too."""
     ours, theirs = found(case), found(case.reference)
@@ -78,7 +93,7 @@ def test_bf16_stays_near_fp32_and_has_fp32_masters(case: DeepSpeedCase, found: R
     assert ours["buffer_types"] in ([], ["torch.float32"])  # frequencies of rotary positions
 
 
-@pytest.mark.parametrize("case", SPOILT, ids=lambda case: case.name)
+@each_of(SPOILT)
 def test_a_step_that_is_not_finite_changes_nothing(case: DeepSpeedCase, found: Results) -> None:
     """The next step is the first of an untouched run; nothing of the two gradients is left."""
     ours, theirs = found(case), found(case.reference)
@@ -92,7 +107,7 @@ def test_a_step_that_is_not_finite_changes_nothing(case: DeepSpeedCase, found: R
     assert ours["grad_norm"] == pytest.approx(theirs["grad_norm"][0], rel=tolerance)
 
 
-@pytest.mark.parametrize("case", RESUME, ids=lambda case: case.name)
+@each_of([*RESUME, *LORA_RESUME])
 def test_two_steps_and_three_more_are_five_bit_for_bit(case: DeepSpeedCase, found: Results) -> None:
     """Losses, norms, weights and random numbers, between two engines of one process."""
     ours = found(case)
@@ -103,7 +118,7 @@ def test_two_steps_and_three_more_are_five_bit_for_bit(case: DeepSpeedCase, foun
         assert ours[f"is_random_equal_{rank}"] is True
 
 
-@pytest.mark.parametrize("case", OUTPUTS, ids=lambda case: case.name)
+@each_of(OUTPUTS)
 def test_outputs_of_documents_are_megatrons(case: DeepSpeedCase, found: Results) -> None:
     """Of a model without an optimizer: what a reference policy or a reward model is."""
     ours = found(case)
@@ -117,7 +132,7 @@ def test_every_rank_hears_that_one_was_asked_to_stop(found: Results) -> None:
     assert [found(STOP)[f"heard_by_{rank}"] for rank in range(2)] == [[False, True]] * 2
 
 
-@pytest.mark.parametrize("case", CHECKPOINT, ids=lambda case: case.name)
+@each_of(CHECKPOINT)
 def test_a_checkpoint_is_a_folder_of_transformers(
     case: DeepSpeedCase, models: Path, found: Results
 ) -> None:
@@ -132,7 +147,7 @@ def test_a_checkpoint_is_a_folder_of_transformers(
     np.testing.assert_allclose(outputs, computed, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("case", CHECKPOINT[::3], ids=lambda case: case.name)
+@each_of(CHECKPOINT[::3])
 def test_a_checkpoint_is_found_by_the_paths_of_its_run(
     case: DeepSpeedCase, models: Path, found: Results
 ) -> None:
@@ -153,6 +168,35 @@ def test_a_checkpoint_is_found_by_the_paths_of_its_run(
         assert source.manifest.score_offset == (None if case.loss == "sft" else 0.5)
     manifest.verify_checksums(newest, manifest.read(newest))
     assert json.loads((newest / "config.json").read_text())["dtype"] == "float32"
+
+
+@each_of(LORA_CHECKPOINT)
+def test_a_checkpoint_of_adapters_is_a_folder_of_peft(
+    case: DeepSpeedCase, models: Path, found: Results, tmp_path: Path
+) -> None:
+    """PEFT on the base, and the merged model, compute what the trained model computed."""
+    outputs = found(case)["outputs"]
+    folder = models / case.name / "checkpoints" / "iter_0000003"
+    names = {path.name for path in folder.iterdir()}
+    assert names == {"adapter_config.json", "adapter_model.safetensors", "alignctl.json"} | {
+        "deepspeed",
+        "hf",
+    }
+    source = find(models / case.name, vocab_divisor=documents.VOCAB_DIVISOR)
+    assert (source.kind, source.path, source.companions) == ("hf", folder, folder / "hf")
+    assert source.adapted is not None
+    assert source.adapted.base.path == models / case.model / "hf"
+    is_policy = case.loss == "sft"
+    kind: Any = AutoModelForCausalLM if is_policy else AutoModelForSequenceClassification
+    settings = {} if is_policy else {"num_labels": 1}
+    base = kind.from_pretrained(models / case.model / "hf", dtype=torch.float32, **settings)
+    compute = _logprobs if is_policy else _scores
+    assert np.abs(np.asarray(outputs) - compute(base.eval())).max() > 0.01
+    adapted = PeftModel.from_pretrained(base, folder)
+    np.testing.assert_allclose(outputs, compute(adapted.eval()), rtol=1e-5, atol=1e-5)
+    conversion.convert(source, tmp_path, conversion.Target("hf"))
+    merged = kind.from_pretrained(tmp_path, dtype=torch.float32)
+    np.testing.assert_allclose(outputs, compute(merged.eval()), rtol=1e-5, atol=1e-5)
 
 
 def _logprobs(model: Any) -> NDArray[np.float64]:

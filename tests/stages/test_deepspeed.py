@@ -46,24 +46,54 @@ def test_a_stage_takes_the_same_course_with_either_engine(
 
 
 @pytest.mark.slow
-def test_a_run_goes_on_from_its_checkpoint_bit_for_bit(workspace: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("overrides", [(), ("lora.rank=4", "deepspeed.zero_stage=3")])
+def test_a_run_goes_on_from_its_checkpoint_bit_for_bit(
+    overrides: tuple[str, ...], workspace: Path, tmp_path: Path
+) -> None:
     """Stopped by taking the second half of its steps, and its checkpoint, away."""
     whole, part = tmp_path / "whole", tmp_path / "part"
+    settings = ("engine=deepspeed", *overrides)
     for run in (whole, part):
-        done = commands.alignctl(*command(workspace, "sft", run, "engine=deepspeed"))
+        done = commands.alignctl(*command(workspace, "sft", run, *settings))
         assert done.code == 0, done.text
     folder = RunFolder(part)
     folder.result.unlink()
     (folder.checkpoints / "latest_checkpointed_iteration.txt").write_text("2")
-    again = commands.alignctl(*command(workspace, "sft", part, "engine=deepspeed"))
+    again = commands.alignctl(*command(workspace, "sft", part, *settings))
     assert again.code == 0, again.text
     name = "checkpoints/iter_0000004"
     for file in (
-        "model.safetensors",
+        "adapter_model.safetensors" if overrides else "model.safetensors",
         "deepspeed/rank_0.safetensors",
         "deepspeed/rank_1.safetensors",
     ):
         assert (whole / name / file).read_bytes() == (part / name / file).read_bytes()
+
+
+@pytest.mark.slow
+def test_a_reward_model_of_deepspeed_gives_the_same_scores_on_megatron(
+    workspace: Path, tmp_path: Path
+) -> None:
+    """Of the held-out rows at its end, and where a run at TP 2 starts from it as converted."""
+    run, target, other = (tmp_path / name for name in ("deepspeed", "mcore", "megatron"))
+    trained = commands.alignctl(*command(workspace, "reward", run, "engine=deepspeed"))
+    assert trained.code == 0, trained.text
+    paths = ("--load", run, "--save", target)
+    converted = commands.alignctl("convert-hf2mg", *paths, "--role", "reward")
+    assert converted.code == 0, converted.text
+    again = command(workspace, "reward", other, "parallel.tp=2", "train.steps=1")
+    again[again.index("--load") + 1] = target
+    again.append("optimizer.warmup_steps=0")
+    scored = commands.alignctl(*again)
+    assert scored.code == 0, scored.text
+    assert "reward model" in scored.err
+    before = rows(RunFolder(run), "validation")[-1]
+    after = rows(RunFolder(other), "validation")[0]
+    names = {"loss", "accuracy", "margin", "score_mean", "score_std"}
+    assert names <= before.keys()
+    assert [after[name] for name in names] == pytest.approx(
+        [before[name] for name in names], rel=1e-4, abs=1e-6
+    )
 
 
 @pytest.mark.parametrize(

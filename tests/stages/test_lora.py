@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from peft import PeftModel
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from alignctl.launch.run_folder import RunFolder
@@ -106,6 +107,46 @@ def test_a_reward_model_with_adapters_has_a_head_of_its_own(
     with torch.no_grad():
         theirs = adapted(TOKENS).logits
         torch.testing.assert_close(merged(TOKENS).logits, theirs, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("stage", "zero_stage"),
+    [
+        ("sft", 3),
+        pytest.param("reward", 2, marks=pytest.mark.slow),
+        pytest.param("dpo", 1, marks=pytest.mark.slow),
+    ],
+)
+def test_deepspeed_trains_the_same_adapters_and_writes_the_same_model(
+    stage: str, zero_stage: int, workspace: Path, tmp_path: Path, alignctl: Alignctl
+) -> None:
+    """From the same A and B as Megatron, the same losses and, merged or not, the same weights."""
+    layouts = {
+        "megatron": ("parallel.tp=2",),
+        "deepspeed": ("engine=deepspeed", f"deepspeed.zero_stage={zero_stage}"),
+    }
+    settings = ("lora.rank=4", "optimizer.eps=1e-4", "data.validation_fraction=0.2")
+    losses, weights = {}, {}
+    for engine, layout in layouts.items():
+        run = tmp_path / engine
+        start = command(workspace, stage, workspace / "hf", run, *settings, *layout)
+        outcome = commands.alignctl(*start)
+        assert outcome.code == 0, outcome.text
+        losses[engine] = [row["loss"] for row in rows(RunFolder(run), "train", "validation")]
+        for flags, name in (((), "merged"), (("--adapter-only",), "adapters")):
+            folder = tmp_path / f"{engine}-{name}"
+            outcome = alignctl("convert-mg2hf", "--load", run, "--save", folder, *flags)
+            assert outcome.code == 0, outcome.text
+        merged = load_file(tmp_path / f"{engine}-merged" / "model.safetensors")
+        adapters = load_file(tmp_path / f"{engine}-adapters" / "adapter_model.safetensors")
+        weights[engine] = merged | adapters
+    assert losses["deepspeed"] == pytest.approx(losses["megatron"], rel=1e-5)
+    assert len(losses["deepspeed"]) == 6
+    torch.testing.assert_close(weights["deepspeed"], weights["megatron"], rtol=0, atol=1e-5)
+    again = ("convert-hf2mg", "--load", tmp_path / "deepspeed", "--save", tmp_path / "mg")
+    outcome = alignctl(*again)
+    assert outcome.code == 0, outcome.text
+    assert "PEFT llama2" in outcome.err
 
 
 def test_a_base_that_is_gone_or_another_one_is_named(

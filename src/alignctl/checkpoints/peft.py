@@ -1,25 +1,54 @@
 """Adapters as a folder of PEFT's: adapter_config.json and adapter_model.safetensors.
 
 An adapter of ours is that of one Hugging Face linear layer already, so tensors are renamed and
-written as they are.
+written as they are. DeepSpeed's checkpoints with adapters are such folders too.
 """
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from alignctl.checkpoints import safetensors_file
-from alignctl.checkpoints.adapted import Adapters, verify
+from alignctl.checkpoints import hf, safetensors_file
+from alignctl.checkpoints.adapted import verify
 from alignctl.checkpoints.lazy import LazyTensor, check_finite
-from alignctl.checkpoints.source import Source
+from alignctl.config.sections import Head, Lora, Model
 from alignctl.errors import RunError, UserError
 from alignctl.models.adapters import PEFT_PREFIX, adapter_map
+from alignctl.models.score_head import MODULES
 from alignctl.models.weight_map import SCORE_HEADS
+
+if TYPE_CHECKING:
+    from alignctl.checkpoints.source import Source
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
 
-def write(source: Source, folder: Path) -> None:
+def names(model: Model, lora: Lora, head: Head) -> dict[str, str]:
+    """PEFT's name of every tensor that is trained, by our Megatron name: adapters and score head.
+
+    PEFT knows the first kind of score head only; the tensors of the other one are named likewise.
+    """
+    found = {name: row.hf[0] for name, row in adapter_map(model, lora).items()}
+    rows = () if head == "lm" else SCORE_HEADS[head]
+    return found | {row.megatron: PEFT_PREFIX + row.hf[0] for row in rows}
+
+
+def read(folder: Path, model: Model, lora: Lora, head: Head) -> dict[str, LazyTensor]:
+    """The trained tensors of a folder by our Megatron names; those it lacks are left out.
+
+    Raises:
+        UserError: The file is missing or damaged.
+    """
+    stored = safetensors_file.read(folder / WEIGHTS)
+    return {
+        ours: stored[theirs]
+        for ours, theirs in names(model, lora, head).items()
+        if theirs in stored
+    }
+
+
+def write(source: "Source", folder: Path) -> None:
     """Writes the adapters of a model, with its score head if it has one.
 
     Args:
@@ -41,45 +70,48 @@ def write(source: Source, folder: Path) -> None:
             "leave --adapter-only out, and the whole model is written with its head",
         )
     verify(source)
-    tensors = _tensors(source, source.adapted)
+    stored: Mapping[str, LazyTensor] = source.adapted.tensors
+    tensors = {
+        theirs: stored[ours]
+        for ours, theirs in sorted(
+            names(source.model, source.adapted.lora, source.head).items(), key=lambda pair: pair[1]
+        )
+    }
     with (folder / WEIGHTS).open("wb") as stream:
         writer = safetensors_file.Writer(stream, tensors)
         for tensor in tensors.values():
             made = tensor.make()
             check_finite(made, tensor.where)
             writer.write(made)
-    config = json.dumps(_config(source, source.adapted), indent=2, sort_keys=True)
-    (folder / CONFIG).write_text(config + "\n", encoding="utf-8")
+    write_config(folder, source.model, source.adapted.lora, source.head, source.adapted.base.path)
     written = safetensors_file.read(folder / WEIGHTS)
     for name, tensor in tensors.items():
         if not written[name].make().equal(tensor.make()):
             raise RunError(f"{folder / WEIGHTS}: {name} differs from {tensor.where}")
 
 
-def _tensors(source: Source, adapted: Adapters) -> dict[str, LazyTensor]:
-    """By PEFT's names, in their order."""
-    found = {
-        row.hf[0]: adapted.tensors[name]
-        for name, row in adapter_map(source.model, adapted.lora).items()
-    }
-    if source.head != "lm":
-        heads = SCORE_HEADS[source.head]
-        found |= {PEFT_PREFIX + row.hf[0]: source.tensors[row.megatron] for row in heads}
-    return dict(sorted(found.items()))
+def write_config(folder: Path, model: Model, lora: Lora, head: Head, base: Path) -> None:
+    """Writes what PEFT's LoraConfig needs to know.
 
-
-def _config(source: Source, adapted: Adapters) -> dict[str, Any]:
-    """What PEFT's LoraConfig needs to know; a base of Megatron's has no name that it could load."""
-    base, is_policy = adapted.base, source.head == "lm"
-    return {
+    Args:
+        folder: Where the weights are.
+        model: The architecture.
+        lora: The adapters' settings.
+        head: What is on top.
+        base: The model they belong to; PEFT loads it by itself if it is one of Hugging Face's.
+    """
+    is_hf = (base / "config.json").is_file() and hf.has_weights(base)
+    config: dict[str, Any] = {
         "peft_type": "LORA",
-        "task_type": "CAUSAL_LM" if is_policy else "SEQ_CLS",
-        "base_model_name_or_path": str(base.path) if base.kind == "hf" else None,
-        "r": adapted.lora.rank,
-        "lora_alpha": adapted.lora.alpha,
+        "task_type": "CAUSAL_LM" if head == "lm" else "SEQ_CLS",
+        "base_model_name_or_path": str(base) if is_hf else None,
+        "r": lora.rank,
+        "lora_alpha": lora.alpha,
         "lora_dropout": 0.0,
         "bias": "none",
-        "target_modules": list(adapted.lora.modules(source.model.family)),
-        "modules_to_save": None if is_policy else ["score"],
+        "target_modules": list(lora.modules(model.family)),
+        "modules_to_save": None if head == "lm" else [MODULES[head]],
         "inference_mode": True,
     }
+    text = json.dumps(config, indent=2, sort_keys=True) + "\n"
+    (folder / CONFIG).write_text(text, encoding="utf-8")

@@ -60,15 +60,16 @@ def check_resumable(config: TrainingConfig, folder: RunFolder) -> None:
 
 
 def check_engine(config: TrainingConfig) -> None:
-    """Makes sure that the library that is to train is there.
+    """Makes sure that the libraries that are to train are there.
 
     Raises:
-        UserError: It is not installed.
+        UserError: One is not installed.
     """
-    if config.engine == "deepspeed" and importlib.util.find_spec("deepspeed") is None:
-        raise UserError(
-            "engine deepspeed: DeepSpeed is not installed", "pip install 'alignctl[deepspeed]'"
-        )
+    needed = {"deepspeed": "DeepSpeed"} | ({"peft": "PEFT"} if config.lora else {})
+    for module, name in needed.items() if config.engine == "deepspeed" else ():
+        if importlib.util.find_spec(module) is None:
+            what = "engine deepspeed" if module == "deepspeed" else "lora with engine deepspeed"
+            raise UserError(f"{what}: {name} is not installed", "pip install 'alignctl[deepspeed]'")
 
 
 def check_devices(config: RunConfig, num_gpus: int) -> None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from alignctl.checkpoints import hf, legacy, manifest, mcore, rank_files, torch_file, zero
+from alignctl.checkpoints import hf, legacy, manifest, mcore, peft, rank_files, torch_file, zero
 from alignctl.checkpoints.adapted import Adapters, base_folder, check_base, merged
 from alignctl.checkpoints.companions import read_json
 from alignctl.checkpoints.dtypes import name_of
@@ -137,7 +137,7 @@ def _find(path: Path, vocab_divisor: int, expected: Model | None) -> Source:
 
 
 def is_megatron(path: Path) -> bool:
-    """Whether a folder is one checkpoint of Megatron's, of whatever format."""
+    """Whether a folder is one checkpoint of Megatron's, of whatever format, or ours of adapters."""
     if (path / manifest.NAME).is_file() and not (path / "config.json").is_file():
         return True
     return (path / METADATA).is_file() or rank_files.has_ranks(path)
@@ -219,6 +219,9 @@ def _from_hf(
 
 def _megatron(path: Path, expected: Model | None) -> Source:
     found = manifest.read(path) if (path / manifest.NAME).is_file() else None
+    if found is not None and found.adapted is not None and found.format == "hf":
+        tensors = peft.read(path, found.model, found.adapted.lora, found.head)
+        return _adapted("hf", path, found, found.adapted, tensors)
     if rank_files.has_ranks(path):
         ranks = legacy.read(path)
         text = (
@@ -234,7 +237,7 @@ def _megatron(path: Path, expected: Model | None) -> Source:
         )
     tensors, args = mcore.read(path), None
     if found is not None and found.adapted is not None:
-        return _adapted(path, found, found.adapted, tensors)
+        return _adapted("mcore", path, found, found.adapted, tensors)
     if found is None:
         common = torch_file.read(path / mcore.COMMON)
         args = common.get("args") if isinstance(common, dict) else None
@@ -248,7 +251,11 @@ def _megatron(path: Path, expected: Model | None) -> Source:
 
 
 def _adapted(
-    path: Path, found: Manifest, about: manifest.Adapted, stored: Mapping[str, LazyTensor]
+    kind: Kind,
+    path: Path,
+    found: Manifest,
+    about: manifest.Adapted,
+    stored: Mapping[str, LazyTensor],
 ) -> Source:
     """A checkpoint with adapters and its base, as one model."""
     folder = base_folder(path, about.base)
@@ -259,8 +266,9 @@ def _adapted(
         path, {name: stored[name] for name in shapes if name in stored}, shapes, base.model
     )
     tensors = merged(found, base, stored)
+    text = {"mcore": "Megatron-Core", "hf": "PEFT"}[kind]
     return Source(
-        kind="mcore",
+        kind=kind,
         path=path,
         model=found.model,
         head=found.head,
@@ -268,7 +276,7 @@ def _adapted(
         manifest=found,
         hf_prefix=found.hf_prefix,
         tensors=tensors,
-        description=f"{path}: Megatron-Core {_about(found.model, found.head, tensors)}, iteration "
+        description=f"{path}: {text} {_about(found.model, found.head, tensors)}, iteration "
         f"{found.iteration}, adapters of rank {about.lora.rank} merged into {base.path}",
         adapted=Adapters(about.lora, base, stored),
     )

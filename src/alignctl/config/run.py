@@ -133,8 +133,6 @@ class TrainingConfig(TrainingSettings, RunConfig):
             for name, value in (("tp", self.parallel.tp), ("pp", self.parallel.pp))
             if value != 1
         ]
-        if self.lora:
-            problems.append("lora: engine deepspeed has no adapters; train them with megatron")
         if self.model.family == "llama2" and self.model.hidden_dropout:
             problems.append(
                 f"model.hidden_dropout {self.model.hidden_dropout} has no effect with engine "

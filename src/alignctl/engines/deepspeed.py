@@ -22,8 +22,9 @@ from torch import Tensor
 
 from alignctl import memory
 from alignctl.algorithms.loss import Loss, LossTerms, Output, Scores
+from alignctl.checkpoints.manifest import Base
 from alignctl.checkpoints.source import Source
-from alignctl.config.sections import DeepSpeed, Head, Model, Optimizer, Parallel
+from alignctl.config.sections import DeepSpeed, Head, Lora, Model, Optimizer, Parallel
 from alignctl.data.batch import TokenBatch
 from alignctl.engines import deepspeed_state
 from alignctl.engines.deepspeed_library import deepspeed
@@ -32,7 +33,9 @@ from alignctl.engines.device import DEVICE, IS_GPU
 from alignctl.engines.metrics import StepMetrics
 from alignctl.engines.protocol import NonFiniteError
 from alignctl.engines.sums import by_document, of_documents, step_metrics
+from alignctl.models.adapters import adapter_map
 from alignctl.models.families import weight_map
+from alignctl.models.transformers_lora import hf_parameters
 from alignctl.models.transformers_model import build
 from alignctl.models.weight_map import hf_shapes
 
@@ -74,6 +77,9 @@ class DeepSpeedEngine:
         model: The model; at ZeRO-3 its parameters are empty except while they are computed with.
         architecture: The whole model.
         head: What is on top of it.
+        lora: Its adapters; None where all weights are trained.
+        base: With adapters, the model they were made for, once its weights are loaded.
+        rows: The weight map of all parameters, those of adapters among them.
         zero: How it is spread.
         dtype: Of the weights.
         optimizer: Master weights and moments, once they are created.
@@ -90,6 +96,7 @@ class DeepSpeedEngine:
         precision: str,
         optimizer: Optimizer | None,
         head: Head = "lm",
+        lora: Lora | None = None,
     ) -> None:
         """Builds the model; its weights are to be loaded before use.
 
@@ -100,9 +107,15 @@ class DeepSpeedEngine:
             precision: "fp32" or "bf16" (then with fp32 master weights and gradients).
             optimizer: AdamW's settings; None for a model that is not trained.
             head: What is on top.
+            lora: Adapters, which are then trained with the head alone.
         """
         assert parallel.tp == parallel.pp == 1
         self.architecture, self.head, self.zero = architecture, head, zero
+        self.lora = lora
+        self.base: Base | None = None
+        self.rows = weight_map(architecture, head)
+        if lora is not None:
+            self.rows |= adapter_map(architecture, lora)
         self.dtype = torch.bfloat16 if precision == "bf16" else torch.float32
         self.data_parallel_rank = dist.get_rank()
         self.data_parallel_size = dist.get_world_size()
@@ -111,6 +124,7 @@ class DeepSpeedEngine:
         self.model = build(
             architecture,
             head,
+            lora=lora,
             recompute=parallel.recompute,
             alone=_alone(),
             dtype=self.dtype,
@@ -169,16 +183,16 @@ class DeepSpeedEngine:
         settings = self._settings
         assert settings is not None
         shapes = hf_shapes(weight_map(self.architecture, self.head), self.architecture)
+        trained = {n: p for n, p in hf_parameters(self.model).items() if p.requires_grad}
         # ZeRO-3 leaves parameters without a shape. Biases and norms do not decay.
-        matrices, vectors = (
-            [p for name, p in self.model.named_parameters() if (len(shapes[name]) > 1) is is_matrix]
-            for is_matrix in (True, False)
-        )
+        vectors = [p for name, p in trained.items() if len(shapes.get(name, (1, 1))) == 1]
+        matrices = [p for name, p in trained.items() if len(shapes.get(name, (1, 1))) > 1]
+        groups = [
+            {"params": matrices, "weight_decay": settings.weight_decay},
+            {"params": vectors, "weight_decay": 0.0},
+        ]
         adamw = torch.optim.AdamW(
-            [
-                {"params": matrices, "weight_decay": settings.weight_decay},
-                {"params": vectors, "weight_decay": 0.0},
-            ],
+            [group for group in groups if group["params"]],
             lr=settings.lr,
             betas=(settings.beta1, settings.beta2),
             eps=settings.eps,

@@ -6,6 +6,11 @@ A checkpoint is a Hugging Face folder that anybody can read, with a sub-folder m
     iter_0000100/deepspeed/rank_0.safetensors     what rank 0 needs to go on
     iter_0000100/alignctl.json                    written last, with the checksums of all
 
+With adapters it is a folder of PEFT's, with the same sub-folder:
+
+    iter_0000100/adapter_model.safetensors, adapter_config.json
+    iter_0000100/hf/                              config and tokenizer of the whole model
+
 DeepSpeed's own checkpoints are pickles; these are tensors only.
 """
 
@@ -19,18 +24,21 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from alignctl.checkpoints import conversion, hf, manifest, safetensors_file
+from alignctl.checkpoints import adapted, conversion, hf, manifest, peft, safetensors_file
+from alignctl.checkpoints.companions import copy_companions
 from alignctl.checkpoints.dtypes import name_of
 from alignctl.checkpoints.lazy import Spec, check_finite
-from alignctl.checkpoints.manifest import FileRecord, Manifest, Recorder
-from alignctl.checkpoints.source import Source
+from alignctl.checkpoints.manifest import HF_FOLDER, Adapted, Manifest, Recorder
+from alignctl.checkpoints.source import Source, find
 from alignctl.engines import checkpoint_folder
+from alignctl.engines.base_model import base_of, gathered
 from alignctl.engines.deepspeed_library import deepspeed
 from alignctl.engines.device import IS_GPU
 from alignctl.errors import UserError
 from alignctl.launch.run_folder import RunFolder
-from alignctl.models.families import weight_map
+from alignctl.models.adapters import PEFT_PREFIX, adapter_shapes, new_adapter
 from alignctl.models.score_head import new_weights
+from alignctl.models.transformers_lora import hf_parameters
 from alignctl.models.weight_map import full_shape
 
 if TYPE_CHECKING:
@@ -44,23 +52,28 @@ def load_weights(engine: "DeepSpeedEngine", source: Source, *, seed: int = 0) ->
     """Fills the engine's model from a checkpoint of any kind and layout; no optimizer state.
 
     The first rank reads one full tensor at a time and tells the others. A policy has no score
-    head: a reward model that starts from it gets a new one.
+    head: a reward model that starts from it gets a new one. So does every model get new adapters,
+    if it is to have any.
 
     Args:
         engine: The engine.
         source: The checkpoint.
-        seed: Of a new head.
+        seed: Of a new head, and of new adapters.
     """
     model = engine.architecture
     needs_head = source.head == "lm" and engine.head != "lm"
     new = new_weights(engine.head, model, seed=seed) if needs_head else {}
-    if source.manifest:
-        _verify(source.path, source.manifest)
-    parameters = dict(engine.model.named_parameters())
-    for name, row in weight_map(model, engine.head).items():
+    adapters = adapter_shapes(model, engine.lora) if engine.lora else {}
+    _verify(source)
+    if engine.lora:
+        engine.base = base_of(source)
+    parameters = hf_parameters(engine.model)
+    for name, row in engine.rows.items():
         parts: Sequence[Tensor | None] = [None] * len(row.hf)
         if dist.get_rank() == 0:
             full = new.get(name)
+            if name in adapters:
+                full = new_adapter(name, adapters[name], seed=seed)
             if full is None:
                 full = source.tensors[name].make()
                 check_finite(full, source.tensors[name].where)
@@ -128,12 +141,14 @@ def save(
     dist.barrier()
     source = replace(source, head=engine.head)
     with Recorder() as recorder:
-        _write_weights(engine, partial, source.hf_prefix, recorder)
-        _write_state(_state(engine), _rank_file(partial), recorder)
-        records = _gathered(recorder.records(partial))
+        if engine.lora:
+            _write_adapters(engine, partial, recorder)
+        else:
+            _write_weights(engine, partial, source.hf_prefix, recorder)
+        _write_tensors(_state(engine), _rank_file(partial), recorder)
+        records = gathered(recorder.records(partial))
     if is_first:
-        target = conversion.Target("hf", tokenizer=tokenizer)
-        conversion.write_companions(source, engine.dtype, partial, target)
+        _write_companions(engine, source, partial, tokenizer)
         Manifest(
             format="hf",
             iteration=step,
@@ -144,11 +159,18 @@ def save(
             dtype=name_of(engine.dtype),
             padded_vocab_size=engine.architecture.vocab_size,
             hf_prefix=source.hf_prefix,
+            adapted=_adapted(engine),
             training=_layout(engine),
         ).write(partial, records)
         checkpoint_folder.finish(checkpoints, step, keep=keep)
     dist.barrier()
     return final
+
+
+def _adapted(engine: "DeepSpeedEngine") -> Adapted | None:
+    if engine.lora is None or engine.base is None:
+        return None
+    return Adapted(lora=engine.lora, base=engine.base)
 
 
 def _rank_file(checkpoint: Path) -> Path:
@@ -159,11 +181,11 @@ def _write_weights(
     engine: "DeepSpeedEngine", folder: Path, prefix: str, recorder: Recorder
 ) -> None:
     """Writes the model's weights on the first rank; the others help it to make them whole."""
-    model, rows = engine.architecture, weight_map(engine.architecture, engine.head)
+    model, rows = engine.architecture, engine.rows
     fulls = {name: Spec(full_shape(row, model), engine.dtype) for name, row in rows.items()}
     specs = hf.specs(model, engine.head, prefix, fulls)
     shards = hf.shards(specs, conversion.Target("hf").max_shard_bytes)
-    parameters = dict(engine.model.named_parameters())
+    parameters = hf_parameters(engine.model)
     parts = [specs[name] for shard in shards for name in shard]
     tensors = _tensors(engine, [parameters[rows[part.row].hf[part.number]] for part in parts])
     if dist.get_rank() == 0:
@@ -178,19 +200,43 @@ def _tensors(engine: "DeepSpeedEngine", parameters: Sequence[Tensor]) -> Iterato
             yield parameter.detach().cpu()
 
 
-def _write_state(state: Mapping[str, Tensor], file: Path, recorder: Recorder) -> None:
+def _write_adapters(engine: "DeepSpeedEngine", folder: Path, recorder: Recorder) -> None:
+    """Writes what is trained, on the first rank, under PEFT's names."""
+    assert engine.lora is not None
+    names = peft.names(engine.architecture, engine.lora, engine.head)
+    parameters = hf_parameters(engine.model)
+    trained = {
+        # A head's have Hugging Face's names here, without the prefix.
+        name: parameters[name if name in parameters else name.removeprefix(PEFT_PREFIX)]
+        for name in sorted(names.values())
+    }
+    copies = [tensor.clone() for tensor in _tensors(engine, list(trained.values()))]
+    if dist.get_rank() == 0:
+        _write_tensors(dict(zip(trained, copies, strict=True)), folder / peft.WEIGHTS, recorder)
+
+
+def _write_companions(
+    engine: "DeepSpeedEngine", source: Source, folder: Path, tokenizer: Path | None
+) -> None:
+    """Writes config and tokenizer, beside whole weights or, with adapters, in a folder below."""
+    if engine.lora is None:
+        target = conversion.Target("hf", tokenizer=tokenizer)
+        conversion.write_companions(source, engine.dtype, folder, target)
+        return
+    copy_companions(
+        source.companions, folder / HF_FOLDER, tokenizer=tokenizer, config=source.hf_config
+    )
+    assert engine.base is not None
+    base = Path(engine.base.path)
+    peft.write_config(folder, engine.architecture, engine.lora, engine.head, base)
+
+
+def _write_tensors(state: Mapping[str, Tensor], file: Path, recorder: Recorder) -> None:
     specs = {name: Spec(tuple(tensor.shape), tensor.dtype) for name, tensor in state.items()}
     with recorder.open(file) as stream:
         writer = safetensors_file.Writer(stream, specs)
         for tensor in state.values():
             writer.write(tensor.cpu())
-
-
-def _gathered(mine: dict[str, FileRecord]) -> dict[str, FileRecord]:
-    """The files of all ranks."""
-    gathered: list[dict[str, FileRecord]] = [{} for _ in range(dist.get_world_size())]
-    dist.all_gather_object(gathered, mine)
-    return {name: found for records in gathered for name, found in records.items()}
 
 
 def resume(engine: "DeepSpeedEngine", checkpoint: Path) -> int:
@@ -203,7 +249,11 @@ def resume(engine: "DeepSpeedEngine", checkpoint: Path) -> int:
     assert engine.optimizer is not None
     found = manifest.read(checkpoint)
     manifest.check_layout(checkpoint, found, _layout(engine))
-    _verify(checkpoint, found)
+    source = find(checkpoint)
+    _verify(source)
+    if source.adapted and found.adapted:
+        load_weights(engine, source.adapted.base)
+        engine.base = found.adapted.base
     dist.barrier()  # nothing is used before all of it is known to be whole
     file = _rank_file(checkpoint)
     stored = safetensors_file.read(file)
@@ -231,8 +281,6 @@ def _compare(file: Path, shapes: Mapping[str, tuple[int, ...]], engine: "DeepSpe
                 )
 
 
-def _verify(checkpoint: Path, found: Manifest) -> None:
+def _verify(source: Source) -> None:
     """Compares the checksums of this rank's share of the files."""
-    manifest.verify_checksums(
-        checkpoint, found, share=dist.get_rank(), num_shares=dist.get_world_size()
-    )
+    adapted.verify(source, share=dist.get_rank(), num_shares=dist.get_world_size())

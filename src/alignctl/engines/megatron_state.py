@@ -20,6 +20,7 @@ from alignctl.checkpoints.manifest import HF_FOLDER, Adapted, FileRecord, Manife
 from alignctl.checkpoints.mcore_index import read_metadata
 from alignctl.checkpoints.source import Source, find
 from alignctl.engines import checkpoint_folder, megatron_lora
+from alignctl.engines.base_model import base_of, gathered
 from alignctl.engines.device import IS_GPU
 from alignctl.engines.megatron_writer import InProcessStrategy
 from alignctl.launch.run_folder import RunFolder
@@ -52,7 +53,7 @@ def load_weights(engine: "MegatronEngine", source: Source, *, seed: int = 0) -> 
     adapters = adapter_shapes(model, engine.lora) if engine.lora else {}
     _verify(source)
     if engine.lora:
-        engine.base = megatron_lora.base_of(source)
+        engine.base = base_of(source)
     with torch.no_grad():
         for local_name, parameter in engine.model.named_parameters():
             name = engine.global_name(local_name)
@@ -175,7 +176,7 @@ def save(
 
 def _gather_records(partial: Path) -> dict[str, FileRecord]:
     """Checksums of all ranks' files; each rank reads those that it wrote."""
-    return megatron_lora.gathered(
+    return gathered(
         {file.name: manifest.record(file) for file in partial.glob(f"__{dist.get_rank()}_*.distcp")}
     )
 

@@ -20,11 +20,12 @@ from transformers.initialization import no_init_weights
 from transformers.models.bloom.modeling_bloom import BloomAttention, dropout_add
 from typing_extensions import override
 
-from alignctl.config.sections import Head, Model
+from alignctl.config.sections import Head, Lora, Model
 from alignctl.data.batch import IGNORE
 from alignctl.models.document_attention import Alibi, attend
 from alignctl.models.families import FAMILIES
 from alignctl.models.score_head import MODULES, score_head
+from alignctl.models.transformers_lora import add_peft
 from alignctl.models.vocab_parallel import vocab_parallel_logprobs
 
 _ATTENTION = "alignctl_documents"
@@ -41,13 +42,20 @@ class TransformersModel(Module):
     """
 
     def __init__(
-        self, architecture: Model, head: Head, *, recompute: str, alone: dist.ProcessGroup
+        self,
+        architecture: Model,
+        head: Head,
+        *,
+        lora: Lora | None,
+        recompute: str,
+        alone: dist.ProcessGroup,
     ) -> None:
         """Builds the model; its weights are not set.
 
         Args:
             architecture: The model.
             head: What is on top.
+            lora: Adapters, beside which only the head is trained; None where all weights are.
             recompute: `Parallel.recompute`.
             alone: A process group of this rank only: here no vocabulary is cut.
         """
@@ -65,6 +73,8 @@ class TransformersModel(Module):
         else:
             where = {"device": layers.device, "dtype": layers.dtype}
             self.add_module(MODULES[head], score_head(head, architecture.hidden_size, **where))
+        if lora is not None:
+            add_peft(self, layers, architecture, lora)
         if recompute == "full":
             layers.gradient_checkpointing_enable({"use_reentrant": False})
 
@@ -123,6 +133,7 @@ def build(
     architecture: Model,
     head: Head,
     *,
+    lora: Lora | None,
     recompute: str,
     alone: dist.ProcessGroup,
     dtype: torch.dtype,
@@ -134,6 +145,7 @@ def build(
     Args:
         architecture: The model.
         head: What is on top.
+        lora: Adapters, beside which only the head is trained; None where all weights are.
         recompute: `Parallel.recompute`.
         alone: A process group of this rank only.
         dtype: Of the weights.
@@ -141,7 +153,9 @@ def build(
         partitioned: A context in which parameters are spread over the ranks when they are made;
             None where every rank holds all of them.
     """
-    make = partial(TransformersModel, architecture, head, recompute=recompute, alone=alone)
+    make = partial(
+        TransformersModel, architecture, head, lora=lora, recompute=recompute, alone=alone
+    )
     default = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:

@@ -1,0 +1,27 @@
+"""The model that adapters belong to, as all ranks of a job find it together."""
+
+import torch.distributed as dist
+
+from alignctl.checkpoints import manifest
+from alignctl.checkpoints.identity import recorded_files, weight_files
+from alignctl.checkpoints.manifest import Base, FileRecord
+from alignctl.checkpoints.source import Source
+
+
+def base_of(source: Source) -> Base:
+    """What a checkpoint with adapters will say of the model below them; all ranks share the work.
+
+    The weight files of other programs are read once: they have no checksums yet.
+    """
+    mine = recorded_files(source)
+    if source.manifest is None:
+        names = weight_files(source)[dist.get_rank() :: dist.get_world_size()]
+        mine = {name: manifest.record(source.path / name) for name in names}
+    return Base(path=str(source.path.resolve()), files=gathered(mine))
+
+
+def gathered(mine: dict[str, FileRecord]) -> dict[str, FileRecord]:
+    """All ranks' records together."""
+    everybody: list[dict[str, FileRecord]] = [{} for _ in range(dist.get_world_size())]
+    dist.all_gather_object(everybody, mine)
+    return {name: found for records in everybody for name, found in records.items()}
