@@ -27,26 +27,32 @@ from typing import Any
 from arithmetic import (
     CHAT_TEMPLATE,
     Addition,
+    asked,
     chat_pairs,
     chats,
     question_pairs,
     questions,
+    small,
     split,
     wordings,
     write_rows,
 )
-from outcome import Done, PairVerdict, Verdict, show
+from outcome import Done, PairVerdict, PolicyVerdict, Verdict, show
 from rich.console import Console
 
 from alignctl.config.load import load_preset
 
 SEED = 1234
-NUM_HELD_OUT = 300
+NUM_HELD_OUT = 1000
+NUM_VALIDATED = 300
+"""Of them, in validations that count losses; enough, and quick."""
 NUM_TOKENIZED = 1000
 NUM_PAIRS = 1000
 NUM_ASKED = 100
 MAX_ANSWER_TOKENS = 32
 FAST = ("train.steps=20", "optimizer.warmup_steps=5")
+"""Knobs of a short demo: enough to run, and to get better."""
+PHASES = ("rollout", "training", "push")
 MARKER = ".made-by-alignctl-demo"
 """Only a folder that holds this file is ever removed."""
 
@@ -64,12 +70,26 @@ class Track:
     """Half a batch keeps two pipeline stages busy; a whole one has fewer, larger exchanges."""
     pairs: str | None = None
     """The folder of preferences below data/, for a reward model and DPO."""
+    prompts: str | None = None
+    """The folder of prompts below data/, for the stages that learn from own answers."""
+    sft: tuple[str, ...] = ()
+    """Knobs of the fine-tuning."""
 
 
 TRACKS = {
     track.preset: track
     for track in (
-        Track("tiny-llama", "questions", tp=2, pp=1, micro_batch_size=16, pairs="question-pairs"),
+        Track(
+            "tiny-llama",
+            "questions",
+            tp=2,
+            pp=1,
+            micro_batch_size=16,
+            pairs="question-pairs",
+            prompts="prompts",
+            # Stopped early, so that there is something left to learn from own answers.
+            sft=("train.steps=150",),
+        ),
         Track("tiny-bloom", "chats", tp=1, pp=2, micro_batch_size=8),
         Track("tiny-llama-gqa", "chats", tp=2, pp=1, micro_batch_size=16, pairs="chat-pairs"),
     )
@@ -78,6 +98,10 @@ TRACKS = {
 
 ALIGNMENT = ("reward", "dpo")
 """The stages that learn from pairs; each starts from the fine-tuned model."""
+
+ON_POLICY = ("rlhf", "online-dpo", "grpo")
+"""The stages that learn from their own answers; they start from it too. The reward model scores
+them, of grpo the rule."""
 
 
 @dataclass(frozen=True)
@@ -119,6 +143,7 @@ def chain(track: Track, home: Path, knobs: tuple[str, ...]) -> list[Stage]:
             (
                 *("sft", *preset, "--load", str(mg), "--data", str(data), "--output", str(sft)),
                 *fitting,
+                *track.sft,
                 *knobs,
             ),
             sft,
@@ -140,6 +165,17 @@ def chain(track: Track, home: Path, knobs: tuple[str, ...]) -> list[Stage]:
                 lambda folder: f"{describe_run(folder)} at TP {track.tp} x PP {track.pp}",
             )
         )
+    for stage in ON_POLICY if track.prompts else ():
+        reward = () if stage == "grpo" else ("--reward-load", str(here / "reward"))
+        prompts = ("--data", str(home / "data" / str(track.prompts)))
+        output = ("--output", str(here / stage))
+        stages.append(
+            Stage(
+                (stage, *preset, "--load", str(sft), *reward, *prompts, *output, *knobs),
+                here / stage,
+                describe_episodes,
+            )
+        )
     return stages
 
 
@@ -159,6 +195,7 @@ def main() -> int:
     done: list[Done] = []
     verdicts: list[Verdict] = []
     pair_verdicts: list[PairVerdict] = []
+    policy_verdicts: list[PolicyVerdict] = []
     for name in options.models:
         track = TRACKS[name]
         done.append(make_model(track, home, train))
@@ -172,8 +209,10 @@ def main() -> int:
         what = f"{NUM_ASKED} questions to transformers, before and after"
         done.append(Done(name, "(ask)", what, time.monotonic() - started, home / name / "hf-sft"))
         pair_verdicts += judge_pairs(track, home) if track.pairs else []
-    show(done, verdicts, pair_verdicts)
-    is_good = options.fast or all(verdict.is_good for verdict in pair_verdicts)
+        policy_verdicts += judge_policies(track, home) if track.prompts else []
+    show(done, verdicts, pair_verdicts, policy_verdicts)
+    good = [each.is_good for each in (*pair_verdicts, *policy_verdicts)]
+    is_good = options.fast or all(good)
     return 0 if is_good and all(verdict.is_better for verdict in verdicts) else 1
 
 
@@ -206,6 +245,8 @@ def make_folder(home: Path) -> str | None:
 def write_data(folder: Path, train: list[Addition], held_out: list[Addition]) -> None:
     """Writes the same sums in two schemas, a folder each, and pairs of answers to some of them."""
     for role, sums in (("train", train), ("validation", held_out)):
+        write_rows(folder / "prompts" / f"{role}.jsonl", asked(small(sums), seed=SEED))
+        sums = sums[:NUM_VALIDATED] if role == "validation" else sums
         pairs = sums[:NUM_PAIRS]
         write_rows(folder / "question-pairs" / f"{role}.jsonl", question_pairs(pairs, seed=SEED))
         write_rows(folder / "chat-pairs" / f"{role}.jsonl", chat_pairs(pairs, seed=SEED))
@@ -263,6 +304,31 @@ def describe_run(folder: Path) -> str:
     rows = metrics_of(folder, "train")
     speed = median(row["tokens_per_second"] for row in rows)
     return f"{rows[-1]['step']} steps, {speed:,.0f} tokens/s"
+
+
+def describe_episodes(folder: Path) -> str:
+    """Episodes of an on-policy run, and where their time went."""
+    rows = metrics_of(folder, "train")
+    parts = [f"{name} {median(row[f'seconds_{name}'] for row in rows):.2f} s" for name in PHASES]
+    return f"{rows[-1]['step']} episodes: {', '.join(parts)}"
+
+
+def judge_policies(track: Track, home: Path) -> list[PolicyVerdict]:
+    """What each on-policy stage has brought: held-out answers, scores, distance."""
+    found = []
+    for stage in ON_POLICY:
+        folder = home / track.preset / stage
+        validations, rows = metrics_of(folder, "validation"), metrics_of(folder, "train")
+        found.append(
+            PolicyVerdict(
+                track.preset,
+                stage,
+                accuracy=(validations[0]["accuracy"], validations[-1]["accuracy"]),
+                score=(validations[0]["score"], validations[-1]["score"]),
+                kl=rows[-1].get("kl"),
+            )
+        )
+    return found
 
 
 def judge(track: Track, home: Path, asked: list[Addition]) -> Verdict:

@@ -62,17 +62,47 @@ class PairVerdict:
         return self.after >= LEAST_ACCURACY
 
 
+@dataclass(frozen=True)
+class PolicyVerdict:
+    """What a stage that learns from its own answers has brought, on prompts that were held out.
+
+    Attributes:
+        model: The preset.
+        stage: The stage.
+        accuracy: Share of right answers before and after.
+        score: Mean score before and after.
+        kl: Nats per answer from the reference at the end, where there is one.
+    """
+
+    model: str
+    stage: str
+    accuracy: tuple[float, float]
+    score: tuple[float, float]
+    kl: float | None
+
+    @property
+    def is_good(self) -> bool:
+        """Whether more answers are right than before."""
+        return self.accuracy[1] > self.accuracy[0]
+
+
 def count_right(asked: list[Addition], texts: list[str]) -> int:
     """How many replies end with the right number."""
     return sum(each.is_answered_by(text) for each, text in zip(asked, texts, strict=True))
 
 
-def show(done: list[Done], verdicts: list[Verdict], pair_verdicts: list[PairVerdict]) -> None:
+def show(
+    done: list[Done],
+    verdicts: list[Verdict],
+    pair_verdicts: list[PairVerdict],
+    policy_verdicts: list[PolicyVerdict],
+) -> None:
     """Prints what was done, what it brought, and a few answers."""
     console = Console()
     console.width = max(console.width, 100)  # in a log file too, where nobody said how wide it is
     tables = [table_of_stages(done), table_of_gains(verdicts)]
     tables += [table_of_pairs(pair_verdicts)] if pair_verdicts else []
+    tables += [table_of_policies(policy_verdicts)] if policy_verdicts else []
     console.print("", *tables, table_of_answers(verdicts))
 
 
@@ -114,6 +144,23 @@ def table_of_pairs(verdicts: list[PairVerdict]) -> Table:
     table.add_column("accuracy", justify="right")
     for each in verdicts:
         table.add_row(each.model, each.stage, f"{each.before:.1%} -> {each.after:.1%}")
+    return table
+
+
+def table_of_policies(verdicts: list[PolicyVerdict]) -> Table:
+    """Right answers, scores and distance, before and after learning from own answers."""
+    title = "On prompts that were held out, by learning from own answers"
+    table = Table("model", "stage", title=title, box=SIMPLE_HEAD)
+    for name in ("right answers", "score", "KL to the start"):
+        table.add_column(name, justify="right")
+    for each in verdicts:
+        table.add_row(
+            each.model,
+            each.stage,
+            f"{each.accuracy[0]:.1%} -> {each.accuracy[1]:.1%}",
+            f"{each.score[0]:.2f} -> {each.score[1]:.2f}",
+            "-" if each.kl is None else f"{each.kl:.2f} nats",
+        )
     return table
 
 

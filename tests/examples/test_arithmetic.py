@@ -6,10 +6,12 @@ from arithmetic import (
     MAX_TURNS,
     NUMBERS,
     Addition,
+    asked,
     chat_pairs,
     chats,
     question_pairs,
     questions,
+    small,
     split,
     wordings,
     write_rows,
@@ -56,13 +58,27 @@ def test_every_wrong_answer_is_wrong(each: Addition) -> None:
     assert not each.is_answered_by(each.wrong_answer)
 
 
-def test_a_pair_holds_a_right_and_a_wrong_answer_to_one_question() -> None:
-    (pair,) = question_pairs([Addition(17, 25)], seed=1)
-    right = {"7+5=12, 1+2+1=4, so 42.": 1.0, "7+5=12, 1+2=3, so 32.": 0.0}
-    assert dict(zip(pair["response"], pair["score"], strict=True)) == right
-    (chat,) = chat_pairs([Addition(17, 25)], seed=1)
-    assert [chat[name][1]["content"] for name in ("chosen", "rejected")] == [*right]
+@given(additions, st.integers(0, 1000))
+def test_a_pair_holds_a_right_and_a_wrong_answer_to_one_question(
+    each: Addition, seed: int
+) -> None:
+    (pair,) = question_pairs([each], seed=seed)
+    assert sorted(pair["score"]) == [0.0, 1.0]
+    for text, score in zip(pair["response"], pair["score"], strict=True):
+        assert each.is_answered_by(text) == bool(score)
+    (chat,) = chat_pairs([each], seed=seed)
     assert chat["chosen"][0] == chat["rejected"][0]
+    ends = [chat[name][1]["content"] for name in ("chosen", "rejected")]
+    assert [each.is_answered_by(end) for end in ends] == [True, False]
+
+
+def test_prompts_have_the_right_sum_and_the_rule() -> None:
+    (row,) = asked([Addition(17, 25)], seed=1)
+    assert (row["answer"], row["eval_func"]) == ("42", "math_rule")
+    assert small([Addition(17, 25), Addition(42, 7), Addition(19, 19)]) == [
+        Addition(42, 7),
+        Addition(19, 19),
+    ]
 
 
 @pytest.mark.parametrize("reply", ["", "I do not know.", "so 43.", "42, no: 24"])
