@@ -25,7 +25,7 @@ METHODS = ("reward", "dpo")
 
 def main() -> None:
     """Makes the workload, runs the contenders in turns, prints a table for each method."""
-    parser = turns.flags(__doc__.split("\n", 1)[0], documents=128)
+    parser = turns.flags(__doc__.split("\n", 1)[0], documents=64)
     parser.add_argument("--method", choices=METHODS, action="append", help="of these only")
     parser.add_argument("--micro-batch", type=int, default=2, help="pairs at once, of alignctl")
     options = parser.parse_args()

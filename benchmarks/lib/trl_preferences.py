@@ -74,8 +74,7 @@ def main() -> None:
             callbacks=[report],
             args=RewardConfig(**settings),
         )
-    report.trainer = trainer
-    trainer.train()
+    trl_steps.train(trainer, report)
 
 
 def _whole(row: dict[str, Any]) -> dict[str, Any]:

@@ -44,8 +44,7 @@ def main() -> None:
             packing=options.packing, completion_only_loss=True, **trl_steps.settings(options)
         ),
     )
-    report.trainer = trainer
-    trainer.train()
+    trl_steps.train(trainer, report)
 
 
 if __name__ == "__main__":

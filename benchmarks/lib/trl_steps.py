@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import torch.distributed as dist
 from transformers import TrainerCallback
 
 from benchmarks.lib.workload import OPTIMIZER, SEED
@@ -75,3 +76,12 @@ class Report(TrainerCallback):
         row = {"time": self._ended, "tokens": self.trainer.real_tokens, "loss": logs["loss"]}
         self._stream.write(json.dumps(row) + "\n")
         self.trainer.real_tokens = 0
+
+
+def train(trainer: Any, report: Report) -> None:
+    """Trains, and leaves the process group: torn down at exit, gloo's threads may abort."""
+    report.trainer = trainer
+    trainer.train()
+    if dist.is_initialized():
+        dist.barrier()
+        dist.destroy_process_group()
