@@ -54,30 +54,16 @@ class Addition:
         """The same with the usual mistake: the carry is forgotten, or one is added for nothing."""
         return self._worked(carries=not self._has_carry)
 
-    def slip(self, randomness: random.Random) -> str:
-        """The answer with a mistake as a model makes it that has not learned enough.
-
-        One in three forgets the carry; the others take a digit for another, in the sum of the
-        units, in that of the tens, or at the very end.
-        """
-        if randomness.random() < 1 / 3:
-            return self.wrong_answer
-        wrong = {"units": 0, "tens": 0, "result": 0}
-        wrong[randomness.choice(list(wrong))] = randomness.choice((-2, -1, 1, 2))
-        return self._worked(carries=self._has_carry, **wrong)
-
     @property
     def _has_carry(self) -> bool:
         return self.a % 10 + self.b % 10 > 9
 
-    def _worked(self, *, carries: bool, units: int = 0, tens: int = 0, result: int = 0) -> str:
-        """The sum, worked out; with that much too much in one of its parts, or too little."""
+    def _worked(self, *, carries: bool) -> str:
         (a_tens, a_units), (b_tens, b_units) = divmod(self.a, 10), divmod(self.b, 10)
-        units = abs(a_units + b_units + units)
-        tens = abs(a_tens + b_tens + carries + tens)
+        units, tens = a_units + b_units, a_tens + b_tens + carries
         carried = "+1" if carries else ""
         worked = f"{a_units}+{b_units}={units}, {a_tens}+{b_tens}{carried}={tens}"
-        return f"{worked}, so {abs(10 * tens + units % 10 + result)}."
+        return f"{worked}, so {10 * tens + units % 10}."
 
     def is_answered_by(self, text: str) -> bool:
         """Whether a reply ends with the right number."""
@@ -100,11 +86,19 @@ def split(*, held_out: int, seed: int) -> tuple[list[Addition], list[Addition]]:
     return sums[held_out:], sums[:held_out]
 
 
-def questions(sums: Iterable[Addition], *, seed: int) -> Iterator[dict[str, Any]]:
-    """Rows of the query/response schema, one sum each."""
-    random_form = random.Random(seed)
+def questions(
+    sums: Iterable[Addition], *, seed: int, wrong_share: float = 0.0
+) -> Iterator[dict[str, Any]]:
+    """Rows of the query/response schema, one sum each, a share of them with the wrong answer.
+
+    A policy that has learned from such rows makes the usual mistake as often as they do, and can be
+    taught which of its own answers are the better ones.
+    """
+    randomness = random.Random(seed)
     for each in sums:
-        yield {"query": each.question(random_form.choice(FORMS)), "response": each.answer}
+        question = each.question(randomness.choice(FORMS))
+        is_wrong = randomness.random() < wrong_share
+        yield {"query": question, "response": each.wrong_answer if is_wrong else each.answer}
 
 
 def chats(sums: Sequence[Addition], *, seed: int) -> Iterator[dict[str, Any]]:
@@ -135,20 +129,12 @@ def asked(sums: Iterable[Addition], *, seed: int) -> Iterator[dict[str, Any]]:
         yield {"query": question, "answer": str(each.a + each.b), "eval_func": "math_rule"}
 
 
-def _wrong(each: Addition, randomness: random.Random) -> str:
-    """A slip that is one: two mistakes in a sum of a single digit can make up for each other."""
-    while True:
-        text = each.slip(randomness)
-        if not each.is_answered_by(text):
-            return text
-
-
 def question_pairs(sums: Iterable[Addition], *, seed: int) -> Iterator[dict[str, Any]]:
     """Preferences of the query/response schema: a right answer and a wrong one, in any order."""
     randomness = random.Random(seed)
     for each in sums:
         question = each.question(randomness.choice(FORMS))
-        answers = [(each.answer, 1.0), (_wrong(each, randomness), 0.0)]
+        answers = [(each.answer, 1.0), (each.wrong_answer, 0.0)]
         randomness.shuffle(answers)
         responses, scores = zip(*answers, strict=True)
         yield {"query": question, "response": responses, "score": scores}
@@ -159,7 +145,7 @@ def chat_pairs(sums: Iterable[Addition], *, seed: int) -> Iterator[dict[str, Any
     randomness = random.Random(seed)
     for each in sums:
         question = {"role": "user", "content": each.question(randomness.choice(FORMS))}
-        ends = {"chosen": each.answer, "rejected": _wrong(each, randomness)}
+        ends = {"chosen": each.answer, "rejected": each.wrong_answer}
         yield {
             name: [question, {"role": "assistant", "content": end}] for name, end in ends.items()
         }

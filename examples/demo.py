@@ -52,6 +52,9 @@ NUM_ASKED = 100
 MAX_ANSWER_TOKENS = 32
 FAST = ("train.steps=20", "optimizer.warmup_steps=5")
 """Knobs of a short demo: enough to run, and to get better."""
+WRONG_SHARE = 0.5
+"""Of the answers that the aligned model is fine-tuned on: something is left to be learned from
+preferences, rewards and own answers."""
 PHASES = ("rollout", "training", "push")
 MARKER = ".made-by-alignctl-demo"
 """Only a folder that holds this file is ever removed."""
@@ -72,8 +75,6 @@ class Track:
     """The folder of preferences below data/, for a reward model and DPO."""
     prompts: str | None = None
     """The folder of prompts below data/, for the stages that learn from own answers."""
-    sft: tuple[str, ...] = ()
-    """Knobs of the fine-tuning."""
 
 
 TRACKS = {
@@ -81,14 +82,12 @@ TRACKS = {
     for track in (
         Track(
             "tiny-llama",
-            "questions",
+            "mixed-questions",
             tp=2,
             pp=1,
             micro_batch_size=16,
             pairs="question-pairs",
             prompts="prompts",
-            # Stopped early, so that there is something left to learn from own answers.
-            sft=("train.steps=150",),
         ),
         Track("tiny-bloom", "chats", tp=1, pp=2, micro_batch_size=8),
         Track("tiny-llama-gqa", "chats", tp=2, pp=1, micro_batch_size=16, pairs="chat-pairs"),
@@ -143,7 +142,6 @@ def chain(track: Track, home: Path, knobs: tuple[str, ...]) -> list[Stage]:
             (
                 *("sft", *preset, "--load", str(mg), "--data", str(data), "--output", str(sft)),
                 *fitting,
-                *track.sft,
                 *knobs,
             ),
             sft,
@@ -211,8 +209,10 @@ def main() -> int:
         pair_verdicts += judge_pairs(track, home) if track.pairs else []
         policy_verdicts += judge_policies(track, home) if track.prompts else []
     show(done, verdicts, pair_verdicts, policy_verdicts)
-    good = [each.is_good for each in (*pair_verdicts, *policy_verdicts)]
-    is_good = options.fast or all(good)
+    is_good = options.fast or (
+        all(verdict.is_good for verdict in pair_verdicts)
+        and all(verdict.is_good for verdict in policy_verdicts)
+    )
     return 0 if is_good and all(verdict.is_better for verdict in verdicts) else 1
 
 
@@ -250,7 +250,9 @@ def write_data(folder: Path, train: list[Addition], held_out: list[Addition]) ->
         pairs = sums[:NUM_PAIRS]
         write_rows(folder / "question-pairs" / f"{role}.jsonl", question_pairs(pairs, seed=SEED))
         write_rows(folder / "chat-pairs" / f"{role}.jsonl", chat_pairs(pairs, seed=SEED))
+        mixed = questions(sums, seed=SEED, wrong_share=WRONG_SHARE)
         write_rows(folder / "questions" / f"{role}.jsonl", questions(sums, seed=SEED))
+        write_rows(folder / "mixed-questions" / f"{role}.jsonl", mixed)
         write_rows(folder / "chats" / f"{role}.jsonl", chats(sums, seed=SEED))
 
 

@@ -59,9 +59,7 @@ def test_every_wrong_answer_is_wrong(each: Addition) -> None:
 
 
 @given(additions, st.integers(0, 1000))
-def test_a_pair_holds_a_right_and_a_wrong_answer_to_one_question(
-    each: Addition, seed: int
-) -> None:
+def test_a_pair_holds_a_right_and_a_wrong_answer_to_one_question(each: Addition, seed: int) -> None:
     (pair,) = question_pairs([each], seed=seed)
     assert sorted(pair["score"]) == [0.0, 1.0]
     for text, score in zip(pair["response"], pair["score"], strict=True):
