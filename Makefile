@@ -21,7 +21,7 @@ $(READY): requirements/cpu.lock pyproject.toml
 	$(BIN)/python -c "import torch"
 	touch $(READY)
 
-demo: setup ## Tiny Llama and tiny Bloom: convert, fine-tune, convert back, learn preferences, on two CPU processes.
+demo: setup ## Tiny Llama and tiny Bloom on two CPU processes: convert, fine-tune, convert back; align.
 	$(BIN)/python examples/demo.py
 
 test: setup ## The tests that take seconds.
