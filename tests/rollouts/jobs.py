@@ -110,6 +110,14 @@ def requests() -> list[Request]:
     ]
 
 
+def crowd() -> list[Request]:
+    """More prompt tokens than vLLM reads in one forward pass, on each of two replicas."""
+    return [
+        Request((np.arange(40, dtype=np.int32) * 3 + number) % 100 + 1, seed=number, group=number)
+        for number in range(230)
+    ]
+
+
 def course(case: Case, folder: Path) -> Result:
     """Push, sample, train, sample, push, sample; then what can go wrong."""
     import torch
@@ -163,6 +171,8 @@ def course(case: Case, folder: Path) -> Result:
         float(abs(each.logprobs).max()) for each in _complete(rollout.generate(requests(), few))
     ]
     found["version"] = rollout.version
+    crowded = rollout.generate(crowd(), Sampling(max_new_tokens=2, stop_token_ids=(STOP,)))
+    found["crowded_counts"] = [crowded.num_retried, crowded.num_failed]
     found |= _stopping(rollout, second) | _poisoned(rollout) | _pushes(rollout, engine)
     rollout.close()
     return found

@@ -71,6 +71,12 @@ def test_what_fails_is_tried_again_and_counted_and_takes_nobody_with_it(
 
 
 @pytest.mark.parametrize("case", ALL)
+def test_a_crowd_of_prompts_is_read_at_the_first_attempt(case: Case, result: Results) -> None:
+    """On a CPU vLLM fails where it reads a prompt in two parts."""
+    assert result(case)["crowded_counts"] == [0, 0]
+
+
+@pytest.mark.parametrize("case", ALL)
 def test_incomplete_and_spoilt_pushes_are_errors(case: Case, result: Results) -> None:
     found = result(case)
     assert "have to be pushed" in found["before_any_push"]
