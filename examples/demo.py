@@ -55,7 +55,7 @@ FAST = ("train.steps=20", "optimizer.warmup_steps=5")
 WRONG_SHARE = 0.5
 """Of the answers that the aligned model is fine-tuned on: something is left to be learned from
 preferences, rewards and own answers."""
-PHASES = ("rollout", "training", "push")
+PHASES = ("rollout", "scoring", "training", "push")
 MARKER = ".made-by-alignctl-demo"
 """Only a folder that holds this file is ever removed."""
 

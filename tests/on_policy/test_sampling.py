@@ -11,6 +11,7 @@ from alignctl.data.tokenizer import Tokenizer
 from alignctl.errors import RunError
 from alignctl.on_policy.sampling import Gathered, answer, gather
 from alignctl.on_policy.scoring import Scorer
+from alignctl.reporting.phases import Phases
 from alignctl.rewards.workers import RuleWorkers
 from alignctl.rollouts.samples import Request
 from tests.on_policy import scripted
@@ -35,7 +36,7 @@ def gathered(
     reward = ScriptedReward(lambda tokens: float(tokens.count(scripted.EOS)) * len(tokens))
     crew = scripted.crew(settings, sampler, reward)
     data = scripted.prompts(tokenizer)
-    return gather(crew, Scorer(crew, data, tokenizer, None), data, step), sampler
+    return gather(crew, Scorer(crew, data, tokenizer, None), data, step, Phases()), sampler
 
 
 def question(request: Request, tokenizer: Tokenizer) -> int:
@@ -151,7 +152,7 @@ def test_a_penalty_alone_makes_a_group_worth_learning_from(
 
     sampler = ScriptedSampler(say, tokenizer)
     crew = scripted.crew(settings, sampler)
-    found = gather(crew, Scorer(crew, data, tokenizer, judges), data, 0)
+    found = gather(crew, Scorer(crew, data, tokenizer, judges), data, 0, Phases())
     assert len(sampler.calls) == 1
     assert found.scored.scores.tolist() == [1.0] * 8
     assert (found.scored.rewards[::2] > found.scored.rewards[1::2]).all()

@@ -117,8 +117,7 @@ class Loop:
 
     def _episode(self, metrics: MetricsWriter) -> None:
         config, started, phases = self.config, time.perf_counter(), Phases()
-        with phases("rollout"):
-            gathered = gather(self.crew, self.scorer, self.data, self.step)
+        gathered = gather(self.crew, self.scorer, self.data, self.step, phases)
         with phases("training"), self.crew.while_rollout_sleeps():
             lesson = self.learner.learn(gathered, self.step)
             self.crew.is_stale = True

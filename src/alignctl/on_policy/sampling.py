@@ -12,6 +12,7 @@ from alignctl.errors import RunError
 from alignctl.on_policy.crew import Crew
 from alignctl.on_policy.samples import Samples
 from alignctl.on_policy.scoring import Scored, Scorer
+from alignctl.reporting.phases import Phases
 from alignctl.rollouts.samples import Request, Sampling
 
 
@@ -30,7 +31,7 @@ class Gathered:
     metrics: dict[str, float]
 
 
-def gather(crew: Crew, scorer: Scorer, data: PromptData, step: int) -> Gathered:
+def gather(crew: Crew, scorer: Scorer, data: PromptData, step: int, phases: Phases) -> Gathered:
     """Asks the prompts of an episode, and more in the place of those that teach nothing.
 
     Which they are follows from the seed and the episode, so a resumed run asks the same.
@@ -40,6 +41,7 @@ def gather(crew: Crew, scorer: Scorer, data: PromptData, step: int) -> Gathered:
         scorer: Scores answers.
         data: The prompts.
         step: Episodes done before this one.
+        phases: Measures what sampling and scoring take.
 
     Raises:
         RunError: Not one request was answered.
@@ -55,11 +57,12 @@ def gather(crew: Crew, scorer: Scorer, data: PromptData, step: int) -> Gathered:
             step=step,
             prompts_per_step=config.experience.prompts,
         )[:wanted]
-        samples, counts = answer(crew, data, data.train[places], seed=(step, refill))
+        with phases("rollout"):
+            samples, counts = answer(crew, data, data.train[places], seed=(step, refill))
         retried, failed = retried + counts[0], failed + counts[1]
         samples = replace(samples, groups=samples.groups + asked)
         asked += len(places)
-        with crew.while_rollout_sleeps():
+        with phases("scoring"), crew.while_rollout_sleeps():
             scored = scorer.score(samples)
         found = Gathered(samples, scored, {})
         if not config.experience.max_refills:
