@@ -4,9 +4,11 @@
 
 Makes models with random weights, a tokenizer and questions, then runs the same commands that
 larger models get, and asks the results questions that they have not seen. The Llama then becomes a
-reward model, and a policy by DPO, on pairs of right sums and of sums with the carry forgotten. The
-folder is made afresh each time. The exit code is that of the first command that fails, or 1 when a
-model does not answer better than it did before, or does not tell right from wrong.
+reward model, and a policy by DPO, on pairs of right sums and of sums with the carry forgotten, and
+learns from its own answers to small sums, by rlhf, online-dpo and grpo. Half of what it was
+fine-tuned on is wrong in the same way, so that there is something to learn. The folder is made
+afresh each time. The exit code is that of the first command that fails, or 1 when a model does not
+answer better than it did before, or does not tell right from wrong.
 """
 
 import argparse

@@ -17,7 +17,7 @@ from alignctl.data.tokenizer import load_tokenizer
 from alignctl.errors import RunError
 from alignctl.launch import worker
 from alignctl.launch.run_folder import RunFolder
-from alignctl.reporting.metrics import MetricsWriter, recorded
+from alignctl.reporting.metrics import MetricsWriter, measured, recorded
 
 if TYPE_CHECKING:
     from alignctl.algorithms.loss import Loss
@@ -81,8 +81,7 @@ class Progress:
             if row["kind"] == "train":
                 progress.loss = row["loss"]
             elif row["kind"] == "validation":
-                about = ("kind", "step", "time")
-                progress.validation = {key: row[key] for key in row if key not in about}
+                progress.validation = measured(row)
                 if row["step"] == 0:
                     progress.first_validation = row["loss"]
         return progress

@@ -8,12 +8,31 @@ from typing import Any, Literal
 
 import yaml
 
+from alignctl.config.sections import Model
+
 Family = Literal["llama", "llama-gqa", "bloom"]
 
 VOCABULARY = 261
 """Four special tokens, 256 bytes, one merge: odd, so that no TP divides it."""
 
 LAYERS, HIDDEN, HEADS = 2, 32, 4
+
+
+def architecture(**changes: Any) -> Model:
+    """A Llama of two layers with grouped queries, of which no weights are made."""
+    shape: dict[str, Any] = {
+        "family": "llama2",
+        "num_layers": 2,
+        "hidden_size": 128,
+        "num_attention_heads": 4,
+        "num_query_groups": 2,
+        "ffn_hidden_size": 160,
+        "vocab_size": 509,
+        "max_position_embeddings": 64,
+        "rotary_base": 10000.0,
+        "tie_embeddings": False,
+    }
+    return Model(**shape | changes)
 
 
 def write_model(folder: Path, family: Family = "llama-gqa", *, seed: int = 0) -> Path:

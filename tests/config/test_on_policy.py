@@ -138,7 +138,8 @@ def refused(preset: str, stage: str, *overrides: str, **flags: Any) -> str:
         (
             ["online-dpo"],
             ["loss.variant=ipo", "loss.label_smoothing=0.1"],
-            "loss.label_smoothing 0.1 has no effect with loss.variant ipo; set it to 0",
+            "loss.label_smoothing 0.1 has no effect with loss.variant ipo: a squared distance has "
+            "no wrong way round; set it to 0",
         ),
     ],
 )

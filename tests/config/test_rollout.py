@@ -2,20 +2,9 @@ import pytest
 from pydantic import ValidationError
 
 from alignctl.config.rollout import Rollout
-from alignctl.config.sections import Model
+from tests import tiny
 
-MODEL = Model(
-    family="llama2",
-    num_layers=2,
-    hidden_size=96,
-    num_attention_heads=6,
-    num_query_groups=2,
-    ffn_hidden_size=160,
-    vocab_size=509,
-    max_position_embeddings=64,
-    rotary_base=10000.0,
-    tie_embeddings=False,
-)
+MODEL = tiny.architecture(hidden_size=96, num_attention_heads=6)
 
 
 def problems(settings: Rollout, *, world_size: int = 4) -> list[str]:

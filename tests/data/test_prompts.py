@@ -1,6 +1,7 @@
 """Preparation of prompts as a whole: tokens, answers, limits, who is held out, and the folder."""
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 
 from alignctl.config.on_policy import Prompts
 from alignctl.data.masks import encode
-from alignctl.data.order import prompt_order
+from alignctl.data.order import step_sequences
 from alignctl.data.prompt_store import PromptData
 from alignctl.data.prompts import prepare
 from alignctl.data.schemas import Conversation, Message
@@ -197,9 +198,10 @@ def test_the_same_rows_are_prepared_once(
 
 
 def test_the_order_takes_each_prompt_once_per_epoch_and_needs_no_state() -> None:
-    taken = [prompt_order(10, seed=3, step=step, prompts_per_step=4).tolist() for step in range(5)]
+    order = partial(step_sequences, 10, global_batch_size=4)
+    taken = [order(seed=3, step=step).tolist() for step in range(5)]
     flat = [place for step in taken for place in step]
     assert sorted(flat[:10]) == sorted(flat[10:]) == [*range(10)]
     assert flat[:10] != flat[10:]
-    assert prompt_order(10, seed=3, step=4, prompts_per_step=4).tolist() == taken[4]
-    assert prompt_order(10, seed=4, step=0, prompts_per_step=4).tolist() != taken[0]
+    assert order(seed=3, step=4).tolist() == taken[4]
+    assert order(seed=4, step=0).tolist() != taken[0]

@@ -2,22 +2,11 @@ from importlib import metadata
 
 import pytest
 
-from alignctl.config.sections import Model
 from alignctl.errors import UserError
 from alignctl.rollouts import library
+from tests import tiny
 
-MODEL = Model(
-    family="llama2",
-    num_layers=2,
-    hidden_size=128,
-    num_attention_heads=4,
-    num_query_groups=2,
-    ffn_hidden_size=160,
-    vocab_size=509,
-    max_position_embeddings=64,
-    rotary_base=10000.0,
-    tie_embeddings=False,
-)
+MODEL = tiny.architecture()
 
 
 def installed(monkeypatch: pytest.MonkeyPatch, version: str | None) -> None:

@@ -250,12 +250,4 @@ class OnlineDPOConfig(OnlineDPOSettings, OnPolicyConfig):
         return self.experience.prompts
 
     def _problems(self) -> list[str]:
-        return [*super()._problems(), *self._group_problems(), *self._loss_problems()]
-
-    def _loss_problems(self) -> list[str]:
-        if self.loss.variant == "ipo" and self.loss.label_smoothing:
-            return [
-                f"loss.label_smoothing {self.loss.label_smoothing} has no effect with loss.variant "
-                "ipo; set it to 0"
-            ]
-        return []
+        return [*super()._problems(), *self._group_problems(), *self.loss.problems()]

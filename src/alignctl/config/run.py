@@ -229,15 +229,7 @@ class DPOConfig(DPOSettings, TrainingConfig):
     """The subcommand."""
 
     def _problems(self) -> list[str]:
-        return [*super()._problems(), *_selection_problems(self.data), *self._loss_problems()]
-
-    def _loss_problems(self) -> list[str]:
-        if self.loss.variant == "ipo" and self.loss.label_smoothing:
-            return [
-                f"loss.label_smoothing {self.loss.label_smoothing} has no effect with loss.variant "
-                "ipo: a squared distance has no wrong way round; set it to 0"
-            ]
-        return []
+        return [*super()._problems(), *_selection_problems(self.data), *self.loss.problems()]
 
 
 def _selection_problems(data: Preferences) -> list[str]:

@@ -278,6 +278,15 @@ class DPOLoss(Section):
     nll: Annotated[float, Field(ge=0)] = 0.0
     """Weight of the better answer's own loss per token (RPO), which keeps it likely."""
 
+    def problems(self) -> list[str]:
+        """Settings that have no effect beside each other, one line each."""
+        if self.variant == "ipo" and self.label_smoothing:
+            return [
+                f"loss.label_smoothing {self.label_smoothing} has no effect with loss.variant "
+                "ipo: a squared distance has no wrong way round; set it to 0"
+            ]
+        return []
+
 
 class Optimizer(Section):
     """AdamW and its learning-rate schedule."""

@@ -64,20 +64,6 @@ def step_sequences(
     return np.concatenate(taken)
 
 
-def prompt_order(
-    num_prompts: int, *, seed: int, step: int, prompts_per_step: int
-) -> NDArray[np.int64]:
-    """The prompts of one step `[prompts_per_step]`, as places in the split; see `step_sequences`.
-
-    Args:
-        num_prompts: Prompts of the training split.
-        seed: The run's seed.
-        step: Steps done before this one.
-        prompts_per_step: Different prompts that are answered in a step, over all ranks.
-    """
-    return step_sequences(num_prompts, global_batch_size=prompts_per_step, seed=seed, step=step)
-
-
 def deal(lengths: Sequence[int], num_ranks: int) -> list[list[int]]:
     """Deals sequences to ranks: as many to each (give or take one), and about as many tokens.
 
@@ -100,6 +86,26 @@ def deal(lengths: Sequence[int], num_ranks: int) -> list[list[int]]:
         if len(hands[rank]) < most:
             heapq.heappush(open_ranks, (tokens + lengths[place], rank))
     return [sorted(hand) for hand in hands]
+
+
+def dealt_micro_batches(
+    lengths: Sequence[int], *, micro_batch_size: int, dp_rank: int, dp_size: int
+) -> list[list[int]]:
+    """One rank's micro batches, which hold each of some things once over all ranks.
+
+    Args:
+        lengths: Tokens of each thing.
+        micro_batch_size: Things in a micro batch.
+        dp_rank: This data-parallel rank.
+        dp_size: Data-parallel ranks.
+
+    Returns:
+        Places in `lengths`, of each micro batch; as many batches on every rank, so that one that
+        runs out ends with empty ones.
+    """
+    hand = deal(lengths, dp_size)[dp_rank]
+    most = -(-len(lengths) // dp_size)
+    return [hand[start : start + micro_batch_size] for start in range(0, most, micro_batch_size)]
 
 
 def train_batches(

@@ -30,7 +30,7 @@ from alignctl.on_policy import sample_log
 from alignctl.on_policy.crew import Crew, value_folder
 from alignctl.on_policy.sampling import Gathered, answer, gather
 from alignctl.on_policy.scoring import Scorer
-from alignctl.reporting.metrics import MetricsWriter, recorded
+from alignctl.reporting.metrics import MetricsWriter, measured, recorded
 from alignctl.reporting.phases import Phases
 
 
@@ -228,10 +228,9 @@ class Loop:
     def _restore(self) -> None:
         """Recalls what was remembered at the step that the run goes on from."""
         rows = recorded(self.folder, until=self.step) if self.step else []
-        about = ("kind", "step", "time")
         for row in rows:
             if row["kind"] == "validation":
-                self.validation = {key: row[key] for key in row if key not in about}
+                self.validation = measured(row)
                 if row["step"] == 0:
                     self.first_validation = self.validation
         if self.step:

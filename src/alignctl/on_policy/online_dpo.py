@@ -12,7 +12,7 @@ from alignctl.algorithms.dpo import DPO
 from alignctl.algorithms.online_pairs import choose_pairs
 from alignctl.config.on_policy_run import OnlineDPOConfig
 from alignctl.data.batch import Pairs, PreferenceBatch
-from alignctl.data.order import deal
+from alignctl.data.order import dealt_micro_batches
 from alignctl.data.prompt_store import PromptData
 from alignctl.on_policy.crew import Crew
 from alignctl.on_policy.loop import Lesson
@@ -88,20 +88,19 @@ class OnlineDPO:
         self, groups: Sequence[list[int]], samples: Samples, scores: NDArray[np.float64]
     ) -> Batches:
         """This rank's micro batches of some prompts, each with the answers that are compared."""
-        policy, size = self.crew.policy, self.config.batch.micro_batch_size
-        lengths = [
-            sum(len(samples.questions[each]) + len(samples.answers[each]) for each in group)
-            for group in groups
-        ]
-        hand = deal(lengths, policy.data_parallel_size)[policy.data_parallel_rank]
-        mine = [groups[place] for place in hand]
-        most = -(-len(groups) // policy.data_parallel_size)
+        policy = self.crew.policy
+        parts = dealt_micro_batches(
+            [sum(map(samples.tokens, group)) for group in groups],
+            micro_batch_size=self.config.batch.micro_batch_size,
+            dp_rank=policy.data_parallel_rank,
+            dp_size=policy.data_parallel_size,
+        )
         return [
             PreferenceBatch.from_groups(
-                [[samples.document(each) for each in group] for group in part],
-                scores[[each for group in part for each in group]],
+                [[samples.document(each) for each in groups[place]] for place in part],
+                scores[[each for place in part for each in groups[place]]],
             )
-            for part in (mine[start : start + size] for start in range(0, most, size))
+            for part in parts
         ]
 
 

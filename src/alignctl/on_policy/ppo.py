@@ -7,7 +7,6 @@ import torch
 
 from alignctl.algorithms.advantages import gae, token_rewards, whiten
 from alignctl.algorithms.kl import AdaptiveKL, FixedKL, k1
-from alignctl.algorithms.policy_loss import PolicyLoss
 from alignctl.algorithms.value_loss import ValueLoss, report
 from alignctl.config.on_policy_run import RLHFConfig
 from alignctl.data.prompt_store import PromptData
@@ -15,7 +14,7 @@ from alignctl.on_policy.crew import Crew
 from alignctl.on_policy.loop import Lesson
 from alignctl.on_policy.sampling import Gathered
 from alignctl.on_policy.trust import check
-from alignctl.on_policy.updates import batches_of, of_policy, passes, update
+from alignctl.on_policy.updates import clipped_loss, of_policy, planned, update
 
 
 @dataclass(eq=False)
@@ -54,15 +53,8 @@ class PPO:
         segments = samples.segments
         assert crew.reference is not None
         assert crew.value is not None
-        plan = [
-            [batches_of(config, crew.policy, samples, part) for part in each]
-            for each in passes(config, len(samples), step=step)
-        ]
-        with crew.turn(crew.policy) as policy:
-            # In the very micro batches of the first pass, whose ratio is then exactly 1.
-            old = policy.target_outputs([batch for part in plan[0] for batch in part], segments)
-        trust = check(old, samples, config.trust)
-        logprobs = torch.from_numpy(old)
+        batches, logprobs = planned(crew, samples, step=step)
+        trust = check(logprobs.numpy(), samples, config.trust)
         reference = torch.from_numpy(crew.target_outputs(crew.reference, samples))
         values = torch.from_numpy(crew.target_outputs(crew.value, samples)) + crew.value_offset
         kl = segments.sums(k1(logprobs, reference))
@@ -91,23 +83,14 @@ class PPO:
             **trust.metrics,
         }
         self.controller = self.controller.next(metrics["kl"], len(samples))
-        policy_loss = PolicyLoss(
+        policy_loss = clipped_loss(
+            config.loss,
             segments,
             logprobs,
             whiten(advantages, trust.mask),
+            trust,
+            max_new_tokens=config.rollout.max_new_tokens,
             reference=reference,
-            weights=trust.weights,
-            mask=trust.mask,
-            variant=config.loss.variant,
-            clip_low=config.loss.clip_low,
-            clip_high=config.loss.clip_high,
-            dual_clip=config.loss.dual_clip,
-            aggregation=config.loss.aggregation,
-            max_tokens=(
-                config.rollout.max_new_tokens if config.loss.aggregation == "constant" else None
-            ),
-            entropy_coef=config.loss.entropy_coef,
-            has_entropy=True,
         )
         value_loss = ValueLoss(
             segments,
@@ -116,7 +99,6 @@ class PPO:
             clip=config.value.clip,
             is_clipped_only=config.value.clipped_only,
         )
-        batches = [part for each in plan for part in each]
         first = step * config.updates_per_step
         with crew.turn(crew.value) as value:
             found = update(

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from alignctl.algorithms.samples import Segments
 from alignctl.data.batch import Document, PreferenceBatch, TokenBatch
-from alignctl.data.order import deal
+from alignctl.data.order import dealt_micro_batches
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,6 +86,10 @@ class Samples:
             is_finished=np.concatenate([part.is_finished for part in parts]),
         )
 
+    def tokens(self, sample: int) -> int:
+        """Tokens of a prompt and its answer."""
+        return len(self.questions[sample]) + len(self.answers[sample])
+
     def document(self, sample: int) -> Document:
         """Prompt and answer; the answer is learned, and the number is the document's row."""
         question, answer = self.questions[sample], self.answers[sample]
@@ -126,9 +130,10 @@ class Samples:
         self, samples: Sequence[int], micro_batch_size: int, dp_rank: int, dp_size: int
     ) -> list[list[int]]:
         """The answers of each micro batch of a rank, ranks having about as many tokens."""
-        lengths = [len(self.questions[each]) + len(self.answers[each]) for each in samples]
-        hand = [samples[place] for place in deal(lengths, dp_size)[dp_rank]]
-        most = -(-len(samples) // dp_size)
-        return [
-            hand[start : start + micro_batch_size] for start in range(0, most, micro_batch_size)
-        ]
+        parts = dealt_micro_batches(
+            [self.tokens(sample) for sample in samples],
+            micro_batch_size=micro_batch_size,
+            dp_rank=dp_rank,
+            dp_size=dp_size,
+        )
+        return [[samples[place] for place in part] for part in parts]

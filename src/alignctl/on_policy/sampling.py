@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from alignctl.data.order import prompt_order
+from alignctl.data.order import step_sequences
 from alignctl.data.prompt_store import PromptData
 from alignctl.errors import RunError
 from alignctl.on_policy.crew import Crew
@@ -51,11 +51,11 @@ def gather(crew: Crew, scorer: Scorer, data: PromptData, step: int, phases: Phas
     asked = constant = retried = failed = 0
     first: Gathered | None = None
     for refill in range(config.experience.max_refills + 1):
-        places = prompt_order(
+        places = step_sequences(
             len(data.train),
+            global_batch_size=config.experience.prompts,
             seed=config.train.seed + refill,
             step=step,
-            prompts_per_step=config.experience.prompts,
         )[:wanted]
         with phases("rollout"):
             samples, counts = answer(crew, data, data.train[places], seed=(step, refill))

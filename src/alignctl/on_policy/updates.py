@@ -4,16 +4,23 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from alignctl.algorithms.loss import Loss
+from alignctl.algorithms.policy_loss import PolicyLoss
+from alignctl.algorithms.samples import Segments
 from alignctl.algorithms.schedule import learning_rate
+from alignctl.config.on_policy import Clipping
 from alignctl.config.on_policy_run import OnPolicyConfig
 from alignctl.config.sections import Optimizer
 from alignctl.engines.megatron import MegatronEngine
 from alignctl.engines.metrics import StepMetrics
 from alignctl.engines.protocol import NonFiniteError
 from alignctl.errors import RunError
+from alignctl.on_policy.crew import Crew
 from alignctl.on_policy.samples import Samples
+from alignctl.on_policy.trust import Correction
 
 Batches = Sequence[Any]
 """One rank's micro batches of one optimizer step."""
@@ -33,15 +40,60 @@ def passes(config: OnPolicyConfig, size: int, *, step: int) -> list[list[list[in
     return found
 
 
-def batches_of(
-    config: OnPolicyConfig, engine: MegatronEngine, samples: Samples, part: Sequence[int]
-) -> Batches:
-    """This rank's micro batches of some answers."""
-    return samples.batches(
-        part,
-        micro_batch_size=config.batch.micro_batch_size,
-        dp_rank=engine.data_parallel_rank,
-        dp_size=engine.data_parallel_size,
+def planned(crew: Crew, samples: Samples, *, step: int) -> tuple[list[Batches], Tensor]:
+    """The micro batches of an episode's updates, and the policy's log-probabilities before them.
+
+    Returns:
+        This rank's micro batches of each optimizer step, in all passes; and `[N]`, computed in the
+        very micro batches of the first pass, where the ratio of new to old is then exactly 1.
+    """
+    config, policy = crew.config, crew.policy
+    passes_over = [
+        [
+            samples.batches(
+                part,
+                micro_batch_size=config.batch.micro_batch_size,
+                dp_rank=policy.data_parallel_rank,
+                dp_size=policy.data_parallel_size,
+            )
+            for part in each
+        ]
+        for each in passes(config, len(samples), step=step)
+    ]
+    first = [batch for part in passes_over[0] for batch in part]
+    with crew.turn(policy):
+        logprobs = policy.target_outputs(first, samples.segments)
+    return [part for each in passes_over for part in each], torch.from_numpy(logprobs)
+
+
+def clipped_loss(
+    settings: Clipping,
+    segments: Segments,
+    logprobs: Tensor,
+    advantages: Tensor,
+    correction: Correction,
+    *,
+    max_new_tokens: int,
+    reference: Tensor | None,
+    kl_coef: float = 0.0,
+) -> PolicyLoss:
+    """The policy's loss of an episode, as the configuration says; all arrays are `[N]`."""
+    return PolicyLoss(
+        segments,
+        logprobs,
+        advantages,
+        reference=reference,
+        weights=correction.weights,
+        mask=correction.mask,
+        variant=settings.variant,
+        clip_low=settings.clip_low,
+        clip_high=settings.clip_high,
+        dual_clip=settings.dual_clip,
+        aggregation=settings.aggregation,
+        max_tokens=max_new_tokens if settings.aggregation == "constant" else None,
+        kl_coef=kl_coef,
+        entropy_coef=settings.entropy_coef,
+        has_entropy=True,
     )
 
 

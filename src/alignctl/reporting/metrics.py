@@ -146,6 +146,11 @@ def _open_events(folder: RunFolder, last_kept: int) -> "EventFileWriter":
     return events
 
 
+def measured(row: Mapping[str, Any]) -> dict[str, Any]:
+    """What a row says besides its kind, step and time."""
+    return {name: value for name, value in row.items() if name not in ("kind", "step", "time")}
+
+
 def recorded(folder: RunFolder, *, until: int) -> list[dict[str, Any]]:
     """The rows of a run up to a step; a line that a killed process left unfinished is no row.
 

@@ -13,6 +13,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from rich.table import Column
 
 from alignctl.reporting import preview
+from alignctl.reporting.metrics import measured
 
 Row = Mapping[str, Any]
 
@@ -217,8 +218,7 @@ def remark(row: Row) -> str:
         case "checkpoint":
             return f"checkpoint at step {row['step']}: {row['path']}"
         case kind:
-            values = {name: row[name] for name in row if name not in ("kind", "step", "time")}
-            shown = [f"{name.replace('_', ' ')} {_number(v)}" for name, v in values.items()]
+            shown = [f"{name.replace('_', ' ')} {_number(v)}" for name, v in measured(row).items()]
             return "  ".join([f"{kind} at step {row['step']}", *shown])
 
 
