@@ -156,12 +156,16 @@ def test_whitening_does_not_see_what_is_masked() -> None:
 
 
 @given(st.integers(2, 200), seeds, st.floats(-1e3, 1e3), st.floats(0.01, 100))
-def test_whitened_numbers_have_mean_0_and_variance_1(
+def test_whitened_numbers_have_mean_0_and_variance_1_but_for_the_1e_8(
     count: int, seed: int, offset: float, scale: float
 ) -> None:
-    whitened = whiten(normal(seed, count, scale) + offset)
+    values = normal(seed, count, scale) + offset
+    variance = values.double().var(correction=0).item()
+    whitened = whiten(values)
     assert abs(whitened.mean().item()) < 1e-9
-    assert whitened.var(correction=0).item() == pytest.approx(1, abs=1e-2)
+    # Two draws can nearly agree: what keeps the root from 0 then weighs as much as they do.
+    expected = variance / (variance + 1e-8)
+    assert whitened.var(correction=0).item() == pytest.approx(expected, abs=1e-6)
 
 
 def test_whitening_equal_numbers_gives_zeros() -> None:
