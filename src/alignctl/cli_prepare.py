@@ -1,7 +1,7 @@
 """The commands below `alignctl prepare`: from files as downloaded to what the stages read."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -30,10 +30,156 @@ WorkersFlag = Annotated[
 KeyFlag = Annotated[str, typer.Option(metavar="KEY", help="Key of the text in each row.")]
 
 
+OutputFlag = Annotated[Path, typer.Option(metavar="DIR", help="New folder to write.")]
+CompressFlag = Annotated[
+    Literal["none", "gz", "zst"], typer.Option("--compress", help="How files are compressed.")
+]
+
+
 @app.callback(invoke_without_command=True)
 def _root(context: typer.Context) -> None:
     if context.invoked_subcommand is None:
         console.emit(context.get_help())
+
+
+@app.command(
+    "clean",
+    epilog=example(
+        "alignctl prepare clean raw/ --output data/clean --languages zh,en --min-characters 200",
+        "alignctl prepare clean wudao/ --output data/clean --policy pai --compress zst",
+    ),
+)
+def clean(
+    inputs: InputsArgument,
+    output: OutputFlag,
+    key: Annotated[
+        str | None,
+        typer.Option(metavar="KEY", help="Key of the text; default: text, content or output."),
+    ] = None,
+    policy: Annotated[
+        str,
+        typer.Option(
+            metavar="keep|pai|CLASS",
+            help="Characters that stay. keep: all scripts, punctuation and line breaks; pai: the "
+            "list of PAI-Megatron-Patch; or a class such as '[0-9a-zA-Z .,]'.",
+        ),
+    ] = "keep",
+    keep_urls: Annotated[bool, typer.Option("--keep-urls", help="Leave links in.")] = False,
+    keep_white_space: Annotated[
+        bool, typer.Option("--keep-white-space", help="Leave spaces and blank lines as they are.")
+    ] = False,
+    mask_pii: Annotated[
+        bool,
+        typer.Option(
+            "--mask-pii", help="Replace addresses and telephone, card and identity numbers."
+        ),
+    ] = False,
+    txt: Annotated[
+        Literal["file", "line"],
+        typer.Option(help="What a document of a .txt file is."),
+    ] = "file",
+    languages: Annotated[
+        str | None, typer.Option(metavar="CODES", help="Languages that stay, as zh,en.")
+    ] = None,
+    min_characters: Annotated[int, typer.Option(min=1, metavar="N", help="Fewest characters.")] = 1,
+    max_characters: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="Most characters; default: any number.")
+    ] = None,
+    keep_duplicates: Annotated[
+        bool, typer.Option("--keep-duplicates", help="Leave equal and similar documents in.")
+    ] = False,
+    similarity: Annotated[
+        float,
+        typer.Option(
+            min=0.3,
+            max=1.0,
+            metavar="X",
+            help="Share of common five-word runs from which on documents are duplicates.",
+        ),
+    ] = 0.8,
+    compress: CompressFlag = "none",
+    workers: WorkersFlag = None,
+) -> None:
+    """Turn raw text into one file of clean documents, and say what was left out.
+
+    Writes train.jsonl, manifest.json and, for lines that cannot be read, rejected.jsonl.
+    """
+    from alignctl.corpus.blocks import find_texts, total_bytes
+    from alignctl.corpus.characters import Cleaner, Rules
+    from alignctl.corpus.cleaning import Options
+    from alignctl.corpus.cleaning import clean as run
+    from alignctl.corpus.languages import check_languages
+    from alignctl.corpus.pool import available_cores
+    from alignctl.reporting.corpus_progress import CorpusProgress
+
+    codes = tuple(code.strip() for code in (languages or "").split(",") if code.strip())
+    if codes:
+        check_languages(codes)
+    rules = Rules(policy, not keep_urls, mask_pii, not keep_white_space)
+    Cleaner(rules)  # refuses a policy that is none
+    files = tuple(find_texts(inputs))
+    options = Options(
+        files=files,
+        folder=output,
+        key=key,
+        rules=rules,
+        txt=txt,
+        languages=codes,
+        min_characters=min_characters,
+        max_characters=max_characters,
+        exact_duplicates=not keep_duplicates,
+        near_duplicates=None if keep_duplicates or similarity == 1.0 else similarity,
+        compression=compress,
+        workers=workers or available_cores(),
+    )
+    outcome = run(options, CorpusProgress("cleaning", total_bytes(files)))
+    for message in outcome.rejected:
+        console.say(f"rejected: {message}")
+    console.say(f"{output}: {outcome.describe()}")
+
+
+@app.command(
+    "shard",
+    epilog=example(
+        "alignctl prepare shard data/clean --output data/shards --shuffle --lines 100000",
+        "alignctl prepare shard a.jsonl b.jsonl.gz --output data/shards --bytes 500MB",
+    ),
+)
+def shard(
+    inputs: InputsArgument,
+    output: OutputFlag,
+    lines: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="Most rows of a file.")
+    ] = None,
+    size: Annotated[
+        str | None,
+        typer.Option("--bytes", metavar="SIZE", help="Most bytes before compression, as 500MB."),
+    ] = None,
+    shuffle: Annotated[bool, typer.Option("--shuffle", help="Shuffle the rows.")] = False,
+    seed: Annotated[int, typer.Option(min=0, metavar="N", help="What decides the order.")] = 1234,
+    compress: CompressFlag = "zst",
+) -> None:
+    """Merge rows, shuffle them, and cut them into files of about the same size."""
+    from alignctl.config.convert import size_in_bytes
+    from alignctl.corpus.blocks import find_texts, total_bytes
+    from alignctl.corpus.shards import Options
+    from alignctl.corpus.shards import shard as run
+    from alignctl.reporting.corpus_progress import CorpusProgress
+
+    files = tuple(find_texts(inputs))
+    options = Options(
+        files=files,
+        folder=output,
+        lines=lines,
+        bytes=size_in_bytes("--bytes", size) if size else None,
+        shuffle=shuffle,
+        seed=seed,
+        compression=compress,
+    )
+    shards = run(options, CorpusProgress("sharding", total_bytes(files)))
+    rows, written = sum(s.lines for s in shards), sum(s.record.bytes for s in shards)
+    files_word = "file" if len(shards) == 1 else "files"
+    console.say(f"{output}: {rows:,} rows in {len(shards):,} {files_word}, {written / 1e6:.1f} MB")
 
 
 @app.command(
