@@ -1,12 +1,17 @@
 """The commands below `alignctl prepare`: from files as downloaded to what the stages read."""
 
+import json
 from pathlib import Path
-from typing import Annotated, Literal
+from textwrap import shorten
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from alignctl import console
-from alignctl.flags import example
+from alignctl.flags import OverridesArgument, PresetFlag, ValidationDataFlag, example
+
+if TYPE_CHECKING:
+    from alignctl.sources.formats import Name
 
 app = typer.Typer(
     name="prepare",
@@ -40,6 +45,69 @@ CompressFlag = Annotated[
 def _root(context: typer.Context) -> None:
     if context.invoked_subcommand is None:
         console.emit(context.get_help())
+
+
+def _add_dataset(name: "Name", what: str, sample: str) -> None:
+    """Adds the command of a data set.
+
+    Args:
+        name: The data set.
+        what: What is written of it.
+        sample: A path, for the example.
+    """
+
+    @app.command(
+        name,
+        help=what,
+        epilog=example(f"alignctl prepare {name} {sample} --output data/{name}"),
+    )
+    def prepare(
+        inputs: Annotated[
+            list[str],
+            typer.Argument(
+                metavar="PATH...",
+                help="Files or folders as downloaded, or a name on the Hugging Face hub.",
+                show_default=False,
+            ),
+        ],
+        output: OutputFlag,
+        dev_fraction: Annotated[
+            float,
+            typer.Option(
+                min=0.0, max=0.9, help="Share held out, where the download has no test files."
+            ),
+        ] = 0.05,
+        license: Annotated[
+            str | None,
+            typer.Option(metavar="NAME", help="Licence; default: what the download's card says."),
+        ] = None,
+    ) -> None:
+        from alignctl.reporting.preview import visible
+        from alignctl.sources.download import locate
+        from alignctl.sources.formats import FORMATS
+        from alignctl.sources.preparation import Options
+        from alignctl.sources.preparation import prepare as run
+
+        paths = tuple(locate(given, FORMATS[name].hub) for given in inputs)
+        outcome = run(Options(name, paths, output, dev_fraction, license))
+        for kind, row in outcome.preview.items():
+            text = visible(json.dumps(row, ensure_ascii=False))
+            console.emit(f"{kind}/train.jsonl: {shorten(text, 400, placeholder=' ...')}")
+        console.say(f"{output}: {outcome.describe()}")
+        console.say(f"license: {outcome.license or 'unknown; name it with --license'}")
+
+
+_add_dataset(
+    "hh",
+    "Turn Anthropic's HH preferences into rows for sft, reward, dpo, rlhf and online-dpo.",
+    "downloads/hh-rlhf/harmless-base",
+)
+_add_dataset("gsm8k", "Turn GSM8K into rows for sft and grpo.", "downloads/gsm8k")
+_add_dataset("math", "Turn Hendrycks' MATH into rows for sft and grpo.", "downloads/MATH")
+_add_dataset(
+    "alpaca", "Turn Alpaca's instructions into rows for sft.", "downloads/alpaca_data.json"
+)
+_add_dataset("sharegpt", "Turn ShareGPT's conversations into rows for sft.", "downloads/sg.json")
 
 
 @app.command(
@@ -270,3 +338,42 @@ def inspect(
 
     loaded = load_tokenizer(tokenizer) if tokenizer else None
     console.emit(describe(prefix_of(dataset), loaded, samples, verify))
+
+
+@app.command(
+    "check",
+    epilog=example(
+        "alignctl prepare check sft data/hh/sft --preset llama2-7b --tokenizer models/llama2-7b",
+        "alignctl prepare check grpo data/gsm8k/math --preset llama2-7b "
+        "--tokenizer models/llama2-7b data.max_prompt_length=256",
+    ),
+)
+def check(
+    stage: Annotated[
+        Literal["sft", "reward", "dpo", "rlhf", "online-dpo", "grpo"],
+        typer.Argument(metavar="STAGE", help="Stage that will read the rows.", show_default=False),
+    ],
+    data: Annotated[Path, typer.Argument(metavar="PATH", help="File or folder of rows.")],
+    preset: PresetFlag,
+    tokenizer: Annotated[
+        Path, typer.Option(metavar="DIR", help="Folder with the tokenizer of the model.")
+    ],
+    overrides: OverridesArgument = None,
+    validation_data: ValidationDataFlag = None,
+    samples: Annotated[int, typer.Option(min=0, metavar="N", help="Rows to show.")] = 1,
+) -> None:
+    """Say what a stage would do with rows: kept, cut, dropped and why, and one as it is learned.
+
+    It is the stage's own preparation; nothing is kept, no model is opened, no GPU is needed.
+    """
+    from alignctl.config.load import STAGES, resolve, section_of
+    from alignctl.stages import check as program
+
+    flags = {
+        "data.train": data,
+        "data.validation": validation_data,
+        "tokenizer": tokenizer,
+        "output": Path("runs"),
+    }
+    config = resolve(STAGES[section_of(stage)], preset, flags, overrides or [])
+    program.run(config, samples)

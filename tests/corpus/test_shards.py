@@ -7,6 +7,7 @@ import pytest
 
 from alignctl.corpus import shards
 from alignctl.corpus.shards import Options, shard
+from alignctl.corpus.writers import Compression
 from alignctl.data.files import find_files, read_rows
 from alignctl.errors import UserError
 
@@ -27,7 +28,7 @@ def test_rows_are_cut_by_number_in_order(tmp_path: Path, write_texts: Callable[.
 
 @pytest.mark.parametrize("compression", ["none", "gz", "zst"])
 def test_rows_are_cut_by_bytes(
-    tmp_path: Path, write_texts: Callable[..., Path], compression: shards.Compression
+    tmp_path: Path, write_texts: Callable[..., Path], compression: Compression
 ) -> None:
     """`{"text": "text NN"}` and a line break are 20 bytes: five fit into 105."""
     file = write_texts([*TEXTS[10:], "long" * 100])

@@ -85,8 +85,8 @@ def _lines(options: Options, on_progress: Callable[[int, int], None] | None) -> 
     before = size = 0
     file: Path | None = None
     for block in read_blocks(options.files, "file"):
-        if file not in (None, block.file):
-            before += (file or block.file).stat().st_size
+        if file is not None and file != block.file:
+            before += file.stat().st_size
         file = block.file
         yield from _rows(block)
         size += len(block.content)

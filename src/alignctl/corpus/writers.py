@@ -5,7 +5,7 @@ import hashlib
 import json
 from contextlib import ExitStack
 from pathlib import Path
-from typing import IO, Literal, Self
+from typing import IO, Any, Literal, Self
 
 from alignctl.corpus.manifest import FileRecord
 
@@ -56,15 +56,15 @@ class LineWriter:
 
     def __enter__(self) -> Self:
         self._raw = _Hashed(self._stack.enter_context(self._file.open("wb")))
-        self._sink: _Hashed | IO[bytes] = self._raw
+        self._sink: Any = self._raw
         if self._file.suffix == ".gz":
-            packed = gzip.GzipFile("", "wb", _LEVEL["gz"], self._raw, mtime=0)  # type: ignore[arg-type]  # it only writes
+            packed = gzip.GzipFile("", "wb", _LEVEL["gz"], self._raw, mtime=0)
             self._sink = self._stack.enter_context(packed)
         elif self._file.suffix == ".zst":
             import zstandard
 
             packer = zstandard.ZstdCompressor(_LEVEL["zst"])
-            writer = packer.stream_writer(self._raw, closefd=False)  # type: ignore[arg-type]
+            writer = packer.stream_writer(self._raw, closefd=False)
             self._sink = self._stack.enter_context(writer)
         return self
 
