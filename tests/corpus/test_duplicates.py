@@ -20,7 +20,7 @@ def near(texts: list[str], threshold: float = 0.8) -> list[bool]:
     signed = signatures(texts)
     bands = band_hashes(signed, rows_per_band(threshold))
     result: list[bool] = near_repeats(
-        iter(bands), signed, threshold, np.zeros(len(texts), bool)
+        iter(bands), signed.__getitem__, threshold, np.zeros(len(texts), bool)
     ).tolist()
     return result
 
@@ -63,7 +63,7 @@ def test_what_is_left_out_already_leads_nobody() -> None:
     signed = signatures(texts)
     bands = band_hashes(signed, 4)
     first_out = np.asarray([True, False])
-    assert near_repeats(iter(bands), signed, 0.8, first_out).tolist() == [False, False]
+    assert near_repeats(iter(bands), signed.__getitem__, 0.8, first_out).tolist() == [False, False]
 
 
 def test_many_documents_are_found_with_few_mistakes() -> None:

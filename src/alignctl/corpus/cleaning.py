@@ -317,9 +317,15 @@ def _find_duplicates(options: Options, partial: Path, total: _Total) -> NDArray[
         dropped = duplicates.repeats(np.concatenate(total.hashes))
         total.dropped["exact_duplicate"] = int(dropped.sum())
     if options.near_duplicates is not None and len(dropped):
-        signed = np.memmap(partial / "signatures", np.uint32, "r").reshape(len(dropped), -1)
+
+        def signatures_of(documents: NDArray[np.int64]) -> NDArray[np.uint32]:
+            # Mapped anew each time: pages that were looked at would add up.
+            signed = np.memmap(partial / "signatures", np.uint32, "r")
+            rows: NDArray[np.uint32] = signed.reshape(len(dropped), -1)[documents]
+            return rows
+
         near = duplicates.near_repeats(
-            _bands(partial / "bands", counts), signed, options.near_duplicates, dropped
+            _bands(partial / "bands", counts), signatures_of, options.near_duplicates, dropped
         )
         total.dropped["near_duplicate"] = int(near.sum())
         dropped = dropped | near
@@ -328,16 +334,16 @@ def _find_duplicates(options: Options, partial: Path, total: _Total) -> NDArray[
 
 def _bands(file: Path, counts: list[int]) -> Iterator[NDArray[np.uint64]]:
     """Each band of all documents, from parts that hold all bands of some `[bands, n]`."""
-    numbers = np.memmap(file, np.uint64, "r")
-    height = len(numbers) // sum(counts)
-    starts = np.cumsum([0, *counts]) * height
-    for band in range(height):
-        yield np.concatenate(
-            [
-                numbers[start + band * count : start + (band + 1) * count]
-                for start, count in zip(starts.tolist(), counts, strict=False)
-            ]
-        )
+    total = sum(counts)
+    height = file.stat().st_size // (total * np.dtype(np.uint64).itemsize)
+    starts = np.cumsum([0, *counts]).tolist()
+    with file.open("rb") as stream:
+        for band in range(height):
+            whole = np.empty(total, np.uint64)
+            for start, count in zip(starts, counts, strict=False):
+                stream.seek((start * height + band * count) * whole.itemsize)
+                stream.readinto(memoryview(whole[start : start + count]).cast("B"))
+            yield whole
 
 
 def _copy_kept(

@@ -7,7 +7,7 @@ them at a time is in memory, so that a document costs some 50 bytes of memory wh
 
 import hashlib
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,7 +20,7 @@ _UNSPACED = r"\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff"
 _WORD = re.compile(rf"[{_UNSPACED}]|[^\W{_UNSPACED}]+")
 _RUN = 5
 _SEED = 1
-_ROWS_AT_ONCE = 1 << 16
+_ROWS_AT_ONCE = 1 << 14
 
 
 def text_hashes(texts: Sequence[str]) -> NDArray[np.uint64]:
@@ -80,7 +80,7 @@ def repeats(hashes: NDArray[np.uint64]) -> NDArray[np.bool_]:
 
 def near_repeats(
     bands: Iterator[NDArray[np.uint64]],
-    signature: NDArray[np.uint32],
+    signatures_of: Callable[[NDArray[np.int64]], NDArray[np.uint32]],
     threshold: float,
     dropped: NDArray[np.bool_],
 ) -> NDArray[np.bool_]:
@@ -88,7 +88,7 @@ def near_repeats(
 
     Args:
         bands: For each band, the number of each document `[N]`.
-        signature: The signatures, which may be a memory-mapped file `[N, NUM_HASHES]`.
+        signatures_of: Gives the signatures of some documents `[n] -> [n, NUM_HASHES]`.
         threshold: The similarity from which on a document is left out.
         dropped: Documents that are left out already `[N]`.
     """
@@ -97,8 +97,8 @@ def near_repeats(
         members, leaders = _groups(band, np.flatnonzero(~(dropped | near)))
         for start in range(0, len(members), _ROWS_AT_ONCE):
             part = slice(start, start + _ROWS_AT_ONCE)
-            agreed = (signature[members[part]] == signature[leaders[part]]).mean(axis=1)
-            near[members[part][agreed >= threshold]] = True
+            both = signatures_of(members[part]) == signatures_of(leaders[part])
+            near[members[part][both.mean(axis=1) >= threshold]] = True
     return near
 
 
