@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from alignctl.data.json_list import list_values
 from alignctl.data.streams import DamagedError, read_chunks
 from alignctl.errors import UserError
 
@@ -195,18 +196,7 @@ def _first_byte(file: Path) -> bytes:
 
 
 def _list_rows(file: Path) -> Iterator[Row]:
-    try:
-        values = json.loads(file.read_bytes().decode("utf-8-sig"))
-    except UnicodeDecodeError as error:
-        line = file.read_bytes()[: error.start].count(b"\n") + 1
-        raise UserError(f"{file}:{line}: not UTF-8 text") from error
-    except json.JSONDecodeError as error:
-        raise UserError(
-            f"{file}:{error.lineno}: not valid JSON: {error.msg} at column {error.colno}"
-        ) from error
-    except RecursionError as error:
-        raise UserError(f"{file}: the JSON is nested too deeply") from error
-    for number, value in enumerate(values, 1):
+    for number, value in enumerate(list_values(file), 1):
         yield Row(file, number, _checked(value, position(file, number)))
 
 

@@ -1,0 +1,118 @@
+"""The values of a file that is one JSON list, one by one: it may be larger than memory."""
+
+import codecs
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO, NoReturn
+
+from alignctl.errors import UserError
+
+_CHUNK_BYTES = 1 << 20
+_WHITE_SPACE = " \t\n\r"
+
+
+def list_values(file: Path) -> Iterator[object]:
+    """Streams the values of a JSON list.
+
+    Raises:
+        UserError: It is not UTF-8, or not JSON; the message has line and column.
+    """
+    try:
+        with file.open("rb") as stream:
+            window = _Window(file, stream)
+            window.take("[")
+            if window.peek() == "]":
+                window.take("]")
+            else:
+                yield window.value()
+                while window.take(",]") == ",":
+                    yield window.value()
+            if window.peek():
+                window.fail("Extra data")
+    except OSError as error:
+        raise UserError(f"{file}: cannot be read: {error.strerror or error}") from error
+
+
+class _Window:
+    """The part of a file's text that is looked at, and where in the file it is."""
+
+    def __init__(self, file: Path, stream: BinaryIO) -> None:
+        self._file = file
+        self._stream = stream
+        self._decoder = codecs.getincrementaldecoder("utf-8-sig")()
+        self._json = json.JSONDecoder()
+        self._text = ""
+        self._place = 0
+        self._line = 1
+        self._column = 0  # characters of the line that stood before the text
+        self._is_whole = False
+
+    def peek(self) -> str:
+        """The next character that is not white space; nothing at the end."""
+        while True:
+            while self._place < len(self._text):
+                if self._text[self._place] not in _WHITE_SPACE:
+                    return self._text[self._place]
+                self._place += 1
+            if not self._read_on():
+                return ""
+
+    def take(self, allowed: str) -> str:
+        """Passes over the next character, if it is one of these."""
+        found = self.peek()
+        if not found or found not in allowed:
+            self.fail(f"Expecting {' or '.join(repr(each) for each in allowed)}")
+        self._place += 1
+        return found
+
+    def value(self) -> object:
+        """Passes over the next value."""
+        self.peek()
+        while True:
+            try:
+                value, end = self._json.raw_decode(self._text, self._place)
+            except json.JSONDecodeError as error:
+                # Perhaps only the rest of it is missing.
+                if self._read_on():
+                    continue
+                self._place = error.pos
+                self.fail(error.msg)
+            except RecursionError as error:
+                raise UserError(f"{self._file}: the JSON is nested too deeply") from error
+            # A number that ends with the text may go on.
+            if end == len(self._text) and self._read_on():
+                continue
+            self._place = end
+            return value
+
+    def fail(self, message: str) -> NoReturn:
+        """Tells where the file is not JSON."""
+        before = self._text[: self._place]
+        line = self._line + before.count("\n")
+        start = 0 if "\n" in before else self._column
+        column = start + len(before) - before.rfind("\n")
+        raise UserError(f"{self._file}:{line}: not valid JSON: {message} at column {column}")
+
+    def _read_on(self) -> bool:
+        """Appends as much as is there, at least; so a long value is not tried too often."""
+        if self._is_whole:
+            return False
+        self._forget()
+        data = self._stream.read(max(_CHUNK_BYTES, len(self._text)))
+        self._is_whole = not data
+        try:
+            self._text += self._decoder.decode(data, final=self._is_whole)
+        except UnicodeDecodeError as error:
+            bad = self._line + self._text.count("\n") + error.object[: error.start].count(b"\n")
+            raise UserError(f"{self._file}:{bad}: not UTF-8 text") from error
+        return True
+
+    def _forget(self) -> None:
+        """Drops what was passed over."""
+        before = self._text[: self._place]
+        self._line += before.count("\n")
+        start = 0 if "\n" in before else self._column
+        self._column = start + len(before) - 1 - before.rfind("\n")
+        self._text = self._text[self._place :]
+        self._place = 0
