@@ -1,3 +1,4 @@
+import gzip
 import json
 from collections.abc import Callable
 from dataclasses import replace
@@ -5,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import zstandard
 
-from alignctl.corpus import blocks
+from alignctl.corpus import blocks, shards
 from alignctl.corpus.cleaning import Options, clean
 from alignctl.errors import UserError
 from tests.commands import alignctl
@@ -149,3 +151,16 @@ def test_a_language_nobody_knows_names_the_nearest(
     assert failed.code == 2
     assert "'enn' is not the code of a language" in failed.err
     assert "did you mean" in failed.err
+
+
+@pytest.mark.parametrize("suffix", [".gz", ".zst"])
+def test_a_compressed_file_that_ends_early_leaves_no_folder(tmp_path: Path, suffix: str) -> None:
+    lines = "".join(json.dumps({"text": str(i**7)}) + "\n" for i in range(2000)).encode()
+    whole = gzip.compress(lines) if suffix == ".gz" else zstandard.compress(lines)
+    file = tmp_path / f"a.jsonl{suffix}"
+    file.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(UserError, match=r"a\.jsonl.*damaged or cut short"):
+        clean(Options((file,), tmp_path / "out"))
+    with pytest.raises(UserError, match=r"a\.jsonl.*damaged or cut short"):
+        shards.shard(shards.Options((file,), tmp_path / "out"))
+    assert [entry.name for entry in tmp_path.iterdir()] == [file.name]
