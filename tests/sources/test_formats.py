@@ -1,4 +1,6 @@
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -9,7 +11,7 @@ from alignctl.data.schemas import schema_of
 from alignctl.errors import UserError
 from alignctl.sources.formats import FORMATS, Kind, Made, Name, check_keys
 
-PARSERS = {
+PARSERS: dict[Kind, list[Callable[[Row], Callable[[Row], Any]]]] = {
     "sft": [schema_of],
     "reward": [preference_schema_of],
     "alignment": [preference_schema_of, prompt_schema_of],

@@ -342,7 +342,7 @@ def _bands(file: Path, counts: list[int]) -> Iterator[NDArray[np.uint64]]:
             whole = np.empty(total, np.uint64)
             for start, count in zip(starts, counts, strict=False):
                 stream.seek((start * height + band * count) * whole.itemsize)
-                stream.readinto(memoryview(whole[start : start + count]).cast("B"))
+                whole[start : start + count] = np.fromfile(stream, np.uint64, count)
             yield whole
 
 

@@ -5,7 +5,7 @@ import hashlib
 import json
 from contextlib import ExitStack
 from pathlib import Path
-from typing import IO, Any, Literal, Self
+from typing import IO, Any, Literal, Self, cast
 
 from alignctl.corpus.manifest import FileRecord
 
@@ -64,7 +64,7 @@ class LineWriter:
             import zstandard
 
             packer = zstandard.ZstdCompressor(_LEVEL["zst"])
-            writer = packer.stream_writer(self._raw, closefd=False)
+            writer = packer.stream_writer(cast("IO[bytes]", self._raw), closefd=False)
             self._sink = self._stack.enter_context(writer)
         return self
 
