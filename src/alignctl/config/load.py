@@ -19,6 +19,7 @@ from alignctl.config.on_policy_run import (
     RLHFConfig,
     RLHFSettings,
 )
+from alignctl.config.pretrain import PretrainConfig, PretrainSettings
 from alignctl.config.problems import describe, did_you_mean, known_keys, refuse
 from alignctl.config.run import (
     DPOConfig,
@@ -54,6 +55,7 @@ class Preset(Section):
 
     model: Model
     convert: Layout = Layout()
+    pretrain: PretrainSettings | None = None
     sft: SFTSettings | None = None
     reward: RewardSettings | None = None
     dpo: DPOSettings | None = None
@@ -63,6 +65,7 @@ class Preset(Section):
 
 
 STAGES: dict[str, type[TrainingConfig]] = {
+    "pretrain": PretrainConfig,
     "sft": SFTConfig,
     "reward": RewardConfig,
     "dpo": DPOConfig,
