@@ -17,6 +17,7 @@ follows an EOD is not learned from it.
 
 import math
 import sys
+import warnings
 from typing import TYPE_CHECKING
 
 from alignctl.config.pretrain import PretrainConfig
@@ -38,6 +39,7 @@ def launch(config: PretrainConfig, *, nodes: Nodes, dry_run: bool, resume: bool)
     """Checks and prepares everything, then runs the job: see `launcher.launch`."""
 
     def prepare_data(source: "Source", attempt: Attempt) -> None:
+        warnings.filterwarnings("ignore", module=r"megatron\.")  # of libraries it can do without
         tokenizer = load_tokenizer(source.tokenizer_folder(config.tokenizer))
         folder = prepare(config, tokenizer, attempt.folder.data)
         launcher.choose_data(folder, "the datasets", attempt)

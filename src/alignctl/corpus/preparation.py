@@ -22,6 +22,8 @@ FORMAT = 1
 """Part of the folder's name; raised when the same datasets would give other sequences."""
 _LOOKED_AT = 1000
 """Documents of which the last token is looked at."""
+_SHOWN = 3
+"""Datasets that a message names."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,7 @@ def prepare(config: PretrainConfig, tokenizer: Tokenizer, out_dir: Path) -> Path
     datasets = [*_datasets(train), *held_out]
     _check(datasets, config, tokenizer)
     recipe = _recipe(config, tokenizer, train, held_out)
+    _check_ids(datasets, config.architecture.vocab_size)
     _describe(recipe, train, held_out)
     everything = {
         "format": FORMAT,
@@ -102,30 +105,34 @@ def _shares(config: PretrainConfig) -> list[Share]:
 
 
 def _check(datasets: Sequence[Indexed], config: PretrainConfig, tokenizer: Tokenizer) -> None:
-    """Looks at whose token ids they are, whether the model has them all, and where documents end.
-
-    Of datasets without a manifest every token is read, behind a progress bar.
-    """
+    """Looks at whose token ids they are, and at where documents end."""
     identity = TokenizerIdentity.of(tokenizer)
     for dataset in datasets:
-        if dataset.manifest is None:
-            console.say(
-                f"data: {dataset.prefix} has no {dataset.prefix.name}.json, which would say whose "
-                f"token ids they are: they are taken for those of {identity.name}"
-            )
-        else:
+        if dataset.manifest is not None:
             check_tokenizer(dataset.prefix, dataset.manifest, identity)
         if not config.data.cross_document_attention:
             _check_ends(dataset, tokenizer.eos_id)
-    rows = config.architecture.vocab_size
-    known = [dataset for dataset in datasets if dataset.manifest is not None]
+    if foreign := [str(each.prefix) for each in datasets if each.manifest is None]:
+        more = f" and {len(foreign) - _SHOWN} more" if len(foreign) > _SHOWN else ""
+        console.say(
+            f"data: no .json beside {', '.join(foreign[:_SHOWN])}{more} says whose token ids they "
+            f"are: they are taken for those of {identity.name}"
+        )
+
+
+def _check_ids(datasets: Sequence[Indexed], vocab_size: int) -> None:
+    """Makes sure that the model has a row for each token id.
+
+    Of datasets without a manifest every token is read, behind a progress bar.
+    """
     unknown = [dataset for dataset in datasets if dataset.manifest is None]
-    for dataset in known:
-        dataset.check_ids(rows)
+    for dataset in datasets:
+        if dataset.manifest is not None:
+            dataset.check_ids(vocab_size)
     if unknown:
         with BytesProgress("reading token ids", sum(each.num_bytes for each in unknown)) as bar:
             for dataset in unknown:
-                dataset.check_ids(rows, bar.advance)
+                dataset.check_ids(vocab_size, bar.advance)
 
 
 def _check_ends(dataset: Indexed, eod: int) -> None:

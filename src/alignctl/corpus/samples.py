@@ -2,14 +2,16 @@
 
 Documents are shuffled, laid end to end, cut into sequences, and these shuffled again, all by
 `GPTDataset`; `BlendedDataset` mixes several by weight. Their indices are a function of the seed and
-of how many sequences the run takes. They are computed once, before a rank starts, and kept in the
-run folder; the sequences of step N are those at its place in them, so a resumed run needs no state
+of how many sequences the run takes; those of `GPTDataset` are computed once, before a rank starts,
+and kept in the run folder. The sequences of step N are those at its place in them, so a resumed run
+needs no state
 but its step number.
 """
 
+import logging
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
@@ -249,6 +251,9 @@ def _dataset(recipe: Recipe, which: Literal["train", "valid"], index: Path) -> A
     ]
     if len(datasets) <= 1:
         return datasets[0] if datasets else None
+    # To keep its index, Megatron's blend needs a process group; to compute it takes a moment.
+    logging.getLogger("megatron.core.datasets.blended_dataset").setLevel(logging.ERROR)
+    config = replace(config, path_to_cache=None)
     if is_train:
         return BlendedDataset(datasets, weights, recipe.num_samples, config)
     return BlendedDataset(datasets, [len(each) for each in datasets], None, config)
