@@ -32,6 +32,7 @@ def dataset(prefix: Path) -> CorpusManifest:
         records.append(file_record(file, file.name))
     manifest = CorpusManifest(
         tokenizer=identity(),
+        bos=None,
         eod=2,
         append_eod=True,
         documents=1,

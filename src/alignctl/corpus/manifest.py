@@ -64,6 +64,8 @@ class CorpusManifest(_Frozen):
     """Version of this description."""
     tokenizer: TokenizerIdentity
     """Whose ids the tokens are."""
+    bos: int | None
+    """Token that starts each document; None where the tokenizer puts none."""
     eod: int | None
     """Token that ends each document; None where none was appended."""
     append_eod: bool

@@ -1,15 +1,14 @@
 """Rows out of data files: which files a path means, and their objects one by one with positions."""
 
 import difflib
-import gzip
 import json
 import re
-import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from alignctl.data.streams import DamagedError, read_chunks
 from alignctl.errors import UserError
 
 SUFFIXES = (".jsonl", ".jsonl.zst", ".jsonl.gz", ".json", ".parquet")
@@ -20,12 +19,8 @@ Role = Literal["train", "validation"]
 # Of several held-out files the first kind that is there is used: a test set is kept for the end
 # when there is a development set too.
 _HELD_OUT = ("validation", "valid", "val", "dev", "eval", "test")
-_CHUNK_BYTES = 1 << 20
 _PARQUET_ROWS = 1024
-
-
-class _DamagedError(Exception):
-    """A compressed stream that ends early or does not decode."""
+BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
 @dataclass(frozen=True)
@@ -109,32 +104,54 @@ def _accepted() -> str:
 def read_rows(files: Iterable[Path]) -> Iterator[Row]:
     """Streams the objects of files, in order; blank lines and a byte order mark are passed over."""
     for file in files:
-        if file.name.endswith(".parquet"):
-            yield from _parquet_rows(file)
-        elif file.name.endswith(".json") and _first_byte(file) == b"[":
-            yield from _list_rows(file)
-        else:
+        if holds_lines(file):
             yield from _line_rows(file)
+        elif file.name.endswith(".parquet"):
+            yield from _parquet_rows(file)
+        else:
+            yield from _list_rows(file)
+
+
+def holds_lines(file: Path) -> bool:
+    """Whether a file has an object on each line, whatever its name says."""
+    if file.name.endswith(".parquet"):
+        return False
+    return not file.name.endswith(".json") or _first_byte(file) != b"["
 
 
 def _line_rows(file: Path) -> Iterator[Row]:
     number = 0
     try:
-        for number, line in enumerate(_lines(_reader(file)(file)), 1):
-            text = line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
+        for number, line in enumerate(_lines(chunk for chunk, _ in read_chunks(file)), 1):
+            text = line.removeprefix(BYTE_ORDER_MARK) if number == 1 else line
             if not text.isspace() and text:
-                yield Row(file, number, _object(text, file, number))
-    except (_DamagedError, EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise UserError(
-            f"{file}:{number + 1}: the compressed file is damaged or cut short ({error})",
-            "copy or download it again, or compress it anew",
-        ) from error
+                yield Row(file, number, parse_object(text, file, number))
+    except DamagedError as error:
+        raise damaged(file, number + 1, error) from error
     except OSError as error:
         raise UserError(f"{file}: cannot be read: {error.strerror or error}") from error
 
 
-def _object(line: bytes, file: Path, number: int) -> dict[str, object]:
-    where = f"{file}:{number}"
+def damaged(file: Path, line: int, error: DamagedError) -> UserError:
+    """The error for a compressed file that ends early, at or after a line."""
+    return UserError(
+        f"{file}:{line}: the compressed file is damaged or cut short ({error})",
+        "copy or download it again, or compress it anew",
+    )
+
+
+def parse_object(line: bytes, file: Path, number: int) -> dict[str, object]:
+    """The JSON object on a line.
+
+    Args:
+        line: The line, without a byte order mark.
+        file: The file, for messages.
+        number: The line's number, for messages.
+
+    Raises:
+        UserError: It is not UTF-8, not JSON, or no object.
+    """
+    where = position(file, number)
     try:
         value = json.loads(line.decode("utf-8"))
     except UnicodeDecodeError as error:
@@ -169,48 +186,10 @@ def _lines(chunks: Iterable[bytes]) -> Iterator[bytes]:
         yield tail
 
 
-def _reader(file: Path) -> Callable[[Path], Iterator[bytes]]:
-    if file.name.endswith(".zst"):
-        return _zst_chunks
-    return _gzip_chunks if file.name.endswith(".gz") else _plain_chunks
-
-
-def _plain_chunks(file: Path) -> Iterator[bytes]:
-    with file.open("rb") as stream:
-        while chunk := stream.read(_CHUNK_BYTES):
-            yield chunk
-
-
-def _gzip_chunks(file: Path) -> Iterator[bytes]:
-    with gzip.open(file) as stream:
-        while chunk := stream.read(_CHUNK_BYTES):
-            yield chunk
-
-
-def _zst_chunks(file: Path) -> Iterator[bytes]:
-    # zstandard's stream_reader takes a truncated frame for the end of the file; the
-    # decompression object tells whether the frame was complete.
-    import zstandard
-
-    decoder = None
-    with file.open("rb") as stream:
-        while data := stream.read(_CHUNK_BYTES):
-            while data:
-                decoder = decoder or zstandard.ZstdDecompressor().decompressobj()
-                try:
-                    yield decoder.decompress(data)
-                except zstandard.ZstdError as error:
-                    raise _DamagedError(str(error)) from error
-                data = decoder.unused_data if decoder.eof else b""
-                decoder = None if decoder.eof else decoder
-    if decoder is not None:
-        raise _DamagedError("the last zstd frame is incomplete")
-
-
 def _first_byte(file: Path) -> bytes:
     try:
         with file.open("rb") as stream:
-            return stream.read(4096).removeprefix(b"\xef\xbb\xbf").lstrip()[:1]
+            return stream.read(4096).removeprefix(BYTE_ORDER_MARK).lstrip()[:1]
     except OSError as error:
         raise UserError(f"{file}: cannot be read: {error.strerror or error}") from error
 

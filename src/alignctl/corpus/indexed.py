@@ -1,0 +1,138 @@
+"""Megatron's indexed dataset: NAME.bin holds the tokens, NAME.idx where each document is.
+
+The .idx, little-endian (megatron/core/datasets/indexed_dataset.py, 0.16.1):
+
+    9 bytes   MMIDIDX and two zeros
+    uint64    version, 1
+    uint8     type of the tokens: 4 is int32, 8 is uint16
+    uint64    sequences S
+    uint64    document boundaries D + 1
+    int32     tokens of each sequence [S]
+    int64     byte in the .bin at which each sequence starts [S]
+    int64     the sequence at which each document starts, and S [D + 1]
+
+Here a document is one sequence, as Megatron's own preprocessing has it without sentence splitting.
+"""
+
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from alignctl.corpus.manifest import beside
+from alignctl.errors import UserError
+
+_MAGIC = b"MMIDIDX\x00\x00"
+_VERSION = 1
+_HEADER = struct.Struct("<9sQBQQ")
+_CODES: dict[str, int] = {"int32": 4, "uint16": 8}
+_PART = 1 << 20
+
+Dtype = Literal["uint16", "int32"]
+
+
+def dtype_for(vocab_size: int) -> Dtype:
+    """The type that Megatron's builder takes for a vocabulary of this size."""
+    return "uint16" if vocab_size < 65500 else "int32"
+
+
+def write_index(file: Path, lengths: NDArray[np.int32], dtype: Dtype) -> None:
+    """Writes a .idx; the lengths may be a memory-mapped file, which is read in parts.
+
+    Args:
+        file: The file to write.
+        lengths: Tokens of each document `[D]`.
+        dtype: Type of the tokens.
+    """
+    documents = len(lengths)
+    with file.open("wb") as stream:
+        header = _HEADER.pack(_MAGIC, _VERSION, _CODES[dtype], documents, documents + 1)
+        stream.write(header)
+        for start in range(0, documents, _PART):
+            stream.write(lengths[start : start + _PART].astype("<i4").tobytes())
+        offset = 0
+        for start in range(0, documents, _PART):
+            sizes = lengths[start : start + _PART].astype(np.int64) * np.dtype(dtype).itemsize
+            ends = offset + np.cumsum(sizes)
+            stream.write((ends - sizes).astype("<i8").tobytes())
+            offset = int(ends[-1])
+        for start in range(0, documents + 1, _PART):
+            end = min(start + _PART, documents + 1)
+            stream.write(np.arange(start, end, dtype="<i8").tobytes())
+
+
+@dataclass(frozen=True, eq=False)
+class IndexedTokens:
+    """An indexed dataset, memory-mapped.
+
+    Attributes:
+        tokens: All tokens `[N]`.
+        lengths: Tokens of each sequence `[S]`.
+        starts: Place in `tokens` at which each sequence starts `[S]`.
+        boundaries: The sequence at which each document starts, and S `[D + 1]`.
+    """
+
+    tokens: NDArray[Any]
+    lengths: NDArray[np.int32]
+    starts: NDArray[np.int64]
+    boundaries: NDArray[np.int64]
+
+    @classmethod
+    def open(cls, prefix: Path) -> Self:
+        """Maps the two files of a prefix.
+
+        Raises:
+            UserError: One is missing, or is no indexed dataset, or they do not fit each other.
+        """
+        index, data = beside(prefix, ".idx"), beside(prefix, ".bin")
+        try:
+            raw = np.memmap(index, np.uint8, "r")
+            magic, version, code, sequences, boundaries = _HEADER.unpack(raw[: _HEADER.size])
+            size = data.stat().st_size
+        except (OSError, ValueError, struct.error) as error:
+            raise UserError(f"{index}: not a readable index: {error}") from error
+        names = {number: name for name, number in _CODES.items()}
+        expected = _HEADER.size + 12 * sequences + 8 * boundaries
+        if magic != _MAGIC or version != _VERSION or code not in names or len(raw) != expected:
+            raise UserError(
+                f"{index}: not an index of tokens as Megatron writes it, or cut short "
+                f"({len(raw):,} bytes)",
+                "write it with: alignctl prepare tokenize",
+            )
+        dtype = np.dtype(names[code])
+        if not size or size % dtype.itemsize:
+            raise UserError(f"{data}: {size:,} bytes are not whole tokens of {dtype.name}")
+
+        def part(start: int, count: int, kind: str) -> NDArray[Any]:
+            return np.frombuffer(raw, kind, count, start)
+
+        lengths = part(_HEADER.size, sequences, "<i4")
+        pointers = part(_HEADER.size + 4 * sequences, sequences, "<i8")
+        if int(lengths.sum(dtype=np.int64)) * dtype.itemsize != size:
+            raise UserError(
+                f"{data}: {size // dtype.itemsize:,} tokens, where {index.name} counts "
+                f"{int(lengths.sum(dtype=np.int64)):,}",
+                "the two files are of different datasets; copy both again",
+            )
+        return cls(
+            tokens=np.memmap(data, dtype, "r"),
+            lengths=lengths,
+            starts=pointers // dtype.itemsize,
+            boundaries=part(_HEADER.size + 12 * sequences, boundaries, "<i8"),
+        )
+
+    def document_lengths(self) -> NDArray[np.int64]:
+        """Tokens of each document `[D]`."""
+        ends = np.concatenate([[0], np.cumsum(self.lengths, dtype=np.int64)])
+        return np.diff(ends[self.boundaries])
+
+    def document(self, number: int) -> NDArray[Any]:
+        """Tokens of a document, whose sequences lie end to end."""
+        first, last = int(self.boundaries[number]), int(self.boundaries[number + 1])
+        if first == last:
+            return self.tokens[:0]
+        start, end = int(self.starts[first]), int(self.starts[last - 1])
+        return self.tokens[start : end + int(self.lengths[last - 1])]

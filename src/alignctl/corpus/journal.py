@@ -1,0 +1,103 @@
+"""Files that grow, and can be cut back to where everything in them belongs together.
+
+An interrupted run leaves a folder beside its target. `state.json` in it says up to which byte each
+file was right, and what had been read by then; the next run with the same key cuts off the rest and
+goes on. A run with another key starts anew.
+"""
+
+import fcntl
+import json
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, BinaryIO, Self
+
+from alignctl import atomic
+from alignctl.errors import UserError
+
+_STATE = "state.json"
+
+
+class Journal:
+    """Append-only files in a folder of their own; use it as a context manager.
+
+    Attributes:
+        folder: The folder. It stays after a failure; `remove` takes it away.
+        state: What `commit` was last given; empty in a new one.
+    """
+
+    def __init__(self, folder: Path, key: str, names: Sequence[str]) -> None:
+        """Describes the journal; nothing is opened yet.
+
+        Args:
+            folder: Where its files lie.
+            key: A hash of all that decides their content.
+            names: The files.
+        """
+        self.folder = folder
+        self.state: dict[str, Any] = {}
+        self._key = key
+        self._names = names
+        self._files: dict[str, BinaryIO] = {}
+        self._stack = ExitStack()
+
+    def __enter__(self) -> Self:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with self._stack:
+            self._lock()
+            saved = self._read_state()
+            self.state = saved.get("state", {})
+            sizes = saved.get("sizes", {})
+            for name in self._names:
+                file = self._stack.enter_context((self.folder / name).open("ab"))
+                file.truncate(sizes.get(name, 0))
+                self._files[name] = file
+            self._stack = self._stack.pop_all()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    def append(self, contents: Mapping[str, bytes]) -> None:
+        """Adds to files."""
+        for name, content in contents.items():
+            self._files[name].write(content)
+
+    def commit(self, state: Mapping[str, Any]) -> None:
+        """Makes what was appended durable, together with what it means."""
+        for file in self._files.values():
+            file.flush()
+            os.fsync(file.fileno())
+        sizes = {name: file.tell() for name, file in self._files.items()}
+        saved = {"key": self._key, "sizes": sizes, "state": state}
+        atomic.write_text(self.folder / _STATE, json.dumps(saved))
+
+    def remove(self) -> None:
+        """Takes the folder away, when its files are elsewhere."""
+        shutil.rmtree(self.folder)
+
+    def _lock(self) -> None:
+        lock = self._stack.enter_context((self.folder / "lock").open("wb"))
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise UserError(
+                f"{self.folder}: another process is writing it", "wait for it, or stop it"
+            ) from error
+
+    def _read_state(self) -> dict[str, Any]:
+        """What was committed, if that is of the same key and still there."""
+        try:
+            saved: dict[str, Any] = json.loads((self.folder / _STATE).read_text("utf-8"))
+        except FileNotFoundError:
+            return {}
+        sizes = {name: self._size(name) for name in self._names}
+        if saved["key"] != self._key or any(sizes[n] < saved["sizes"][n] for n in sizes):
+            return {}
+        return saved
+
+    def _size(self, name: str) -> int:
+        file = self.folder / name
+        return file.stat().st_size if file.is_file() else -1
