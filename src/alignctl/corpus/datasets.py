@@ -1,8 +1,4 @@
-"""Megatron's indexed datasets as they lie on disk: found, opened, and looked at before a run.
-
-NAME.bin holds the token ids of all documents end to end; NAME.idx their type and, for each
-document, how many there are and where they start.
-"""
+"""Indexed datasets to train on: found by a path, and looked at before a run."""
 
 import hashlib
 from collections.abc import Callable
@@ -13,15 +9,12 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from alignctl.corpus.indexed import IndexedTokens
 from alignctl.corpus.manifest import CorpusManifest, beside, prefix_of, read_manifest
 from alignctl.errors import UserError
 
-_MAGIC = b"MMIDIDX\x00\x00" + (1).to_bytes(8, "little")
-"""Name and version: the first 17 bytes of an .idx."""
-_HEADER_BYTES = len(_MAGIC) + 1 + 8 + 8
-_DTYPES = {1: "<u1", 2: "<i1", 3: "<i2", 4: "<i4", 5: "<i8", 8: "<u2"}
-"""The integers among Megatron's codes of types; token ids are 4 or 8."""
 _CHUNK = 1 << 24
+"""Tokens that are looked at together."""
 _AGAIN = "copy it again, or write it again with: alignctl prepare tokenize"
 
 
@@ -31,63 +24,57 @@ class Indexed:
 
     Attributes:
         prefix: NAME.
-        dtype: Type of the token ids.
-        lengths: Tokens of each document `[D]`, mapped.
+        data: Its tokens and index, mapped.
         manifest: What `prepare tokenize` wrote beside it; None for what others wrote.
     """
 
     prefix: Path
-    dtype: np.dtype[Any]
-    lengths: NDArray[np.int32]
+    data: IndexedTokens
     manifest: CorpusManifest | None
 
     @classmethod
     def open(cls, prefix: Path) -> Self:
-        """Maps an index, and compares it with the sizes of both files and with the manifest.
+        """Maps both files and compares them with each other and with the manifest.
 
         Raises:
             UserError: A file is missing, cut short, or of another dataset than the others.
         """
         for suffix in (".idx", ".bin"):
             _check_readable(prefix, beside(prefix, suffix))
-        has_manifest = beside(prefix, ".json").is_file()
-        manifest = read_manifest(prefix) if has_manifest else None
-        idx, data = beside(prefix, ".idx"), beside(prefix, ".bin")
-        dtype, lengths, starts = _read_index(idx)
-        total = int(lengths.sum(dtype=np.int64))
-        if (lengths < 0).any() or not np.array_equal(
-            starts, (np.cumsum(lengths, dtype=np.int64) - lengths) * dtype.itemsize
-        ):
+        manifest = read_manifest(prefix) if beside(prefix, ".json").is_file() else None
+        data, idx = IndexedTokens.open(prefix), beside(prefix, ".idx")
+        ends = np.cumsum(data.lengths, dtype=np.int64)
+        if (data.lengths < 0).any() or not np.array_equal(data.starts, ends - data.lengths):
             raise UserError(f"{idx}: the documents do not follow each other: damaged", _AGAIN)
-        if (found := data.stat().st_size) != total * dtype.itemsize:
+        found = (len(data.lengths), len(data.tokens))
+        if manifest and (manifest.documents, manifest.tokens) != found:
             raise UserError(
-                f"{data}: {found:,} bytes, where the {total:,} tokens of {idx.name} take "
-                f"{total * dtype.itemsize:,}: one of the two is cut short, or they are of "
-                "different datasets",
-                _AGAIN,
-            )
-        if manifest and (manifest.documents, manifest.tokens) != (len(lengths), total):
-            raise UserError(
-                f"{idx}: {len(lengths):,} documents of {total:,} tokens, where {prefix.name}.json "
+                f"{idx}: {found[0]:,} documents of {found[1]:,} tokens, where {prefix.name}.json "
                 f"says {manifest.documents:,} of {manifest.tokens:,}",
                 _AGAIN,
             )
-        return cls(prefix, dtype, lengths, manifest)
+        return cls(prefix, data, manifest)
+
+    @property
+    def lengths(self) -> NDArray[np.int32]:
+        """Tokens of each sequence of the index `[D]`, which Megatron shuffles as documents."""
+        return self.data.lengths
 
     @property
     def tokens(self) -> int:
         """Tokens of all documents."""
-        return int(self.lengths.sum(dtype=np.int64))
+        return len(self.data.tokens)
 
     @property
     def num_bytes(self) -> int:
         """Bytes of the .bin."""
-        return self.tokens * self.dtype.itemsize
+        return self.data.tokens.nbytes
 
     def last_tokens(self, count: int) -> NDArray[Any]:
         """The last token of each of the first `count` documents that have one."""
         ends = np.cumsum(self.lengths[:count], dtype=np.int64)[self.lengths[:count] > 0] - 1
-        return np.memmap(beside(self.prefix, ".bin"), self.dtype, mode="r")[ends]
+        last: NDArray[Any] = self.data.tokens[ends]
+        return last
 
     def fingerprint(self) -> list[object]:
         """What tells it from another one: its path, the size of the .bin, and a hash of the .idx.
@@ -111,10 +98,9 @@ class Indexed:
             UserError: An id is too high, or negative.
         """
         lowest, highest = 0, self.manifest.max_token_id if self.manifest else -1
-        if self.manifest is None and self.tokens:
-            tokens = np.memmap(beside(self.prefix, ".bin"), self.dtype, mode="r")
-            for start in range(0, len(tokens), _CHUNK):
-                chunk = tokens[start : start + _CHUNK]
+        if self.manifest is None:
+            for start in range(0, self.tokens, _CHUNK):
+                chunk = self.data.tokens[start : start + _CHUNK]
                 lowest, highest = min(lowest, int(chunk.min())), max(highest, int(chunk.max()))
                 on_bytes(chunk.nbytes)
         if highest >= vocab_size or lowest < 0:
@@ -123,7 +109,7 @@ class Indexed:
                 f"{self.prefix}: token id {wrong:,} is beyond the {vocab_size:,} rows of the "
                 "model's vocabulary",
                 "tokenise the text with the model's own tokenizer (alignctl prepare tokenize), or "
-                f"grow the vocabulary: extra_vocab_size={highest + 1 - vocab_size}"
+                f"grow the vocabulary to {highest + 1:,} rows: extra_vocab_size"
                 if lowest >= 0
                 else _AGAIN,
             )
@@ -164,31 +150,3 @@ def _check_readable(prefix: Path, file: Path) -> None:
         ) from error
     except OSError as error:
         raise UserError(f"{file}: cannot be read: {error.strerror or error}") from error
-
-
-def _read_index(file: Path) -> tuple[np.dtype[Any], NDArray[np.int32], NDArray[np.int64]]:
-    """The type of the tokens; how many each document has and the byte where it starts `[D]`."""
-    size = file.stat().st_size
-    with file.open("rb") as stream:
-        head = stream.read(_HEADER_BYTES)
-    if not head.startswith(_MAGIC):
-        raise UserError(f"{file}: not the index of a Megatron dataset (its first bytes differ)")
-    if len(head) < _HEADER_BYTES:
-        raise UserError(f"{file}: {size} bytes: it is cut short", _AGAIN)
-    code = head[len(_MAGIC)]
-    if code not in _DTYPES:
-        raise UserError(f"{file}: its type of tokens (code {code}) is none of integers")
-    documents, boundaries = np.frombuffer(head, "<u8", 2, len(_MAGIC) + 1).tolist()
-    expected = _HEADER_BYTES + 12 * documents + 8 * boundaries
-    if size != expected:
-        raise UserError(
-            f"{file}: {size:,} bytes, where an index of {documents:,} documents has {expected:,}: "
-            "it is cut short, or not one of texts",
-            _AGAIN,
-        )
-    if not documents:
-        raise UserError(f"{file}: the dataset has no documents")
-    content = np.memmap(file, np.uint8, mode="r")
-    lengths = np.frombuffer(content, "<i4", documents, _HEADER_BYTES)
-    starts = np.frombuffer(content, "<i8", documents, _HEADER_BYTES + lengths.nbytes)
-    return np.dtype(_DTYPES[code]), lengths, starts

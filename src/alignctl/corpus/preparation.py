@@ -10,7 +10,7 @@ from pathlib import Path
 
 from alignctl import atomic, console
 from alignctl.config.pretrain import PretrainConfig
-from alignctl.corpus.indexed import Indexed, find
+from alignctl.corpus.datasets import Indexed, find
 from alignctl.corpus.manifest import TokenizerIdentity, check_tokenizer
 from alignctl.corpus.samples import Part, Recipe, tokens_of, write
 from alignctl.data.store import explained

@@ -4,8 +4,7 @@ Documents are shuffled, laid end to end, cut into sequences, and these shuffled 
 `GPTDataset`; `BlendedDataset` mixes several by weight. Their indices are a function of the seed and
 of how many sequences the run takes; those of `GPTDataset` are computed once, before a rank starts,
 and kept in the run folder. The sequences of step N are those at its place in them, so a resumed run
-needs no state
-but its step number.
+needs no state but its step number.
 """
 
 import logging
@@ -19,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
-from alignctl.corpus.indexed import Indexed
+from alignctl.corpus.datasets import Indexed
 from alignctl.data.batch import Document, TokenBatch
 from alignctl.errors import UserError
 
