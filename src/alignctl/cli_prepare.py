@@ -1,12 +1,17 @@
 """The commands below `alignctl prepare`: from files as downloaded to what the stages read."""
 
+import json
 from pathlib import Path
-from typing import Annotated
+from textwrap import shorten
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from alignctl import console
-from alignctl.flags import example
+from alignctl.flags import OverridesArgument, PresetFlag, ValidationDataFlag, example
+
+if TYPE_CHECKING:
+    from alignctl.sources.formats import Name
 
 app = typer.Typer(
     name="prepare",
@@ -30,10 +35,219 @@ WorkersFlag = Annotated[
 KeyFlag = Annotated[str, typer.Option(metavar="KEY", help="Key of the text in each row.")]
 
 
+OutputFlag = Annotated[Path, typer.Option(metavar="DIR", help="New folder to write.")]
+CompressFlag = Annotated[
+    Literal["none", "gz", "zst"], typer.Option("--compress", help="How files are compressed.")
+]
+
+
 @app.callback(invoke_without_command=True)
 def _root(context: typer.Context) -> None:
     if context.invoked_subcommand is None:
         console.emit(context.get_help())
+
+
+def _add_dataset(name: "Name", what: str, sample: str) -> None:
+    """Adds the command of a data set.
+
+    Args:
+        name: The data set.
+        what: What is written of it.
+        sample: A path, for the example.
+    """
+
+    @app.command(
+        name,
+        help=what,
+        epilog=example(f"alignctl prepare {name} {sample} --output data/{name}"),
+    )
+    def prepare(
+        inputs: Annotated[
+            list[str],
+            typer.Argument(
+                metavar="PATH...",
+                help="Files or folders as downloaded, or a name on the Hugging Face hub.",
+                show_default=False,
+            ),
+        ],
+        output: OutputFlag,
+        dev_fraction: Annotated[
+            float,
+            typer.Option(
+                min=0.0, max=0.9, help="Share held out, where the download has no test files."
+            ),
+        ] = 0.05,
+        license: Annotated[
+            str | None,
+            typer.Option(metavar="NAME", help="Licence; default: what the download's card says."),
+        ] = None,
+    ) -> None:
+        from alignctl.reporting.preview import visible
+        from alignctl.sources.download import locate
+        from alignctl.sources.formats import FORMATS
+        from alignctl.sources.preparation import Options
+        from alignctl.sources.preparation import prepare as run
+
+        paths = tuple(locate(given, FORMATS[name].hub) for given in inputs)
+        outcome = run(Options(name, paths, output, dev_fraction, license))
+        for kind, row in outcome.preview.items():
+            text = visible(json.dumps(row, ensure_ascii=False))
+            console.emit(f"{kind}/train.jsonl: {shorten(text, 400, placeholder=' ...')}")
+        console.say(f"{output}: {outcome.describe()}")
+        console.say(f"license: {outcome.license or 'unknown; name it with --license'}")
+
+
+_add_dataset(
+    "hh",
+    "Turn Anthropic's HH preferences into rows for sft, reward, dpo, rlhf and online-dpo.",
+    "downloads/hh-rlhf/harmless-base",
+)
+_add_dataset("gsm8k", "Turn GSM8K into rows for sft and grpo.", "downloads/gsm8k")
+_add_dataset("math", "Turn Hendrycks' MATH into rows for sft and grpo.", "downloads/MATH")
+_add_dataset(
+    "alpaca", "Turn Alpaca's instructions into rows for sft.", "downloads/alpaca_data.json"
+)
+_add_dataset("sharegpt", "Turn ShareGPT's conversations into rows for sft.", "downloads/sg.json")
+
+
+@app.command(
+    "clean",
+    epilog=example(
+        "alignctl prepare clean raw/ --output data/clean --languages zh,en --min-characters 200",
+        "alignctl prepare clean wudao/ --output data/clean --policy pai --compress zst",
+    ),
+)
+def clean(
+    inputs: InputsArgument,
+    output: OutputFlag,
+    key: Annotated[
+        str | None,
+        typer.Option(metavar="KEY", help="Key of the text; default: text, content or output."),
+    ] = None,
+    policy: Annotated[
+        str,
+        typer.Option(
+            metavar="keep|pai|CLASS",
+            help="Characters that stay. keep: all scripts, punctuation and line breaks; pai: the "
+            "list of PAI-Megatron-Patch; or a class such as '[0-9a-zA-Z .,]'.",
+        ),
+    ] = "keep",
+    keep_urls: Annotated[bool, typer.Option("--keep-urls", help="Leave links in.")] = False,
+    keep_white_space: Annotated[
+        bool, typer.Option("--keep-white-space", help="Leave spaces and blank lines as they are.")
+    ] = False,
+    mask_pii: Annotated[
+        bool,
+        typer.Option(
+            "--mask-pii", help="Replace addresses and telephone, card and identity numbers."
+        ),
+    ] = False,
+    txt: Annotated[
+        Literal["file", "line"],
+        typer.Option(help="What a document of a .txt file is."),
+    ] = "file",
+    languages: Annotated[
+        str | None, typer.Option(metavar="CODES", help="Languages that stay, as zh,en.")
+    ] = None,
+    min_characters: Annotated[int, typer.Option(min=1, metavar="N", help="Fewest characters.")] = 1,
+    max_characters: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="Most characters; default: any number.")
+    ] = None,
+    keep_duplicates: Annotated[
+        bool, typer.Option("--keep-duplicates", help="Leave equal and similar documents in.")
+    ] = False,
+    similarity: Annotated[
+        float,
+        typer.Option(
+            min=0.3,
+            max=1.0,
+            metavar="X",
+            help="Share of common five-word runs from which on documents are duplicates.",
+        ),
+    ] = 0.8,
+    compress: CompressFlag = "none",
+    workers: WorkersFlag = None,
+) -> None:
+    """Turn raw text into one file of clean documents, and say what was left out.
+
+    Writes train.jsonl, manifest.json and, for lines that cannot be read, rejected.jsonl.
+    """
+    from alignctl.corpus.blocks import find_texts, total_bytes
+    from alignctl.corpus.characters import Cleaner, Rules
+    from alignctl.corpus.cleaning import Options
+    from alignctl.corpus.cleaning import clean as run
+    from alignctl.corpus.languages import check_languages
+    from alignctl.corpus.pool import available_cores
+    from alignctl.reporting.corpus_progress import CorpusProgress
+
+    codes = tuple(code.strip() for code in (languages or "").split(",") if code.strip())
+    if codes:
+        check_languages(codes)
+    rules = Rules(policy, not keep_urls, mask_pii, not keep_white_space)
+    Cleaner(rules)  # refuses a policy that is none
+    files = tuple(find_texts(inputs))
+    options = Options(
+        files=files,
+        folder=output,
+        key=key,
+        rules=rules,
+        txt=txt,
+        languages=codes,
+        min_characters=min_characters,
+        max_characters=max_characters,
+        exact_duplicates=not keep_duplicates,
+        near_duplicates=None if keep_duplicates or similarity == 1.0 else similarity,
+        compression=compress,
+        workers=workers or available_cores(),
+    )
+    outcome = run(options, CorpusProgress("cleaning", total_bytes(files)))
+    for message in outcome.rejected:
+        console.say(f"rejected: {message}")
+    console.say(f"{output}: {outcome.describe()}")
+
+
+@app.command(
+    "shard",
+    epilog=example(
+        "alignctl prepare shard data/clean --output data/shards --shuffle --lines 100000",
+        "alignctl prepare shard a.jsonl b.jsonl.gz --output data/shards --bytes 500MB",
+    ),
+)
+def shard(
+    inputs: InputsArgument,
+    output: OutputFlag,
+    lines: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="Most rows of a file.")
+    ] = None,
+    size: Annotated[
+        str | None,
+        typer.Option("--bytes", metavar="SIZE", help="Most bytes before compression, as 500MB."),
+    ] = None,
+    shuffle: Annotated[bool, typer.Option("--shuffle", help="Shuffle the rows.")] = False,
+    seed: Annotated[int, typer.Option(min=0, metavar="N", help="What decides the order.")] = 1234,
+    compress: CompressFlag = "zst",
+) -> None:
+    """Merge rows, shuffle them, and cut them into files of about the same size."""
+    from alignctl.config.convert import size_in_bytes
+    from alignctl.corpus.blocks import find_texts, total_bytes
+    from alignctl.corpus.shards import Options
+    from alignctl.corpus.shards import shard as run
+    from alignctl.reporting.corpus_progress import CorpusProgress
+
+    files = tuple(find_texts(inputs))
+    options = Options(
+        files=files,
+        folder=output,
+        lines=lines,
+        bytes=size_in_bytes("--bytes", size) if size else None,
+        shuffle=shuffle,
+        seed=seed,
+        compression=compress,
+    )
+    shards = run(options, CorpusProgress("sharding", total_bytes(files)))
+    rows, written = sum(s.lines for s in shards), sum(s.record.bytes for s in shards)
+    files_word = "file" if len(shards) == 1 else "files"
+    console.say(f"{output}: {rows:,} rows in {len(shards):,} {files_word}, {written / 1e6:.1f} MB")
 
 
 @app.command(
@@ -124,3 +338,42 @@ def inspect(
 
     loaded = load_tokenizer(tokenizer) if tokenizer else None
     console.emit(describe(prefix_of(dataset), loaded, samples, verify))
+
+
+@app.command(
+    "check",
+    epilog=example(
+        "alignctl prepare check sft data/hh/sft --preset llama2-7b --tokenizer models/llama2-7b",
+        "alignctl prepare check grpo data/gsm8k/math --preset llama2-7b "
+        "--tokenizer models/llama2-7b data.max_prompt_length=256",
+    ),
+)
+def check(
+    stage: Annotated[
+        Literal["sft", "reward", "dpo", "rlhf", "online-dpo", "grpo"],
+        typer.Argument(metavar="STAGE", help="Stage that will read the rows.", show_default=False),
+    ],
+    data: Annotated[Path, typer.Argument(metavar="PATH", help="File or folder of rows.")],
+    preset: PresetFlag,
+    tokenizer: Annotated[
+        Path, typer.Option(metavar="DIR", help="Folder with the tokenizer of the model.")
+    ],
+    overrides: OverridesArgument = None,
+    validation_data: ValidationDataFlag = None,
+    samples: Annotated[int, typer.Option(min=0, metavar="N", help="Rows to show.")] = 1,
+) -> None:
+    """Say what a stage would do with rows: kept, cut, dropped and why, and one as it is learned.
+
+    It is the stage's own preparation; nothing is kept, no model is opened, no GPU is needed.
+    """
+    from alignctl.config.load import STAGES, resolve, section_of
+    from alignctl.stages import check as program
+
+    flags = {
+        "data.train": data,
+        "data.validation": validation_data,
+        "tokenizer": tokenizer,
+        "output": Path("runs"),
+    }
+    config = resolve(STAGES[section_of(stage)], preset, flags, overrides or [])
+    program.run(config, samples)

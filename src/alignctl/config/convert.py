@@ -3,9 +3,10 @@
 import re
 from typing import Annotated, Literal, Self
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Field, TypeAdapter, ValidationError, model_validator
 
 from alignctl.config.sections import Count, FilePath, Model, Role, Section
+from alignctl.errors import UserError
 
 Verify = Literal["full", "fast", "none"]
 """How a written model is compared with its source: every tensor and the outputs of every layer, a
@@ -27,6 +28,14 @@ def _bytes(value: object) -> object:
 
 Bytes = Annotated[int, Field(ge=1), BeforeValidator(_bytes)]
 """A size in bytes, or a text such as 5GB."""
+
+
+def size_in_bytes(flag: str, text: str) -> int:
+    """The size that a flag was given, as 500MB."""
+    try:
+        return TypeAdapter(Bytes).validate_python(text)
+    except ValidationError as error:
+        raise UserError(f"{flag} {text}: no size", "write 5GB, 500MB or 2GiB") from error
 
 
 class Layout(Section):

@@ -58,13 +58,28 @@ class Block:
             if text and not text.isspace():
                 yield number, text
 
-    def documents(self, key: str) -> Iterator[tuple[int, str | UserError]]:
-        """The documents, with their numbers; what is wrong with one stands in its place."""
+    def documents(self, key: str) -> Iterator["Raw"]:
+        """The documents; what is wrong with one stands in its place."""
         if self.kind == "file":
-            yield 1, _attempt(self.content.removeprefix(BYTE_ORDER_MARK), self, 1, key)
+            yield _attempt(self.content.removeprefix(BYTE_ORDER_MARK), self, 1, key)
             return
         for number, line in self.lines():
-            yield number, _attempt(line, self, number, key)
+            yield _attempt(line, self, number, key)
+
+
+@dataclass(frozen=True)
+class Raw:
+    """A document as it was found.
+
+    Attributes:
+        line: Its line, or row.
+        content: The bytes of the line.
+        text: Its text, or what is wrong with it.
+    """
+
+    line: int
+    content: bytes
+    text: str | UserError
 
 
 def read_blocks(files: Sequence[Path], txt: Kind = "file") -> Iterator[Block]:
@@ -120,13 +135,14 @@ def total_bytes(files: Sequence[Path]) -> int:
     return sum(file.stat().st_size for file in files)
 
 
-def _attempt(content: bytes, block: Block, number: int, key: str) -> str | UserError:
+def _attempt(content: bytes, block: Block, number: int, key: str) -> Raw:
     try:
-        if block.kind == "json":
-            return _text_at(parse_object(content, block.file, number), block.file, number, key)
-        return _decoded(content, block.file, number)
+        if block.kind != "json":
+            return Raw(number, content, _decoded(content, block.file, number))
+        record = parse_object(content, block.file, number)
+        return Raw(number, content, _text_at(record, block.file, number, key))
     except UserError as error:
-        return error
+        return Raw(number, content, error)
 
 
 def _text_at(record: dict[str, object], file: Path, number: int, key: str) -> str:

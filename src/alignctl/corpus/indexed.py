@@ -90,7 +90,9 @@ class IndexedTokens:
         index, data = beside(prefix, ".idx"), beside(prefix, ".bin")
         try:
             raw = np.memmap(index, np.uint8, "r")
-            magic, version, code, sequences, boundaries = _HEADER.unpack(raw[: _HEADER.size])
+            magic, version, code, sequences, boundaries = _HEADER.unpack(
+                raw[: _HEADER.size].tobytes()
+            )
             size = data.stat().st_size
         except (OSError, ValueError, struct.error) as error:
             raise UserError(f"{index}: not a readable index: {error}") from error

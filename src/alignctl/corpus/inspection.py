@@ -42,7 +42,7 @@ def describe(prefix: Path, tokenizer: Tokenizer | None, samples: int, verify: bo
         check_tokenizer(prefix, manifest, TokenizerIdentity.of(tokenizer))
     if manifest is not None and verify:
         verify_files(prefix, manifest)
-    lines = [*_head(prefix, data, manifest, verify), "", *_histogram(data.document_lengths())]
+    lines = [*_head(prefix, data, manifest, verify), "", *describe_lengths(data.document_lengths())]
     for number in np.linspace(0, len(data.boundaries) - 2, samples).round().astype(int).tolist():
         lines += ["", *_sample(data, number, tokenizer)]
     return "\n".join(lines)
@@ -66,8 +66,8 @@ def _head(
         yield "checksums: both files are as they were written"
 
 
-def _histogram(lengths: NDArray[np.int64]) -> Iterator[str]:
-    """Documents by length, in powers of two."""
+def describe_lengths(lengths: NDArray[np.int64]) -> Iterator[str]:
+    """Documents by length in tokens `[D]`: percentiles, and a histogram in powers of two."""
     marks = np.percentile(lengths, _PERCENTILES).astype(int).tolist()
     words = ", ".join(f"{p} %: {mark:,}" for p, mark in zip(_PERCENTILES, marks, strict=True))
     yield f"tokens per document: {words}, longest: {int(lengths.max()):,}"

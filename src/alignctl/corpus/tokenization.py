@@ -258,10 +258,10 @@ def encode_block(placed: _Placed) -> _Part:
     """Tokenises the documents of a block, in a process that is prepared for it."""
     encoder = _encoders[0]
     texts = []
-    for _, text in placed.block.documents(encoder.key):
-        if isinstance(text, UserError):
-            raise text
-        texts.append(text)
+    for document in placed.block.documents(encoder.key):
+        if isinstance(document.text, UserError):
+            raise document.text
+        texts.append(document.text)
     # The ids are those of encode_batch; what is saved are offsets, which nobody reads here.
     encodings = encoder.backend.encode_batch_fast(texts, add_special_tokens=False)
     documents = [_document(encoding.ids, encoder) for encoding in encodings if len(encoding)]

@@ -56,7 +56,7 @@ class Quantity:
 def final_answer(completion: str) -> str | None:
     """The answer that a completion ends with, cleaned; None when there is none."""
     text = _CALCULATION.sub("", completion.translate(_DASHES))
-    for find in (_boxed, _marked, _stated, _last_number):
+    for find in (boxed_answer, _marked, _stated, _last_number):
         found = find(text)
         if found is not None and (answer := clean(found)):
             return answer
@@ -116,7 +116,8 @@ def _is_unit(unit: str | None) -> bool:
     )
 
 
-def _boxed(text: str) -> str | None:
+def boxed_answer(text: str) -> str | None:
+    r"""What the last `\boxed{}` of a text holds."""
     end = len(text)
     while (start := text.rfind("\\boxed", 0, end)) >= 0:
         opening = re.compile(r"\\boxed\s*\{").match(text, start)
