@@ -1,3 +1,4 @@
+import json
 import re
 import shlex
 import sys
@@ -10,6 +11,7 @@ import typer
 from alignctl import cli
 from alignctl.config import presets
 from alignctl.config.load import load_preset
+from tests.tiny import write_tokenizer
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -25,6 +27,9 @@ Run = Callable[[list[str]], tuple[int, str]]
 
 WANT_MODELS = ("verify",)
 """Commands that do nothing without models; their tests are in tests/stages."""
+
+WANT_FILES = ("prepare",)
+"""Commands that do nothing without data, which they are given in a test of their own."""
 
 
 def blocks(language: str) -> list[str]:
@@ -67,11 +72,31 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp
 
 def test_every_alignctl_command_is_accepted(run: Run) -> None:
     """Stages are asked what they would do; the other commands really run, one after the other."""
-    ours = [c for c in commands() if c[0] == "alignctl" and c[1] not in WANT_MODELS]
+    ours = [c for c in commands() if c[0] == "alignctl" and c[1] not in (*WANT_MODELS, *WANT_FILES)]
     assert {command[1] for command in ours} >= set(CAN_DRY_RUN)
     for command in ours:
         is_real = command[1] not in CAN_DRY_RUN or "--dry-run" in command
         code, output = run(command if is_real else [*command, "--dry-run"])
+        assert code == 0, output
+
+
+def test_the_commands_that_prepare_data_run(run: Run, tmp_path: Path) -> None:
+    """One after the other, on a few documents and rows, with the tests' tokenizer."""
+    for model in ("llama2-7b", "bloom-7b"):
+        write_tokenizer(tmp_path / "models" / model)
+    turn = "\n\nHuman: Why?\n\nAssistant: "
+    rows = {
+        "downloads/hh-rlhf/harmless-base": {"chosen": f"{turn}Yes", "rejected": f"{turn}No"},
+        "downloads/gsm8k": {"question": "1 + 1?", "answer": "It is 2.\n#### 2"},
+        "raw": {"text": "The whale is the largest animal that has ever lived on this earth. " * 3},
+    }
+    for folder, row in rows.items():
+        (tmp_path / folder).mkdir(parents=True)
+        (tmp_path / folder / "train.jsonl").write_text(json.dumps(row) + "\n", encoding="utf-8")
+    prepare = [c for c in commands() if c[:2] == ["alignctl", "prepare"]]
+    assert {c[2] for c in prepare} >= {"hh", "clean", "shard", "tokenize", "inspect", "check"}
+    for command in prepare:
+        code, output = run(command)
         assert code == 0, output
 
 
@@ -96,7 +121,7 @@ def test_the_errors_are_those_that_a_user_sees(run: Run) -> None:
 
 def test_the_table_of_stages_lists_the_stages_that_exist() -> None:
     listed = [name for row in table("Stages") for name in named(row[:1])]
-    helpers = ["presets", "doctor", "verify"]
+    helpers = ["prepare", "presets", "doctor", "verify"]
     group = typer.main.get_command(cli.app)
     assert sorted([*listed, *helpers]) == sorted(getattr(group, "commands", {}))
     assert all(f"`{name}`" in README for name in helpers)
