@@ -248,6 +248,10 @@ def _dataset(recipe: Recipe, which: Literal["train", "valid"], index: Path) -> A
         GPTDataset(low, part.prefix, indices, size, Split[which], config)
         for (part, low, indices), size in zip(found, sizes, strict=True)
     ]
+    for dataset in datasets:
+        # Megatron-Core 0.16.1 keeps the mask of the sequence that is read first for all others, and
+        # that may be the padded one.
+        dataset.masks_and_position_ids_are_cacheable = False
     if len(datasets) <= 1:
         return datasets[0] if datasets else None
     # To keep its index, Megatron's blend needs a process group; to compute it takes a moment.
