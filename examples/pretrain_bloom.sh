@@ -11,7 +11,7 @@ set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 folder=${1:-pretraining}
 preset=tiny-bloom
-export PATH="$PATH:$here/../.venv/bin" CUDA_VISIBLE_DEVICES=
+export PATH="$here/../.venv/bin:$PATH" CUDA_VISIBLE_DEVICES=
 
 if [ -e "$folder" ]; then
   echo "error: $folder exists already; give another folder" >&2
