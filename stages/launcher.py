@@ -140,13 +140,27 @@ def prepare_rows(
     data: Any = config.data
     progress = RowsProgress("tokenising")
     folder = prepare(data, config.batch.seq_length, tokenizer, attempt.folder.data, progress)
+    choose_data(folder, f"{config.data.train}: the rows", attempt)
+    return folder
+
+
+def choose_data(folder: Path, what: str, attempt: Attempt) -> None:
+    """Has the ranks of a run read a prepared folder, which `prepared_data` finds from now on.
+
+    Args:
+        folder: The folder, in the run's own of data.
+        what: What it was prepared from.
+        attempt: The run folder.
+
+    Raises:
+        UserError: The run has steps behind it that read another one.
+    """
     pointer = attempt.folder.data / _POINTER
     before = pointer.read_text(encoding="utf-8") if pointer.exists() else folder.name
     if before != folder.name and attempt.folder.latest_step():
         raise UserError(
-            f"{config.data.train}: the rows or the tokenizer have changed since this run was "
-            "started: its steps would not be those of the rows it began with",
+            f"{what} or the tokenizer have changed since this run was started: its steps would "
+            "not be those of the data it began with",
             f"put them back, or start a new run: --load {attempt.folder.path} --output NEW",
         )
     atomic.write_text(pointer, folder.name)
-    return folder

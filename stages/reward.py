@@ -70,7 +70,7 @@ def run(folder: RunFolder) -> None:
         source,
         data,
         BradleyTerry(config.loss.margin, config.loss.centering),
-        report,
+        lambda result: report(result.metrics),
         lambda: _score_offset(config, engine, data),
     )
     training.train(task, step)

@@ -1,15 +1,16 @@
 """What the training stages share of a rank's work: the engine, and the loop over its steps."""
 
-import math
 import resource
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
+from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from alignctl.config.run import TrainingConfig
 from alignctl.config.sections import Head
+from alignctl.corpus.samples import PretrainData
 from alignctl.data import order, preview
 from alignctl.data.preference_store import PreferenceData
 from alignctl.data.store import SFTData
@@ -39,7 +40,7 @@ class Task:
         source: Where its weights came from.
         data: The prepared rows.
         loss: What is minimised, and measured on held-out rows.
-        report: What a reader is told, from the loss's metrics.
+        report: What a reader is told besides the loss.
         score_offset: Computes what is added to the scores of the trained model, for its manifest.
     """
 
@@ -47,20 +48,15 @@ class Task:
     folder: RunFolder
     engine: "Engine"
     source: "Source"
-    data: SFTData | PreferenceData
+    data: SFTData | PreferenceData | PretrainData
     loss: "Loss"
-    report: Callable[[Mapping[str, float]], dict[str, float]] = dict
+    report: Callable[["StepMetrics"], dict[str, float]] = attrgetter("metrics")
     score_offset: Callable[[], float] | None = None
 
     @property
     def total_steps(self) -> int:
         """Optimizer steps of the whole run."""
-        train = self.config.train
-        if train.steps is not None:
-            return train.steps
-        assert train.epochs is not None
-        sequences = train.epochs * self.data.train.num_sequences
-        return max(1, math.ceil(sequences / self.config.batch.global_batch_size))
+        return self.config.total_steps(self.data.train.num_sequences)
 
 
 @dataclass
@@ -118,7 +114,7 @@ def build_engine(config: TrainingConfig, head: Head) -> "Engine":
         from alignctl.engines.deepspeed import DeepSpeedEngine
 
         return DeepSpeedEngine(
-            config.model,
+            config.architecture,
             config.parallel,
             config.deepspeed,
             precision=config.precision,
@@ -129,7 +125,7 @@ def build_engine(config: TrainingConfig, head: Head) -> "Engine":
     from alignctl.engines.megatron import MegatronEngine
 
     return MegatronEngine(
-        config.model,
+        config.architecture,
         config.parallel,
         precision=config.precision,
         seq_length=config.batch.seq_length,
@@ -178,8 +174,7 @@ def train(task: Task, step: int, note: str | None = None) -> None:
 
 def _show_a_sample(task: Task, metrics: MetricsWriter) -> None:
     tokenizer = load_tokenizer(task.source.tokenizer_folder(task.config.tokenizer))
-    split = task.data.train
-    metrics.preview(preview.pieces(split.document(int(split.members[0])), tokenizer))
+    metrics.preview(preview.pieces(task.data.train.first(), tokenizer))
 
 
 def _take_steps(task: Task, progress: Progress, metrics: MetricsWriter) -> None:
@@ -224,7 +219,7 @@ def _step(task: Task, progress: Progress, metrics: MetricsWriter) -> "StepMetric
         dp_rank=engine.data_parallel_rank,
         dp_size=engine.data_parallel_size,
     )
-    lr = learning_rate(progress.step, config.optimizer, total_steps=progress.total)
+    lr = learning_rate(progress.step, config.schedule, total_steps=progress.total)
     try:
         result = engine.train_step(
             batches,
@@ -241,7 +236,7 @@ def _step(task: Task, progress: Progress, metrics: MetricsWriter) -> "StepMetric
         metrics.train(
             progress.step,
             loss=result.loss,
-            **task.report(result.metrics),
+            **task.report(result),
             lr=lr,
             grad_norm=result.grad_norm,
             tokens_per_second=result.num_tokens / (time.perf_counter() - started),
@@ -265,7 +260,7 @@ def _validate(task: Task, progress: Progress, metrics: MetricsWriter) -> None:
         max_sequences=limit and limit * config.batch.global_batch_size,
     )
     result = engine.evaluate(batches, task.loss)
-    progress.validation = {"loss": result.loss, **task.report(result.metrics)}
+    progress.validation = {"loss": result.loss, **task.report(result)}
     if progress.step == 0:
         progress.first_validation = result.loss
     metrics.validation(progress.step, **progress.validation)
@@ -291,8 +286,8 @@ def _write_result(task: Task, progress: Progress) -> None:
 def _with_culprits(error: Exception, task: Task, progress: Progress) -> RunError:
     """The same failure with the step, the rows of its batch and what is safe."""
     config, folder, data = task.config, task.folder, task.data
-    sequences = order.step_sequences(
-        data.train.num_sequences,
+    sequences = order.taken(
+        data.train,
         global_batch_size=config.batch.global_batch_size,
         seed=config.train.seed,
         step=progress.step,

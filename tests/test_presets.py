@@ -51,7 +51,7 @@ def test_every_preset_opens_with_a_runbook_of_ascii(name: str) -> None:
     text = (presets.folder() / f"{name}.yaml").read_bytes().decode("ascii")
     header = text[: text.index("\nmodel:")]
     assert all(line.startswith("#") for line in header.splitlines() if line)
-    stages = ["sft", "reward", "dpo", "rlhf", "online-dpo", "grpo"]
+    stages = ["pretrain", "sft", "reward", "dpo", "rlhf", "online-dpo", "grpo"]
     for command in ["convert-hf2mg", *stages, "convert-mg2hf"]:
         assert f"#   alignctl {command} " in header
     assert max(map(len, text.splitlines())) <= 100

@@ -17,7 +17,8 @@ ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 TARGETS = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text("utf-8"), re.MULTILINE))
 CAN_DRY_RUN = (
-    *("convert-hf2mg", "convert-mg2hf", "convert-mg2mg", "sft", "reward", "dpo"),
+    *("convert-hf2mg", "convert-mg2hf", "convert-mg2mg", "pretrain"),
+    *("sft", "reward", "dpo"),
     *("rlhf", "online-dpo", "grpo"),
 )
 

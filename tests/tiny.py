@@ -1,7 +1,7 @@
 """Models, a tokenizer and data of a few kilobytes, for tests that run the real programs."""
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from copy import deepcopy
 from pathlib import Path
 from typing import Any, Literal
@@ -130,7 +130,13 @@ def preset(family: Family = "llama-gqa") -> dict[str, Any]:
         "checkpoint": {"save_interval": 2},
     }
     preferences = {**sft, "data": {"validation_fraction": 0.1}}
+    pretrain = {
+        **sft,
+        "batch": {"micro_batch_size": 2, "global_batch_size": 4, "seq_length": 32},
+        "data": {"split": "90,10,0"},
+    }
     stages = {
+        "pretrain": pretrain,
         "sft": sft,
         "reward": preferences,
         "dpo": preferences | {"optimizer": {"lr": 1e-3, "warmup_steps": 2}},
@@ -140,6 +146,37 @@ def preset(family: Family = "llama-gqa") -> dict[str, Any]:
         "convert": {"tp": 1, "pp": 1},
         **{name: deepcopy(stage) for name, stage in stages.items()},
     }
+
+
+def write_corpus(
+    prefix: Path, documents: Iterable[Sequence[int]] | None = None, *, dtype: str = "uint16"
+) -> Path:
+    """An indexed dataset as Megatron-Core writes it; by default 200 documents, each ends with 2.
+
+    Args:
+        prefix: NAME of NAME.bin and NAME.idx.
+        documents: Token ids of each.
+        dtype: Their type.
+    """
+    import numpy as np
+    import torch
+    from megatron.core.datasets.indexed_dataset import IndexedDatasetBuilder
+
+    if documents is None:
+        rng = np.random.default_rng(0)
+        documents = [
+            # Runs of rising bytes: something that can be learned.
+            [*((int(start) + step) % 256 + 4 for step in range(int(length))), 2]
+            for start, length in zip(
+                rng.integers(0, 256, 200), rng.integers(3, 60, 200), strict=True
+            )
+        ]
+    prefix.parent.mkdir(parents=True, exist_ok=True)
+    builder = IndexedDatasetBuilder(f"{prefix}.bin", dtype=np.dtype(dtype).type)
+    for document in documents:
+        builder.add_document(torch.tensor(list(document)), [len(document)])
+    builder.finalize(f"{prefix}.idx")
+    return prefix
 
 
 def write_pairs(file: Path, rows: Iterable[object] | None = None) -> Path:

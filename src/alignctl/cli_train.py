@@ -1,4 +1,4 @@
-"""The commands that train one model on rows: they take the same flags."""
+"""The commands that train one model on data: they take the same flags."""
 
 import os
 from collections.abc import Mapping
@@ -34,6 +34,19 @@ _NODES = (
 
 def register(app: typer.Typer) -> None:
     """Adds the commands to the command line."""
+    _add(
+        app,
+        "pretrain",
+        """Go on pretraining a model on indexed datasets.
+
+        Every token is learned. alignctl prepare tokenize makes the datasets, and Megatron's own
+        are read as they are.
+        """,
+        "alignctl pretrain --preset bloom-7b --load models/mg --data data/wudao_text_document",
+        "alignctl pretrain --preset bloom-7b --load models/mg \\",
+        "  'data.blend={data/zh: 0.7, data/en: 0.3}' train.tokens=1000000000",
+        *(line.format(stage="pretrain", load="models/mg", data="shards") for line in _NODES),
+    )
     _add(
         app,
         "sft",

@@ -61,10 +61,10 @@ LoadFlag = Annotated[
     typer.Option(metavar="DIR", help="Model to start from: Hugging Face, Megatron or a run."),
 ]
 DataFlag = Annotated[
-    Path | None, typer.Option(metavar="PATH", help="Training rows: a file or a folder.")
+    Path | None, typer.Option(metavar="PATH", help="Training data: a file or a folder.")
 ]
 ValidationDataFlag = Annotated[
-    Path | None, typer.Option(metavar="PATH", help="Validation rows: a file or a folder.")
+    Path | None, typer.Option(metavar="PATH", help="Validation data: a file or a folder.")
 ]
 OutputFlag = Annotated[
     Path | None, typer.Option(metavar="DIR", help="Run folder; default: runs/PRESET-STAGE.")

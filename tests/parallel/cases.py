@@ -144,6 +144,23 @@ FOLLOWING = tuple(
     for parallel, grouping in ((_parallel(2), "4"), (_parallel(1, 2), "1"))
 )
 
+PRETRAINING = tuple(
+    Case(kind=kind, model=model, world=world, parallel=parallel, grouping=grouping)
+    for model in TRAINED
+    for kind, world, parallel, grouping in (
+        ("pretrain", 1, _parallel(), "4"),
+        ("pretrain", 2, _parallel(), "2"),
+        ("pretrain", 2, _parallel(2, sequence_parallel=True), "1"),
+        ("pretrain", 2, _parallel(1, 2), "2"),
+        ("pretrain", 4, _parallel(2, 2, sequence_parallel=True), "1"),
+        ("pretrain_apart", 1, _parallel(), "2"),
+        ("pretrain_apart", 2, _parallel(2, sequence_parallel=True), "4"),
+        ("pretrain_apart", 4, _parallel(1, 2, distributed_optimizer=True), "1"),
+    )
+    if model != "llama-tied" or parallel.pp > 1
+)
+"""Twenty steps over a blend; `apart`: no attention from one document to another."""
+
 EVALUATION = tuple(
     Case(kind="evaluate", model=model, world=world, parallel=parallel, grouping=grouping)
     for model in ("llama-gqa", "bloom")
@@ -346,6 +363,7 @@ ALL = (
     *TRAINING,
     *BF16,
     *FOLLOWING,
+    *PRETRAINING,
     *EVALUATION,
     *MASTER_WEIGHTS,
     VOCAB_PARALLEL,

@@ -21,6 +21,7 @@ from tests.parallel.cases import ALL, Case
 from tests.parallel.followed import dpo_follow, reward_follow
 from tests.parallel.on_policy import offload, policy, value
 from tests.parallel.preferences import dpo
+from tests.parallel.pretraining import pretrain, pretrain_apart
 from tests.parallel.rewards import dpo_start, new_head, reward
 from tests.parallel.vocabulary import vocab_parallel
 
@@ -401,6 +402,8 @@ KINDS: dict[str, Callable[[Case, Path], Result]] = {
         dpo_start,
         reward_follow,
         dpo_follow,
+        pretrain,
+        pretrain_apart,
         lora,
         lora_reward,
         lora_dpo,

@@ -28,12 +28,14 @@ def make(folder: Path) -> Path:
 
     Args:
         folder: Gets NAME/hf, NAME/mcore, NAME/legacy (TP 2, PP 4), NAME/logits.npy and, for what
-            is trained, NAME/evaluation.json with its documents, and NAME/follow.json; and of a
-            policy NAME/peft*, NAME/answer_logprobs.json, NAME/logprobs.pt and NAME/ppo.json, and
-            its reward model with NAME-reward/course.json, values.pt and value.json.
+            is trained, NAME/evaluation.json with its documents, NAME/follow.json and
+            NAME/pretrain*.json, with the corpora that these read; and of a policy NAME/peft*,
+            NAME/answer_logprobs.json, NAME/logprobs.pt and NAME/ppo.json, and its reward model
+            with NAME-reward/course.json, values.pt and value.json.
     """
-    from tests.parallel import plain_on_policy, plain_peft, plain_rewards
+    from tests.parallel import plain_on_policy, plain_peft, plain_pretraining, plain_rewards
 
+    plain_pretraining.write_corpora(folder)
     for name in MODELS:
         path = folder / name
         model = build(name)
@@ -50,6 +52,7 @@ def make(folder: Path) -> Path:
             documents.save(path / "evaluation_documents.json", spoken)
             (path / "evaluation.json").write_text(json.dumps(evaluate(model, spoken)))
             (path / "follow.json").write_text(json.dumps(train(model)))
+            plain_pretraining.write(path, folder)
         if name in POLICIES:
             plain_peft.write(build(name), _architecture(path / "hf"), path)
             plain_rewards.write(build(name), path, folder / f"{name}-reward")

@@ -48,7 +48,8 @@ def copy_companions(
         source: Folder of a model; None for one that has nothing beside it.
         target: Folder to copy to; made if need be.
         tokenizer: Folder (or a file in it) whose tokenizer takes the place of the model's own.
-        config: What config.json says where the source has none.
+        config: What config.json says where the source has none. Where it has one, this one's
+            `vocab_size` is right: it counts the rows of the weights.
     """
     if tokenizer is not None and tokenizer.is_file():
         tokenizer = tokenizer.parent
@@ -60,8 +61,16 @@ def copy_companions(
     for file in sorted(tokenizer.iterdir()) if tokenizer else []:
         if file.is_file() and _TOKENIZER.fullmatch(file.name):
             _copy(file, target)
-    if config is not None and not (target / "config.json").is_file():
+    if config is not None:
+        _settle_config(target, config)
+
+
+def _settle_config(target: Path, config: Mapping[str, Any]) -> None:
+    file = target / "config.json"
+    if not file.is_file():
         write_config(target, config)
+    elif (old := read_json(file)).get("vocab_size", config["vocab_size"]) != config["vocab_size"]:
+        write_config(target, {**old, "vocab_size": config["vocab_size"]})
 
 
 def _copy(file: Path, folder: Path) -> None:

@@ -3,7 +3,9 @@
 import importlib.util
 
 from alignctl.checkpoints import manifest
+from alignctl.checkpoints.extension import extended
 from alignctl.checkpoints.source import Source, find
+from alignctl.config.pretrain import PretrainConfig
 from alignctl.config.run import RunConfig, TrainingConfig
 from alignctl.config.sections import Role
 from alignctl.data.tokenizer import check_fits, load_tokenizer
@@ -14,8 +16,19 @@ from alignctl.models.families import differences
 
 def open_model(config: RunConfig) -> Source:
     """The model that a run starts from, as the launcher and the ranks see it."""
+    return _grown(_found(config), config)
+
+
+def _found(config: RunConfig) -> Source:
     assert config.load is not None
     return find(config.load, vocab_divisor=config.model.vocab_divisor, expected=config.model)
+
+
+def _grown(source: Source, config: RunConfig) -> Source:
+    """With the rows that continued pretraining adds to the vocabulary."""
+    if isinstance(config, PretrainConfig):
+        return extended(source, config.extra_vocab_size)
+    return source
 
 
 def check_model(config: RunConfig, *, roles: tuple[Role, ...] = ("policy",)) -> Source:
@@ -30,7 +43,7 @@ def check_model(config: RunConfig, *, roles: tuple[Role, ...] = ("policy",)) -> 
             says; tensors are missing or misshapen; the tokenizer has more tokens than the
             embedding has rows.
     """
-    source = open_model(config)
+    source = _found(config)
     if source.role not in roles:
         raise UserError(
             f"{source.path}: this is a reward model, and alignctl {config.stage} trains a policy",
@@ -43,8 +56,13 @@ def check_model(config: RunConfig, *, roles: tuple[Role, ...] = ("policy",)) -> 
             "choose the preset of this model, or override the keys above: model.KEY=VALUE",
         )
     tokenizer = load_tokenizer(source.tokenizer_folder(config.tokenizer))
-    check_fits(tokenizer, config.model.vocab_size)
-    return source
+    if isinstance(config, PretrainConfig):
+        needed = tokenizer.vocab_size - config.model.vocab_size
+        hint = f"grow the model's vocabulary to it: extra_vocab_size={needed}"
+        check_fits(tokenizer, config.architecture.vocab_size, hint)
+    else:
+        check_fits(tokenizer, config.model.vocab_size)
+    return _grown(source, config)
 
 
 def check_resumable(config: TrainingConfig, folder: RunFolder) -> None:

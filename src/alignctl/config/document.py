@@ -76,17 +76,18 @@ def read_yaml(path: Path) -> Document:
     return Document(tree, reader.origins)
 
 
-def parse_value(text: str, source: str) -> Any:
-    """A number, word, truth value, null or list, as YAML would read it.
+def parse_value(text: str, source: str, *, may_be_mapping: bool = False) -> Any:
+    """A number, word, truth value, null, list or mapping, as YAML would read it.
 
     Args:
         text: What was typed.
         source: What an error message calls it.
+        may_be_mapping: Whether the key has names of its own below it, and is no section.
     """
     node = _compose(text, source)
     if node is None:
         raise UserError(f"{source} has no value", hint="write null to unset a key")
-    if isinstance(node, yaml.MappingNode):
+    if isinstance(node, yaml.MappingNode) and not may_be_mapping:
         raise UserError(f"{source} is a mapping", hint="set one key at a time: section.key=value")
     reader = _Reader(source)
     value = reader.value(node, ())

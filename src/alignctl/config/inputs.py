@@ -6,6 +6,7 @@ from difflib import get_close_matches
 from pathlib import Path
 
 from alignctl.config.on_policy_run import OnPolicyConfig, RLHFConfig
+from alignctl.config.pretrain import PretrainConfig
 from alignctl.config.problems import refuse
 from alignctl.config.run import TrainingConfig
 
@@ -18,9 +19,8 @@ def require_inputs(config: TrainingConfig) -> None:
     """
     inputs = [
         ("--load", "a model folder to start from", config.load, True),
-        ("--data", "a file or folder of training rows", config.data.train, True),
-        ("--validation-data", "", config.data.validation, False),
         ("--tokenizer", "", config.tokenizer, False),
+        *_data(config),
         *_beside_the_policy(config),
     ]
     problems, hint = [], None
@@ -32,6 +32,16 @@ def require_inputs(config: TrainingConfig) -> None:
             hint = f"alignctl {config.stage} --help"
     if problems:
         raise refuse(problems, hint=hint)
+
+
+def _data(config: TrainingConfig) -> Iterator[tuple[str, str, Path | None, bool]]:
+    """The data; of indexed datasets only whether they are named: their names are no files."""
+    if isinstance(config, PretrainConfig):
+        if config.data.blend is None and config.data.train is None:
+            yield "--data", "an indexed dataset, or a folder of them (or data.blend)", None, True
+    else:
+        yield "--data", "a file or folder of training rows", config.data.train, True
+        yield "--validation-data", "", config.data.validation, False
 
 
 def _beside_the_policy(config: TrainingConfig) -> Iterator[tuple[str, str, Path | None, bool]]:

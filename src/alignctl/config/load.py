@@ -3,10 +3,10 @@
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args, get_origin
 
 import yaml
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from alignctl.config import presets
 from alignctl.config.convert import ConvertOptions, Layout
@@ -19,7 +19,8 @@ from alignctl.config.on_policy_run import (
     RLHFConfig,
     RLHFSettings,
 )
-from alignctl.config.problems import describe, did_you_mean, known_keys, refuse
+from alignctl.config.pretrain import PretrainConfig, PretrainSettings
+from alignctl.config.problems import describe, did_you_mean, known_keys, refuse, sections_of
 from alignctl.config.run import (
     DPOConfig,
     DPOSettings,
@@ -54,6 +55,7 @@ class Preset(Section):
 
     model: Model
     convert: Layout = Layout()
+    pretrain: PretrainSettings | None = None
     sft: SFTSettings | None = None
     reward: RewardSettings | None = None
     dpo: DPOSettings | None = None
@@ -63,6 +65,7 @@ class Preset(Section):
 
 
 STAGES: dict[str, type[TrainingConfig]] = {
+    "pretrain": PretrainConfig,
     "sft": SFTConfig,
     "reward": RewardConfig,
     "dpo": DPOConfig,
@@ -229,10 +232,20 @@ def _apply(
             problems.append(f"{source}: {key} is not a knob")
         else:
             try:
-                _put(document, key, parse_value(text, source), source)
+                is_table = _is_table(config_class, key)
+                _put(document, key, parse_value(text, source, may_be_mapping=is_table), source)
             except UserError as error:
                 problems.append(f"{error.message} ({error.hint})" if error.hint else error.message)
     return problems
+
+
+def _is_table(model: type[BaseModel], key: str) -> bool:
+    """Whether what is below a known key are names of the user's own, such as paths."""
+    section, _, rest = key.partition(".")
+    annotation = model.model_fields[section].annotation
+    if rest:
+        return any(_is_table(each, rest) for each in sections_of(annotation))
+    return any(get_origin(each) is dict for each in (annotation, *get_args(annotation)))
 
 
 def _put(document: Document, key: str, value: Any, source: str) -> None:

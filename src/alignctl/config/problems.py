@@ -20,6 +20,7 @@ _TYPES = {
     "string_type": "a word",
     "path_type": "a path",
     "list_type": "a list",
+    "dict_type": "a mapping, such as {name: value}",
     "model_type": "a section of keys",
     "model_attributes_type": "a section of keys",
 }

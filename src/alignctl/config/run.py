@@ -1,5 +1,6 @@
 """The whole description of a run, and the rules between its sections."""
 
+import math
 from typing import Literal, Self
 
 from pydantic import model_validator
@@ -11,6 +12,7 @@ from alignctl.config.sections import (
     DeepSpeed,
     DPOLoss,
     FilePath,
+    Inputs,
     Launch,
     Lora,
     Model,
@@ -97,7 +99,7 @@ class TrainingSettings(Settings):
 
     deepspeed: DeepSpeed = DeepSpeed()
     batch: Batch
-    data: Rows = Rows()
+    data: Inputs = Rows()
     optimizer: Optimizer
     lora: Lora | None = None
     """Low-rank adapters to train; null: all weights are trained."""
@@ -107,6 +109,28 @@ class TrainingSettings(Settings):
 
 class TrainingConfig(TrainingSettings, RunConfig):
     """A run of such a stage."""
+
+    @property
+    def architecture(self) -> Model:
+        """The model as it is trained."""
+        return self.model
+
+    @property
+    def schedule(self) -> Optimizer:
+        """The course of the learning rate, counted in optimizer steps."""
+        return self.optimizer
+
+    def total_steps(self, num_sequences: int) -> int:
+        """Optimizer steps of the whole run.
+
+        Args:
+            num_sequences: Sequences of one pass over the training data.
+        """
+        if self.train.steps is not None:
+            return self.train.steps
+        assert self.train.epochs is not None
+        sequences = self.train.epochs * num_sequences
+        return max(1, math.ceil(sequences / self.batch.global_batch_size))
 
     @property
     def num_micro_batches(self) -> int:

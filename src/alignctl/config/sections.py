@@ -201,14 +201,20 @@ class Batch(Section):
     """Longest sequence in tokens; with packing, the capacity that documents are packed into."""
 
 
-class Rows(Section):
-    """What is learned from, and how a row becomes tokens."""
+class Inputs(Section):
+    """Where the data is."""
 
     train: FilePath | None = None
-    """File (.jsonl, .jsonl.zst, .json, .parquet) or folder of training rows."""
+    """File (.jsonl, .jsonl.zst, .json, .parquet) or folder of training rows; of pretrain: an
+    indexed dataset (the NAME of NAME.bin and NAME.idx), or a folder of them."""
 
     validation: FilePath | None = None
-    """File or folder of validation rows; null: the validation file of a training folder, if any."""
+    """The same of what is held out; null: of rows the validation file of a training folder, if any;
+    of indexed datasets what `split` says."""
+
+
+class Rows(Inputs):
+    """What is learned from, and how a row becomes tokens."""
 
     validation_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Share of the training rows held out, always the same ones, when there is no such file."""

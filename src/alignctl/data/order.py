@@ -4,14 +4,33 @@ Everything follows from (seed, step), so a resumed run needs no state but its st
 """
 
 import heapq
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from alignctl.data.batch import TokenBatch
-from alignctl.data.store import Split
+
+
+class Sequences(Protocol):
+    """The sequences of a split."""
+
+    @property
+    def num_sequences(self) -> int:
+        """Sequences of one pass over the data."""
+
+    @property
+    def is_drawn(self) -> bool:
+        """Whether they are in the order of training already, as many as that takes."""
+
+    def lengths(self, sequences: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Input tokens of some sequences."""
+
+    def batch(self, sequences: Iterable[int]) -> TokenBatch:
+        """One micro batch of whole sequences; of none: a filler."""
+
 
 _GOLDEN = 0x9E3779B97F4A7C15
 _MASK = (1 << 64) - 1
@@ -64,6 +83,15 @@ def step_sequences(
     return np.concatenate(taken)
 
 
+def taken(split: Sequences, *, global_batch_size: int, seed: int, step: int) -> NDArray[np.int64]:
+    """The sequences of one optimizer step of a split `[global_batch_size]`: see step_sequences."""
+    if split.is_drawn:
+        return np.arange(step * global_batch_size, (step + 1) * global_batch_size)
+    return step_sequences(
+        split.num_sequences, global_batch_size=global_batch_size, seed=seed, step=step
+    )
+
+
 def deal(lengths: Sequence[int], num_ranks: int) -> list[list[int]]:
     """Deals sequences to ranks: as many to each (give or take one), and about as many tokens.
 
@@ -109,7 +137,7 @@ def dealt_micro_batches(
 
 
 def train_batches(
-    split: Split,
+    split: Sequences,
     *,
     step: int,
     seed: int,
@@ -133,15 +161,13 @@ def train_batches(
         global_batch_size / (micro_batch_size x dp_size) batches.
     """
     assert global_batch_size % (micro_batch_size * dp_size) == 0
-    taken = step_sequences(
-        split.num_sequences, global_batch_size=global_batch_size, seed=seed, step=step
-    )
-    hand = deal(split.sequence_tokens[taken].tolist(), dp_size)[dp_rank]
-    return _micro_batches(split, taken[hand].tolist(), micro_batch_size, len(hand))
+    sequences = taken(split, global_batch_size=global_batch_size, seed=seed, step=step)
+    hand = deal(split.lengths(sequences).tolist(), dp_size)[dp_rank]
+    return _micro_batches(split, sequences[hand].tolist(), micro_batch_size, len(hand))
 
 
 def validation_batches(
-    split: Split,
+    split: Sequences,
     *,
     micro_batch_size: int,
     dp_rank: int,
@@ -169,7 +195,7 @@ def validation_batches(
 
 
 def _micro_batches(
-    split: Split, sequences: list[int], micro_batch_size: int, most: int
+    split: Sequences, sequences: list[int], micro_batch_size: int, most: int
 ) -> list[TokenBatch]:
     return [
         split.batch(sequences[start : start + micro_batch_size])

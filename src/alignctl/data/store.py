@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, BinaryIO, Self
+from typing import Any, BinaryIO, ClassVar, Self
 
 import numpy as np
 from numpy.lib import format as npy
@@ -185,6 +185,9 @@ class Split:
     members: NDArray[np.int64]
     bounds: NDArray[np.int64]
 
+    is_drawn: ClassVar[bool] = False
+    """Each epoch has an order of its own."""
+
     @property
     def num_sequences(self) -> int:
         """Sequences S."""
@@ -195,6 +198,15 @@ class Split:
         """Input tokens of each sequence `[S]`."""
         lengths = np.diff(self.offsets)[self.members] - 1
         return np.add.reduceat(lengths, self.bounds[:-1])
+
+    def lengths(self, sequences: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Input tokens of some sequences, in the shape of their numbers."""
+        lengths: NDArray[np.int64] = self.sequence_tokens[sequences]
+        return lengths
+
+    def first(self) -> Document:
+        """The first document, to be shown."""
+        return self.document(int(self.members[0]))
 
     def document(self, number: int) -> Document:
         """A document by its number."""

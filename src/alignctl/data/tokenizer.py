@@ -121,12 +121,13 @@ def load_tokenizer(path: Path) -> Tokenizer:
     )
 
 
-def check_fits(tokenizer: Tokenizer, vocab_size: int) -> None:
+def check_fits(tokenizer: Tokenizer, vocab_size: int, hint: str | None = None) -> None:
     """Refuses a tokenizer with ids beyond the rows of the model's embedding.
 
     Args:
         tokenizer: The tokenizer of the data.
         vocab_size: Rows of the embedding, without the padding for tensor parallelism.
+        hint: What to do about it; None for the usual.
     """
     if tokenizer.vocab_size <= vocab_size:
         return
@@ -136,7 +137,7 @@ def check_fits(tokenizer: Tokenizer, vocab_size: int) -> None:
     raise UserError(
         f"{tokenizer.folder}: {len(beyond)} token ids exceed the model's embedding of {vocab_size} "
         f"rows ({shown}{', ...' if len(beyond) > 3 else ''})",
-        "use the tokenizer of the model that is loaded, or a model with a larger vocab_size",
+        hint or "use the tokenizer of the model that is loaded, or one with a larger vocab_size",
     )
 
 

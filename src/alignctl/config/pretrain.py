@@ -1,0 +1,147 @@
+"""Continued pretraining: its sections, and the rules between them."""
+
+import re
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, Field
+from typing_extensions import override
+
+from alignctl.config.run import TrainingConfig, TrainingSettings
+from alignctl.config.sections import Count, FilePath, Inputs, Model, Optimizer, Train
+
+
+def _shares(text: str) -> str:
+    if not re.fullmatch(r"\d+(\.\d+)?(,\d+(\.\d+)?){2}", text) or not sum(_numbers(text)[:1]):
+        raise ValueError(
+            f"data.split {text!r} is not three shares, of which the first is not 0, such as 98,2,0"
+        )
+    return text
+
+
+def _numbers(text: str) -> list[float]:
+    return [float(word) for word in text.split(",")]
+
+
+class Corpora(Inputs):
+    """Which indexed datasets are learned from, and how their documents become sequences."""
+
+    blend: dict[FilePath, Annotated[float, Field(gt=0)]] | None = None
+    """Several datasets (or folders of them) with their weights, in the place of `train`: the share
+    of all training sequences that is drawn from each, over the sum of the weights."""
+
+    split: Annotated[str, AfterValidator(_shares)] = "98,2,0"
+    """Shares of each dataset's documents, in their order, that are trained on, held out, and left
+    alone (Megatron's test split); acts only where `validation` is null."""
+
+    cross_document_attention: bool = True
+    """Whether a token sees what precedes its document in the sequence, as in Megatron by default;
+    false: documents are cut after each EOD, and attention and positions begin anew."""
+
+
+class Pretraining(Train):
+    """How long, and how often to look."""
+
+    tokens: Count | None = None
+    """Tokens to train on, over all ranks, in the place of `steps`: rounded down to whole steps of
+    batch.global_batch_size x batch.seq_length."""
+
+
+class TokenSchedule(Optimizer):
+    """AdamW and its learning-rate schedule."""
+
+    warmup_tokens: Annotated[int, Field(ge=0)] | None = None
+    """Tokens over which the learning rate rises from 0 to lr, in the place of `warmup_steps`:
+    rounded down to whole steps."""
+
+
+class PretrainSettings(TrainingSettings):
+    """The `pretrain` section of a preset."""
+
+    data: Corpora = Corpora()
+    optimizer: TokenSchedule
+    train: Pretraining
+    extra_vocab_size: Annotated[int, Field(ge=0)] = 0
+    """Rows that the embedding and the output layer get beyond model.vocab_size, each the mean of
+    all rows there were: for a tokenizer with more tokens."""
+
+
+class PretrainConfig(PretrainSettings, TrainingConfig):
+    """A run of continued pretraining."""
+
+    stage: Literal["pretrain"] = "pretrain"
+    """The subcommand."""
+
+    @property
+    def tokens_per_step(self) -> int:
+        """Tokens of one optimizer step, over all ranks."""
+        return self.batch.global_batch_size * self.batch.seq_length
+
+    @property
+    @override
+    def architecture(self) -> Model:
+        rows = self.model.vocab_size + self.extra_vocab_size
+        return self.model.model_copy(update={"vocab_size": rows})
+
+    @property
+    @override
+    def schedule(self) -> Optimizer:
+        if self.optimizer.warmup_tokens is None:
+            return self.optimizer
+        steps = self.optimizer.warmup_tokens // self.tokens_per_step
+        return self.optimizer.model_copy(update={"warmup_steps": steps})
+
+    @override
+    def total_steps(self, num_sequences: int) -> int:
+        if self.train.tokens is not None:
+            return self.train.tokens // self.tokens_per_step
+        return super().total_steps(num_sequences)
+
+    @override
+    def _problems(self) -> list[str]:
+        problems = super()._problems()
+        if self.data.blend is not None and self.data.train is not None:
+            problems.append(
+                f"both of data.train {self.data.train} and data.blend set: give one (the other is "
+                "null)"
+            )
+        if self.data.blend is not None and self.train.epochs is not None:
+            problems.append(
+                f"train.epochs {self.train.epochs} is not defined with data.blend, which draws "
+                "from its datasets by their weights: give train.tokens or train.steps"
+            )
+        if self.lora is not None and self.extra_vocab_size:
+            problems.append(
+                f"extra_vocab_size {self.extra_vocab_size} has no place with lora: adapters leave "
+                "the embedding as it is"
+            )
+        return problems
+
+    @override
+    def _schedule_problems(self) -> list[str]:
+        train = self.train
+        given = [name for name in ("steps", "epochs", "tokens") if getattr(train, name) is not None]
+        if len(given) != 1:
+            state = " and ".join(f"train.{name}" for name in given) or "none"
+            return [
+                f"{state} set: give one of train.steps, train.epochs and train.tokens (the others "
+                "are null)"
+            ]
+        one_step = (
+            f"one step of batch.global_batch_size {self.batch.global_batch_size} x "
+            f"batch.seq_length {self.batch.seq_length} = {self.tokens_per_step} tokens"
+        )
+        if train.tokens is not None and train.tokens < self.tokens_per_step:
+            return [f"train.tokens {train.tokens} is less than {one_step}"]
+        if self.optimizer.warmup_tokens is not None and self.optimizer.warmup_steps:
+            return [
+                f"both of optimizer.warmup_steps {self.optimizer.warmup_steps} and "
+                f"optimizer.warmup_tokens {self.optimizer.warmup_tokens} set: give one"
+            ]
+        return self._optimizer_problems()
+
+    @override
+    def _optimizer_problems(self) -> list[str]:
+        train = self.train
+        total = None if train.epochs is not None else self.total_steps(0)
+        described = f"the {total} steps of train.{'steps' if train.steps else 'tokens'}"
+        return self.schedule.problems("optimizer", total, described)

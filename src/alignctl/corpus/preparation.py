@@ -1,0 +1,238 @@
+"""What a run of `pretrain` reads: its datasets checked, and the order of its sequences computed."""
+
+import hashlib
+import json
+import math
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from alignctl import atomic, console
+from alignctl.config.pretrain import PretrainConfig
+from alignctl.corpus.datasets import Indexed, find
+from alignctl.corpus.manifest import TokenizerIdentity, check_tokenizer
+from alignctl.corpus.samples import Part, Recipe, tokens_of, write
+from alignctl.data.store import explained
+from alignctl.data.tokenizer import Tokenizer
+from alignctl.errors import UserError
+from alignctl.reporting.bytes_progress import BytesProgress
+
+FORMAT = 1
+"""Part of the folder's name; raised when the same datasets would give other sequences."""
+_LOOKED_AT = 1000
+"""Documents of which the last token is looked at."""
+_SHOWN = 3
+"""Datasets that a message names."""
+
+
+@dataclass(frozen=True)
+class Share:
+    """The datasets that one path means, in a blend.
+
+    Attributes:
+        path: As the user gave it.
+        weight: Its weight; None where everything is weighed by its size.
+        datasets: One, or those of a folder.
+    """
+
+    path: Path
+    weight: float | None
+    datasets: list[Indexed]
+
+
+def prepare(config: PretrainConfig, tokenizer: Tokenizer, out_dir: Path) -> Path:
+    """Checks the datasets of a run and computes its sequences, unless that was done before.
+
+    Args:
+        config: The run.
+        tokenizer: The tokenizer of the model.
+        out_dir: Parent of the prepared folders.
+
+    Returns:
+        The folder, for `PretrainData.open`; its name is a hash of all that decides the sequences.
+
+    Raises:
+        UserError: A dataset is missing, damaged or of another tokenizer, or there is nothing to
+            train on or to validate with.
+        RunError: When the disk is full or cannot be written.
+    """
+    train = _shares(config)
+    held_out = find(config.data.validation) if config.data.validation else []
+    datasets = [*_datasets(train), *held_out]
+    _check(datasets, config, tokenizer)
+    recipe = _recipe(config, tokenizer, train, held_out)
+    _check_ids(datasets, config.architecture.vocab_size)
+    _describe(recipe, train, held_out)
+    everything = {
+        "format": FORMAT,
+        "recipe": recipe.model_dump(),
+        "datasets": [dataset.fingerprint() for dataset in datasets],
+    }
+    key = hashlib.sha256(json.dumps(everything, sort_keys=True).encode()).hexdigest()[:20]
+    folder, partial = out_dir / key, out_dir / f".{key}.partial"
+    if folder.is_dir():
+        return folder
+    with explained(out_dir):
+        shutil.rmtree(partial, ignore_errors=True)  # of a preparation that was killed
+        partial.mkdir(parents=True)
+        try:
+            write(recipe, partial)
+            atomic.commit_folder(partial, folder)
+        except BaseException:
+            shutil.rmtree(partial, ignore_errors=True)
+            raise
+    return folder
+
+
+def _shares(config: PretrainConfig) -> list[Share]:
+    """The datasets to train on, each of them once."""
+    if config.data.blend is None:
+        assert config.data.train is not None
+        return [Share(config.data.train, None, find(config.data.train))]
+    shares = [Share(path, weight, find(path)) for path, weight in config.data.blend.items()]
+    seen: dict[Path, Path] = {}
+    for share in shares:
+        for dataset in share.datasets:
+            place = dataset.prefix.resolve()
+            if place in seen:
+                raise UserError(
+                    f"data.blend: {dataset.prefix} is in {share.path} and in {seen[place]}",
+                    "give each dataset one weight",
+                )
+            seen[place] = share.path
+    return shares
+
+
+def _check(datasets: Sequence[Indexed], config: PretrainConfig, tokenizer: Tokenizer) -> None:
+    """Looks at whose token ids they are, and at where documents end."""
+    identity = TokenizerIdentity.of(tokenizer)
+    for dataset in datasets:
+        if dataset.manifest is not None:
+            check_tokenizer(dataset.prefix, dataset.manifest, identity)
+        if not config.data.cross_document_attention:
+            _check_ends(dataset, tokenizer.eos_id)
+    if foreign := [str(each.prefix) for each in datasets if each.manifest is None]:
+        more = f" and {len(foreign) - _SHOWN} more" if len(foreign) > _SHOWN else ""
+        console.say(
+            f"data: no .json beside {', '.join(foreign[:_SHOWN])}{more} says whose token ids they "
+            f"are: they are taken for those of {identity.name}"
+        )
+
+
+def _check_ids(datasets: Sequence[Indexed], vocab_size: int) -> None:
+    """Makes sure that the model has a row for each token id.
+
+    Of datasets without a manifest every token is read, behind a progress bar.
+    """
+    unknown = [dataset for dataset in datasets if dataset.manifest is None]
+    for dataset in datasets:
+        if dataset.manifest is not None:
+            dataset.check_ids(vocab_size)
+    if unknown:
+        with BytesProgress("reading token ids", sum(each.num_bytes for each in unknown)) as bar:
+            for dataset in unknown:
+                dataset.check_ids(vocab_size, bar.advance)
+
+
+def _check_ends(dataset: Indexed, eod: int) -> None:
+    """Makes sure that documents can be told apart by the token that ends them."""
+    ends = dataset.last_tokens(_LOOKED_AT)
+    if without := int((ends != eod).sum()):
+        raise UserError(
+            f"{dataset.prefix}: {without} of its first {len(ends)} documents do not end with token "
+            f"{eod}, so they cannot be told apart, as data.cross_document_attention=false wants",
+            "write it again with alignctl prepare tokenize --append-eod, or leave "
+            "data.cross_document_attention at true",
+        )
+
+
+def _recipe(
+    config: PretrainConfig, tokenizer: Tokenizer, train: list[Share], held_out: list[Indexed]
+) -> Recipe:
+    split = "1,0,0" if held_out else config.data.split
+    parts = [part for share in train for part in _parts(share, split)]
+    datasets = _datasets(train)
+    if not held_out:
+        _check_held_out(config.data.train or "data.blend", datasets, split)
+    elif not any(each.tokens > 1 for each in held_out):
+        raise UserError(f"{config.data.validation}: nothing to validate with: it has no two tokens")
+    tokens = sum(tokens_of(dataset, split, "train") for dataset in datasets)
+    epoch = max(1, (tokens - 1) // config.batch.seq_length)
+    return Recipe(
+        train=tuple(parts),
+        validation=tuple(Part(prefix=str(each.prefix), weight=each.tokens) for each in held_out),
+        split=split,
+        seq_length=config.batch.seq_length,
+        seed=config.train.seed,
+        num_samples=config.total_steps(epoch) * config.batch.global_batch_size,
+        epoch_samples=epoch,
+        vocab_size=tokenizer.vocab_size,
+        eod=tokenizer.eos_id,
+        cross_document_attention=config.data.cross_document_attention,
+    )
+
+
+def _datasets(shares: Sequence[Share]) -> list[Indexed]:
+    return [dataset for share in shares for dataset in share.datasets]
+
+
+def _parts(share: Share, split: str) -> list[Part]:
+    """The datasets of one path with their weights, by size within a folder.
+
+    Raises:
+        UserError: The split leaves none of their documents to train on.
+    """
+    tokens = [tokens_of(each, split, "train") for each in share.datasets]
+    if not any(each > 1 for each in tokens):
+        raise UserError(
+            f"{share.path}: nothing to train on: data.split {split} of "
+            f"{_documents(share.datasets)} leaves none",
+            "give more text, or hold out less: data.split=100,0,0",
+        )
+    scale = 1.0 if share.weight is None else share.weight / math.fsum(tokens)
+    return [
+        Part(prefix=str(dataset.prefix), weight=scale * count)
+        for dataset, count in zip(share.datasets, tokens, strict=True)
+        if count > 1
+    ]
+
+
+def _check_held_out(where: Path | str, datasets: Sequence[Indexed], split: str) -> None:
+    is_wanted = float(split.split(",")[1]) > 0
+    if is_wanted and not any(tokens_of(each, split, "valid") > 1 for each in datasets):
+        raise UserError(
+            f"{where}: nothing is held out: data.split {split} of {_documents(datasets)} leaves "
+            "none for validation",
+            "hold out more (data.split=90,10,0) or nothing (data.split=100,0,0), or give "
+            "--validation-data",
+        )
+
+
+def _documents(datasets: Sequence[Indexed]) -> str:
+    count = sum(len(each.lengths) for each in datasets)
+    where = f" in {len(datasets)} datasets" if len(datasets) > 1 else ""
+    return f"{count:,} {'document' if count == 1 else 'documents'}{where}"
+
+
+def _describe(recipe: Recipe, train: Sequence[Share], held_out: Sequence[Indexed]) -> None:
+    """Says what will be read, and how often."""
+    datasets = _datasets(train)
+    tokens = {each.prefix: tokens_of(each, recipe.split, "train") for each in datasets}
+    validated = (
+        sum(each.tokens for each in held_out)
+        if held_out
+        else sum(tokens_of(each, recipe.split, "valid") for each in datasets)
+    )
+    taken = recipe.num_samples * recipe.seq_length
+    total = sum(tokens.values())
+    console.say(
+        f"data: {_documents(datasets)}; {total:,} tokens to train on, {validated:,} held out; "
+        f"the run takes {taken:,}, {taken / total:.2f} passes"
+    )
+    weights = math.fsum(part.weight for part in recipe.train)
+    for share in train if len(train) > 1 else ():
+        own = {str(each.prefix) for each in share.datasets}
+        part = math.fsum(each.weight for each in recipe.train if each.prefix in own) / weights
+        passes = part * taken / sum(tokens[each.prefix] for each in share.datasets)
+        console.say(f"  {share.path}: {100 * part:.1f} % of the sequences, {passes:.2f} passes")
