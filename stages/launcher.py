@@ -105,6 +105,8 @@ def launch(
                 if restart == config.launch.max_restarts:
                     raise
                 console.report(error)
+                if peers is not None:
+                    peers.disperse()
                 console.say(f"restart {restart + 1} of {config.launch.max_restarts}")
     except AlignctlError as error:
         if peers is not None:
@@ -154,6 +156,7 @@ def _attempt(
 
     folder = RunFolder(config.output)
     if peers is not None and todo.node_rank > 0:
+        console.say(f"waiting for node 0 to open {folder.path}")
         peers.enter(facts(config, folder))
     with create_or_resume(
         config.output, config, argv=sys.argv, resume=resume, node_rank=todo.node_rank
@@ -182,6 +185,8 @@ def _make_ready(
     """
     try:
         if peers is not None:
+            others = peers.nodes.nnodes - 1
+            console.say(f"waiting for {others} other node{'s' if others > 1 else ''} to join")
             peers.gather(facts(config, attempt.folder))
         with nullcontext() if peers is None else peers.beating():
             attempt.folder.data.mkdir(exist_ok=True)

@@ -10,7 +10,15 @@ from typing import Annotated
 
 import typer
 
-from alignctl import __version__, cli_convert, cli_on_policy, cli_presets, cli_train, console
+from alignctl import (
+    __version__,
+    cli_convert,
+    cli_launch,
+    cli_on_policy,
+    cli_presets,
+    cli_train,
+    console,
+)
 from alignctl.errors import AlignctlError
 from alignctl.flags import example
 
@@ -48,6 +56,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.add_typer(cli_presets.app)
+app.add_typer(cli_launch.app)
 cli_convert.register(app)
 cli_train.register(app)
 cli_on_policy.register(app)

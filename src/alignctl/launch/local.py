@@ -190,7 +190,10 @@ def _conclude(
         )
         error.exit_code = 128 + interrupts[-1]
         raise error
-    raise diagnose(folder, job, exit_code, peers)
+    cause = diagnose(folder, job, exit_code, peers)
+    if peers is not None:
+        peers.told()
+    raise cause
 
 
 def _has_ended_well(job: Job, folder: RunFolder, exit_code: int) -> bool:

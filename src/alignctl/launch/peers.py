@@ -27,8 +27,9 @@ _SECONDS_BETWEEN_LOOKS = 0.2
 _SECONDS_TO_TELL = 15.0
 _MAX_DIFFERENCES_SHOWN = 8
 
-State = Literal["gathering", "joined", "preparing", "running", "failed", "ended"]
-_OVER = ("failed", "ended")
+State = Literal["gathering", "joined", "preparing", "running", "failed", "told", "ended"]
+_FAILED = ("failed", "told")
+_OVER = (*_FAILED, "ended")
 
 
 @dataclass(frozen=True)
@@ -84,6 +85,7 @@ class Peers:
         self._silence_seconds = silence_seconds
         self._sign = Sign(session="", state="ended")
         self._written = 0.0
+        self._has_come = nodes.node_rank == 0
         # Clocks of nodes differ, so what counts is when a change was seen here.
         self._seen: dict[int, tuple[tuple[str, int], float]] = {}
 
@@ -134,7 +136,7 @@ class Peers:
             AlignctlError: What keeps node 0, or any node, from starting.
             LostError: Node 0 did not come in time, or has gone.
         """
-        self._sign, self._seen = Sign(session="", state="ended"), {}
+        self._sign, self._seen, self._has_come = Sign(session="", state="ended"), {}, True
         deadline = time.monotonic() + self._start_seconds
         while not self.folder.result.exists():
             master = self._read(0)
@@ -170,7 +172,7 @@ class Peers:
         """
         if self._sign.session and self._sign.state in _OVER:
             return  # it had started, and has told what became of it
-        session = self._sign.session or self._open_session()
+        session = self._sign.session if self._has_come else self._open_session()
         if session:
             failed = Sign(session=session, state="failed", code=error.exit_code)
             self._write(replace(failed, message=error.message, hint=error.hint))
@@ -178,7 +180,7 @@ class Peers:
     def _open_session(self) -> str:
         """The session that node 0 has open, or opens soon; empty when it does not."""
         deadline = time.monotonic() + min(_SECONDS_TO_TELL, self._start_seconds)
-        while self.nodes.node_rank > 0 and time.monotonic() < deadline:
+        while time.monotonic() < deadline:
             master = self._read(0)
             if master and master.state == "gathering" and self._is_fresh(0, master):
                 return master.session
@@ -213,7 +215,7 @@ class Peers:
         """Why the job cannot go on, as far as other nodes are concerned; None when it can."""
         for number in self._others():
             sign = self._of_session(number)
-            if sign is not None and sign.state == "failed":
+            if sign is not None and sign.state in _FAILED:
                 return f"{self.name(number)} failed"
             if (sign is None or sign.state != "ended") and self.is_lost(number):
                 return self.lost_message(number)
@@ -234,6 +236,19 @@ class Peers:
         while any(not self._is_over(number) for number in self._others()):
             time.sleep(_SECONDS_BETWEEN_LOOKS)
 
+    def told(self) -> None:
+        """Shows that this node has found the cause of a failure: it needs the logs no longer."""
+        self._write(replace(self._sign, state="told"))
+
+    def disperse(self) -> None:
+        """Waits until no other node needs the logs of the attempt that failed."""
+        while any(self._needs_logs(number) for number in self._others()):
+            time.sleep(_SECONDS_BETWEEN_LOOKS)
+
+    def _needs_logs(self, number: int) -> bool:
+        sign = self._of_session(number)
+        return sign is not None and sign.state == "failed" and not self.is_lost(number)
+
     def _is_over(self, number: int) -> bool:
         sign = self._of_session(number)
         # One that has no part in the session never joined, and is not waited for.
@@ -250,13 +265,14 @@ class Peers:
     def refusal(self) -> AlignctlError | None:
         """Why a node could not start its processes, as an error of this one."""
         for number, sign in self._signs().items():
-            if sign.state == "failed" and sign.message is not None:
+            if sign.state in _FAILED and sign.message is not None:
                 return _refused(self.name(number), sign)
         return None
 
     def killed(self) -> dict[int, int]:
         """The signal that ended the torchrun of a node, where that was no consequence."""
-        codes = {number: sign.code for number, sign in self._signs().items()}
+        everyone = {**self._signs(), self.nodes.node_rank: self._sign}
+        codes = {number: sign.code for number, sign in everyone.items()}
         return {number: -code for number, code in codes.items() if code is not None and code < 0}
 
     def is_lost(self, number: int) -> bool:
@@ -336,7 +352,7 @@ class Peers:
 
 
 def _refuse_failed(name: str, sign: Sign) -> None:
-    if sign.state == "failed":
+    if sign.state in _FAILED:
         raise _refused(name, sign)
 
 
