@@ -52,7 +52,8 @@ def run(job: Job, attempt: Attempt, display: Display, peers: Peers | None = None
     try:
         with display:
             display.note(attempt.describe())
-            follower = Follower(folder.metrics, since=started)
+            # Nodes often share an output, where every line would stand as often as there are nodes.
+            follower = Follower(folder.metrics, since=started) if job.node_rank == 0 else None
             interrupts = _watch(process, job, folder, follower, display, peers)
             _conclude(job, folder, process.returncode, interrupts, display, peers)
     finally:
@@ -94,7 +95,7 @@ def _watch(
     process: subprocess.Popen[bytes],
     job: Job,
     folder: RunFolder,
-    follower: Follower,
+    follower: Follower | None,
     display: Display,
     peers: Peers | None,
 ) -> list[int]:
@@ -103,7 +104,7 @@ def _watch(
     watch = _Watch(peers, display)
     with _interrupts() as received:
         while process.poll() is None:
-            for row in follower.rows():
+            for row in follower.rows() if follower else ():
                 display.show(row)
             if len(received) > acted:
                 acted += 1
@@ -115,7 +116,7 @@ def _watch(
             if watch.is_over():
                 process.kill()
             time.sleep(_SECONDS_BETWEEN_LOOKS)
-        for row in follower.rows():
+        for row in follower.rows() if follower else ():
             display.show(row)
     if peers is not None:
         code = 0 if _has_ended_well(job, folder, process.returncode) else process.returncode

@@ -100,9 +100,9 @@ def sbatch_script(stage: Stage, slurm: Slurm) -> str:
             "#!/bin/bash",
             f"# {stage.title}",
             *directives,
+            *setup,  # before `set`: what modules and conda source does not bear it
             "",
             "set -euo pipefail",
-            *setup,
             "",
             "# A port of its own: several jobs may have ranks on one node.",
             'export MASTER_PORT="$((20000 + SLURM_JOB_ID % 20000))"',
