@@ -40,10 +40,8 @@ def started(script: str) -> list[str]:
     """The words that a shell gives to srun."""
     shown = script.replace("exec srun", "printf '%s\\0'")
     environ = {"SLURM_JOB_ID": "41", "PATH": "/usr/bin:/bin"}
-    done = subprocess.run(
-        ["bash", "-c", shown], capture_output=True, text=True, check=True, env=environ
-    )
-    return done.stdout.split("\0")[:-1]
+    done = subprocess.run(["bash", "-c", shown], capture_output=True, check=True, env=environ)
+    return done.stdout.decode().split("\0")[:-1]
 
 
 def test_a_script_asks_for_one_task_on_each_node() -> None:
