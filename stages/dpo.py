@@ -61,7 +61,7 @@ def run(folder: RunFolder) -> None:
     from alignctl.checkpoints.preflight import open_model
 
     config = DPOConfig.model_validate_json(folder.config.read_text(encoding="utf-8"))
-    training.initialize(config)
+    training.initialize(config, folder)
     data = PreferenceData.open(launcher.prepared_data(folder))
     cache = reference_cache.chosen(folder.data)
     cached = cache.read(data.num_documents)

@@ -4,6 +4,8 @@ import os
 import shutil
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,11 +14,14 @@ from alignctl.config.load import section_of
 from alignctl.config.run import TrainingConfig
 from alignctl.config.sections import Role
 from alignctl.data.tokenizer import load_tokenizer
-from alignctl.errors import AlignctlError, UserError
+from alignctl.errors import AlignctlError, LostError, UserError
 from alignctl.launch import local
+from alignctl.launch.address import check_rendezvous, interface_towards
 from alignctl.launch.attempt import Attempt, create_or_resume
+from alignctl.launch.facts import facts
 from alignctl.launch.job import Job, worker_environment
 from alignctl.launch.nodes import Nodes
+from alignctl.launch.peers import Peers
 from alignctl.launch.run_folder import RunFolder
 from alignctl.reporting.progress import display
 from alignctl.reporting.rows_progress import RowsProgress
@@ -78,6 +83,40 @@ def launch(
             console.emit(todo.on_node(rank).render())
         console.emit(config.model_dump_json(indent=2))
         return 0
+    peers = None
+    if nodes.nnodes > 1:
+        settings = config.launch
+        peers = Peers(
+            RunFolder(config.output),
+            nodes,
+            settings.nproc_per_node,
+            start_seconds=settings.start_timeout_seconds,
+            silence_seconds=settings.node_timeout_seconds,
+        )
+    try:
+        source = _check(config, nodes, roles)
+        if peers is not None:
+            todo = _at_the_right_interface(todo)
+        for restart in range(config.launch.max_restarts + 1):
+            try:
+                _attempt(config, prepare, source, todo, resume=resume or restart > 0, peers=peers)
+                break
+            except LostError as error:
+                if restart == config.launch.max_restarts:
+                    raise
+                console.report(error)
+                if peers is not None:
+                    peers.disperse()
+                console.say(f"restart {restart + 1} of {config.launch.max_restarts}")
+    except AlignctlError as error:
+        if peers is not None:
+            peers.cannot_start(error)
+        raise
+    return 0
+
+
+def _check(config: TrainingConfig, nodes: Nodes, roles: tuple[Role, ...]) -> "Source":
+    """Looks at all that this node can know before the run folder is touched."""
     import torch
 
     from alignctl.checkpoints.preflight import (
@@ -86,33 +125,78 @@ def launch(
         check_model,
         check_resumable,
     )
-    from alignctl.models.adapters import describe
 
+    check_rendezvous(nodes)
     check_engine(config)
     check_devices(config, torch.cuda.device_count())
     source = check_model(config, roles=roles)
     check_resumable(config, RunFolder(config.output))
+    return source
+
+
+def _at_the_right_interface(todo: Job) -> Job:
+    """Tells Gloo the network interface by which node 0 is reached, unless the user did."""
+    interface = interface_towards(todo.master_addr)
+    if interface is None or "GLOO_SOCKET_IFNAME" in os.environ:
+        return todo
+    return replace(todo, env=(*todo.env, ("GLOO_SOCKET_IFNAME", interface)))
+
+
+def _attempt(
+    config: TrainingConfig,
+    prepare: Callable[["Source", Attempt], None],
+    source: "Source",
+    todo: Job,
+    *,
+    resume: bool,
+    peers: Peers | None,
+) -> None:
+    """One start of the job, to its end."""
+    from alignctl.models.adapters import describe
+
+    folder = RunFolder(config.output)
+    if peers is not None and todo.node_rank > 0:
+        console.say(f"waiting for node 0 to open {folder.path}")
+        peers.enter(facts(config, folder))
     with create_or_resume(
-        config.output, config, argv=sys.argv, resume=resume, node_rank=nodes.node_rank
+        config.output, config, argv=sys.argv, resume=resume, node_rank=todo.node_rank
     ) as attempt:
         if attempt.state != "finished":
             console.say(f"model: {source.description}")
             if config.lora is not None:
                 console.say(describe(config.model, config.lora))
-            if nodes.node_rank == 0:
-                _prepare(prepare, source, attempt)
-        local.run(todo, attempt, display())
-    return 0
+            if peers is not None:
+                console.say(f"rendezvous: {todo.describe_rendezvous()}")
+            if todo.node_rank == 0:
+                _make_ready(prepare, config, source, attempt, peers)
+        local.run(todo, attempt, display(), peers)
 
 
-def _prepare(
-    prepare: Callable[["Source", Attempt], None], source: "Source", attempt: Attempt
+def _make_ready(
+    prepare: Callable[["Source", Attempt], None],
+    config: TrainingConfig,
+    source: "Source",
+    attempt: Attempt,
+    peers: Peers | None,
 ) -> None:
-    """A new run folder is taken back when the rows turn out to be wrong."""
+    """Node 0 waits for the others, prepares what all are to read, and lets them start.
+
+    A new run folder is taken back when the rows, or another node, turn out to be wrong.
+    """
     try:
-        attempt.folder.data.mkdir(exist_ok=True)
-        prepare(source, attempt)
-    except AlignctlError:
+        if peers is not None:
+            others = peers.nodes.nnodes - 1
+            console.say(f"waiting for {others} other node{'s' if others > 1 else ''} to join")
+            peers.gather(facts(config, attempt.folder))
+        with nullcontext() if peers is None else peers.beating():
+            attempt.folder.data.mkdir(exist_ok=True)
+            prepare(source, attempt)
+        if peers is not None:
+            peers.start()
+    except AlignctlError as error:
+        if peers is not None:
+            peers.cannot_start(error)
+            peers.settle()
         if attempt.state == "new":
             shutil.rmtree(attempt.folder.path)
         raise

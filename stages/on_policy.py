@@ -157,7 +157,7 @@ def run(
     from alignctl.on_policy.scoring import Scorer
     from alignctl.rewards.workers import RuleWorkers
 
-    training.initialize(config)
+    training.initialize(config, folder)
     data = PromptData.open(launcher.prepared_data(folder))
     crew, step = assemble(config, folder, with_reference=with_reference)
     tokenizer = load_tokenizer(crew.source.tokenizer_folder(config.tokenizer))

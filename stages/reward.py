@@ -56,7 +56,7 @@ def run(folder: RunFolder) -> None:
     from alignctl.algorithms.reward import BradleyTerry, report
 
     config = RewardConfig.model_validate_json(folder.config.read_text(encoding="utf-8"))
-    training.initialize(config)
+    training.initialize(config, folder)
     data = PreferenceData.open(launcher.prepared_data(folder))
     checkpoint, source = training.newest_model(config, folder)
     engine = training.build_engine(

@@ -17,6 +17,7 @@ from alignctl.data.store import SFTData
 from alignctl.data.tokenizer import load_tokenizer
 from alignctl.errors import RunError
 from alignctl.launch import worker
+from alignctl.launch.facts import facts
 from alignctl.launch.run_folder import RunFolder
 from alignctl.reporting.metrics import MetricsWriter, measured, recorded
 
@@ -86,9 +87,21 @@ class Progress:
 # ---- the engine ----
 
 
-def initialize(config: TrainingConfig) -> None:
-    """Joins the job's process groups, once per process."""
+def initialize(config: TrainingConfig, folder: RunFolder) -> None:
+    """Calls the roll of all ranks and joins the job's process groups, once per process.
+
+    Raises:
+        UserError: A rank is about to run something else than the others.
+        LostError: A rank is missing, or does not answer in one of its groups.
+    """
+    import torch.distributed as dist
+
+    from alignctl.engines import roll_call
+
     seed, timeout_minutes = config.train.seed, config.launch.timeout_minutes
+    patience = config.launch.start_timeout_seconds
+    roll_call.join(facts(config, folder), start_seconds=patience, timeout_minutes=timeout_minutes)
+    groups = {} if dist.group.WORLD is None else {"whole job's": dist.group.WORLD}
     if config.engine == "deepspeed":
         from alignctl.engines import deepspeed
 
@@ -97,6 +110,10 @@ def initialize(config: TrainingConfig) -> None:
         from alignctl.engines import megatron
 
         megatron.initialize(config.parallel, seed=seed, timeout_minutes=timeout_minutes)
+        groups |= megatron.groups()
+    roll_call.check_groups(
+        groups, start_seconds=patience, give_up=lambda error: worker.leave_failed(folder, error)
+    )
 
 
 def newest_model(config: TrainingConfig, folder: RunFolder) -> "tuple[Path | None, Source]":

@@ -13,6 +13,7 @@ import typer
 from alignctl import (
     __version__,
     cli_convert,
+    cli_launch,
     cli_on_policy,
     cli_prepare,
     cli_presets,
@@ -57,6 +58,7 @@ app = typer.Typer(
 )
 app.add_typer(cli_presets.app)
 app.add_typer(cli_prepare.app)
+app.add_typer(cli_launch.app)
 cli_convert.register(app)
 cli_train.register(app)
 cli_on_policy.register(app)

@@ -10,6 +10,7 @@ from alignctl.flags import (
     DryRunFlag,
     MasterAddrFlag,
     MasterPortFlag,
+    MaxRestartsFlag,
     NnodesFlag,
     NodeRankFlag,
     NoResumeFlag,
@@ -63,6 +64,7 @@ def _add(app: typer.Typer, stage: str, text: str, *examples: str) -> None:
 
     @app.command(stage, help=text, epilog=example(*examples))
     def train(
+        context: typer.Context,
         preset: PresetFlag,
         load: Annotated[
             Path | None,
@@ -94,6 +96,7 @@ def _add(app: typer.Typer, stage: str, text: str, *examples: str) -> None:
         node_rank: NodeRankFlag = None,
         master_addr: MasterAddrFlag = None,
         master_port: MasterPortFlag = None,
+        max_restarts: MaxRestartsFlag = None,
         dry_run: DryRunFlag = False,
         no_resume: NoResumeFlag = False,
         overrides: OverridesArgument = None,
@@ -107,6 +110,9 @@ def _add(app: typer.Typer, stage: str, text: str, *examples: str) -> None:
             "tokenizer": tokenizer,
             "output": output,
             "launch.nproc_per_node": nproc,
+            "launch.max_restarts": max_restarts,
         }
         nodes = (nnodes, node_rank, master_addr, master_port)
-        start(stage, preset, flags, overrides, nodes, dry_run=dry_run, resume=not no_resume)
+        start(
+            stage, preset, flags, overrides, nodes, context, dry_run=dry_run, resume=not no_resume
+        )

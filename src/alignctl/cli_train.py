@@ -8,12 +8,14 @@ from typing import Any
 
 import typer
 
+from alignctl.errors import UserError
 from alignctl.flags import (
     DataFlag,
     DryRunFlag,
     LoadFlag,
     MasterAddrFlag,
     MasterPortFlag,
+    MaxRestartsFlag,
     NnodesFlag,
     NodeRankFlag,
     NoResumeFlag,
@@ -91,6 +93,7 @@ def _add(app: typer.Typer, stage: str, text: str, *examples: str) -> None:
 
     @app.command(stage, help=text, epilog=example(*examples))
     def train(
+        context: typer.Context,
         preset: PresetFlag,
         load: LoadFlag = None,
         data: DataFlag = None,
@@ -102,6 +105,7 @@ def _add(app: typer.Typer, stage: str, text: str, *examples: str) -> None:
         node_rank: NodeRankFlag = None,
         master_addr: MasterAddrFlag = None,
         master_port: MasterPortFlag = None,
+        max_restarts: MaxRestartsFlag = None,
         dry_run: DryRunFlag = False,
         no_resume: NoResumeFlag = False,
         overrides: OverridesArgument = None,
@@ -113,9 +117,12 @@ def _add(app: typer.Typer, stage: str, text: str, *examples: str) -> None:
             "tokenizer": tokenizer,
             "output": output,
             "launch.nproc_per_node": nproc,
+            "launch.max_restarts": max_restarts,
         }
         nodes = (nnodes, node_rank, master_addr, master_port)
-        start(stage, preset, flags, overrides, nodes, dry_run=dry_run, resume=not no_resume)
+        start(
+            stage, preset, flags, overrides, nodes, context, dry_run=dry_run, resume=not no_resume
+        )
 
 
 def start(
@@ -124,6 +131,7 @@ def start(
     flags: Mapping[str, Any],
     overrides: list[str] | None,
     nodes: tuple[int | None, int | None, str | None, int | None],
+    context: typer.Context,
     *,
     dry_run: bool,
     resume: bool,
@@ -136,6 +144,8 @@ def start(
         flags: Dotted key to value; None where there is no flag.
         overrides: `section.key=value`.
         nodes: --nnodes, --node-rank, --master-addr, --master-port.
+        context: Its `obj`, if it has one, takes the configuration and nothing is started: see
+            `alignctl launch`.
         dry_run: Only show what would run.
         resume: Whether a run that was started before may be continued.
     """
@@ -146,9 +156,17 @@ def start(
     flags = {
         **flags,
         "output": flags["output"] or Path("runs") / f"{Path(preset).stem}-{stage}",
-        "launch.nnodes": nodes[0] or nnodes_in(os.environ),
+        "launch.nnodes": nodes[0] or (None if context.obj else nnodes_in(os.environ)),
     }
     config = resolve(STAGES[section_of(stage)], preset, flags, overrides or [])
+    if context.obj is not None:
+        if nodes[1:] != (None, None, None) or dry_run:
+            raise UserError(
+                "alignctl launch: nodes find out by themselves who they are and where node 0 is",
+                "leave out --node-rank, --master-addr, --master-port and --dry-run",
+            )
+        context.obj(config)
+        return
     if not dry_run:
         require_inputs(config)
     place = nodes_from(

@@ -28,3 +28,7 @@ class RunError(AlignctlError):
     """The run itself failed (a loss that is not finite, a full disk): exit code 1."""
 
     exit_code = 1
+
+
+class LostError(RunError):
+    """A process or a node was lost: the same command may well succeed when it is repeated."""

@@ -84,6 +84,14 @@ MasterAddrFlag = Annotated[
     str | None, typer.Option(metavar="HOST", help="Node 0, as the other nodes reach it.")
 ]
 MasterPortFlag = Annotated[int | None, typer.Option(metavar="N", help="Free port on node 0.")]
+MaxRestartsFlag = Annotated[
+    int | None,
+    typer.Option(
+        min=0,
+        metavar="N",
+        help="Go on from the last checkpoint this often after losing a process or node.",
+    ),
+]
 NoResumeFlag = Annotated[
     bool, typer.Option("--no-resume", help="Refuse a run folder that was already started.")
 ]

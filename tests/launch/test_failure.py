@@ -1,13 +1,16 @@
 """The cause is found among error files and torchrun's report (both as torchrun 2.13 writes it)."""
 
 import json
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
 
-from alignctl.errors import AlignctlError, RunError, UserError
+from alignctl.errors import AlignctlError, LostError, RunError, UserError
 from alignctl.launch.failure import diagnose, exit_codes, tail
 from alignctl.launch.job import Job
+from alignctl.launch.nodes import Nodes
+from alignctl.launch.peers import Peers, Sign
 from alignctl.launch.run_folder import RunFolder
 
 JOB = Job("m", ("f",), nproc=4, master_port=0)
@@ -110,3 +113,47 @@ def test_the_tail_is_short_and_of_the_latest_attempt_only(tmp_path: Path) -> Non
     log.write_text("".join(f"line {number}\n" for number in range(100_000)))
     assert tail(log)[-1] == "line 99999"
     assert len(tail(log)) == 15
+
+
+# ---- several nodes ----
+
+
+def two_nodes(folder: RunFolder) -> Peers:
+    """Node 0 of two, which have met; of node 1 only its file is there."""
+    peers = Peers(folder, Nodes(2, 0, "node0", 29500), 2, start_seconds=60, silence_seconds=0.05)
+    folder.node_file(0).parent.mkdir()
+    peers._write(Sign(session="s", state="running", host="first"))
+    say(folder, state="running")
+    return peers
+
+
+def say(folder: RunFolder, state: str, code: int | None = None) -> None:
+    sign = Sign(session="s", state=state, host="second", code=code)  # type: ignore[arg-type]
+    folder.node_file(1).write_text(json.dumps(asdict(sign)))
+
+
+def test_a_rank_that_was_killed_on_another_node_is_the_cause_there_too(folder: RunFolder) -> None:
+    error(folder, 1.0, 0, "internal", "RuntimeError: connection closed by peer")
+    text = "  time      : 2026-11-22_10:00:00\n  host      : h\n  rank      : 3 (local_rank: 1)\n"
+    folder.torchrun_log(1).write_text(f"{text}  exitcode  : -9 (pid: 7880)\n")
+    found = diagnose(folder, replace(JOB, nproc=2, nnodes=2), 1, two_nodes(folder))
+    assert isinstance(found, LostError)
+    assert found.message.startswith("rank 3 (node 1, second) was killed by signal 9 (SIGKILL)")
+
+
+def test_a_node_that_is_lost_comes_before_the_broken_connections(folder: RunFolder) -> None:
+    error(folder, 1.0, 0, "internal", "RuntimeError: connection closed by peer")
+    peers = two_nodes(folder)
+    while not peers.is_lost(1):
+        pass
+    found = diagnose(folder, replace(JOB, nproc=2, nnodes=2), 1, peers)
+    assert isinstance(found, LostError)
+    assert found.message.startswith("node 1 (second) has not been heard of for")
+
+
+def test_a_torchrun_that_was_killed_on_another_node_is_the_cause(folder: RunFolder) -> None:
+    error(folder, 1.0, 0, "internal", "RuntimeError: connection closed by peer")
+    peers = two_nodes(folder)
+    say(folder, state="failed", code=-9)
+    found = diagnose(folder, replace(JOB, nproc=2, nnodes=2), 1, peers)
+    assert found.message == "node 1 (second): torchrun was killed by signal 9 (SIGKILL)"

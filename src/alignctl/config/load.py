@@ -45,6 +45,7 @@ FLAGS = {
     "data.train": "--data",
     "data.validation": "--validation-data",
     "launch.nproc_per_node": "--nproc",
+    "launch.max_restarts": "--max-restarts",
     "launch.nnodes": "--nnodes (or the environment's number of nodes)",
 }
 """The flag that sets a key, for messages."""

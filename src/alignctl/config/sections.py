@@ -187,6 +187,15 @@ class Launch(Section):
     timeout_minutes: Count = 30
     """How long a rank waits for the others in one collective before it gives up."""
 
+    start_timeout_seconds: Count = 600
+    """How long nodes, and then ranks, wait for each other before the start."""
+
+    node_timeout_seconds: Count = 120
+    """Of several nodes: one that has not been heard of for this long is lost, and ends the job."""
+
+    max_restarts: Annotated[int, Field(ge=0)] = 0
+    """How often a job that lost a process or a node goes on by itself from its last checkpoint."""
+
 
 class Batch(Section):
     """How many sequences, and how long. Of preferences, a prompt with all its answers is one."""

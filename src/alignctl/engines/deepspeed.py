@@ -54,9 +54,10 @@ def initialize(*, seed: int, timeout_minutes: float) -> None:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     else:
         memory.keep_freed()
-    dist.init_process_group(
-        "nccl" if IS_GPU else "gloo", timeout=timedelta(minutes=timeout_minutes)
-    )
+    if not dist.is_initialized():  # stages have called the roll: see roll_call.join
+        dist.init_process_group(
+            "nccl" if IS_GPU else "gloo", timeout=timedelta(minutes=timeout_minutes)
+        )
     deepspeed.init_distributed(verbose=False, auto_mpi_discovery=False)
     torch.manual_seed(seed + dist.get_rank())
 

@@ -65,9 +65,10 @@ def initialize(parallel: Parallel, *, seed: int, timeout_minutes: float) -> None
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     else:
         megatron_cpu.install()
-    dist.init_process_group(
-        "nccl" if IS_GPU else "gloo", timeout=timedelta(minutes=timeout_minutes)
-    )
+    if not dist.is_initialized():  # stages have called the roll: see roll_call.join
+        dist.init_process_group(
+            "nccl" if IS_GPU else "gloo", timeout=timedelta(minutes=timeout_minutes)
+        )
     lay_out(parallel, seed=seed, timeout_minutes=timeout_minutes)
 
 
@@ -81,6 +82,16 @@ def lay_out(parallel: Parallel, *, seed: int, timeout_minutes: float) -> None:
     )
     torch.manual_seed(seed)
     tensor_parallel.model_parallel_cuda_manual_seed(seed)
+
+
+def groups() -> dict[str, dist.ProcessGroup]:
+    """This rank's groups of more than one rank, by name, in an order that all ranks share."""
+    found = {
+        "tensor-parallel": parallel_state.get_tensor_model_parallel_group(),
+        "pipeline-parallel": parallel_state.get_pipeline_model_parallel_group(),
+        "data-parallel": parallel_state.get_data_parallel_group(),
+    }
+    return {name: group for name, group in found.items() if dist.get_world_size(group) > 1}
 
 
 class MegatronEngine:

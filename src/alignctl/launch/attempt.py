@@ -11,24 +11,18 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 from alignctl import atomic
 from alignctl.errors import AlignctlError, RunError, UserError
 from alignctl.launch import environment
+from alignctl.launch.facts import Config, flatten
 from alignctl.launch.run_folder import RunFolder, read_object
 
 MAY_CHANGE = ("output", "checkpoint", "launch", "train.eval_interval", "train.log_interval")
 """Settings, with all below them, that a resume may change: the numbers do not depend on them."""
 
 _MAX_DIFFERENCES_SHOWN = 12
-
-
-class Config(Protocol):
-    """What is asked of a configuration here: that it writes itself as JSON."""
-
-    def model_dump_json(self, *, indent: int | None = None) -> str:
-        """The configuration as one JSON object."""
 
 
 @dataclass(frozen=True)
@@ -161,7 +155,7 @@ def differences(old: dict[str, Any], new: dict[str, Any]) -> list[tuple[str, str
     Returns:
         Dotted key, old value and new value as JSON, "absent" where one side lacks the key.
     """
-    before, after = _flatten(old), _flatten(new)
+    before, after = flatten(old), flatten(new)
     keys = [key for key in {**before, **after} if not _may_change(key)]
     pairs = [(key, before.get(key, "absent"), after.get(key, "absent")) for key in keys]
     return [pair for pair in pairs if pair[1] != pair[2]]
@@ -169,16 +163,6 @@ def differences(old: dict[str, Any], new: dict[str, Any]) -> list[tuple[str, str
 
 def _may_change(key: str) -> bool:
     return any(key == allowed or key.startswith(f"{allowed}.") for allowed in MAY_CHANGE)
-
-
-def _flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, str]:
-    flat: dict[str, str] = {}
-    for name, value in tree.items():
-        if isinstance(value, dict) and value:
-            flat.update(_flatten(value, f"{prefix}{name}."))
-        else:
-            flat[f"{prefix}{name}"] = json.dumps(value, sort_keys=True)
-    return flat
 
 
 def _refuse_foreign_folder(folder: RunFolder) -> None:
@@ -249,6 +233,8 @@ def _start_attempt(folder: RunFolder, config: Config, argv: Sequence[str], numbe
         stale.unlink(missing_ok=True)
     for stale in [*folder.logs.glob("error_rank_*.json"), *folder.logs.glob(".error_rank_*")]:
         stale.unlink(missing_ok=True)
+    for stale in folder.logs.glob("torchrun_node_*.log"):
+        stale.unlink(missing_ok=True)  # a node that is lost early would not replace its own
     folder.remove_unfinished()
     folder.logs.mkdir(exist_ok=True)
     earlier = folder.command.read_text(encoding="utf-8") if folder.command.exists() else ""

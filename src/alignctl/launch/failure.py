@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
 
-from alignctl.errors import AlignctlError, RunError, UserError
+from alignctl.errors import AlignctlError, LostError, RunError, UserError
 from alignctl.launch.job import Job
+from alignctl.launch.peers import Peers
 from alignctl.launch.run_folder import RunFolder
 
 _MAX_LINES = 15
@@ -41,34 +42,45 @@ class RankError:
     hint: str | None
 
 
-def diagnose(folder: RunFolder, job: Job, exit_code: int) -> AlignctlError:
+def diagnose(
+    folder: RunFolder, job: Job, exit_code: int, peers: Peers | None = None
+) -> AlignctlError:
     """Finds the cause of a failure and says it as an error for the user.
+
+    On several nodes the files of all of them are read, so that all tell the same cause.
 
     Args:
         folder: The run folder.
         job: The job that failed, as this node started it.
         exit_code: torchrun's exit code, negative for a signal.
+        peers: The other nodes, each of which has ended, failed or is lost; None on one node.
     """
+    if peers is not None and (refusal := peers.refusal()):
+        return refusal
     errors = rank_errors(folder)
     for error in errors:
         if error.kind == "user":
             return UserError(error.message, error.hint)
         if error.kind == "run":
             log = folder.rank_log(error.rank)
-            return RunError(f"{error.message}\n  (rank {error.rank}; log: {log})", error.hint)
-    log_of_torchrun = folder.torchrun_log(job.node_rank)
-    deaths = exit_codes(log_of_torchrun)
+            who = _name(error.rank, peers)
+            return RunError(f"{error.message}\n  ({who}; log: {log})", error.hint)
+    deaths: dict[int, int] = {}
+    for node in range(job.nnodes):
+        deaths |= exit_codes(folder.torchrun_log(node))
     crashed = {rank: -code for rank, code in deaths.items() if -code in _CRASHES}
     if crashed:
-        return _killed(folder, *next(iter(crashed.items())))
+        return _killed(folder, *next(iter(crashed.items())), peers)
+    if peers is not None and (lost := _lost_node(peers)):
+        return lost
     if errors:
         first = errors[0]
-        return _with_tail(
-            f"rank {first.rank} failed: {first.message}", folder.rank_log(first.rank), exit_code=1
-        )
+        message = f"{_name(first.rank, peers)} failed: {first.message}"
+        return _with_tail(message, folder.rank_log(first.rank), exit_code=1)
     for rank, code in deaths.items():
         if code < 0:
-            return _killed(folder, rank, -code)
+            return _killed(folder, rank, -code, peers)
+    log_of_torchrun = folder.torchrun_log(job.node_rank)
     if exit_code < 0:
         name = _signal_name(-exit_code)
         return _with_tail(f"torchrun was killed by {name}", log_of_torchrun, 128 - exit_code)
@@ -78,6 +90,22 @@ def diagnose(folder: RunFolder, job: Job, exit_code: int) -> AlignctlError:
         log_of_torchrun,
         exit_code,
     )
+
+
+def _lost_node(peers: Peers) -> AlignctlError | None:
+    """A node whose end made the connections of the others break, if there is one."""
+    hint = "see what became of that node; the same command goes on from the last checkpoint"
+    for number in peers.lost():
+        return LostError(peers.lost_message(number), hint)
+    for number, ended_by in peers.killed().items():
+        return LostError(
+            f"{peers.name(number)}: torchrun was killed by {_signal_name(ended_by)}", hint
+        )
+    return None
+
+
+def _name(rank: int, peers: Peers | None) -> str:
+    return f"rank {rank}" if peers is None else peers.name_of_rank(rank)
 
 
 def rank_errors(folder: RunFolder) -> list[RankError]:
@@ -90,6 +118,8 @@ def rank_errors(folder: RunFolder) -> list[RankError]:
 
 def exit_codes(torchrun_log: Path) -> dict[int, int]:
     """The exit code of each rank that torchrun saw fail by itself, negative for signals."""
+    if not torchrun_log.exists():
+        return {}  # its node had not come to start it
     text = torchrun_log.read_text(encoding="utf-8", errors="replace")
     blocks = [
         (datetime.strptime(time, "%Y-%m-%d_%H:%M:%S"), int(rank), int(code))
@@ -101,12 +131,12 @@ def exit_codes(torchrun_log: Path) -> dict[int, int]:
     return {rank: code for time, rank, code in sorted(blocks) if time <= limit}
 
 
-def _killed(folder: RunFolder, rank: int, number: int) -> AlignctlError:
-    message = f"rank {rank} was killed by {_signal_name(number)}"
+def _killed(folder: RunFolder, rank: int, number: int, peers: Peers | None) -> AlignctlError:
+    message = f"{_name(rank, peers)} was killed by {_signal_name(number)}"
     log = folder.rank_log(rank)
     if number != signal.SIGKILL:
         return _with_tail(message, log, exit_code=1)
-    return RunError(
+    return LostError(
         f"{message}; running out of memory is the usual cause\n  (log: {log})",
         "lower batch.micro_batch_size or batch.seq_length, or see the kernel's log; "
         "the same command goes on from the last checkpoint",
@@ -115,7 +145,7 @@ def _killed(folder: RunFolder, rank: int, number: int) -> AlignctlError:
 
 def _with_tail(message: str, log: Path, exit_code: int) -> AlignctlError:
     lines = [f"  | {line}" for line in tail(log)]
-    error = RunError("\n".join([message, *lines]), f"the whole log: {log}")
+    error = LostError("\n".join([message, *lines]), f"the whole log: {log}")
     error.exit_code = exit_code
     return error
 

@@ -52,6 +52,13 @@ class Job:
             *("--master-port", str(self.master_port)),
         ]
 
+    def describe_rendezvous(self) -> str:
+        """Where the nodes meet, for the user's log."""
+        return (
+            f"node {self.node_rank} of {self.nnodes}, {self.nproc} ranks each, "
+            f"at {self.master_addr}:{self.master_port}"
+        )
+
     def on_node(self, node_rank: int) -> "Job":
         """The same job as another node has to start it."""
         return replace(self, node_rank=node_rank)

@@ -13,15 +13,19 @@ from alignctl.errors import RunError
 from alignctl.launch.attempt import Attempt
 from alignctl.launch.failure import diagnose
 from alignctl.launch.job import Job
+from alignctl.launch.peers import Peers
 from alignctl.launch.run_folder import RunFolder
 from alignctl.reporting.follow import Follower
 from alignctl.reporting.progress import Display
 
 _PR_SET_PDEATHSIG = 1
 _SECONDS_BETWEEN_LOOKS = 0.1
+_SECONDS_BETWEEN_PEERS = 1.0
+_SECONDS_TO_FOLLOW = 5.0
+"""How long this node's ranks have to notice by themselves that another node is gone."""
 
 
-def run(job: Job, attempt: Attempt, display: Display) -> None:
+def run(job: Job, attempt: Attempt, display: Display, peers: Peers | None = None) -> None:
     """Starts torchrun and stays until it ends; a finished run is left as it is.
 
     The first SIGINT or SIGTERM asks the ranks to save and leave, the second one kills them.
@@ -31,9 +35,11 @@ def run(job: Job, attempt: Attempt, display: Display) -> None:
         job: The job, as this node has to start it.
         attempt: The run folder, opened for this attempt.
         display: Where progress is shown; it is entered and left here.
+        peers: The other nodes; None where there are none.
 
     Raises:
         UserError: When a rank found a mistake of the user.
+        LostError: When a process or a node was lost.
         RunError: When the job failed for another reason, or was killed.
     """
     folder = attempt.folder
@@ -46,9 +52,10 @@ def run(job: Job, attempt: Attempt, display: Display) -> None:
     try:
         with display:
             display.note(attempt.describe())
-            follower = Follower(folder.metrics, since=started)
-            interrupts = _watch(process, folder, follower, display)
-            _conclude(job, folder, process.returncode, interrupts, display)
+            # Nodes often share an output, where every line would stand as often as there are nodes.
+            follower = Follower(folder.metrics, since=started) if job.node_rank == 0 else None
+            interrupts = _watch(process, job, folder, follower, display, peers)
+            _conclude(job, folder, process.returncode, interrupts, display, peers)
     finally:
         if process.poll() is None:
             process.kill()  # its ranks are tied to it, see `worker`
@@ -85,13 +92,19 @@ def _die_with_launcher() -> Callable[[], None]:
 
 
 def _watch(
-    process: subprocess.Popen[bytes], folder: RunFolder, follower: Follower, display: Display
+    process: subprocess.Popen[bytes],
+    job: Job,
+    folder: RunFolder,
+    follower: Follower | None,
+    display: Display,
+    peers: Peers | None,
 ) -> list[int]:
     """Shows progress and passes on interrupts until torchrun has ended; returns the interrupts."""
     acted = 0
+    watch = _Watch(peers, display)
     with _interrupts() as received:
         while process.poll() is None:
-            for row in follower.rows():
+            for row in follower.rows() if follower else ():
                 display.show(row)
             if len(received) > acted:
                 acted += 1
@@ -100,10 +113,41 @@ def _watch(
                     display.note("stopping: finishing the step and saving; once more to kill")
                 else:
                     process.kill()
+            if watch.is_over():
+                process.kill()
             time.sleep(_SECONDS_BETWEEN_LOOKS)
-        for row in follower.rows():
+        for row in follower.rows() if follower else ():
             display.show(row)
+    if peers is not None:
+        code = 0 if _has_ended_well(job, folder, process.returncode) else process.returncode
+        peers.leave(code, is_cause=not watch.has_trouble and not received)
     return received
+
+
+class _Watch:
+    """Looks after the other nodes while this one's ranks are working."""
+
+    def __init__(self, peers: Peers | None, display: Display) -> None:
+        self._peers = peers
+        self._display = display
+        self._next_look = 0.0
+        self._deadline: float | None = None
+
+    @property
+    def has_trouble(self) -> bool:
+        return self._deadline is not None
+
+    def is_over(self) -> bool:
+        """Whether this node's ranks have to be ended because of another node."""
+        now = time.monotonic()
+        if self._peers is None or now < self._next_look:
+            return False
+        self._next_look = now + _SECONDS_BETWEEN_PEERS
+        self._peers.beat()
+        if self._deadline is None and (trouble := self._peers.trouble()):
+            self._display.note(f"{trouble}: ending the processes of this node")
+            self._deadline = now + _SECONDS_TO_FOLLOW
+        return self._deadline is not None and now > self._deadline
 
 
 @contextlib.contextmanager
@@ -123,17 +167,21 @@ def _interrupts() -> Iterator[list[int]]:
 
 
 def _conclude(
-    job: Job, folder: RunFolder, exit_code: int, interrupts: list[int], display: Display
+    job: Job,
+    folder: RunFolder,
+    exit_code: int,
+    interrupts: list[int],
+    display: Display,
+    peers: Peers | None,
 ) -> None:
-    first = job.node_rank * job.nproc
-    # A scheduler may signal torchrun as well, which then reports a failure although every rank
-    # has left in good order.
-    if exit_code == 0 or all(folder.rank_ended(first + n).exists() for n in range(job.nproc)):
+    if _has_ended_well(job, folder, exit_code):
         if (interrupts or exit_code) and folder.read_result() is None:
             saved = folder.latest_step()
             where = f"at step {saved}" if saved else "before anything was saved"
             display.note(f"stopped {where}; the same command goes on from there")
         return
+    if peers is not None:
+        peers.settle()
     if job.node_rank == 0:
         folder.remove_unfinished()  # it may be what fills the disk
     if len(interrupts) > 1:
@@ -143,4 +191,16 @@ def _conclude(
         )
         error.exit_code = 128 + interrupts[-1]
         raise error
-    raise diagnose(folder, job, exit_code)
+    cause = diagnose(folder, job, exit_code, peers)
+    if peers is not None:
+        peers.told()
+    raise cause
+
+
+def _has_ended_well(job: Job, folder: RunFolder, exit_code: int) -> bool:
+    """Whether every rank of this node has left in good order.
+
+    A scheduler may signal torchrun as well, which then reports a failure nevertheless.
+    """
+    first = job.node_rank * job.nproc
+    return exit_code == 0 or all(folder.rank_ended(first + n).exists() for n in range(job.nproc))

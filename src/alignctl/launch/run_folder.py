@@ -76,6 +76,10 @@ class RunFolder:
         """While it exists, ranks finish their step, save and leave."""
         return self.path / "stop"
 
+    def node_file(self, node_rank: int) -> Path:
+        """What one node of several shows the others: see `alignctl.launch.peers`."""
+        return self.path / "nodes" / f"node_{node_rank}.json"
+
     def torchrun_log(self, node_rank: int) -> Path:
         """What one node's torchrun says, and its ranks until they have reached their own log."""
         return self.logs / f"torchrun_node_{node_rank}.log"

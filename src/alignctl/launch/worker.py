@@ -56,7 +56,7 @@ def run(main: Callable[[RunFolder], None], run_folder: str) -> NoReturn:
         folder.rank_ended(rank).touch()
         folder.rank_reserve(rank).unlink()
     except BaseException as error:
-        _leave_failed(folder, rank, error)
+        leave_failed(folder, error)
     sys.exit(0)
 
 
@@ -154,11 +154,12 @@ def _is_abandoned(reserve: Path) -> bool:
     return reserve.exists()
 
 
-def _leave_failed(folder: RunFolder, rank: int, error: BaseException) -> NoReturn:
-    """Reports an error and ends the process without the clean-up that could hang.
+def leave_failed(folder: RunFolder, error: BaseException) -> NoReturn:
+    """Reports an error and ends the process, from any thread, without clean-up that could hang.
 
     Process groups are torn down by talking to the other ranks, which no longer answer.
     """
+    rank = int(os.environ.get("RANK", "0"))
     explained = explain(error, folder)
     if explained is None:
         kind, message, hint, code = "internal", f"{type(error).__name__}: {error}", None, 1

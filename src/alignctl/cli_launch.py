@@ -1,0 +1,207 @@
+"""The commands below `alignctl launch`: a stage as a job of a scheduler, printed."""
+
+import re
+import shutil
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from alignctl import console
+from alignctl.errors import UserError
+from alignctl.flags import example
+
+if TYPE_CHECKING:
+    from alignctl.config.run import TrainingConfig
+    from alignctl.launch.scheduled import Stage
+
+app = typer.Typer(
+    name="launch",
+    help="Print a job of Slurm or Kubernetes that runs a stage on many nodes.",
+    epilog=example(
+        "alignctl launch slurm --partition gpu --time 12:00:00 \\",
+        "  sft --preset llama2-70b --load models/mg --data data/sft | sbatch",
+        "alignctl launch kubernetes --image registry/alignctl --volume data:/data \\",
+        "  sft --preset llama2-70b --load /data/mg --data /data/sft --output /data/runs/sft \\",
+        "  | kubectl apply -f -",
+    ),
+    rich_markup_mode=None,
+)
+
+_NodesAlone = {"allow_interspersed_args": False}
+"""Everything from the stage on belongs to the stage, also what looks like a flag."""
+
+StageArgument = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="STAGE ...", help="The stage with its flags and overrides, as on one node."
+    ),
+]
+NameFlag = Annotated[
+    str | None, typer.Option(metavar="NAME", help="Name of the job; default: PRESET-STAGE.")
+]
+GpusFlag = Annotated[
+    int | None,
+    typer.Option(min=0, metavar="N", help="GPUs of each node; default: one per process."),
+]
+
+
+@app.callback(invoke_without_command=True)
+def _root(context: typer.Context) -> None:
+    if context.invoked_subcommand is None:
+        console.emit(context.get_help())
+
+
+@app.command(
+    "slurm",
+    context_settings=_NodesAlone,
+    epilog=example(
+        "alignctl launch slurm --partition gpu --time 12:00:00 --option exclusive \\",
+        "  sft --preset llama2-70b --load models/mg --data data/sft --max-restarts 2 | sbatch",
+    ),
+)
+def slurm(
+    context: typer.Context,
+    stage: StageArgument,
+    partition: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Partition; default: Slurm's.")
+    ] = None,
+    time: Annotated[
+        str | None,
+        typer.Option(
+            metavar="HH:MM:SS",
+            help="Longest time; two minutes before, the job saves and leaves.",
+        ),
+    ] = None,
+    account: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Account that is charged.")
+    ] = None,
+    name: NameFlag = None,
+    gpus_per_node: GpusFlag = None,
+    cpus_per_task: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="Cores of each node that it uses.")
+    ] = None,
+    setup: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Shell file to source first: modules, variables."),
+    ] = None,
+    option: Annotated[
+        list[str] | None,
+        typer.Option(metavar="KEY=VALUE", help="Any other option of sbatch; may be repeated."),
+    ] = None,
+) -> None:
+    """Print a batch script for sbatch: one task per node, over a file system that they share."""
+    from alignctl.config.inputs import require_inputs
+    from alignctl.launch import scheduled
+
+    config, planned = _planned(context, stage, name)
+    require_inputs(config)
+    if setup is not None and not setup.is_file():
+        raise UserError(f"--setup {setup} is not a file", "name a shell file that nodes can read")
+    settings = scheduled.Slurm(
+        program=_program(),
+        folder=Path.cwd(),
+        gpus_per_node=planned.nproc if gpus_per_node is None else gpus_per_node,
+        partition=partition,
+        time=time,
+        account=account,
+        cpus_per_task=cpus_per_task,
+        setup=setup,
+        options=tuple(option or ()),
+    )
+    console.emit(scheduled.sbatch_script(planned, settings).rstrip())
+
+
+@app.command(
+    "kubernetes",
+    context_settings=_NodesAlone,
+    epilog=example(
+        "alignctl launch kubernetes --image registry/alignctl --volume data:/data \\",
+        "  sft --preset llama2-70b --load /data/mg --data /data/sft --output /data/runs/sft \\",
+        "  | kubectl apply -f -",
+    ),
+)
+def kubernetes(
+    context: typer.Context,
+    stage: StageArgument,
+    image: Annotated[str, typer.Option(metavar="IMAGE", help="Container image with alignctl.")],
+    volume: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="CLAIM:/PATH",
+            help="A PersistentVolumeClaim that all pods mount; may be repeated.",
+        ),
+    ] = None,
+    namespace: Annotated[str | None, typer.Option(metavar="NAME", help="Namespace.")] = None,
+    name: NameFlag = None,
+    gpus_per_node: GpusFlag = None,
+    cpus: Annotated[str | None, typer.Option(metavar="N", help="Cores of each pod.")] = None,
+    memory: Annotated[
+        str | None, typer.Option(metavar="SIZE", help="Memory of each pod, such as 900Gi.")
+    ] = None,
+    service_account: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Service account of the pods.")
+    ] = None,
+) -> None:
+    """Print a PyTorchJob of Kubeflow's training operator: one pod per node."""
+    from alignctl.launch import scheduled
+
+    config, planned = _planned(context, stage, name)
+    for flag, path in (("--load", config.load), ("--data", config.data.train)):
+        if path is None:
+            raise UserError(f"{flag} is missing", f"alignctl {config.stage} --help")
+    settings = scheduled.Kubernetes(
+        image=image,
+        namespace=namespace,
+        claims=tuple(volume or ()),
+        gpus_per_node=planned.nproc if gpus_per_node is None else gpus_per_node,
+        cpus=cpus,
+        memory=memory,
+        service_account=service_account,
+        restarts=config.launch.max_restarts,
+    )
+    console.emit(scheduled.pytorch_job(planned, settings).rstrip())
+
+
+def _planned(
+    context: typer.Context, words: list[str], name: str | None
+) -> tuple["TrainingConfig", "Stage"]:
+    """The stage that the words name, read by its own command as it would read them itself.
+
+    Raises:
+        UserError: It is no stage of several processes, or its flags are wrong.
+    """
+    from alignctl.config.load import STAGES, section_of
+    from alignctl.launch.scheduled import Stage
+
+    command, *rest = words
+    if section_of(command) not in STAGES:
+        raise UserError(
+            f"alignctl launch {context.info_name}: {command!r} is not a stage that runs on nodes",
+            f"name one of {', '.join(stage.replace('_', '-') for stage in STAGES)}; flags of the "
+            "job go in front of it, flags of the stage behind",
+        )
+    read: list[TrainingConfig] = []
+    program = getattr(context.find_root().command, "commands")[command]  # noqa: B009
+    inner = program.make_context(f"alignctl {command}", rest, obj=read.append)
+    with inner:
+        program.invoke(inner)
+    (config,) = read
+    launch = config.launch
+    gpus = "one GPU" if launch.nproc_per_node == 1 else f"{launch.nproc_per_node} GPUs"
+    nodes = "one node" if launch.nnodes == 1 else f"{launch.nnodes} nodes"
+    default = re.sub(r"[^a-z0-9]+", "-", f"{Path(config.preset).stem}-{command}".lower())
+    return config, Stage(
+        words=tuple(words),
+        title=f"alignctl {command} of {config.preset} on {nodes} of {gpus}",
+        name=name or default.strip("-"),
+        nnodes=launch.nnodes,
+        nproc=launch.nproc_per_node,
+    )
+
+
+def _program() -> str:
+    """This environment's alignctl, which the nodes find at the same place."""
+    beside = Path(sys.executable).with_name("alignctl")
+    return str(beside) if beside.exists() else shutil.which("alignctl") or "alignctl"

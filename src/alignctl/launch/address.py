@@ -1,0 +1,102 @@
+"""This machine's addresses and ports, asked of the kernel before torchrun depends on them."""
+
+import errno
+import fcntl
+import socket
+import struct
+
+from alignctl.errors import UserError
+from alignctl.launch.nodes import Nodes
+
+_SIOCGIFADDR = 0x8915
+
+
+def check_rendezvous(nodes: Nodes) -> None:
+    """Makes sure that node 0 can open the rendezvous, and that the others find its address.
+
+    Raises:
+        UserError: The port is taken, the address is that of another machine, or of none.
+    """
+    if nodes.master_port == 0:
+        return  # one node, any free port
+    address = _resolve(nodes.master_addr)
+    if nodes.node_rank > 0:
+        return
+    with socket.socket(address[0], socket.SOCK_STREAM) as probe:
+        # As torchrun's store does: a port that an earlier attempt has just left is free.
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((address[1], nodes.master_port))
+            # Binding alone succeeds beside a socket that listens on all addresses.
+            probe.listen()
+        except OSError as error:
+            raise _explain(nodes, error) from error
+
+
+def _resolve(name: str) -> tuple[int, str]:
+    """The family and the numbers of an address."""
+    try:
+        found = socket.getaddrinfo(name, None, type=socket.SOCK_STREAM)
+    except OSError as error:
+        raise UserError(
+            f"--master-addr {name}: this name cannot be resolved ({error.strerror or error})",
+            "give the name or address of node 0 as this machine knows it",
+        ) from error
+    return found[0][0], str(found[0][4][0])
+
+
+def _explain(nodes: Nodes, error: OSError) -> UserError:
+    if error.errno == errno.EADDRNOTAVAIL:
+        return UserError(
+            f"--master-addr {nodes.master_addr} is not an address of this machine "
+            f"({socket.gethostname()}), which is node 0",
+            "give the address of node 0, or the --node-rank that belongs to this machine",
+        )
+    if error.errno == errno.EADDRINUSE:
+        return UserError(
+            f"--master-port {nodes.master_port} is taken on this machine: another job may use it",
+            f"choose another one, the same on all nodes: --master-port {_free_port()}",
+        )
+    return UserError(
+        f"--master-port {nodes.master_port} cannot be opened: {error.strerror or error}",
+        "choose a port from 1024 on, the same on all nodes",
+    )
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def interface_towards(name: str) -> str | None:
+    """The network interface by which this machine reaches another one, or its own address.
+
+    Gloo would bind to the address of the machine's own name, which many machines map to loopback:
+    the others then cannot connect.
+
+    Args:
+        name: Name or address of node 0.
+
+    Returns:
+        Such as `eth0`; None when the kernel does not tell (IPv6, or no route).
+    """
+    family, address = _resolve(name)
+    if family != socket.AF_INET:
+        return None
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect((address, 9))  # of datagrams, this only looks up the route
+        except OSError:
+            return None
+        own = probe.getsockname()[0]
+        for _, interface in socket.if_nameindex():
+            request = struct.pack("256s", interface.encode())
+            try:
+                answer = fcntl.ioctl(probe, _SIOCGIFADDR, request)
+            except OSError:
+                continue  # an interface without an address
+            if socket.inet_ntoa(answer[20:24]) == own:
+                return interface
+    return None

@@ -1,0 +1,379 @@
+"""The launchers of a job's nodes, as they see each other through the run folder they share.
+
+Each node writes one file, `nodes/node_N.json`, and reads those of the others. Before the start node
+0 opens a session and waits until every node has joined it with the same job; while the job runs,
+each node counts up a number in its file, and notices when another one stops counting or fails. So a
+node that is missing, differs or dies is named, and ends the job everywhere within a bounded time.
+"""
+
+import contextlib
+import json
+import secrets
+import socket
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from alignctl import atomic
+from alignctl.errors import AlignctlError, LostError, RunError, UserError
+from alignctl.launch.nodes import Nodes
+from alignctl.launch.run_folder import RunFolder
+
+_SECONDS_BETWEEN_BEATS = 2.0
+_SECONDS_BETWEEN_LOOKS = 0.2
+_SECONDS_TO_TELL = 15.0
+_MAX_DIFFERENCES_SHOWN = 8
+
+State = Literal["gathering", "joined", "preparing", "running", "failed", "told", "ended"]
+_FAILED = ("failed", "told")
+_OVER = (*_FAILED, "ended")
+
+
+@dataclass(frozen=True)
+class Sign:
+    """What one node's file says.
+
+    Attributes:
+        session: Of node 0's latest gathering; a file of another session is an old one.
+        state: What the node is doing.
+        beat: Counted up while the node is there.
+        host: Its name.
+        facts: What has to be the same on all nodes, by name.
+        code: Of a node that failed: torchrun's exit code, or that of the error; else None.
+        message: Of a node that could not start: why.
+        hint: What to do about it.
+    """
+
+    session: str
+    state: State
+    beat: int = 0
+    host: str = field(default_factory=socket.gethostname)
+    facts: Mapping[str, str] = field(default_factory=dict)
+    code: int | None = None
+    message: str | None = None
+    hint: str | None = None
+
+
+class Peers:
+    """The other nodes of a job on several nodes, for the launcher of one of them."""
+
+    def __init__(
+        self,
+        folder: RunFolder,
+        nodes: Nodes,
+        nproc: int,
+        *,
+        start_seconds: float,
+        silence_seconds: float,
+    ) -> None:
+        """Looks at nothing yet.
+
+        Args:
+            folder: The run folder; it may not exist yet.
+            nodes: This node's place.
+            nproc: Ranks on each node.
+            start_seconds: How long nodes wait for each other before the start.
+            silence_seconds: After how long without a sign a node is taken for lost.
+        """
+        self.folder = folder
+        self.nodes = nodes
+        self.nproc = nproc
+        self._start_seconds = start_seconds
+        self._silence_seconds = silence_seconds
+        self._sign = Sign(session="", state="ended")
+        self._written = 0.0
+        self._has_come = nodes.node_rank == 0
+        # Clocks of nodes differ, so what counts is when a change was seen here.
+        self._seen: dict[int, tuple[tuple[str, int], float]] = {}
+
+    # ---- before the start ----
+
+    def gather(self, facts: Mapping[str, str]) -> None:
+        """Node 0 waits until all nodes have joined, each with the same facts.
+
+        Raises:
+            UserError: A node is about to run another job, or found a mistake of the user.
+            RunError: A node did not come in time; each missing one is named, with its ranks.
+        """
+        self._path(0).parent.mkdir(exist_ok=True)
+        session = secrets.token_hex(8)
+        self._write(Sign(session=session, state="gathering", facts=dict(facts)))
+        deadline = time.monotonic() + self._start_seconds
+        self._seen.clear()
+        while missing := [n for n in self._others() if self._of_session(n) is None]:
+            if time.monotonic() > deadline:
+                raise RunError(
+                    f"{self._named(missing)} did not join within {self._start_seconds:.0f} seconds",
+                    "start the same command there, with its own --node-rank; --output must be a "
+                    "folder that all nodes share",
+                )
+            self.beat()
+            time.sleep(_SECONDS_BETWEEN_LOOKS)
+        for number, sign in self._signs().items():
+            _refuse_failed(self.name(number), sign)
+            _compare(self.name(number), facts, sign.facts)
+        self._write(replace(self._sign, state="preparing"))
+
+    def start(self) -> None:
+        """Node 0 lets the others start.
+
+        Raises:
+            AlignctlError: A node has left since it joined.
+        """
+        for number, sign in self._signs().items():
+            _refuse_failed(self.name(number), sign)
+        self._write(replace(self._sign, state="running"))
+
+    def enter(self, facts: Mapping[str, str]) -> None:
+        """Another node than 0 joins, and waits until node 0 says that the job starts.
+
+        It may wait for longer than `start_seconds`, as long as node 0 shows that it is there.
+
+        Raises:
+            AlignctlError: What keeps node 0, or any node, from starting.
+            LostError: Node 0 did not come in time, or has gone.
+        """
+        self._sign, self._seen, self._has_come = Sign(session="", state="ended"), {}, True
+        deadline = time.monotonic() + self._start_seconds
+        while not self.folder.result.exists():
+            master = self._read(0)
+            if master is not None and self._is_fresh(0, master):
+                if master.state == "gathering" and master.session != self._sign.session:
+                    self._write(Sign(session=master.session, state="joined", facts=dict(facts)))
+                if master.session == self._sign.session:
+                    if master.state == "running":
+                        self._write(replace(self._sign, state="running"))
+                        return
+                    _refuse_failed(self.name(0), master)
+                    deadline = time.monotonic() + self._silence_seconds
+            if time.monotonic() > deadline:
+                raise self._node_0_is_missing()
+            self.beat()
+            time.sleep(_SECONDS_BETWEEN_LOOKS)
+
+    def _node_0_is_missing(self) -> LostError:
+        if self._sign.session:
+            return LostError(
+                f"{self.name(0)} has not been heard of for {self._silence_seconds:.0f} seconds",
+                "see what became of it; the same command on all nodes starts again",
+            )
+        return LostError(
+            f"node 0 has not opened {self.folder.path} within {self._start_seconds:.0f} seconds",
+            "start node 0 too; --output must be a folder that all nodes share",
+        )
+
+    def cannot_start(self, error: AlignctlError) -> None:
+        """Tells the others why this node will not run, if they are there to be told.
+
+        A node that found its mistake before node 0 was there waits for that a little.
+        """
+        if self._sign.session and self._sign.state in _OVER:
+            return  # it had started, and has told what became of it
+        session = self._sign.session if self._has_come else self._open_session()
+        if session:
+            failed = Sign(session=session, state="failed", code=error.exit_code)
+            self._write(replace(failed, message=error.message, hint=error.hint))
+
+    def _open_session(self) -> str:
+        """The session that node 0 has open, or opens soon; empty when it does not."""
+        deadline = time.monotonic() + min(_SECONDS_TO_TELL, self._start_seconds)
+        while time.monotonic() < deadline:
+            master = self._read(0)
+            if master and master.state == "gathering" and self._is_fresh(0, master):
+                return master.session
+            time.sleep(_SECONDS_BETWEEN_LOOKS)
+        return ""
+
+    # ---- while the job runs ----
+
+    def beat(self) -> None:
+        """Shows the others that this node is there, if it is time to."""
+        if self._sign.session and time.monotonic() - self._written > _SECONDS_BETWEEN_BEATS:
+            self._write(replace(self._sign, beat=self._sign.beat + 1))
+
+    @contextlib.contextmanager
+    def beating(self) -> Iterator[None]:
+        """Goes on showing it from a thread, while this one is busy."""
+        done = threading.Event()
+
+        def go_on() -> None:
+            while not done.wait(_SECONDS_BETWEEN_BEATS / 2):
+                self.beat()
+
+        thread = threading.Thread(target=go_on, name="beat", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            done.set()
+            thread.join()
+
+    def trouble(self) -> str | None:
+        """Why the job cannot go on, as far as other nodes are concerned; None when it can."""
+        for number in self._others():
+            sign = self._of_session(number)
+            if sign is not None and sign.state in _FAILED:
+                return f"{self.name(number)} failed"
+            if (sign is None or sign.state != "ended") and self.is_lost(number):
+                return self.lost_message(number)
+        return None
+
+    def leave(self, code: int, *, is_cause: bool) -> None:
+        """Tells the others that this node's processes have ended.
+
+        Args:
+            code: torchrun's exit code.
+            is_cause: False where they were ended because of another node.
+        """
+        state: State = "failed" if code else "ended"
+        self._write(replace(self._sign, state=state, code=code if is_cause else None))
+
+    def settle(self) -> None:
+        """Waits until every other node has ended, failed or is lost: then the logs are complete."""
+        while any(not self._is_over(number) for number in self._others()):
+            time.sleep(_SECONDS_BETWEEN_LOOKS)
+
+    def told(self) -> None:
+        """Shows that this node has found the cause of a failure: it needs the logs no longer."""
+        self._write(replace(self._sign, state="told"))
+
+    def disperse(self) -> None:
+        """Waits until no other node needs the logs of the attempt that failed."""
+        while any(self._needs_logs(number) for number in self._others()):
+            time.sleep(_SECONDS_BETWEEN_LOOKS)
+
+    def _needs_logs(self, number: int) -> bool:
+        sign = self._of_session(number)
+        return sign is not None and sign.state == "failed" and not self.is_lost(number)
+
+    def _is_over(self, number: int) -> bool:
+        sign = self._of_session(number)
+        # One that has no part in the session never joined, and is not waited for.
+        return sign is None or sign.state in _OVER or self.is_lost(number)
+
+    # ---- what became of the others ----
+
+    def lost(self) -> list[int]:
+        """The nodes that went silent."""
+        return [
+            n for n, sign in self._signs().items() if sign.state not in _OVER and self.is_lost(n)
+        ]
+
+    def refusal(self) -> AlignctlError | None:
+        """Why a node could not start its processes, as an error of this one."""
+        for number, sign in self._signs().items():
+            if sign.state in _FAILED and sign.message is not None:
+                return _refused(self.name(number), sign)
+        return None
+
+    def killed(self) -> dict[int, int]:
+        """The signal that ended the torchrun of a node, where that was no consequence."""
+        everyone = {**self._signs(), self.nodes.node_rank: self._sign}
+        codes = {number: sign.code for number, sign in everyone.items()}
+        return {number: -code for number, code in codes.items() if code is not None and code < 0}
+
+    def is_lost(self, number: int) -> bool:
+        """Whether a node has not been heard of for too long."""
+        sign = self._of_session(number)
+        mark = ("", 0) if sign is None else (sign.session, sign.beat)
+        now = time.monotonic()
+        before = self._seen.get(number)
+        if before is None or before[0] != mark:
+            self._seen[number] = (mark, now)
+            return False
+        return now - before[1] > self._silence_seconds
+
+    def lost_message(self, number: int) -> str:
+        """What to say of a node that is lost."""
+        silence = f"has not been heard of for {self._silence_seconds:.0f} seconds"
+        return f"{self.name(number)} {silence}"
+
+    def name_of_rank(self, rank: int) -> str:
+        """A rank, with its node."""
+        return f"rank {rank} ({self._place(rank // self.nproc)})"
+
+    # ---- files ----
+
+    def _others(self) -> list[int]:
+        return [n for n in range(self.nodes.nnodes) if n != self.nodes.node_rank]
+
+    def _path(self, number: int) -> Path:
+        return self.folder.node_file(number)
+
+    def _write(self, sign: Sign) -> None:
+        self._sign = sign
+        self._written = time.monotonic()
+        atomic.write_text(self._path(self.nodes.node_rank), json.dumps(asdict(sign)) + "\n")
+
+    def _read(self, number: int) -> Sign | None:
+        try:
+            content: dict[str, Any] = json.loads(self._path(number).read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return None
+        return Sign(**content)
+
+    def _of_session(self, number: int) -> Sign | None:
+        sign = self._read(number)
+        return sign if sign is not None and sign.session == self._sign.session else None
+
+    def _signs(self) -> dict[int, Sign]:
+        """What the other nodes of this session say."""
+        return {n: sign for n in self._others() if (sign := self._of_session(n))}
+
+    def _is_fresh(self, number: int, sign: Sign) -> bool:
+        """Whether a file is being written, and not what an earlier launcher has left."""
+        mark = (sign.session, sign.beat)
+        if sign.session == self._sign.session:
+            return not self.is_lost(number)
+        before = self._seen.setdefault(number, (mark, time.monotonic()))
+        return before[0] != mark
+
+    def _place(self, number: int) -> str:
+        sign = self._sign if number == self.nodes.node_rank else self._of_session(number)
+        return f"node {number}" if sign is None else f"node {number}, {sign.host}"
+
+    def name(self, number: int) -> str:
+        """A node, with its host once that is known."""
+        sign = self._of_session(number)
+        return f"node {number}" if sign is None else f"node {number} ({sign.host})"
+
+    def _named(self, numbers: list[int]) -> str:
+        first = [number * self.nproc for number in numbers]
+        names = [
+            f"node {number} (ranks {rank} to {rank + self.nproc - 1})"
+            if self.nproc > 1
+            else f"node {number} (rank {rank})"
+            for number, rank in zip(numbers, first, strict=True)
+        ]
+        return f"{', '.join(names)} of {self.nodes.nnodes} nodes"
+
+
+def _refuse_failed(name: str, sign: Sign) -> None:
+    if sign.state in _FAILED:
+        raise _refused(name, sign)
+
+
+def _refused(name: str, sign: Sign) -> AlignctlError:
+    """What another node could not start for, as an error of this one."""
+    kind = UserError if sign.code == UserError.exit_code else RunError
+    return kind(f"{name}: {sign.message or 'its processes have ended'}", sign.hint)
+
+
+def _compare(name: str, ours: Mapping[str, str], theirs: Mapping[str, str]) -> None:
+    """Refuses a node that is about to run something else than node 0."""
+    keys = [key for key in {**ours, **theirs} if ours.get(key) != theirs.get(key)]
+    if not keys:
+        return
+    shown = [
+        f"  {key}: {ours.get(key, 'absent')} on node 0, {theirs.get(key, 'absent')} there"
+        for key in keys[:_MAX_DIFFERENCES_SHOWN]
+    ]
+    if len(keys) > len(shown):
+        shown.append(f"  and {len(keys) - len(shown)} more")
+    raise UserError(
+        "\n".join([f"{name} is not about to run the same job as node 0:", *shown]),
+        "give all nodes the same command, code and files; nothing was started",
+    )
