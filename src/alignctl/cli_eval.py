@@ -128,6 +128,47 @@ def preference(
     eval_preference.run(wins, as_json=as_json)
 
 
+@app.command(
+    "lm-eval",
+    epilog=example(
+        "alignctl eval lm-eval runs/sft runs/dpo --tasks hellaswag,arc_easy --output runs/harness",
+        "alignctl eval lm-eval runs/sft --tasks mine --include-path tasks --output runs/mine "
+        "limit=100",
+    ),
+)
+def lm_eval(
+    models: ModelsArgument,
+    tasks: Annotated[
+        str, typer.Option(metavar="A,B", help="Tasks of lm-evaluation-harness, by their names.")
+    ],
+    output: EvalOutputFlag,
+    include_path: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Folder of further tasks.")
+    ] = None,
+    tokenizer: TokenizerFlag = None,
+    as_json: JSONFlag = False,
+) -> None:
+    """Hand checkpoints to lm-evaluation-harness; needs `pip install 'alignctl[lm-eval]'`.
+
+    Knobs: num_fewshot, batch, limit, chat_template, precision.
+    """
+    from alignctl.config.generation import HarnessOptions
+    from alignctl.config.load import options
+
+    paths, overrides = split(models)
+    flags = {
+        "models": paths,
+        "tasks": [task.strip() for task in tasks.split(",") if task.strip()],
+        "output": output,
+        "include_path": include_path,
+        "tokenizer": tokenizer,
+    }
+    found = options(HarnessOptions, flags, overrides)
+    from alignctl.stages import eval_lm
+
+    eval_lm.run(found, as_json=as_json)
+
+
 def register(command_line: typer.Typer) -> None:
     """Adds the command group to the command line."""
     command_line.add_typer(app)

@@ -221,3 +221,37 @@ class PairOptions(Section):
 
     score_batch: Count = 4
     """Prompts, with all their answers, that the reward model reads at the same time."""
+
+
+class HarnessOptions(Section):
+    """One call of `eval lm-eval`."""
+
+    models: Annotated[list[FilePath], Field(min_length=1)]
+    """The models: Hugging Face, Megatron or run folders."""
+
+    tasks: Annotated[list[str], Field(min_length=1)]
+    """Names of the harness's tasks."""
+
+    output: FilePath
+    """Folder for the result."""
+
+    tokenizer: FilePath | None = None
+    """Folder of the tokenizer of all of them; null: beside each model."""
+
+    include_path: FilePath | None = None
+    """Folder of further tasks, as the harness's YAML files."""
+
+    num_fewshot: Annotated[int, Field(ge=0)] | None = None
+    """Examples before each question; null: as the task has it."""
+
+    batch: Count = 8
+    """Texts that are read at the same time."""
+
+    limit: Count | None = None
+    """Only so many questions of each task, the first ones; null: all."""
+
+    chat_template: bool = False
+    """Write questions by the tokenizer's chat template."""
+
+    precision: Literal["fp32", "bf16"] | None = None
+    """Of weights and computation; null: bf16 on a GPU, fp32 without."""

@@ -206,6 +206,22 @@ def open_policy(load: Path, model: Model | None = None) -> "Source":
     Raises:
         UserError: It is none.
     """
+    source = open_weights(load, model)
+    if warning := library.check_vllm(source.model):
+        console.say(f"warning: {warning}")
+    return source
+
+
+def open_weights(load: Path, model: Model | None = None) -> "Source":
+    """A model that can speak; no weight is read.
+
+    Args:
+        load: A folder of any kind.
+        model: The architecture that it must have; None: what it says itself.
+
+    Raises:
+        UserError: It is none.
+    """
     from alignctl.checkpoints.source import find
     from alignctl.models.families import differences
 
@@ -220,8 +236,6 @@ def open_policy(load: Path, model: Model | None = None) -> "Source":
             f"the preset and {source.path} describe different models:\n  " + "\n  ".join(found),
             "choose the preset of this model, or leave --preset out",
         )
-    if warning := library.check_vllm(source.model):
-        console.say(f"warning: {warning}")
     return source
 
 
