@@ -46,9 +46,12 @@ def run(options: WinOptions, *, as_json: bool) -> None:
     file = replace(file, rows=file.rows[: options.limit], questions=file.questions[: options.limit])
     has_answers = options.baseline.is_file()
     asked = [*options.models, *([] if has_answers else [options.baseline])]
-    names = [*results.names_of(options.models), *([] if has_answers else [_BASELINE])]
-    if len(set(names)) < len(names):
-        raise UserError(f"a model is called {_BASELINE}: rename its folder")
+    names = results.names_of(options.models)
+    if _BASELINE in names:
+        raise UserError(
+            f"a model is called {_BASELINE}, as its answers would be: rename its folder"
+        )
+    names += [] if has_answers else [_BASELINE]
     generators = [Generator(model, options, tokenizer=options.tokenizer) for model in asked]
     reward = RewardModel(
         options.reward_load, precision=options.precision, batch=options.score_batch

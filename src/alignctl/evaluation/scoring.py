@@ -90,7 +90,7 @@ class RewardModel:
                 self.source.model.model_copy(update=without_dropout),
                 Parallel(),
                 precision=self._precision or ("bf16" if IS_GPU else "fp32"),
-                seq_length=self.max_length + 1,
+                seq_length=self.max_length,
                 optimizer=None,
                 head=self.source.head,
             )
