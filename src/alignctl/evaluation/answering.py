@@ -51,7 +51,14 @@ def answer(generator: Generator, file: PromptFile, output: Path) -> None:
             "cut": sum(prompt.is_cut for prompt in prompts),
         }
         if out.done < len(prompts):
-            info |= _write(generator, file, prompts, out)
+            try:
+                info |= _write(generator, file, prompts, out)
+            except KeyboardInterrupt:
+                console.say(
+                    f"stopped: {out.done:,} of {len(prompts):,} prompts are answered; the same "
+                    "command goes on"
+                )
+                raise
         out.commit(info)
 
 

@@ -25,12 +25,13 @@ from alignctl.data.prompt_schemas import Question
 from alignctl.data.prompts import prompt_text
 from alignctl.data.templates import renderer
 from alignctl.data.tokenizer import Tokenizer, check_fits, load_tokenizer
-from alignctl.errors import RunError, UserError
+from alignctl.errors import AlignctlError, RunError, UserError
 from alignctl.rollouts import library
 from alignctl.rollouts.samples import Completion, Finish, Request, Sampling
 
 if TYPE_CHECKING:
     from alignctl.checkpoints.source import Source
+    from alignctl.rollouts.vllm import Rollout
 
 
 @dataclass(frozen=True)
@@ -114,23 +115,37 @@ class Generator:
         from alignctl.checkpoints.conversion import hf_tensors
         from alignctl.engines.device import IS_GPU
         from alignctl.rollouts import alone
-        from alignctl.rollouts.vllm import Rollout
 
         with self._stack:
             adapted.verify(self.source)
             self._stack.enter_context(alone.process_group())
-            self._rollout = Rollout(
-                self.source.hf_config,
-                self.settings.rollout(self.source.model),
-                max_model_len=self._longest,
-                precision=self.settings.precision or ("bf16" if IS_GPU else "fp32"),
-                seed=self.settings.seed % 2**31,
-                timeout_minutes=10,
-            )
+            self._rollout = self._started("bf16" if IS_GPU else "fp32")
             self._stack.callback(self._rollout.close)
             self._rollout.load_weights(hf_tensors(self.source))
             self._stack = self._stack.pop_all()
         return self
+
+    def _started(self, precision: str) -> "Rollout":
+        """vLLM, without weights."""
+        from alignctl.rollouts.vllm import Rollout
+
+        try:
+            return Rollout(
+                self.source.hf_config,
+                self.settings.rollout(self.source.model),
+                max_model_len=self._longest,
+                precision=self.settings.precision or precision,
+                seed=self.settings.seed % 2**31,
+                timeout_minutes=10,
+            )
+        except AlignctlError:
+            raise
+        except Exception as error:  # vLLM's own are of many kinds, most of them about memory
+            raise RunError(
+                f"vLLM did not start: {type(error).__name__}: {error}",
+                "on a GPU, gpu_memory_utilization is its share of the memory; max_prompt_length, "
+                "max_new_tokens and batch say how much its cache must hold",
+            ) from error
 
     def __exit__(
         self,
