@@ -19,14 +19,14 @@ TARGETS = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text("utf-8"),
 CAN_DRY_RUN = (
     *("convert-hf2mg", "convert-mg2hf", "convert-mg2mg", "pretrain"),
     *("sft", "reward", "dpo"),
-    *("rlhf", "online-dpo", "grpo"),
+    *("rlhf", "online-dpo", "grpo", "generate"),
 )
 
 Run = Callable[[list[str]], tuple[int, str]]
 
 
-WANT_MODELS = ("verify",)
-"""Commands that do nothing without models; their tests are in tests/stages."""
+WANT_MODELS = ("verify", "eval")
+"""Commands that do nothing without models; their tests are in tests/stages and tests/evaluation."""
 
 WANT_FILES = ("prepare",)
 """Commands that do nothing without data, which they are given in a test of their own."""

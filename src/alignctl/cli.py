@@ -13,6 +13,8 @@ import typer
 from alignctl import (
     __version__,
     cli_convert,
+    cli_eval,
+    cli_generate,
     cli_launch,
     cli_on_policy,
     cli_prepare,
@@ -62,6 +64,8 @@ app.add_typer(cli_launch.app)
 cli_convert.register(app)
 cli_train.register(app)
 cli_on_policy.register(app)
+cli_generate.register(app)
+cli_eval.register(app)
 
 
 @app.callback(invoke_without_command=True)

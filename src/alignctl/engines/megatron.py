@@ -94,6 +94,11 @@ def groups() -> dict[str, dist.ProcessGroup]:
     return {name: group for name, group in found.items() if dist.get_world_size(group) > 1}
 
 
+def leave() -> None:
+    """Ends Megatron's groups, so that they can be laid over another process group."""
+    parallel_state.destroy_model_parallel()
+
+
 class MegatronEngine:
     """A sharded model with its optimizer.
 
