@@ -22,8 +22,8 @@ CAN_DRY_RUN = (
 Run = Callable[[list[str]], tuple[int, str]]
 
 
-WANT_MODELS = ("verify",)
-"""Commands that do nothing without models; their tests are in tests/stages."""
+WANT_MODELS = ("verify", "report")
+"""Commands that do nothing without models or runs; their tests are in tests/stages."""
 
 
 def blocks(language: str) -> list[str]:
@@ -95,7 +95,7 @@ def test_the_errors_are_those_that_a_user_sees(run: Run) -> None:
 
 def test_the_table_of_stages_lists_the_stages_that_exist() -> None:
     listed = [name for row in table("Stages") for name in named(row[:1])]
-    helpers = ["presets", "doctor", "verify"]
+    helpers = ["presets", "doctor", "verify", "report"]
     group = typer.main.get_command(cli.app)
     assert sorted([*listed, *helpers]) == sorted(getattr(group, "commands", {}))
     assert all(f"`{name}`" in README for name in helpers)
