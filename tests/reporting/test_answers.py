@@ -18,7 +18,8 @@ def row(prompt: str, answer: str, **more: object) -> dict[str, object]:
 def test_prompts_that_most_have_answered_come_first(tmp_path: Path) -> None:
     a = run(tmp_path / "a", [row("1+1", "3"), row("2+2", "5")], [row("2+2", "4")])
     b = run(tmp_path / "b", [row("2+2", "22", score=0.5, kl=1.25, is_finished=False)])
-    file = write_answers(tmp_path / "base.jsonl", [{"query": "2+2", "response": ["four", "4"]}])
+    generated = {"query": "2+2", "answer": "4", "response": ["four", "5"], "finish": ["length", ""]}
+    file = write_answers(tmp_path / "base.jsonl", [generated])
     first, second = side_by_side([a, b], [("base.jsonl", file)], {})
     assert first.prompt == "2+2"
     assert [(answer.by, answer.run, answer.text) for answer in first.answers] == [
@@ -28,6 +29,7 @@ def test_prompts_that_most_have_answered_come_first(tmp_path: Path) -> None:
         ("base.jsonl", None, "four"),
     ]
     assert first.answers[2].remarks == "score 0.5 | KL 1.25 | cut off"
+    assert first.answers[3].remarks == "expected 4 | cut off"
     assert second.prompt == "1+1"
 
 

@@ -103,7 +103,7 @@ def _spread(
 
 
 def _prompt_of(row: dict[str, Any]) -> str | None:
-    for name in ("prompt", "query", "messages"):
+    for name in ("prompt", "query", "question", "messages"):
         value = row.get(name)
         if isinstance(value, str):
             return value
@@ -114,13 +114,12 @@ def _prompt_of(row: dict[str, Any]) -> str | None:
 
 
 def _answer_of(row: dict[str, Any]) -> str | None:
-    for name in ("answer", "response", "output", "text", "answers", "responses", "outputs"):
+    # Beside a response, `answer` is the one that was expected.
+    for name in ("response", "answer"):
         value = row.get(name)
         first = value[0] if isinstance(value, list) and value else value
         if isinstance(first, str):
             return first
-        if isinstance(first, dict) and isinstance(first.get("text"), str):
-            return str(first["text"])
     return None
 
 
@@ -133,9 +132,13 @@ def _remarks(row: dict[str, Any]) -> str:
             found.append(f"{label} {value:.3g}")
     if isinstance(rule := row.get("rule"), str):
         found.append(f"rule: {rule.replace('_', ' ')}")
-    if row.get("expected") is not None:
-        found.append(f"expected {row['expected']}")
-    if row.get("is_finished") is False or row.get("finish_reason") == "length":
+    expected = row.get("answer") if "response" in row else row.get("expected")
+    if expected is not None:
+        found.append(f"expected {_cut(str(expected))}")
+    finish = row.get("finish")
+    if row.get("is_finished") is False or "length" in (
+        finish[:1] if isinstance(finish, list) else [finish]
+    ):
         found.append("cut off")
     return " | ".join(found)
 
