@@ -41,6 +41,8 @@ MAIN = (
     Chart("grad_norm", "Gradient norm", "before clipping"),
     Chart("tokens_per_second", "Throughput", "tokens per second, over all ranks"),
     Chart("peak_memory_gib", "Memory", "largest so far of rank 0, GiB"),
+    Chart("memory_gib_rollout", "Memory, sampling", "largest of rank 0, GiB"),
+    Chart("memory_gib_training", "Memory, training", "largest of rank 0, GiB"),
 )
 """What a reader looks for, in that order; the rest follows by name."""
 

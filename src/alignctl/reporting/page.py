@@ -46,10 +46,9 @@ class Material:
     damaged: Sequence[str] = ()
     window: int | None = None
 
-    @property
-    def unit(self) -> str:
-        """What steps are called."""
-        return " or ".join(sorted({run.unit for run in self.runs}, reverse=True)) or "step"
+    def unit(self, lines: Sequence[charts.Line]) -> str:
+        """What the steps of a chart are called."""
+        return " or ".join(sorted({self.runs[line.run].unit for line in lines}, reverse=True))
 
     @property
     def colors(self) -> dict[str, int]:
@@ -128,7 +127,7 @@ def pictures(material: Material) -> Mapping[str, bytes]:
     for chart in (*main, *others):
         lines = list(charts.lines(chart, material.runs, material.window))
         title = f"{chart.title}: {', '.join(run.name for run in material.runs)}"
-        figure = drawing.draw(chart, lines, unit=material.unit, title=title)
+        figure = drawing.draw(chart, lines, unit=material.unit(lines), title=title)
         name = re.sub(r"[^\w.-]", "_", chart.metric)
         found[f"{name}.png"] = drawing.png(figure)
     if len(material.benchmark.categories) >= _MIN_SPOKES:
@@ -184,7 +183,7 @@ def date(seconds: float) -> str:
 
 def _drawn(chart: charts.Chart, material: Material) -> _Drawn:
     lines = list(charts.lines(chart, material.runs, material.window))
-    figure = drawing.draw(chart, lines, unit=material.unit)
+    figure = drawing.draw(chart, lines, unit=material.unit(lines))
     names = ", ".join(dict.fromkeys(material.runs[line.run].name for line in lines))
     bad = [
         f"{material.runs[line.run].name}: {len(line.bad_steps):,} values are no finite numbers, "
@@ -192,7 +191,7 @@ def _drawn(chart: charts.Chart, material: Material) -> _Drawn:
         for line in lines
         if len(line.bad_steps)
     ]
-    label = f"{chart.title} of {names} over {material.unit}s"
+    label = f"{chart.title} of {names} over {material.unit(lines)}s"
     return _Drawn(chart, drawing.svg(figure, label, chart.metric), bad)
 
 
