@@ -27,6 +27,7 @@ COMMANDS = [
     ["presets", "validate"],
     ["presets", "schema"],
     ["doctor"],
+    ["report"],
     [],
 ]
 HEAVY = ("torch", "megatron", "transformers", "vllm", "deepspeed")

@@ -30,6 +30,8 @@ WANT_MODELS = ("verify", "eval")
 
 WANT_FILES = ("prepare",)
 """Commands that do nothing without data, which they are given in a test of their own."""
+WANT_MODELS = ("verify", "report")
+"""Commands that do nothing without models or runs; their tests are in tests/stages."""
 
 
 def blocks(language: str) -> list[str]:
@@ -121,7 +123,7 @@ def test_the_errors_are_those_that_a_user_sees(run: Run) -> None:
 
 def test_the_table_of_stages_lists_the_stages_that_exist() -> None:
     listed = [name for row in table("Stages") for name in named(row[:1])]
-    helpers = ["prepare", "presets", "doctor", "verify", "launch"]
+    helpers = ["prepare", "report", "presets", "doctor", "verify", "launch"]
     group = typer.main.get_command(cli.app)
     assert sorted([*listed, *helpers]) == sorted(getattr(group, "commands", {}))
     assert all(f"`{name}`" in README for name in helpers)

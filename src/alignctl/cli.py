@@ -19,6 +19,7 @@ from alignctl import (
     cli_on_policy,
     cli_prepare,
     cli_presets,
+    cli_report,
     cli_train,
     console,
 )
@@ -66,6 +67,7 @@ cli_train.register(app)
 cli_on_policy.register(app)
 cli_generate.register(app)
 cli_eval.register(app)
+cli_report.register(app)
 
 
 @app.callback(invoke_without_command=True)

@@ -1,0 +1,53 @@
+"""The command that shows what runs have done."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from alignctl.flags import example
+
+
+def register(app: typer.Typer) -> None:
+    """Adds the command to the command line."""
+    app.command(
+        "report",
+        epilog=example(
+            "alignctl report runs/llama2-7b-sft",
+            "alignctl report runs/llama2-7b-dpo runs/llama2-7b-rlhf --output report.html "
+            "--png plots",
+        ),
+    )(report)
+
+
+def report(
+    paths: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="RUN",
+            help="Run folders; also folders with MT-Bench results, and .jsonl files of answers.",
+        ),
+    ],
+    output: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="The page; default: report.html in the run folder."),
+    ] = None,
+    png: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Save the charts as pictures too.")
+    ] = None,
+    smooth: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            metavar="N",
+            help="Measurements that a line is the mean of; default: a 25th of the run; 1: none.",
+        ),
+    ] = None,
+) -> None:
+    """Write one page about runs: curves, MT-Bench, answers, settings, environment.
+
+    It needs no network, and shows runs that are running or were killed as well as finished ones.
+    """
+    from alignctl.stages import report as stage
+
+    stage.run(paths, output=output, png=png, window=smooth)

@@ -1,0 +1,252 @@
+"""Charts as matplotlib figures, and figures as SVG that takes its colours from the page around it.
+
+matplotlib knows one theme at a time, and a page has two and is printed besides. So the figures are
+drawn in marker colours that nothing else has, and in the SVG these become CSS variables.
+"""
+
+import io
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from html import escape
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from alignctl.reporting.charts import Chart, Line
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+COLORS = 8
+"""Runs that are told apart by colour; more of them share colours and are drawn dash-dotted."""
+
+_BAD_SHOWN = 200
+"""Crosses of values that are no numbers; more would be a bar."""
+
+
+@dataclass(frozen=True)
+class Palette:
+    """The colours of a figure."""
+
+    ink: str
+    muted: str
+    grid: str
+    bad: str
+    runs: tuple[str, ...]
+
+
+LIGHT = Palette(
+    ink="#1b1f24",
+    muted="#57606a",
+    grid="#d8dee4",
+    bad="#cf222e",
+    runs=("#0b62c4", "#c2410c", "#12793d", "#8e3bb0", "#8a6100", "#0e7c86", "#b8266b", "#4d5560"),
+)
+"""For PNG, and for paper; each has a contrast of 4.5 or more on white."""
+
+DARK = Palette(
+    ink="#e6edf3",
+    muted="#9aa4af",
+    grid="#30363d",
+    bad="#ff7b72",
+    runs=("#6cb6ff", "#ff9f68", "#5bd18b", "#d2a8ff", "#e3b341", "#56d4dd", "#ff8fc0", "#b1bac4"),
+)
+
+_MARKERS = Palette(
+    ink="#0a0b01",
+    muted="#0a0b02",
+    grid="#0a0b03",
+    bad="#0a0b04",
+    runs=tuple(f"#0a0b{16 + n:02x}" for n in range(COLORS)),
+)
+
+_RUN = re.compile(r'<g id="run-(\d+)">')
+_OTHER_GROUP = re.compile(r'<g id="[^"]*">')
+_FONT = re.compile(r"; font-family: [^;\"]*|font-family: [^;\"]*; ?")
+
+
+def variables(palette: Palette) -> dict[str, str]:
+    """CSS variables and their values."""
+    named = {"ink": palette.ink, "muted": palette.muted, "grid": palette.grid, "bad": palette.bad}
+    return named | {f"run-{n}": color for n, color in enumerate(palette.runs)}
+
+
+def draw(chart: Chart, lines: Sequence[Line], *, unit: str, title: str | None = None) -> "Figure":
+    """A chart of runs over their steps.
+
+    Args:
+        chart: What is drawn.
+        lines: Of each run, in `LIGHT` or, without a title, in marker colours for `svg`.
+        unit: What steps are called.
+        title: Written above a picture that stands alone.
+    """
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+
+    palette = LIGHT if title else _MARKERS
+    with _style(palette):
+        figure = Figure(figsize=(4.8, 2.7), layout="constrained")
+        axes = figure.add_subplot()
+        for line in lines:
+            _add(axes, line, palette)
+        if _spans_decades(lines):
+            axes.set_yscale("log")
+        axes.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10], integer=True))
+        axes.set_xlabel(unit, parse_math=False)
+        axes.margins(x=0.02)
+        if title:
+            axes.set_title(title, parse_math=False)
+            axes.set_ylabel(chart.about, parse_math=False)
+    return figure
+
+
+def draw_radar(
+    categories: Sequence[str],
+    models: Mapping[str, Sequence[float]],
+    colors: Mapping[str, int],
+    *,
+    with_legend: bool,
+) -> "Figure":
+    """Scores from 0 to 10 of several models, one spoke for each category.
+
+    Args:
+        categories: Three or more.
+        models: Name to the scores in the order of the categories; NaN where there is none.
+        colors: Name to its number among all that the page tells apart.
+        with_legend: For a picture that stands alone; drawn in `LIGHT` then.
+    """
+    from matplotlib.figure import Figure
+
+    palette = LIGHT if with_legend else _MARKERS
+    angles = np.linspace(0, 2 * np.pi, len(categories), endpoint=False)
+    with _style(palette):
+        figure = Figure(figsize=(4.8, 3.8), layout="constrained")
+        axes = figure.add_subplot(projection="polar")
+        axes.set_theta_offset(np.pi / 2)  # type: ignore[attr-defined]
+        axes.set_theta_direction(-1)  # type: ignore[attr-defined]
+        for name, scores in models.items():
+            closed = [*scores, scores[0]]
+            color = palette.runs[colors[name] % COLORS]
+            group = f"run-{colors[name]}"
+            [line] = axes.plot(
+                [*angles, angles[0]], closed, color=color, linewidth=1.6, label=name, gid=group
+            )
+            line.set_marker("o")
+            line.set_markersize(3)
+        axes.set_ylim(0, 10)
+        axes.set_yticks([2, 4, 6, 8, 10], ["2", "4", "6", "8", "10"], fontsize=7)
+        axes.set_xticks(angles, list(categories), parse_math=False)
+        axes.tick_params(axis="x", pad=8)
+        axes.spines["polar"].set_color(palette.grid)
+        if with_legend:
+            figure.legend(loc="outside lower center", ncols=3, frameon=False)
+    return figure
+
+
+def svg(figure: "Figure", label: str, salt: str) -> str:
+    """A figure as an element for a page: its colours are the page's variables, its text is text.
+
+    Args:
+        figure: Drawn in marker colours.
+        label: What it shows, for those who do not see it.
+        salt: Makes the names within it unlike those of other figures on the page.
+    """
+    from matplotlib import rc_context
+
+    stream = io.StringIO()
+    with rc_context({"svg.fonttype": "none", "svg.hashsalt": salt}):
+        figure.savefig(stream, format="svg", transparent=True, metadata={"Date": None})
+    text = stream.getvalue()
+    text = text[text.index("<svg") :]
+    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
+    text = re.sub(r"<style.*?</style>", "", text, flags=re.DOTALL)
+    box = re.search(r'viewBox="([^"]*)"', text)
+    assert box is not None
+    name = escape(label, quote=True)
+    body = text[text.index(">") + 1 :]
+    text = f'<svg role="img" aria-label="{name}" viewBox="{box[1]}">{body}'
+    # What groups are called is of no use, and the same in every figure; a page wants them unique.
+    text = _RUN.sub(r'<g class="run-\1">', text)
+    text = _OTHER_GROUP.sub("<g>", text)
+    text = _FONT.sub("", text)
+    for variable, marker in variables(_MARKERS).items():
+        text = text.replace(marker, f"var(--{variable})")
+    return re.sub(r"\s*\n\s*", "\n", text)
+
+
+def png(figure: "Figure") -> bytes:
+    """A figure as a picture of 960 pixels and more."""
+    stream = io.BytesIO()
+    figure.savefig(stream, format="png", dpi=200)
+    return stream.getvalue()
+
+
+@contextmanager
+def _style(palette: Palette) -> Iterator[None]:
+    from matplotlib import rc_context
+
+    with rc_context(
+        {
+            "font.family": "sans-serif",
+            "font.size": 9,
+            "text.color": palette.ink,
+            "axes.labelcolor": palette.muted,
+            "axes.edgecolor": palette.grid,
+            "axes.facecolor": "none",
+            "axes.grid": True,
+            "axes.axisbelow": True,
+            "axes.spines.top": False,
+            "axes.spines.right": False,
+            "axes.titlesize": 10,
+            "grid.color": palette.grid,
+            "grid.linewidth": 0.6,
+            "xtick.color": palette.grid,
+            "ytick.color": palette.grid,
+            "xtick.labelcolor": palette.muted,
+            "ytick.labelcolor": palette.muted,
+            "path.simplify": True,
+        }
+    ):
+        yield
+
+
+def _add(axes: "Axes", line: Line, palette: Palette) -> None:
+    color = palette.runs[line.run % COLORS]
+    group = f"run-{line.run}"
+    steps, values = line.points.steps, line.points.values
+    if line.is_validation:
+        [drawn] = axes.plot(steps, values, color=color, linewidth=1.2, ls=(0, (4, 2)), gid=group)
+        drawn.set_marker("o")
+        drawn.set_markersize(3.5)
+    elif line.smooth is None:
+        style = "-" if line.run < COLORS else "-."
+        dots = "o" if len(steps) == 1 else None
+        axes.plot(
+            steps, values, color=color, linewidth=1.6, linestyle=style, marker=dots, gid=group
+        )
+    else:
+        style = "-" if line.run < COLORS else "-."
+        axes.plot(steps, values, color=color, linewidth=0.8, alpha=0.35, gid=group)
+        smooth = line.smooth
+        axes.plot(smooth.steps, smooth.values, color=color, linewidth=1.8, ls=style, gid=group)
+    if len(line.bad_steps):
+        bad = line.bad_steps[:_BAD_SHOWN]
+        foot = axes.get_xaxis_transform()
+        [drawn] = axes.plot(bad, np.zeros(len(bad)), transform=foot, color=palette.bad, gid=group)
+        drawn.set(marker="x", markersize=5, linestyle="none", clip_on=False)
+
+
+def _spans_decades(lines: Sequence[Line]) -> bool:
+    """Whether values are positive, and so far apart that a straight scale would hide most of them.
+
+    Without the outermost hundredths: one tiny value is no reason to draw all others crowded.
+    """
+    known = [line.points.values[np.isfinite(line.points.values)] for line in lines]
+    values = np.concatenate(known) if known else np.array([])
+    if not len(values) or values.min() <= 0:
+        return False
+    low, high = np.quantile(values, [0.01, 0.99])
+    return bool(high > 1000 * low)

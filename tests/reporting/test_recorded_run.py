@@ -1,0 +1,80 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from alignctl.errors import UserError
+from alignctl.reporting.recorded_run import read, short_names
+from tests.reporting import run_folders
+
+
+def test_a_run_in_progress_tells_what_it_has_measured(tmp_path: Path) -> None:
+    rows = [
+        run_folders.start(10),
+        run_folders.validation(0, loss=6.5),
+        run_folders.train(1, loss=6.0, grad_norm="inf"),
+        run_folders.train(2, loss="nan", grad_norm=1),
+    ]
+    run = read(run_folders.write(tmp_path / "sft", rows), "sft")
+    assert (run.stage, run.unit, run.result, run.total, run.last_step) == (
+        "sft",
+        "step",
+        None,
+        10,
+        2,
+    )
+    assert run.times == (1e9, 1e9 + 2)
+    assert run.train["loss"].steps.tolist() == [1, 2]
+    np.testing.assert_equal(run.train["loss"].values, [6.0, np.nan])
+    np.testing.assert_equal(run.train["grad_norm"].values, [np.inf, 1.0])
+    assert run.validation["loss"].values.tolist() == [6.5]
+
+
+def test_damaged_lines_are_counted_but_an_unfinished_last_one_is_not(tmp_path: Path) -> None:
+    folder = run_folders.write(tmp_path, [run_folders.train(1, loss=1.0)])
+    with (folder / "metrics.jsonl").open("ab") as stream:
+        stream.write(b'{"kind": "tra\n\n[1]\n\xff\xfe\n{"kind": "train", "step": 2, "lo')
+    run = read(folder, "run")
+    assert run.damaged == [2, 4, 5]
+    assert run.train["loss"].values.tolist() == [1.0]
+
+
+def test_rows_of_unknown_kinds_and_values_that_are_no_numbers_are_passed_over(
+    tmp_path: Path,
+) -> None:
+    rows = [
+        {"kind": "poem", "step": 1, "time": 1, "loss": 1.0},
+        {"kind": "train", "step": "one", "loss": 1.0},
+        run_folders.train(1, loss=2.0, is_good=True, text="words", more=[1]),
+    ]
+    run = read(run_folders.write(tmp_path, rows), "run")
+    assert {name: series.values.tolist() for name, series in run.train.items()} == {"loss": [2.0]}
+
+
+def test_notes_that_warn_are_told_once(tmp_path: Path) -> None:
+    texts = ["warning: slow", "a sample", "warning: slow"]
+    rows = [{"kind": "note", "step": 0, "time": 0, "text": text} for text in texts]
+    run = read(run_folders.write(tmp_path, rows), "run")
+    assert run.warnings == ["warning: slow"]
+
+
+def test_stages_that_sample_count_episodes(tmp_path: Path) -> None:
+    assert read(run_folders.write(tmp_path, experience={"prompts": 8}), "run").unit == "episode"
+
+
+def test_a_folder_without_a_configuration_is_no_run(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="not a run folder"):
+        read(tmp_path, "run")
+
+
+@pytest.mark.parametrize(
+    ("paths", "names"),
+    [
+        (["runs/sft"], ["sft"]),
+        (["runs/sft", "runs/dpo"], ["sft", "dpo"]),
+        (["a/runs/sft", "b/runs/sft"], ["a/runs/sft", "b/runs/sft"]),
+        ([], []),
+    ],
+)
+def test_names_are_the_shortest_that_differ(paths: list[str], names: list[str]) -> None:
+    assert short_names([Path(path) for path in paths]) == names

@@ -1,0 +1,21 @@
+from alignctl.reporting.redaction import HIDDEN
+from alignctl.reporting.tables import ABSENT, Row, table
+
+
+def test_values_of_runs_stand_side_by_side_under_dotted_names() -> None:
+    first = {"optimizer": {"lr": 1e-5, "betas": [0.9, 0.95]}, "load": None, "empty": {}}
+    second = {"optimizer": {"lr": 2e-5, "betas": [0.9, 0.95]}, "packing": True}
+    rows = table([first, second])
+    assert rows == [
+        Row("optimizer.lr", ["1e-05", "2e-05"]),
+        Row("optimizer.betas", ["0.9, 0.95", "0.9, 0.95"]),
+        Row("load", ["none", ABSENT]),
+        Row("empty", ["{}", ABSENT]),
+        Row("packing", [ABSENT, "true"]),
+    ]
+    assert [row.name for row in rows if row.is_same] == ["optimizer.betas"]
+
+
+def test_keys_are_hidden_at_any_depth() -> None:
+    rows = table([{"judge": {"api_key": "abc", "key": {"a": "b"}, "urls": ["http://u:p@h/"]}}])
+    assert [row.values for row in rows] == [[HIDDEN], [HIDDEN], [f"http://{HIDDEN}@h/"]]
