@@ -32,7 +32,8 @@ def preset_file(tmp_path: Path) -> Path:
     """The model and the `sft` section of a preset."""
     file = tmp_path / "mine.yaml"
     presets.copy("tiny-llama", file)
-    file.write_text(file.read_text().partition("\nreward:")[0])
+    head, _, rest = file.read_text().partition("\npretrain:")
+    file.write_text(head + "\nsft:" + rest.partition("\nsft:")[2].partition("\nreward:")[0])
     return file
 
 

@@ -29,11 +29,10 @@ def test_the_tutorials_million_tokens_are_122_steps_of_which_12_warm_up() -> Non
 
 
 def test_steps_and_epochs_count_as_elsewhere() -> None:
-    assert config("train.tokens=null", "train.steps=30").total_steps(1000) == 30
-    assert config("train.tokens=null", "train.epochs=2").total_steps(100) == 7  # ceil(200 / 32)
-    assert config("optimizer.warmup_tokens=null", "optimizer.warmup_steps=3").schedule == (
-        config("optimizer.warmup_tokens=null", "optimizer.warmup_steps=3").optimizer
-    )
+    """The preset's tokens give way to them."""
+    assert config("train.steps=30").total_steps(1000) == 30
+    assert config("train.epochs=2").total_steps(100) == 7  # ceil(200 / 32)
+    assert config("optimizer.warmup_steps=3").schedule.warmup_steps == 3
 
 
 def test_the_trained_model_has_the_extra_rows() -> None:
@@ -57,17 +56,17 @@ def test_a_blend_is_paths_with_weights() -> None:
         (["data.blend=[0.7, a]"], "data.blend must be a mapping, such as {name: value}"),
         (["data.blend={a: 1}", "data.train=b"], "both of data.train b and data.blend set"),
         (
-            ["data.blend={a: 1}", "train.tokens=null", "train.epochs=1"],
+            ["data.blend={a: 1}", "train.epochs=1"],
             "train.epochs 1.0 is not defined with data.blend",
         ),
         (["data.split=98/2/0"], "data.split '98/2/0' is not three shares"),
         (["data.split=98,2"], "data.split '98,2' is not three shares"),
         (["data.split=0,100,0"], "of which the first is not 0"),
         (["data.split=98,-2,0"], "data.split '98,-2,0' is not three shares"),
-        (["train.steps=3"], "train.steps and train.tokens set: give one of"),
-        (["train.tokens=null"], "none set: give one of train.steps, train.epochs and train.tokens"),
+        (["train.steps=3", "train.epochs=1"], "both of train.steps and train.epochs set"),
+        (["train.tokens=null"], "none of train.steps, train.epochs and train.tokens set: give"),
         (["train.tokens=8191"], "train.tokens 8191 is less than one step of batch.global_batch"),
-        (["optimizer.warmup_steps=1"], "both of optimizer.warmup_steps 1 and optimizer.warmup_tok"),
+        (["train.steps=9"], "optimizer.warmup_steps 12 is not less than the 9 steps of train"),
         (
             ["optimizer.warmup_tokens=1000000"],
             "optimizer.warmup_steps 122 is not less than the 122 steps of train.tokens",

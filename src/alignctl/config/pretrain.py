@@ -42,16 +42,16 @@ class Pretraining(Train):
     """How long, and how often to look."""
 
     tokens: Count | None = None
-    """Tokens to train on, over all ranks, in the place of `steps`: rounded down to whole steps of
-    batch.global_batch_size x batch.seq_length."""
+    """Tokens to train on, over all ranks: rounded down to whole steps of batch.global_batch_size x
+    batch.seq_length; acts only where `steps` and `epochs` are null."""
 
 
 class TokenSchedule(Optimizer):
     """AdamW and its learning-rate schedule."""
 
     warmup_tokens: Annotated[int, Field(ge=0)] | None = None
-    """Tokens over which the learning rate rises from 0 to lr, in the place of `warmup_steps`:
-    rounded down to whole steps."""
+    """Tokens over which the learning rate rises from 0 to lr: rounded down to whole steps; acts
+    only where `warmup_steps` is 0."""
 
 
 class PretrainSettings(TrainingSettings):
@@ -85,16 +85,23 @@ class PretrainConfig(PretrainSettings, TrainingConfig):
     @property
     @override
     def schedule(self) -> Optimizer:
-        if self.optimizer.warmup_tokens is None:
+        if self.optimizer.warmup_tokens is None or self.optimizer.warmup_steps:
             return self.optimizer
         steps = self.optimizer.warmup_tokens // self.tokens_per_step
         return self.optimizer.model_copy(update={"warmup_steps": steps})
 
     @override
     def total_steps(self, num_sequences: int) -> int:
-        if self.train.tokens is not None:
-            return self.train.tokens // self.tokens_per_step
-        return super().total_steps(num_sequences)
+        if not self._counts_tokens:
+            return super().total_steps(num_sequences)
+        assert self.train.tokens is not None
+        return self.train.tokens // self.tokens_per_step
+
+    @property
+    def _counts_tokens(self) -> bool:
+        """Whether tokens say how long the run is."""
+        train = self.train
+        return train.steps is None and train.epochs is None and train.tokens is not None
 
     @override
     def _problems(self) -> list[str]:
@@ -119,23 +126,15 @@ class PretrainConfig(PretrainSettings, TrainingConfig):
     @override
     def _schedule_problems(self) -> list[str]:
         train = self.train
-        given = [name for name in ("steps", "epochs", "tokens") if getattr(train, name) is not None]
-        if len(given) != 1:
-            state = " and ".join(f"train.{name}" for name in given) or "none"
+        if train.steps is None and train.epochs is None and train.tokens is None:
+            return ["none of train.steps, train.epochs and train.tokens set: give one"]
+        if train.tokens is None or not self._counts_tokens:
+            return super()._schedule_problems()
+        if train.tokens < self.tokens_per_step:
             return [
-                f"{state} set: give one of train.steps, train.epochs and train.tokens (the others "
-                "are null)"
-            ]
-        one_step = (
-            f"one step of batch.global_batch_size {self.batch.global_batch_size} x "
-            f"batch.seq_length {self.batch.seq_length} = {self.tokens_per_step} tokens"
-        )
-        if train.tokens is not None and train.tokens < self.tokens_per_step:
-            return [f"train.tokens {train.tokens} is less than {one_step}"]
-        if self.optimizer.warmup_tokens is not None and self.optimizer.warmup_steps:
-            return [
-                f"both of optimizer.warmup_steps {self.optimizer.warmup_steps} and "
-                f"optimizer.warmup_tokens {self.optimizer.warmup_tokens} set: give one"
+                f"train.tokens {train.tokens} is less than one step of batch.global_batch_size "
+                f"{self.batch.global_batch_size} x batch.seq_length {self.batch.seq_length} = "
+                f"{self.tokens_per_step} tokens"
             ]
         return self._optimizer_problems()
 
@@ -143,5 +142,5 @@ class PretrainConfig(PretrainSettings, TrainingConfig):
     def _optimizer_problems(self) -> list[str]:
         train = self.train
         total = None if train.epochs is not None else self.total_steps(0)
-        described = f"the {total} steps of train.{'steps' if train.steps else 'tokens'}"
+        described = f"the {total} steps of train.{'tokens' if self._counts_tokens else 'steps'}"
         return self.schedule.problems("optimizer", total, described)
