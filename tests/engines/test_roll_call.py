@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch.distributed as dist
+from torch._C._distributed_c10d import HashStore
 
 from alignctl.engines import roll_call
 from alignctl.errors import AlignctlError, LostError, UserError
@@ -17,7 +18,7 @@ FACTS = {"alignctl's source": "abc", "optimizer.lr": "1e-05"}
 
 def answers(size: int, *, missing: int | None = None, odd: int | None = None) -> list[object]:
     """What each rank that is there raised."""
-    store = dist.HashStore()
+    store = HashStore()
     store.set_timeout(timedelta(seconds=30))
 
     def come(rank: int) -> AlignctlError | None:
@@ -71,7 +72,7 @@ def test_a_group_that_answers(group: dist.ProcessGroup) -> None:
 
 def test_who_keeps_a_collective_from_ending_is_named() -> None:
     """Ranks 0 and 2 of a group have come, 2 got through, 3 never came."""
-    store = dist.HashStore()
+    store = HashStore()
     for key in ("0/in", "2/in", "2/out"):
         store.set(f"answer/tensor-parallel/{key}", "")
     found = roll_call._silent(store, "tensor-parallel", [0, 2, 3])
