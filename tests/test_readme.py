@@ -25,13 +25,11 @@ CAN_DRY_RUN = (
 Run = Callable[[list[str]], tuple[int, str]]
 
 
-WANT_MODELS = ("verify", "eval")
-"""Commands that do nothing without models; their tests are in tests/stages and tests/evaluation."""
+WANT_MODELS = ("verify", "eval", "report")
+"""Commands that do nothing without models or runs; tests/stages and tests/evaluation have theirs."""
 
 WANT_FILES = ("prepare",)
 """Commands that do nothing without data, which they are given in a test of their own."""
-WANT_MODELS = ("verify", "report")
-"""Commands that do nothing without models or runs; their tests are in tests/stages."""
 
 
 def blocks(language: str) -> list[str]:
