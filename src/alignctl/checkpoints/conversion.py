@@ -191,6 +191,18 @@ def _hf_stream(
         yield pieces[part.number]
 
 
+def hf_tensors(source: Source) -> Iterator[tuple[str, Tensor]]:
+    """Every Hugging Face tensor of a model by its full name, in model order; nothing is written.
+
+    Raises:
+        UserError: A weight is not finite, or a file is damaged.
+    """
+    rows = weight_map(source.model, source.head)
+    tensors = source.tensors
+    for row, full in zip(rows.values(), _ahead(partial(_made, tensors), rows), strict=True):
+        yield from zip(row.hf, row.layout.split(full, source.model), strict=True)
+
+
 def _made(tensors: Mapping[str, LazyTensor], name: str) -> Tensor:
     tensor = tensors[name].make()
     check_finite(tensor, tensors[name].where)

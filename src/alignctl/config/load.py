@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from alignctl.config import presets
 from alignctl.config.convert import ConvertOptions, Layout
@@ -34,6 +34,7 @@ from alignctl.config.sections import Model, Section
 from alignctl.errors import UserError
 
 Config = TypeVar("Config", bound=RunConfig)
+Options = TypeVar("Options", bound=Section)
 
 FLAGS = {
     "load": "--load",
@@ -100,7 +101,8 @@ def resolve(
     for key, value in flags.items():
         if value is not None:
             _put(document, key, value, f"{FLAGS.get(key, key)} {value}")
-    problems = _apply(document, overrides, config_class)
+    section = section_of(config_class.model_fields["stage"].default)
+    problems = _apply(document, overrides, config_class, section)
     try:
         config = config_class.model_validate(document.tree)
     except ValidationError as error:
@@ -158,6 +160,36 @@ def convert_options(
         raise refuse(describe(error, ConvertOptions, {}, origin)) from error
 
 
+def options(
+    options_class: type[Options], flags: Mapping[str, Any], overrides: Sequence[str]
+) -> Options:
+    """The options of a command that trains nothing: its flags, and knobs as `key=value`.
+
+    Args:
+        options_class: Such as GenerateOptions.
+        flags: Key to value; None is skipped. No override may set one of these keys.
+        overrides: `key=value`.
+
+    Raises:
+        UserError: For anything the user got wrong; it names the flag or the override.
+    """
+    document = Document({}, {})
+    for key, value in flags.items():
+        if value is not None:
+            _put(document, key, value, f"{FLAGS.get(key, f'--{key}')} {value}")
+    typed = {each.partition("=")[0] for each in overrides}
+    problems = [f"{key} is a flag: --{key} VALUE" for key in flags if key in typed]
+    overrides = [each for each in overrides if each.partition("=")[0] not in flags]
+    problems += _apply(document, overrides, options_class)
+    try:
+        found = options_class.model_validate(document.tree)
+    except ValidationError as error:
+        problems += describe(error, options_class, document.origins, Origin("options"))
+    if problems:
+        raise refuse(problems)
+    return found
+
+
 def render_preset(name_or_file: str, overrides: Sequence[str], *, as_json: bool = False) -> str:
     """A preset with every default and override filled in: itself a valid preset.
 
@@ -207,18 +239,20 @@ def _stage_document(
 
 
 def _apply(
-    document: Document, overrides: Sequence[str], config_class: type[RunConfig]
+    document: Document,
+    overrides: Sequence[str],
+    config_class: type[BaseModel],
+    section: str | None = None,
 ) -> list[str]:
     """Put the overrides into the document; returns what is wrong with them."""
     problems = []
     known = known_keys(config_class)
-    section = section_of(config_class.model_fields["stage"].default)
     for override in overrides:
         key, equals, text = override.partition("=")
         source = f"override {override!r}"
         if not equals:
             problems.append(f"{source} is not of the form section.key=value")
-        elif key.startswith(f"{section}."):
+        elif section and key.startswith(f"{section}."):
             problems.append(
                 f"{source}: keys are relative to the stage; "
                 f"did you mean {override.removeprefix(f'{section}.')!r}?"

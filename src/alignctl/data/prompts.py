@@ -148,7 +148,7 @@ def _kept(
 ) -> list[tuple[Row, NDArray[np.int32]]]:
     """The rows that are not left out, each with the tokens of its prompt."""
     settings, tokenizer = recipe.settings, recipe.tokenizer
-    texts = [_text(question, recipe.render) for question in questions]
+    texts = [prompt_text(question, recipe.render) for question in questions]
     kept, kept_texts = [], []
     encoded = encode_prompts(texts, tokenizer)
     for row, question, text, tokens in zip(rows, questions, texts, encoded, strict=True):
@@ -169,7 +169,7 @@ def _kept(
     return kept
 
 
-def _text(question: Question, render: Renderer) -> str:
+def prompt_text(question: Question, render: Renderer) -> str:
     """All that is written before the answer to come."""
     rendered = render(question.conversation)
     if not rendered.spans:

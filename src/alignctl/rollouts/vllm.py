@@ -136,14 +136,13 @@ class Rollout:
         Raises:
             RunError: No weights were loaded, or the ranks of a replica sampled different tokens.
         """
-        if not self._has_weights:
-            raise RunError("vLLM has no weights yet: they have to be pushed before it samples")
+        self._check_weights()
         mine = deal_groups(requests, sampling, self.num_replicas)[self._replica]
-        with _apart():
-            found = self._sample(mine, requests, sampling)
-            failed = [place for place in mine if place not in found]
-            for place in failed:
-                found |= self._sample([place], requests, sampling)
+        alike = [(request, sampling) for request in requests]
+        found = dict(self._steps(alike, mine))
+        failed = [place for place in mine if place not in found]
+        for place in failed:
+            found |= self._steps(alike, [place])
         everybodys = self._exchanged(found)
         first_failures = torch.tensor(len(failed) if self._rank_in_replica == 0 else 0)
         first_failures = first_failures.to(DEVICE)
@@ -152,6 +151,31 @@ class Rollout:
         return Generated(
             completions, int(first_failures), completions.count(None), version=self.version
         )
+
+    def stream(
+        self, requests: Sequence[tuple[Request, Sampling]]
+    ) -> Iterator[tuple[int, Completion | None]]:
+        """Samples on one replica, and gives each completion as soon as it is there.
+
+        A request that fails is tried once more, alone, when all others are done.
+
+        Args:
+            requests: All of them, each with the way it is sampled.
+
+        Yields:
+            The place of a request, in no order, and what was sampled; None where it failed twice.
+
+        Raises:
+            RunError: No weights were loaded.
+        """
+        assert self.num_replicas == 1, "completions are not exchanged"
+        self._check_weights()
+        failed = set(range(len(requests)))
+        for place, completion in self._steps(requests, range(len(requests))):
+            failed.discard(place)
+            yield place, completion
+        for place in sorted(failed):
+            yield place, dict(self._steps(requests, [place])).get(place)
 
     def sleep(self) -> None:
         """Gives the memory of weights and cache back; weights have to be pushed before sampling.
@@ -189,40 +213,45 @@ class Rollout:
     def _can_sleep(self) -> bool:
         return IS_GPU and self._settings.sleep
 
-    def _sample(
-        self, places: Sequence[int], requests: Sequence[Request], sampling: Sampling
-    ) -> dict[int, Completion]:
+    def _check_weights(self) -> None:
+        if not self._has_weights:
+            raise RunError("vLLM has no weights yet: they have to be pushed before it samples")
+
+    def _steps(
+        self, requests: Sequence[tuple[Request, Sampling]], places: Sequence[int]
+    ) -> Iterator[tuple[int, Completion]]:
         """What vLLM makes of some of the requests; those that failed are not in it."""
         from vllm.exceptions import VLLMClientError
 
         engine = self._llm.llm_engine
-        found: dict[int, Completion] = {}
         waiting: set[str] = set()
         for place in places:
-            tokens = requests[place].prompt
+            request, sampling = requests[place]
+            tokens = request.prompt
             if ((tokens < 0) | (tokens >= self._vocab_size)).any():
                 # With tensor parallelism vLLM would take the embedding of such a token for zero.
                 logger.warning("request %d: a token is not of the vocabulary", place)
                 continue
             try:
                 prompt = {"prompt_token_ids": tokens.tolist()}
-                engine.add_request(str(place), prompt, _params(sampling, requests[place].seed))
+                engine.add_request(str(place), prompt, _params(sampling, request.seed))
                 waiting.add(str(place))
             except VLLMClientError as error:  # it cannot take such a request
                 logger.warning("request %d: %s", place, error)
         try:
             while engine.has_unfinished_requests():
-                for output in engine.step():
+                with _apart():
+                    outputs = engine.step()
+                for output in outputs:
                     waiting.discard(output.request_id)
                     completion = _completion(output.outputs[0])
                     if completion is not None:
-                        found[int(output.request_id)] = completion
+                        yield int(output.request_id), completion
         except Exception:
             # Any of the requests under way may be the culprit, and vLLM does not say which one:
             # all count as failed, and each is tried again alone.
             logger.exception("vLLM failed with %d requests under way", len(waiting))
             engine.abort_request(sorted(waiting))
-        return found
 
     def _exchanged(self, found: dict[int, Completion]) -> dict[int, Completion]:
         """All replicas' completions, on every rank."""

@@ -1,0 +1,141 @@
+"""How a model answers when it is asked: lengths, sampling, memory; no training is involved."""
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from alignctl.config import rollout
+from alignctl.config.sections import Count, FilePath, Model, Section
+
+USUAL_LENGTH = 4096
+"""Most tokens of prompt and answer together, where nobody says what prompts are to be cut to."""
+
+
+class Generation(Section):
+    """The knobs of `generate`, and of what `eval` generates."""
+
+    max_prompt_length: Count | None = None
+    """Most tokens of a prompt, BOS included: a longer one loses its start, after BOS; null: what
+    4096 tokens, or the model's longest sequence if that is shorter, leave beside max_new_tokens."""
+
+    max_new_tokens: Count = 512
+    """Most tokens of an answer, its end token included."""
+
+    temperature: Annotated[float, Field(ge=0)] = 0.0
+    """What logits are divided by before a token is drawn; 0: greedy, always the likeliest token."""
+
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Draw only from the likeliest tokens that have this probability together."""
+
+    top_k: Count | None = None
+    """Draw only from so many of the likeliest tokens; null: from all."""
+
+    min_p: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """Draw only from tokens at least this likely, as a share of the likeliest one's probability."""
+
+    repetition_penalty: Annotated[float, Field(gt=0)] = 1.0
+    """Above 1, tokens that prompt or answer have already become less likely."""
+
+    samples: Count = 1
+    """Answers to each prompt."""
+
+    seed: Annotated[int, Field(ge=0)] = 1234
+    """Of all chance; each answer's own seed follows from it, its prompt's place and its number."""
+
+    template: Literal["auto", "tokenizer", "hh", "none"] = "auto"
+    """How a row is written as text. auto: its own text where it has one, otherwise the tokenizer's
+    chat template, or the HH form where there is none; tokenizer: always its chat template; hh:
+    always the HH form; none: every row's own text."""
+
+    precision: Literal["fp32", "bf16"] | None = None
+    """Of weights and computation; null: bf16 on a GPU, fp32 without."""
+
+    batch: Count = 64
+    """Most answers that are worked on at the same time."""
+
+    kv_cache_gib: Annotated[float, Field(gt=0)] = 1.0
+    """GiB for the cache of keys and values, or what one longest sequence takes, if that is more;
+    acts only without GPUs."""
+
+    gpu_memory_utilization: Annotated[float, Field(gt=0, lt=1)] = 0.9
+    """Share of a GPU's memory for weights and cache together; acts only on GPUs."""
+
+    @property
+    def is_greedy(self) -> bool:
+        """Whether nothing is left to chance."""
+        return self.temperature == 0
+
+    def longest(self, model: Model) -> int:
+        """Most tokens of prompt and answer together."""
+        if self.max_prompt_length is not None:
+            return self.max_prompt_length + self.max_new_tokens
+        return min(model.max_position_embeddings, USUAL_LENGTH)
+
+    def problems(self, model: Model) -> list[str]:
+        """Why a model cannot answer like this, one line per reason."""
+        limit, longest = model.max_position_embeddings, self.longest(model)
+        if self.max_prompt_length is None and self.max_new_tokens >= longest:
+            return [
+                f"max_new_tokens {self.max_new_tokens} leaves no room for a prompt in {longest} "
+                "tokens; set max_prompt_length, too, or less of it"
+            ]
+        if model.family == "llama2" and longest > limit:
+            return [
+                f"max_prompt_length {self.max_prompt_length} + max_new_tokens "
+                f"{self.max_new_tokens} = {longest} exceed the model's longest sequence of {limit} "
+                "tokens (max_position_embeddings)"
+            ]
+        return []
+
+    def rollout(self, model: Model) -> rollout.Rollout:
+        """What of it concerns vLLM."""
+        # Keys and values of one sequence, in float32.
+        per_token = 8 * model.num_layers * model.num_query_groups * model.head_dim
+        gib = (self.longest(model) + 16) * per_token / 2**30
+        return rollout.Rollout(
+            max_new_tokens=self.max_new_tokens,
+            temperature=self.temperature,
+            top_p=self.top_p,
+            top_k=self.top_k,
+            min_p=self.min_p,
+            repetition_penalty=self.repetition_penalty,
+            max_num_seqs=self.batch,
+            gpu_memory_utilization=self.gpu_memory_utilization,
+            kv_cache_gib=max(self.kv_cache_gib, gib),
+        )
+
+    @model_validator(mode="after")
+    def _knobs_have_an_effect(self) -> Self:
+        problems = []
+        if self.is_greedy and (self.top_p < 1 or self.top_k or self.min_p):
+            problems.append(
+                "top_p, top_k and min_p have no effect at temperature 0, the default: the "
+                "likeliest token is always taken; set temperature=1.0"
+            )
+        if self.is_greedy and self.samples > 1:
+            problems.append(
+                f"samples {self.samples} would be the same at temperature 0, the default; set "
+                "temperature=1.0"
+            )
+        if problems:
+            raise ValueError("\n".join(problems))
+        return self
+
+
+class GenerateOptions(Generation):
+    """One call of `generate`."""
+
+    load: FilePath
+    """The model: Hugging Face, Megatron or a run folder."""
+
+    data: FilePath
+    """The prompts: a text file with one in each line, or rows."""
+
+    output: FilePath
+    """Where the answers go: .jsonl, or .txt with one answer in each line."""
+
+    tokenizer: FilePath | None = None
+    """Folder of the tokenizer; null: beside the model."""
+
+    model: Model | None = None
+    """The architecture of a preset to insist on; null: what the folder says."""

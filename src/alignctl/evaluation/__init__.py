@@ -1,0 +1,1 @@
+"""What a model says when it is asked, and how good that is: answers, judgements, tables."""

@@ -1,0 +1,237 @@
+"""Answers of any checkpoint: its weights are streamed into vLLM, in this process.
+
+with Generator(Path("runs/sft"), Generation(max_new_tokens=256)) as generator:
+    prompts = [generator.prompt(question, number) for number, question in enumerate(questions)]
+    for answers in generator.generate(prompts):
+        print(answers[0].text)
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from alignctl import console
+from alignctl.config.generation import Generation
+from alignctl.config.problems import refuse
+from alignctl.config.sections import Model
+from alignctl.data.masks import cut_prompt, encode_prompts
+from alignctl.data.prompt_schemas import Question
+from alignctl.data.prompts import prompt_text
+from alignctl.data.templates import renderer
+from alignctl.data.tokenizer import Tokenizer, check_fits, load_tokenizer
+from alignctl.errors import RunError, UserError
+from alignctl.rollouts.samples import Completion, Finish, Request, Sampling
+
+if TYPE_CHECKING:
+    from alignctl.checkpoints.source import Source
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """What a model is asked.
+
+    Attributes:
+        tokens: Token ids `[P]`, int32, as the model reads them.
+        number: Its place among all prompts of a set: what it is answered does not depend on the
+            others, nor on how many were answered before.
+        is_cut: Whether it lost its start, because it was longer than `max_prompt_length`.
+        temperature: In the place of the settings' own; None: theirs.
+    """
+
+    tokens: NDArray[np.int32]
+    number: int
+    is_cut: bool = False
+    temperature: float | None = None
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a model said.
+
+    Attributes:
+        text: Without special tokens.
+        tokens: Token ids; the one that ended it is the last one.
+        finish: Why it ended: "stop" with an end token, "length" because it may not be longer.
+    """
+
+    text: str
+    tokens: tuple[int, ...]
+    finish: Finish
+
+
+class Generator:
+    """A model that answers; a context manager, which starts vLLM and ends it.
+
+    Attributes:
+        source: The checkpoint.
+        tokenizer: Its tokenizer.
+        settings: How it answers.
+        max_prompt_length: Most tokens of a prompt.
+    """
+
+    def __init__(
+        self,
+        load: Path,
+        settings: Generation,
+        *,
+        tokenizer: Path | None = None,
+        model: Model | None = None,
+    ) -> None:
+        """Looks at everything; no weight is read, and vLLM is not imported.
+
+        Args:
+            load: A model of any kind: Hugging Face, Megatron, a run folder.
+            settings: How it answers.
+            tokenizer: Folder of the tokenizer; None: beside the model.
+            model: The architecture it must have; None: what it says itself.
+
+        Raises:
+            UserError: It is no policy, vLLM cannot run it here, or the settings do not fit it.
+        """
+        self.source = open_policy(load, model)
+        self.settings = settings
+        if problems := settings.problems(self.source.model):
+            raise refuse([f"{self.source.path}: {problem}" for problem in problems])
+        self.tokenizer: Tokenizer = load_tokenizer(self.source.tokenizer_folder(tokenizer))
+        check_fits(self.tokenizer, self.source.model.vocab_size)
+        self._longest = settings.longest(self.source.model)
+        self.max_prompt_length = self._longest - settings.max_new_tokens
+        self._render = renderer(settings.template, self.tokenizer)
+        self._sampling = Sampling.of(settings.rollout(self.source.model), (self.tokenizer.eos_id,))
+        self._stack = ExitStack()
+
+    def __enter__(self) -> Self:
+        """Starts vLLM with the checkpoint's weights."""
+        from alignctl.checkpoints import adapted
+        from alignctl.checkpoints.conversion import hf_tensors
+        from alignctl.engines.device import IS_GPU
+        from alignctl.rollouts import alone
+        from alignctl.rollouts.vllm import Rollout
+
+        with self._stack:
+            adapted.verify(self.source)
+            self._stack.enter_context(alone.process_group())
+            self._rollout = Rollout(
+                self.source.hf_config,
+                self.settings.rollout(self.source.model),
+                max_model_len=self._longest,
+                precision=self.settings.precision or ("bf16" if IS_GPU else "fp32"),
+                seed=self.settings.seed % 2**31,
+                timeout_minutes=10,
+            )
+            self._stack.callback(self._rollout.close)
+            self._rollout.load_weights(hf_tensors(self.source))
+            self._stack = self._stack.pop_all()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._stack.close()
+
+    def prompts(self, questions: Sequence[Question], *, first: int = 0) -> list[Prompt]:
+        """Questions as the model reads them; what is too long loses its start, after BOS.
+
+        Args:
+            questions: Rows, or chats made of messages.
+            first: The number of the first one.
+        """
+        texts = [prompt_text(question, self._render) for question in questions]
+        limit = self.max_prompt_length
+        return [
+            Prompt(
+                cut_prompt(tokens, limit, self.tokenizer.bos_id), number, is_cut=len(tokens) > limit
+            )
+            for number, tokens in enumerate(encode_prompts(texts, self.tokenizer), first)
+        ]
+
+    def generate(self, prompts: Sequence[Prompt]) -> Iterator[list[Answer]]:
+        """Answers prompts, in their order; each is given as soon as those before it are done.
+
+        Args:
+            prompts: Any number; `settings.samples` answers are given to each.
+
+        Raises:
+            RunError: A prompt cannot be answered, which was tried twice.
+        """
+        samples = self.settings.samples
+        requests = [
+            (
+                Request(prompt.tokens, self._seed(prompt.number, sample), group=place),
+                self._sampling_of(prompt),
+            )
+            for place, prompt in enumerate(prompts)
+            for sample in range(samples)
+        ]
+        row: list[Answer] = []
+        for place, completion in _in_order(self._rollout.stream(requests)):
+            if completion is None:
+                raise RunError(
+                    f"prompt {prompts[place // samples].number + 1} could not be answered: vLLM "
+                    "failed twice, as it says above"
+                )
+            row.append(self._answer(completion))
+            if len(row) == samples:
+                yield row
+                row = []
+
+    def _sampling_of(self, prompt: Prompt) -> Sampling:
+        if prompt.temperature is None:
+            return self._sampling
+        return replace(self._sampling, temperature=prompt.temperature)
+
+    def _seed(self, number: int, sample: int) -> int:
+        seeds = np.random.SeedSequence((self.settings.seed, number, sample))
+        return int(seeds.generate_state(1)[0]) >> 1
+
+    def _answer(self, completion: Completion) -> Answer:
+        tokens = completion.tokens.tolist()
+        return Answer(self.tokenizer.decode_answer(tokens), tuple(tokens), completion.finish)
+
+
+def open_policy(load: Path, model: Model | None = None) -> "Source":
+    """A model that can speak, and that vLLM can run here; no weight is read.
+
+    Raises:
+        UserError: It is none.
+    """
+    from alignctl.checkpoints.source import find
+    from alignctl.models.families import differences
+    from alignctl.rollouts.library import check_vllm
+
+    source = find(load, vocab_divisor=model.vocab_divisor if model else 128, expected=model)
+    if source.role != "policy":
+        raise UserError(
+            f"{source.path}: this is a reward model, which cannot speak",
+            "give the policy that it was made from, or that was trained with it",
+        )
+    if model and (found := differences(model, source.model)):
+        raise UserError(
+            f"the preset and {source.path} describe different models:\n  " + "\n  ".join(found),
+            "choose the preset of this model, or leave --preset out",
+        )
+    if warning := check_vllm(source.model):
+        console.say(f"warning: {warning}")
+    return source
+
+
+def _in_order(
+    found: Iterator[tuple[int, Completion | None]],
+) -> Iterator[tuple[int, Completion | None]]:
+    """By their places; those that come too early wait."""
+    waiting: dict[int, Completion | None] = {}
+    next_place = 0
+    for place, completion in found:
+        waiting[place] = completion
+        while next_place in waiting:
+            yield next_place, waiting.pop(next_place)
+            next_place += 1
