@@ -12,7 +12,7 @@ the reference is N. The first row decides which schema is read, and every row mu
 keys, such as an answer to imitate, are ignored.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from alignctl.data.files import Row
@@ -63,6 +63,18 @@ class Question:
 def prompt_schema_of(row: Row) -> Callable[[Row], Question]:
     """The parser for the schema that this (first) row has."""
     return parser_of(row, _SCHEMAS)
+
+
+def chat(messages: Sequence[Message], where: str) -> Question:
+    """A chat as a question: what comes before the assistant's next turn.
+
+    Args:
+        messages: The turns so far; the last one is not the assistant's.
+        where: What messages call it.
+    """
+    return Question(
+        Conversation(where, (*messages, Message("assistant", _ANSWER)), None), None, None
+    )
 
 
 def _parse_messages(row: Row) -> Question:
