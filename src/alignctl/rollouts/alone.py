@@ -24,9 +24,8 @@ def process_group() -> Iterator[None]:
     os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1")
     if IS_GPU:
         torch.cuda.set_device(0)
-    dist.init_process_group(
-        "nccl" if IS_GPU else "gloo", store=dist.HashStore(), rank=0, world_size=1
-    )
+    store = dist.HashStore()  # type: ignore[attr-defined]
+    dist.init_process_group("nccl" if IS_GPU else "gloo", store=store, rank=0, world_size=1)
     try:
         yield
     finally:
