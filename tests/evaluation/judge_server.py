@@ -23,6 +23,7 @@ class Act:
         text: Words of the judge, sent as a chat completion.
         body: Sent as it is, in place of a completion.
         seconds: How long it thinks before.
+        is_cut: Whether the connection ends in the middle of the answer.
         seconds_per_byte: How slowly the answer comes.
         headers: What else it sends.
     """
@@ -31,6 +32,7 @@ class Act:
     text: str = "Good. Rating: [[5]]"
     body: bytes | None = None
     seconds: float = 0.0
+    is_cut: bool = False
     seconds_per_byte: float = 0.0
     headers: dict[str, str] = field(default_factory=dict)
 
@@ -90,12 +92,12 @@ def serving(
             time.sleep(found.seconds)
             with judge.lock:
                 judge.at_once -= 1
-                if found.status == 200 and found.body is None:
+                if found.status == 200 and found.body is None and not found.is_cut:
                     judge.answered[prompt] += 1
             self.send(found)
 
         def send(self, act: Act) -> None:
-            self.close_connection = act.status is None
+            self.close_connection = act.status is None or act.is_cut
             if act.status is None:
                 return
             body = act.body if act.body is not None else completion(act.text)
@@ -105,6 +107,8 @@ def serving(
             for name, value in act.headers.items():
                 self.send_header(name, value)
             self.end_headers()
+            if act.is_cut:
+                body = body[: len(body) // 2]
             if not act.seconds_per_byte:
                 self.wfile.write(body)
                 return

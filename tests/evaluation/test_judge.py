@@ -45,6 +45,7 @@ FAILURES = (
     Act(500, body=b"boom"),
     Act(503, body=b'["not", "an", "object"]'),
     Act(None),
+    Act(is_cut=True),
     Act(body=b'{"choices": [{"mess'),
     Act(body=b""),
     Act(body=b"\xff\xfe\x00"),

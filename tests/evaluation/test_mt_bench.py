@@ -40,16 +40,17 @@ def words(prompt: str) -> str:
 
 
 def hostile(prompt: str, number: int) -> Act:
-    """Every second prompt meets trouble first, of six kinds."""
+    """Every second prompt meets trouble first, of seven kinds."""
     if number == 1 and luck(prompt) % 2:
         return (
             Act(429, body=b'{"error": {"message": "slow"}}', headers={"Retry-After": "0.01"}),
             Act(500, body=b"boom", headers={"Retry-After": "0.01"}),
             Act(None),
+            Act(is_cut=True),
             Act(body=b'{"choices": [{"mess'),
             Act(body=b"{}"),
             Act(seconds=0.1, text=words(prompt)),
-        )[luck(prompt) // 2 % 6]
+        )[luck(prompt) // 2 % 7]
     return Act(text=words(prompt), seconds=0.01)
 
 
@@ -81,14 +82,14 @@ def check_secrets(outcome: Outcome, folder: Path) -> None:
 def test_a_hostile_judge_and_kill_9_lose_nothing_and_nothing_is_judged_twice(
     tmp_path: Path,
 ) -> None:
-    """160 judgments, killed with a part of them done; a second start asks for the rest only."""
+    """96 judgments, killed with a part of them done; a second start asks for the rest only."""
     models = two_models(tmp_path / "answers")
     out = tmp_path / "out"
     cache = out / ".cache" / "judge"
     with serving(hostile) as server:
-        command = [*arguments(server, out / "bench", *models), "--limit", 40]
+        command = [*arguments(server, out / "bench", *models), "--limit", 24]
         process = start(*command)
-        wait_until(lambda: lines(cache) > 30, process)
+        wait_until(lambda: lines(cache) > 20, process)
         shown = Path(f"/proc/{process.pid}/cmdline").read_text()
         kill_tree(process)
         while server.at_once:  # requests of the dead, which the server does not know to be dead
@@ -101,11 +102,11 @@ def test_a_hostile_judge_and_kill_9_lose_nothing_and_nothing_is_judged_twice(
             stream.write(b'{"key": "half a li')
         outcome = alignctl(*command)
         assert outcome.code == 0, outcome.text
-        assert sum((server.answered - answered).values()) == 160 - kept
+        assert sum((server.answered - answered).values()) == 96 - kept
         assert max(server.answered.values()) <= 2
-        assert f"160 judgments by {MODEL}, {kept} of them known; {160 - kept} to ask" in outcome.err
+        assert f"96 judgments by {MODEL}, {kept} of them known; {96 - kept} to ask" in outcome.err
         again = alignctl(*command, "--json")
-        assert sum((server.answered - answered).values()) == 160 - kept
+        assert sum((server.answered - answered).values()) == 96 - kept
     assert KEY not in shown
     check_secrets(outcome, out)
     result = json.loads(again.out)
@@ -114,9 +115,9 @@ def test_a_hostile_judge_and_kill_9_lose_nothing_and_nothing_is_judged_twice(
         found = result["models"][name]
         chances = [luck(prompt) for prompt in judged(server, name)]
         ratings = [1 + chance % 10 for chance in chances if chance >= 14]
-        assert len(chances) == 80
+        assert len(chances) == 48
         assert found["average"] == pytest.approx(sum(ratings) / len(ratings))
-        assert found["failures"] == 80 - len(ratings)
+        assert found["failures"] == 48 - len(ratings)
         assert found["interval"][0] < found["average"] < found["interval"][1]
     table = [[cell.strip() for cell in line.split("|")[1:-1]] for line in outcome.out.splitlines()]
     assert table[0] == ["Metric", "sft", "dpo"]
