@@ -113,16 +113,20 @@ class AnswerFolder:
             assert author.generator is not None
             with author.generator:
                 answers = _generate(author.name, author.generator, self._questions)
-            write_answers(self._file(author), author.name, answers)
-            origin = json.dumps(self._origins[author.name], indent=2) + "\n"
-            atomic.write_text(self._file(author).with_suffix(".json"), origin)
-            self.known[author.name] = answers
+            self.keep(author.name, answers)
         return {author.name: self.known[author.name] for author in self.authors}
+
+    def keep(self, name: str, answers: Answers) -> None:
+        """Writes what a model has said, and what decided it."""
+        write_answers(self._file(name), name, answers)
+        origin = json.dumps(self._origins[name], indent=2) + "\n"
+        atomic.write_text(self._file(name).with_suffix(".json"), origin)
+        self.known[name] = answers
 
     def _read(self, author: Author) -> Answers | None:
         if author.generator is None:
             return read_answers(author.path, self._questions)
-        file, about = self._file(author), self._file(author).with_suffix(".json")
+        file, about = self._file(author.name), self._file(author.name).with_suffix(".json")
         if not file.exists() or not about.exists():
             return None
         if json.loads(about.read_text("utf-8")) != self._origins[author.name]:
@@ -130,8 +134,8 @@ class AnswerFolder:
             return None
         return read_answers(file, self._questions)
 
-    def _file(self, author: Author) -> Path:
-        return self._folder / f"{author.name.replace('/', '--')}.jsonl"
+    def _file(self, name: str) -> Path:
+        return self._folder / f"{name.replace('/', '--')}.jsonl"
 
 
 def _origin(author: Author, questions: Sequence[Question]) -> dict[str, Any]:
@@ -160,12 +164,12 @@ def _generate(
     with Tally(f"{name} answering", sum(len(q.turns) for q in questions)) as tally:
         for turn in range(max(len(question.turns) for question in questions)):
             asked = [question for question in questions if len(question.turns) > turn]
-            prompts = _prompts(generator, asked, said, turn)
-            for question, answers in zip(asked, generator.generate(prompts), strict=True):
+            asked_prompts = prompts(generator, asked, said, turn)
+            for question, answers in zip(asked, generator.generate(asked_prompts), strict=True):
                 said[question.id].append(answers[0].text)
                 num_endless += answers[0].finish == "length"
                 tally.add(len(answers[0].tokens))
-            num_cut += sum(prompt.is_cut for prompt in prompts)
+            num_cut += sum(prompt.is_cut for prompt in asked_prompts)
     if num_cut:
         console.say(f"{name}: {num_cut} prompts were too long and lost their start")
     if num_endless:
@@ -174,12 +178,20 @@ def _generate(
     return said
 
 
-def _prompts(
+def prompts(
     generator: Generator,
     questions: Sequence[Question],
     said: Mapping[QuestionId, Sequence[str]],
     turn: int,
 ) -> list[Prompt]:
+    """A turn of questions as a model reads them.
+
+    Args:
+        generator: The model.
+        questions: The questions.
+        said: What it has said to each so far.
+        turn: From 0.
+    """
     chats = []
     for question in questions:
         messages = []
