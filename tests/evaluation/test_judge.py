@@ -8,8 +8,8 @@ import pytest
 from alignctl.errors import AlignctlError, RunError, UserError
 from alignctl.evaluation import judge
 from alignctl.evaluation.judge import Answers, Endpoint, ask_all, look
-from alignctl.evaluation.judge_cache import Reply, opened
 from alignctl.evaluation.judge_prompts import Prompt
+from alignctl.evaluation.replies import Reply, opened
 from tests.evaluation.judge_server import (
     COMPLETION_TOKENS,
     MODEL,

@@ -9,10 +9,9 @@ from typing import Any
 
 import pytest
 
-from alignctl.evaluation.answers import write_answers
+from alignctl.evaluation.fastchat_answers import write_answers
 from alignctl.evaluation.judge import Answers as Judged
 from alignctl.evaluation.judge import Endpoint
-from alignctl.evaluation.judge_cache import Reply
 from alignctl.evaluation.judge_prompts import Mode, load_templates
 from alignctl.evaluation.matches import (
     Match,
@@ -23,6 +22,7 @@ from alignctl.evaluation.matches import (
     write_result,
 )
 from alignctl.evaluation.questions import PROMPTS, bundled
+from alignctl.evaluation.replies import Reply
 from tests.evaluation.texts import question
 
 JUDGE = Endpoint("some/judge", "http://localhost/v1", "none")
@@ -31,6 +31,7 @@ ANSWERS = {
     "sft": {1: ["a", "b"], 2: ["c", "d"]},
     "dpo": {1: ["e", "f"], 2: ["g", "h"]},
 }
+COUNTS: dict[str, Any] = {"finish_reason": "stop", "prompt_tokens": 1, "completion_tokens": 1}
 
 
 def asked(mode: Mode) -> list[Match]:
@@ -42,9 +43,7 @@ def judged(found: Sequence[Match], said: Sequence[str | None]) -> Judged:
     prompts = [prompt for match in found for prompt in match.prompts]
     assert len(prompts) == len(said)
     replies = {
-        JUDGE.name_of(prompt): Reply(
-            text=text, finish_reason="stop", prompt_tokens=1, completion_tokens=1, time=7.0
-        )
+        JUDGE.name_of(prompt): Reply(text=text, time=7.0, **COUNTS)
         for prompt, text in zip(prompts, said, strict=True)
         if text is not None
     }
@@ -156,7 +155,11 @@ def test_fastchat_reads_our_answers_and_judgments(tmp_path: Path) -> None:
     names = ("normalize_game_key_single", "normalize_game_key_dict")
     readers = ("load_model_answers", "load_single_model_judgments")
     theirs = fastchat(*readers, "load_pairwise_model_judgments", *names)
-    write_answers(tmp_path / "model_answer" / "sft.jsonl", "sft", ANSWERS["sft"])
+    said = {
+        question: [Reply(text=text, time=7.0, **COUNTS) for text in turns]
+        for question, turns in ANSWERS["sft"].items()
+    }
+    write_answers(tmp_path / "model_answer" / "sft.jsonl", "sft", said)
     answers = theirs["load_model_answers"](str(tmp_path / "model_answer"))
     assert answers["sft"][2]["choices"][0]["turns"] == ["c", "d"]
     written("single", tmp_path)

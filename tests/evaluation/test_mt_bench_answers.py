@@ -1,17 +1,20 @@
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from alignctl.errors import UserError
-from alignctl.evaluation.answers import read_answers
+from alignctl.evaluation.fastchat_answers import read_answers
 from alignctl.evaluation.generation import Generator
 from alignctl.evaluation.mt_bench_answers import (
-    AnswerFolder,
+    ModelAuthor,
     MTBenchGeneration,
+    name_of,
     open_author,
     prompts,
 )
+from alignctl.evaluation.replies import Reply, opened
 from tests import tiny_on_policy
 from tests.commands import alignctl
 from tests.evaluation.judge_server import Act, serving
@@ -23,6 +26,7 @@ QUESTIONS = [
     question(1, "math", ("1+1?", "2+2?")),
     question(2, "poetry", ("Rhyme.",)),
 ]
+COUNTS: dict[str, Any] = {"finish_reason": "stop", "prompt_tokens": 1, "completion_tokens": 1}
 SETTINGS = {"max_new_tokens": 8, "max_prompt_length": 96}
 
 
@@ -58,23 +62,45 @@ def test_answers_to_fewer_turns_or_other_questions_are_told(tmp_path: Path) -> N
         read_answers(file, QUESTIONS)
 
 
+def author(model: Path, folder: Path, **changes: int) -> ModelAuthor:
+    settings = MTBenchGeneration.model_validate(SETTINGS | changes)
+    found = open_author("m", model, settings, None, folder)
+    assert isinstance(found, ModelAuthor)
+    return found
+
+
 def test_answers_of_other_weights_or_settings_are_not_taken_for_a_models_own(
     model: Path, tmp_path: Path
 ) -> None:
-    def folder(**changes: int) -> AnswerFolder:
-        settings = MTBenchGeneration.model_validate(SETTINGS | changes)
-        return AnswerFolder([open_author("m", model, settings, None)], QUESTIONS, tmp_path)
-
-    first = folder()
-    assert [author.name for author in first.missing] == ["m"]
-    first.keep("m", {q.id: ["x"] * len(q.turns) for q in QUESTIONS})
-    assert not folder().missing
-    assert folder().known["m"][2] == ("x",)
-    assert folder(max_new_tokens=9).missing
-    assert folder(seed=1).missing
-    about = tmp_path / "model_answer" / "m.json"
-    about.write_text(about.read_text("utf-8").replace('"weights": "', '"weights": "0'), "utf-8")
-    assert folder().missing
+    """The second turns can be asked when the first ones are answered."""
+    asked = author(model, tmp_path)
+    assert asked.known(QUESTIONS) is None
+    with opened(asked.file) as cache:
+        for turn, expected in ((0, 3), (1, 2), (2, 0)):
+            said, pending = asked.look(cache, QUESTIONS)
+            assert len(pending) == expected
+            assert [len(said[q.id]) for q in QUESTIONS] == [
+                min(turn, len(q.turns)) for q in QUESTIONS
+            ]
+            for prompt in pending:
+                reply: dict[str, Any] = {
+                    "finish_reason": "stop",
+                    "prompt_tokens": 1,
+                    "completion_tokens": 1,
+                }
+                cache.add(name_of(prompt), Reply(text=f"{turn}", time=1.0, **reply))
+    complete = {0: ["0", "1"], 1: ["0", "1"], 2: ["0"]}
+    assert asked.known(QUESTIONS) == complete
+    assert asked.known(QUESTIONS[1:]) == {1: ["0", "1"], 2: ["0"]}
+    assert author(model, tmp_path, batch=3).known(QUESTIONS) == complete
+    assert author(model, tmp_path, max_new_tokens=9).known(QUESTIONS) is None
+    assert author(model, tmp_path, seed=1).known(QUESTIONS) is None
+    other = tiny_on_policy.write(tmp_path / "other") / "hf"
+    weights = other / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    assert author(other, tmp_path).known(QUESTIONS) is None
 
 
 @pytest.mark.slow

@@ -3,8 +3,8 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from alignctl.evaluation.judge_cache import Reply
 from alignctl.evaluation.judge_prompts import Prompt
+from alignctl.evaluation.replies import Reply
 
 BYTES_PER_TOKEN = 4
 """Of English text with the tokenizers in use; a judge's own is not known here."""

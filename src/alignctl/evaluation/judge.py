@@ -19,8 +19,8 @@ from urllib.parse import urlsplit
 from pydantic import BaseModel, Field, ValidationError
 
 from alignctl.errors import AlignctlError, RunError, UserError
-from alignctl.evaluation.judge_cache import JudgeCache, Reply, key
 from alignctl.evaluation.judge_prompts import Prompt
+from alignctl.evaluation.replies import Reply, ReplyCache, key
 
 if TYPE_CHECKING:
     import openai
@@ -69,8 +69,11 @@ class Endpoint:
     first_wait_seconds: float = 1.0
 
     def name_of(self, prompt: Prompt) -> str:
-        """The key under which a prompt's reply is cached."""
-        return key(self.model, prompt.messages, self.parameters)
+        """The key under which a prompt's reply is cached.
+
+        The server's address is no part of it: a judge may move from one port to another.
+        """
+        return key(self.model, prompt.messages, dict(self.parameters))
 
 
 @dataclass(frozen=True)
@@ -182,7 +185,7 @@ def _checked_url(url: str) -> str:
 def ask_all(
     endpoint: Endpoint,
     prompts: Sequence[Prompt],
-    cache: JudgeCache,
+    cache: ReplyCache,
     on_reply: Callable[[Reply], None],
 ) -> Answers:
     """Gets a reply to every prompt: from the cache, else from the judge, once for equal prompts.
@@ -265,7 +268,7 @@ class _Judging:
     def __init__(
         self,
         endpoint: Endpoint,
-        cache: JudgeCache,
+        cache: ReplyCache,
         on_reply: Callable[[Reply], None],
         refused: dict[str, str],
         failed: dict[str, str],

@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from alignctl import atomic
-from alignctl.evaluation.answers import Answers
+from alignctl.evaluation.fastchat_answers import Answers
 from alignctl.evaluation.grading import Grade, rating, verdict
 from alignctl.evaluation.judge import Answers as Judged
 from alignctl.evaluation.judge import Endpoint
-from alignctl.evaluation.judge_cache import Reply, readable
 from alignctl.evaluation.judge_prompts import Mode, Prompt, Template, render
 from alignctl.evaluation.questions import Question
+from alignctl.evaluation.replies import Reply, readable
 from alignctl.evaluation.scores import (
     Mark,
     Summary,

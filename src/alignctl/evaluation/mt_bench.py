@@ -14,12 +14,11 @@ from pathlib import Path
 from alignctl import console
 from alignctl.config.generation import Generation
 from alignctl.errors import RunError, UserError
-from alignctl.evaluation import judge, judge_cache, matches
-from alignctl.evaluation.answers import Answers
+from alignctl.evaluation import judge, matches, replies
 from alignctl.evaluation.cost import BYTES_PER_TOKEN, Prices, Usage, cut, estimate
-from alignctl.evaluation.judge_cache import JudgeCache, Reply
+from alignctl.evaluation.fastchat_answers import Answers
 from alignctl.evaluation.judge_prompts import Mode, Prompt, load_templates
-from alignctl.evaluation.mt_bench_answers import AnswerFolder, open_author
+from alignctl.evaluation.mt_bench_answers import open_author
 from alignctl.evaluation.questions import (
     PROMPTS,
     QUESTIONS,
@@ -28,6 +27,7 @@ from alignctl.evaluation.questions import (
     bundled,
     load_questions,
 )
+from alignctl.evaluation.replies import Reply, ReplyCache
 from alignctl.reporting.tally import Tally
 
 
@@ -62,10 +62,14 @@ class Benchmark:
     prices: Prices = field(default_factory=Prices)
 
     @property
-    def cache_file(self) -> Path:
+    def cache(self) -> Path:
+        """Folder of all replies."""
+        return self.output.resolve().parent / ".cache"
+
+    @property
+    def judge_file(self) -> Path:
         """Where the judge's replies are kept."""
-        name = judge_cache.file_name(self.endpoint.model)
-        return self.output.resolve().parent / ".cache" / "judge" / name
+        return self.cache / "judge" / replies.file_name(self.endpoint.model)
 
 
 def run(benchmark: Benchmark, *, as_json: bool = False, is_dry: bool = False) -> None:
@@ -86,19 +90,23 @@ def run(benchmark: Benchmark, *, as_json: bool = False, is_dry: bool = False) ->
         raise UserError("a comparison needs two models or more", "the first one is the baseline")
     judging = _Judging(benchmark)
     authors = [
-        open_author(name, path, benchmark.generation, benchmark.tokenizer)
+        open_author(
+            name, path, benchmark.generation, benchmark.tokenizer, benchmark.cache / "answers"
+        )
         for name, path in zip(names, benchmark.models, strict=True)
     ]
-    answers = AnswerFolder(authors, judging.questions, benchmark.output)
+    answers = {author.name: author.known(judging.questions) for author in authors}
     if is_dry:
         console.emit(judging.plan(answers))
         return
-    with judge_cache.opened(benchmark.cache_file) as cache:
+    with replies.opened(benchmark.judge_file) as cache:
         # Before hours of work go into answers that nobody can judge.
-        needs_judge = answers.missing or judging.unknown(judging.prompts(answers.known), cache)
-        if needs_judge and (remark := judge.look(benchmark.endpoint)):
+        if judging.needs_judge(answers, cache) and (remark := judge.look(benchmark.endpoint)):
             console.say(f"warning: {remark}")
-        result = judging.result(answers.complete(), cache)
+        said = {
+            author.name: author.complete(judging.questions, benchmark.output) for author in authors
+        }
+        result = judging.result(said, cache)
     file = matches.write_result(
         benchmark.output, benchmark.mode, result, benchmark.endpoint, judging.settings()
     )
@@ -147,33 +155,38 @@ class _Judging:
         """The same, as prompts."""
         return [prompt for match in self.asked(answers) for prompt in match.prompts]
 
-    def unknown(self, prompts: Sequence[Prompt], cache: JudgeCache) -> list[Prompt]:
+    def unknown(self, prompts: Sequence[Prompt], cache: ReplyCache) -> list[Prompt]:
         """Those that have no reply yet; equal ones once."""
         named = {self._endpoint.name_of(prompt): prompt for prompt in prompts}
         return [prompt for name, prompt in named.items() if cache.get(name) is None]
 
-    def plan(self, answers: AnswerFolder) -> str:
+    def needs_judge(self, answers: Mapping[str, Answers | None], cache: ReplyCache) -> bool:
+        """Whether any judgment is missing."""
+        known = {name: found for name, found in answers.items() if found is not None}
+        return len(known) < len(answers) or bool(self.unknown(self.prompts(known), cache))
+
+    def plan(self, answers: Mapping[str, Answers | None]) -> str:
         """What would be done, in words."""
         longest = "x" * (BYTES_PER_TOKEN * self._benchmark.generation.max_new_tokens)
-        stand_ins = {
-            author.name: {q.id: [f"{author.name}{longest}"] * len(q.turns) for q in self.questions}
-            for author in answers.missing
-        }
-        names = [author.name for author in answers.authors]
-        prompts = self.prompts({n: answers.known.get(n) or stand_ins[n] for n in names})
-        with judge_cache.peeked(self._benchmark.cache_file) as cache:
+        prompts = self.prompts(
+            {
+                name: found or {q.id: [name + longest] * len(q.turns) for q in self.questions}
+                for name, found in answers.items()
+            }
+        )
+        with replies.peeked(self._benchmark.judge_file) as cache:
             unknown = self.unknown(prompts, cache)
+        missing = [name for name, found in answers.items() if found is None]
         lines = [
-            f"{author.name}: "
-            + ("answers would be generated" if author in answers.missing else "answers are there")
-            for author in answers.authors
+            f"{name}: answers " + ("would be generated" if name in missing else "are there")
+            for name in answers
         ]
         lines.append(self._estimate(prompts, unknown))
-        if stand_ins:
+        if missing:
             lines.append("answers that are not there are taken to be as long as they may be")
         return "\n".join(lines)
 
-    def result(self, answers: Mapping[str, Answers], cache: JudgeCache) -> matches.Result:
+    def result(self, answers: Mapping[str, Answers], cache: ReplyCache) -> matches.Result:
         """Asks for the judgments that are not there, and sums all of them up.
 
         Raises:
@@ -209,7 +222,7 @@ class _Judging:
             "generation": self._benchmark.generation.model_dump(mode="json"),
         }
 
-    def _ask(self, prompts: Sequence[Prompt], num_unknown: int, cache: JudgeCache) -> judge.Answers:
+    def _ask(self, prompts: Sequence[Prompt], num_unknown: int, cache: ReplyCache) -> judge.Answers:
         usage = Usage()
         if not num_unknown:
             return judge.ask_all(self._endpoint, prompts, cache, usage.add)

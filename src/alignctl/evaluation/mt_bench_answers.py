@@ -1,23 +1,23 @@
 """What models say to MT-Bench's questions: read from a file, or generated turn by turn."""
 
-import hashlib
-import json
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 from pydantic import model_validator
 
-from alignctl import atomic, console
+from alignctl import console
 from alignctl.config.generation import Generation
 from alignctl.config.sections import Count
 from alignctl.data.prompt_schemas import chat
 from alignctl.data.schemas import Message
 from alignctl.errors import UserError
-from alignctl.evaluation.answers import Answers, read_answers, write_answers
-from alignctl.evaluation.generation import Generator, Prompt
+from alignctl.evaluation.fastchat_answers import Answers, read_answers, write_answers
+from alignctl.evaluation.generation import Answer, Generator, Prompt
 from alignctl.evaluation.questions import Question, QuestionId
+from alignctl.evaluation.replies import Reply, ReplyCache, file_name, key, opened, peeked
 from alignctl.reporting.tally import Tally
 
 TEMPERATURES = {
@@ -34,6 +34,9 @@ TEMPERATURES = {
 
 _OTHER_TEMPERATURE = 0.7
 
+_UNIMPORTANT = {"batch", "kv_cache_gib", "gpu_memory_utilization"}
+"""Knobs that do not decide what is answered."""
+
 
 class MTBenchGeneration(Generation):
     """How models answer; without `temperature`, by FastChat's temperatures of the categories."""
@@ -49,133 +52,143 @@ class MTBenchGeneration(Generation):
 
 
 @dataclass(frozen=True)
-class Author:
-    """Who has answered, or will.
-
-    Attributes:
-        name: In the table.
-        path: A file of answers, or a model.
-        generator: The model, ready to be loaded; None for a file.
-    """
+class FileAuthor:
+    """Answers that are in a file already."""
 
     name: str
     path: Path
-    generator: Generator | None
+
+    def known(self, questions: Sequence[Question]) -> Answers:
+        """All of them.
+
+        Raises:
+            UserError: One is missing.
+        """
+        return read_answers(self.path, questions)
+
+    def complete(self, questions: Sequence[Question], output: Path) -> Answers:
+        """The same; nothing has to be written."""
+        return read_answers(self.path, questions)
 
 
-def open_author(name: str, path: Path, settings: Generation, tokenizer: Path | None) -> Author:
+class ModelAuthor:
+    """A model that answers; what it has said is kept at once, and not asked for again.
+
+    The file is named by the weights and all else that decides an answer, so that a model that was
+    trained further answers anew.
+
+    Attributes:
+        name: In the table.
+        generator: The model, ready to be loaded.
+        file: What it has said.
+    """
+
+    def __init__(self, name: str, generator: Generator, folder: Path) -> None:
+        """Looks at the weights, whose checksums are taken if they have none; loads nothing.
+
+        Args:
+            name: In the table.
+            generator: The model.
+            folder: Where answers are kept.
+        """
+        from alignctl.checkpoints.identity import identity
+
+        self.name = name
+        self.generator = generator
+        knobs = generator.settings.model_dump(mode="json", exclude=_UNIMPORTANT)
+        weights = identity(generator.source)
+        self.file = folder / file_name(name, weights, generator.tokenizer.fingerprint, knobs)
+
+    def known(self, questions: Sequence[Question]) -> Answers | None:
+        """The answers, if all were given before."""
+        with peeked(self.file) as cache:
+            said, pending = self.look(cache, questions)
+        return None if pending else _texts(said)
+
+    def complete(self, questions: Sequence[Question], output: Path) -> Answers:
+        """The answers; those that are missing are generated, and all are written for FastChat.
+
+        Args:
+            questions: The questions.
+            output: The folder of the evaluation.
+
+        Raises:
+            RunError: vLLM failed, or the disk is full. What was answered is kept.
+        """
+        with opened(self.file) as cache:
+            said, pending = self.look(cache, questions)
+            if pending:
+                self._generate(cache, questions)
+                said, _ = self.look(cache, questions)
+        name = self.name.replace("/", "--")
+        write_answers(output / "model_answer" / f"{name}.jsonl", self.name, said)
+        num_endless = sum(r.finish_reason == "length" for found in said.values() for r in found)
+        if num_endless:
+            limit = self.generator.settings.max_new_tokens
+            console.say(f"{self.name}: {num_endless} answers ended after max_new_tokens={limit}")
+        return _texts(said)
+
+    def look(
+        self, cache: ReplyCache, questions: Sequence[Question]
+    ) -> tuple[dict[QuestionId, list[Reply]], list[Prompt]]:
+        """What was said to each question so far, and the turns that can be asked next."""
+        said: dict[QuestionId, list[Reply]] = {question.id: [] for question in questions}
+        pending = []
+        for turn in range(max(len(question.turns) for question in questions)):
+            asked = [q for q in questions if len(q.turns) > turn == len(said[q.id])]
+            found = prompts(self.generator, asked, _texts(said), turn)
+            for question, prompt in zip(asked, found, strict=True):
+                if (reply := cache.get(name_of(prompt))) is not None:
+                    said[question.id].append(reply)
+                else:
+                    pending.append(prompt)
+        return said, pending
+
+    def _generate(self, cache: ReplyCache, questions: Sequence[Question]) -> None:
+        """Asks until nothing is pending: all first turns, then all second ones."""
+        said, pending = self.look(cache, questions)
+        missing = sum(len(question.turns) - len(said[question.id]) for question in questions)
+        num_cut = 0
+        with self.generator, Tally(f"{self.name} answering", missing) as tally:
+            while pending:
+                answered = self.generator.generate(pending)
+                for prompt, answers in zip(pending, answered, strict=True):
+                    cache.add(name_of(prompt), _reply(prompt, answers[0]))
+                    tally.add(len(answers[0].tokens))
+                    num_cut += prompt.is_cut
+                _, pending = self.look(cache, questions)
+        if num_cut:
+            console.say(f"{self.name}: {num_cut} prompts were too long and lost their start")
+
+
+Author = FileAuthor | ModelAuthor
+
+
+def open_author(
+    name: str, path: Path, settings: Generation, tokenizer: Path | None, folder: Path
+) -> Author:
     """Looks at a file or a model; no weight is loaded.
+
+    Args:
+        name: In the table.
+        path: A file of answers (.jsonl), or a model of any kind.
+        settings: How a model answers.
+        tokenizer: Folder of its tokenizer; None: beside it.
+        folder: Where its answers are kept.
 
     Raises:
         UserError: There is none, or it cannot answer here.
     """
-    if path.suffix == ".jsonl":
-        if not path.is_file():
-            raise UserError(f"{path}: no such file of answers")
-        return Author(name, path, None)
-    return Author(name, path, Generator(path, settings, tokenizer=tokenizer))
+    if path.suffix != ".jsonl":
+        return ModelAuthor(name, Generator(path, settings, tokenizer=tokenizer), folder)
+    if not path.is_file():
+        raise UserError(f"{path}: no such file of answers")
+    return FileAuthor(name, path)
 
 
-class AnswerFolder:
-    """The answers of authors to questions: those that are there, and those still to be given.
-
-    A generated file has another beside it, which says what decided it: so answers of a model that
-    was trained further are not taken for its own.
-    """
-
-    def __init__(
-        self, authors: Sequence[Author], questions: Sequence[Question], output: Path
-    ) -> None:
-        """Reads what is there.
-
-        Raises:
-            UserError: A file of answers lacks one.
-        """
-        self.authors = authors
-        self._questions = questions
-        self._folder = output / "model_answer"
-        self._origins = {a.name: _origin(a, questions) for a in authors if a.generator}
-        found = {author.name: self._read(author) for author in authors}
-        self.known = {name: answers for name, answers in found.items() if answers is not None}
-
-    @property
-    def missing(self) -> list[Author]:
-        """Who has not answered yet."""
-        return [author for author in self.authors if author.name not in self.known]
-
-    def complete(self) -> dict[str, Answers]:
-        """The answers of all, in the order of the authors; those that are missing are generated.
-
-        Raises:
-            RunError: A model cannot answer, or the disk is full.
-        """
-        for author in self.missing:
-            assert author.generator is not None
-            with author.generator:
-                answers = _generate(author.name, author.generator, self._questions)
-            self.keep(author.name, answers)
-        return {author.name: self.known[author.name] for author in self.authors}
-
-    def keep(self, name: str, answers: Answers) -> None:
-        """Writes what a model has said, and what decided it."""
-        write_answers(self._file(name), name, answers)
-        origin = json.dumps(self._origins[name], indent=2) + "\n"
-        atomic.write_text(self._file(name).with_suffix(".json"), origin)
-        self.known[name] = answers
-
-    def _read(self, author: Author) -> Answers | None:
-        if author.generator is None:
-            return read_answers(author.path, self._questions)
-        file, about = self._file(author.name), self._file(author.name).with_suffix(".json")
-        if not file.exists() or not about.exists():
-            return None
-        if json.loads(about.read_text("utf-8")) != self._origins[author.name]:
-            console.say(f"{file}: of other weights, settings or questions; answered again")
-            return None
-        return read_answers(file, self._questions)
-
-    def _file(self, name: str) -> Path:
-        return self._folder / f"{name.replace('/', '--')}.jsonl"
-
-
-def _origin(author: Author, questions: Sequence[Question]) -> dict[str, Any]:
-    """What decides the answers of a model, as JSON has it."""
-    from alignctl.checkpoints.identity import identity
-
-    assert author.generator is not None
-    asked = [[question.id, question.number, *question.turns] for question in questions]
-    content = {
-        "path": str(author.path),
-        **identity(author.generator.source),
-        "generation": author.generator.settings.model_dump(mode="json"),
-        "has_temperature": _has_temperature(author.generator.settings),
-        "questions": hashlib.sha256(json.dumps(asked).encode()).hexdigest(),
-    }
-    found: dict[str, Any] = json.loads(json.dumps(content))
-    return found
-
-
-def _generate(
-    name: str, generator: Generator, questions: Sequence[Question]
-) -> dict[QuestionId, list[str]]:
-    """Both turns of all questions, the first turns first: so many are answered at a time."""
-    said: dict[QuestionId, list[str]] = {question.id: [] for question in questions}
-    num_cut = num_endless = 0
-    with Tally(f"{name} answering", sum(len(q.turns) for q in questions)) as tally:
-        for turn in range(max(len(question.turns) for question in questions)):
-            asked = [question for question in questions if len(question.turns) > turn]
-            asked_prompts = prompts(generator, asked, said, turn)
-            for question, answers in zip(asked, generator.generate(asked_prompts), strict=True):
-                said[question.id].append(answers[0].text)
-                num_endless += answers[0].finish == "length"
-                tally.add(len(answers[0].tokens))
-            num_cut += sum(prompt.is_cut for prompt in asked_prompts)
-    if num_cut:
-        console.say(f"{name}: {num_cut} prompts were too long and lost their start")
-    if num_endless:
-        limit = generator.settings.max_new_tokens
-        console.say(f"{name}: {num_endless} answers were ended after max_new_tokens = {limit}")
-    return said
+def name_of(prompt: Prompt) -> str:
+    """The name of what one model says to a prompt."""
+    return key(prompt.tokens.tolist(), prompt.number, prompt.temperature)
 
 
 def prompts(
@@ -218,3 +231,17 @@ def _temperature(settings: Generation, question: Question) -> float | None:
 def _has_temperature(settings: Generation) -> bool:
     """Whether the user has chosen one for all categories."""
     return "temperature" in settings.model_fields_set
+
+
+def _texts(said: Mapping[QuestionId, Sequence[Reply]]) -> dict[QuestionId, list[str]]:
+    return {question: [reply.text for reply in replies] for question, replies in said.items()}
+
+
+def _reply(prompt: Prompt, answer: Answer) -> Reply:
+    return Reply(
+        text=answer.text,
+        finish_reason=answer.finish,
+        prompt_tokens=len(prompt.tokens),
+        completion_tokens=len(answer.tokens),
+        time=time.time(),
+    )

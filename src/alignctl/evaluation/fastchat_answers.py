@@ -1,14 +1,13 @@
 """Answers of models to MT-Bench's questions, in files that FastChat reads and writes too."""
 
 import json
-import time
-import uuid
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from alignctl import atomic
 from alignctl.errors import UserError
 from alignctl.evaluation.questions import Question, QuestionId, answered_turns
+from alignctl.evaluation.replies import Reply, key
 
 Answers = Mapping[QuestionId, Sequence[str]]
 """What a model said, turn by turn, to each question."""
@@ -31,16 +30,17 @@ def read_answers(file: Path, questions: Sequence[Question]) -> dict[QuestionId, 
     return {question.id: found[question.id] for question in questions}
 
 
-def write_answers(file: Path, model: str, answers: Answers) -> None:
-    """Writes the answers of one model, all or none."""
+def write_answers(file: Path, model: str, said: Mapping[QuestionId, Sequence[Reply]]) -> None:
+    """Writes the answers of one model, all or none; the same answers make the same file."""
     lines = []
-    for question, turns in answers.items():
+    for question, replies in said.items():
+        turns = [reply.text for reply in replies]
         row = {
             "question_id": question,
-            "answer_id": uuid.uuid4().hex,
+            "answer_id": key(model, question, turns)[:22],
             "model_id": model,
-            "choices": [{"index": 0, "turns": list(turns)}],
-            "tstamp": time.time(),
+            "choices": [{"index": 0, "turns": turns}],
+            "tstamp": max(reply.time for reply in replies),
         }
         lines.append(json.dumps(row, ensure_ascii=False) + "\n")
     file.parent.mkdir(parents=True, exist_ok=True)

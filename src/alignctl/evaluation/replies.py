@@ -1,8 +1,7 @@
-"""Every reply of a judge on the disk before it counts, so that nothing is asked and paid twice.
+"""Every reply of a model or a judge on the disk before it counts, so that none is asked for twice.
 
-One file of JSON lines for each judge, only ever appended to. A line is named by a hash of all that
-decides a reply: the judge's name, the messages, the parameters. It holds the reply and never the
-prompt. Which server has answered does not count: one judge may move from port to port.
+Files of JSON lines, only ever appended to. A line is named by a hash of all that decides a reply;
+it holds the reply and never what was asked.
 """
 
 import fcntl
@@ -10,7 +9,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -24,16 +23,16 @@ _FORMAT = 1
 
 
 class Reply(BaseModel):
-    """What a judge has said."""
+    """What a judge has said, or a model."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
     text: str
-    """Its words."""
+    """The words."""
     finish_reason: str | None
-    """Why it ended, as the server says; `length` when it was cut."""
+    """Why it ended; `length` when it was cut."""
     prompt_tokens: int | None
-    """Tokens read, as the server counts them; None when it does not say."""
+    """Tokens read; None when a server does not say."""
     completion_tokens: int | None
     """Tokens written, likewise."""
     time: float
@@ -49,24 +48,23 @@ class _Line(BaseModel):
     reply: Reply
 
 
-def key(model: str, messages: Sequence[Mapping[str, str]], parameters: Mapping[str, object]) -> str:
-    """The name of a reply: a hash of all that decides it."""
-    content = [_FORMAT, model, list(messages), dict(parameters)]
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+def key(*content: object) -> str:
+    """The name of a reply: a hash of all that decides it, given as JSON values."""
+    return hashlib.sha256(json.dumps([_FORMAT, *content], sort_keys=True).encode()).hexdigest()
 
 
-def readable(model: str) -> str:
-    """A judge's name as part of a file's name; FastChat puts two dashes for a slash, too."""
-    return re.sub(r"[^\w.-]+", "--", model).strip("-.")[:80] or "judge"
+def readable(name: str) -> str:
+    """A model's name as part of a file's name; FastChat puts two dashes for a slash, too."""
+    return re.sub(r"[^\w.-]+", "--", name).strip("-.")[:80] or "model"
 
 
-def file_name(model: str) -> str:
-    """The file of a judge's replies: names may differ in no more than what a file cannot have."""
-    return f"{readable(model)}-{hashlib.sha256(model.encode()).hexdigest()[:8]}.jsonl"
+def file_name(name: str, *content: object) -> str:
+    """A file of replies: of a name, and of all else that sets them apart from others."""
+    return f"{readable(name)}-{key(name, *content)[:8]}.jsonl"
 
 
-class JudgeCache:
-    """The replies of one judge, held by one process; see `opened`."""
+class ReplyCache:
+    """The replies in one file, held by one process; see `opened`."""
 
     def __init__(self, file: Path, descriptor: int, *, can_write: bool = True) -> None:
         self._file = file
@@ -94,7 +92,7 @@ class JudgeCache:
         except OSError as error:
             os.ftruncate(self._descriptor, self._size)
             raise RunError(
-                f"{self._file}: a reply of the judge cannot be kept: {error.strerror or error}",
+                f"{self._file}: a reply cannot be kept: {error.strerror or error}",
                 "free some space; the same command goes on where this one stopped",
             ) from error
         self._replies[key] = reply
@@ -115,7 +113,7 @@ class JudgeCache:
             found = _parsed(line)
             if found is None:
                 raise UserError(
-                    f"{self._file}:{number}: not a reply of a judge; the file was changed",
+                    f"{self._file}:{number}: not a reply; the file was changed",
                     f"remove that line: sed -i {number}d {self._file}",
                 )
             self._replies[found.key] = found.reply
@@ -128,7 +126,7 @@ class JudgeCache:
 
 
 @contextmanager
-def opened(file: Path) -> Iterator[JudgeCache]:
+def opened(file: Path) -> Iterator[ReplyCache]:
     """A cache for as long as the block lasts; it is made if it is not there.
 
     Raises:
@@ -139,7 +137,7 @@ def opened(file: Path) -> Iterator[JudgeCache]:
         descriptor = os.open(file, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
     except OSError as error:
         raise UserError(
-            f"{file}: the judge's replies cannot be kept there: {error.strerror or error}",
+            f"{file}: replies cannot be kept there: {error.strerror or error}",
             "choose another folder with --output",
         ) from error
     try:
@@ -147,17 +145,17 @@ def opened(file: Path) -> Iterator[JudgeCache]:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise UserError(
-                f"{file}: another evaluation with this judge is writing to it",
-                "wait until it ends: what it asks for is then known here too",
+                f"{file}: another evaluation is writing to it",
+                "wait until it ends: the replies that it gets are then known here, too",
             ) from None
         atomic.fsync_folder(file.parent)
-        yield JudgeCache(file, descriptor)
+        yield ReplyCache(file, descriptor)
     finally:
         os.close(descriptor)
 
 
 @contextmanager
-def peeked(file: Path) -> Iterator[JudgeCache]:
+def peeked(file: Path) -> Iterator[ReplyCache]:
     """A cache to look at, whoever writes to it; nothing is made, mended or locked.
 
     Raises:
@@ -165,7 +163,7 @@ def peeked(file: Path) -> Iterator[JudgeCache]:
     """
     descriptor = os.open(file if file.exists() else os.devnull, os.O_RDONLY)
     try:
-        yield JudgeCache(file, descriptor, can_write=False)
+        yield ReplyCache(file, descriptor, can_write=False)
     finally:
         os.close(descriptor)
 

@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from alignctl.errors import RunError, UserError
-from alignctl.evaluation import judge_cache
-from alignctl.evaluation.judge_cache import Reply, key, opened, peeked
+from alignctl.evaluation import replies
+from alignctl.evaluation.replies import Reply, key, opened, peeked
 
 
 def reply(text: str) -> Reply:
@@ -104,24 +104,22 @@ def test_a_full_disk_leaves_the_file_as_it_was(file: Path) -> None:
         assert cache.get("k3") == reply("y")
 
 
-MESSAGES = [{"role": "user", "content": "a"}]
-
-
 def test_a_key_is_of_all_that_decides_a_reply() -> None:
-    keys = {
-        key("judge", MESSAGES, {"temperature": 0}),
-        key("judge2", MESSAGES, {"temperature": 0}),
-        key("judge", [{"role": "user", "content": "b"}], {"temperature": 0}),
-        key("judge", [{"role": "system", "content": "a"}], {"temperature": 0}),
-        key("judge", MESSAGES, {"temperature": 1}),
-        key("judge", MESSAGES, {}),
-    }
-    assert len(keys) == 6
-    assert key("judge", MESSAGES, {"a": 1, "b": 2}) == key("judge", MESSAGES, {"b": 2, "a": 1})
+    contents: list[tuple[object, ...]] = [
+        ("judge", [{"role": "user", "content": "a"}], {"temperature": 0}),
+        ("judge", [{"role": "user", "content": "b"}], {"temperature": 0}),
+        ("judge", [{"role": "system", "content": "a"}], {"temperature": 0}),
+        ("judge", [{"role": "user", "content": "a"}], {"temperature": 1}),
+        ("judge", [{"role": "user", "content": "a"}], {}),
+        ("judge", [{"role": "user", "content": "a"}]),
+        ("other", [{"role": "user", "content": "a"}], {"temperature": 0}),
+    ]
+    assert len({key(*content) for content in contents}) == len(contents)
+    assert key("judge", {"a": 1, "b": 2}) == key("judge", {"b": 2, "a": 1})
 
 
 @given(st.text(min_size=1), st.text(min_size=1))
-def test_judges_of_different_names_have_different_files(one: str, other: str) -> None:
-    names = [judge_cache.file_name(one), judge_cache.file_name(other)]
+def test_different_names_have_different_files(one: str, other: str) -> None:
+    names = [replies.file_name(one), replies.file_name(other)]
     assert (names[0] == names[1]) == (one == other)
     assert all(Path(name).name == name and not name.startswith(".") for name in names)
