@@ -22,7 +22,7 @@ CAN_DRY_RUN = (
 Run = Callable[[list[str]], tuple[int, str]]
 
 
-WANT_MODELS = ("verify",)
+WANT_MODELS = ("verify", "eval")
 """Commands that do nothing without models; their tests are in tests/stages."""
 
 
