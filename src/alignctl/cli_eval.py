@@ -135,7 +135,7 @@ def mt_bench(
     from alignctl.config.load import options
     from alignctl.evaluation import mt_bench as benchmark
     from alignctl.evaluation.cost import Prices
-    from alignctl.evaluation.judge import endpoint
+    from alignctl.evaluation.judge_endpoint import endpoint
     from alignctl.evaluation.mt_bench_answers import MTBenchGeneration
 
     models, overrides = split(arguments)
@@ -150,6 +150,7 @@ def mt_bench(
                 concurrency=concurrency,
                 timeout_seconds=timeout,
                 num_attempts=attempts,
+                needs_key=not dry_run,
             ),
             generation=options(MTBenchGeneration, {}, overrides),
             output=output or Path("runs/mt-bench"),

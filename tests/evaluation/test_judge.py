@@ -6,8 +6,9 @@ from typing import Any
 import pytest
 
 from alignctl.errors import AlignctlError, RunError, UserError
-from alignctl.evaluation import judge
-from alignctl.evaluation.judge import Answers, Endpoint, ask_all, look
+from alignctl.evaluation import judge_endpoint
+from alignctl.evaluation.judge import Answers, ask_all, look
+from alignctl.evaluation.judge_endpoint import Endpoint
 from alignctl.evaluation.judge_prompts import Prompt
 from alignctl.evaluation.replies import Reply, opened
 from tests.evaluation.judge_server import (
@@ -189,7 +190,7 @@ def test_a_look_finds_that_nobody_is_there_or_that_the_key_is_wrong() -> None:
 
 
 def made(url: str, *parameters: str) -> Endpoint:
-    return judge.endpoint(
+    return judge_endpoint.endpoint(
         MODEL, url, "OPENAI_API_KEY", parameters, concurrency=1, timeout_seconds=1, num_attempts=1
     )
 
@@ -210,7 +211,7 @@ def _without_key(monkeypatch: pytest.MonkeyPatch) -> None:
         ("http://me:secret@localhost/v1", "may not hold a user"),
         ("me:secret@localhost", "is not a URL"),
         ("http://localhost/v1?api-key=secret", "may not hold"),
-        (judge.OPENAI_URL, "the variable OPENAI_API_KEY is not set"),
+        (judge_endpoint.OPENAI_URL, "the variable OPENAI_API_KEY is not set"),
     ],
 )
 def test_a_bad_url_is_told_and_no_password_is_shown(url: str, message: str) -> None:

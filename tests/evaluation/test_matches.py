@@ -11,7 +11,7 @@ import pytest
 
 from alignctl.evaluation.fastchat_answers import write_answers
 from alignctl.evaluation.judge import Answers as Judged
-from alignctl.evaluation.judge import Endpoint
+from alignctl.evaluation.judge_endpoint import Endpoint
 from alignctl.evaluation.judge_prompts import Mode, load_templates
 from alignctl.evaluation.matches import (
     Match,

@@ -16,7 +16,7 @@ from alignctl import atomic
 from alignctl.evaluation.fastchat_answers import Answers
 from alignctl.evaluation.grading import Grade, rating, verdict
 from alignctl.evaluation.judge import Answers as Judged
-from alignctl.evaluation.judge import Endpoint
+from alignctl.evaluation.judge_endpoint import Endpoint
 from alignctl.evaluation.judge_prompts import Mode, Prompt, Template, render
 from alignctl.evaluation.questions import Question
 from alignctl.evaluation.replies import Reply, readable

@@ -17,8 +17,9 @@ from alignctl.errors import RunError, UserError
 from alignctl.evaluation import judge, matches, replies
 from alignctl.evaluation.cost import BYTES_PER_TOKEN, Prices, Usage, cut, estimate
 from alignctl.evaluation.fastchat_answers import Answers
+from alignctl.evaluation.judge_endpoint import Endpoint
 from alignctl.evaluation.judge_prompts import Mode, Prompt, load_templates
-from alignctl.evaluation.mt_bench_answers import open_author
+from alignctl.evaluation.mt_bench_answers import described, open_author
 from alignctl.evaluation.questions import (
     PROMPTS,
     QUESTIONS,
@@ -50,7 +51,7 @@ class Benchmark:
     """
 
     models: Sequence[Path]
-    endpoint: judge.Endpoint
+    endpoint: Endpoint
     generation: Generation
     output: Path
     mode: Mode = "single"
@@ -219,7 +220,7 @@ class _Judging:
                 kind: {"name": file.name, "sha256": hashlib.sha256(file.read_bytes()).hexdigest()}
                 for kind, file in self._files.items()
             },
-            "generation": self._benchmark.generation.model_dump(mode="json"),
+            "generation": described(self._benchmark.generation),
         }
 
     def _ask(self, prompts: Sequence[Prompt], num_unknown: int, cache: ReplyCache) -> judge.Answers:

@@ -228,6 +228,12 @@ def _temperature(settings: Generation, question: Question) -> float | None:
     return TEMPERATURES.get(question.category, _OTHER_TEMPERATURE)
 
 
+def described(settings: Generation) -> dict[str, object]:
+    """How models answer, for the result's file."""
+    knobs = settings.model_dump(mode="json", exclude=_UNIMPORTANT)
+    return knobs if _has_temperature(settings) else knobs | {"temperature": TEMPERATURES}
+
+
 def _has_temperature(settings: Generation) -> bool:
     """Whether the user has chosen one for all categories."""
     return "temperature" in settings.model_fields_set
