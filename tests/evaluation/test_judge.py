@@ -189,9 +189,10 @@ def test_a_look_finds_that_nobody_is_there_or_that_the_key_is_wrong() -> None:
         look(endpoint(server))
 
 
-def made(url: str, *parameters: str) -> Endpoint:
+def made(url: str, *parameters: str, needs_key: bool = True) -> Endpoint:
+    limits: dict[str, Any] = {"concurrency": 1, "timeout_seconds": 1.0, "num_attempts": 1}
     return judge_endpoint.endpoint(
-        MODEL, url, "OPENAI_API_KEY", parameters, concurrency=1, timeout_seconds=1, num_attempts=1
+        MODEL, url, "OPENAI_API_KEY", parameters, needs_key=needs_key, **limits
     )
 
 
@@ -219,6 +220,11 @@ def test_a_bad_url_is_told_and_no_password_is_shown(url: str, message: str) -> N
         made(url)
     assert message in caught.value.message
     assert "secret" not in f"{caught.value.message} {caught.value.hint}"
+
+
+@pytest.mark.usefixtures("_without_key")
+def test_who_asks_nothing_needs_no_key() -> None:
+    assert made(judge_endpoint.OPENAI_URL, needs_key=False).url == judge_endpoint.OPENAI_URL
 
 
 @pytest.mark.usefixtures("_without_key")
