@@ -16,14 +16,14 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 TARGETS = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text("utf-8"), re.MULTILINE))
 CAN_DRY_RUN = (
     *("convert-hf2mg", "convert-mg2hf", "convert-mg2mg", "sft", "reward", "dpo"),
-    *("rlhf", "online-dpo", "grpo"),
+    *("rlhf", "online-dpo", "grpo", "generate"),
 )
 
 Run = Callable[[list[str]], tuple[int, str]]
 
 
 WANT_MODELS = ("verify", "eval")
-"""Commands that do nothing without models; their tests are in tests/stages."""
+"""Commands that do nothing without models; their tests are in tests/stages and tests/evaluation."""
 
 
 def blocks(language: str) -> list[str]:

@@ -14,6 +14,7 @@ from alignctl import (
     __version__,
     cli_convert,
     cli_eval,
+    cli_generate,
     cli_on_policy,
     cli_presets,
     cli_train,
@@ -59,6 +60,7 @@ app.add_typer(cli_presets.app)
 cli_convert.register(app)
 cli_train.register(app)
 cli_on_policy.register(app)
+cli_generate.register(app)
 cli_eval.register(app)
 
 

@@ -4,9 +4,8 @@ import pytest
 from alignctl.evaluation.scores import (
     CATEGORIES,
     Mark,
-    bootstrap,
     category_rows,
-    markdown,
+    interval,
     summarize,
 )
 
@@ -41,10 +40,10 @@ def test_marks_that_are_missing_are_counted_and_in_no_mean() -> None:
 def test_the_interval_is_that_of_the_normal_distribution_when_questions_are_many() -> None:
     """Of n independent means, 1.96 standard errors to either side."""
     values = np.random.default_rng(1).uniform(1, 10, 400)
-    interval = bootstrap([Mark(n, "writing", float(x)) for n, x in enumerate(values)])
-    assert interval is not None
+    found = interval([Mark(n, "writing", float(x)) for n, x in enumerate(values)])
+    assert found is not None
     error = values.std() / np.sqrt(len(values))
-    assert interval == pytest.approx(
+    assert found == pytest.approx(
         (values.mean() - 1.96 * error, values.mean() + 1.96 * error), abs=0.1 * error
     )
 
@@ -53,15 +52,15 @@ def test_two_turns_of_a_question_are_drawn_together() -> None:
     """Were equal turns independent, the interval would be narrower by the root of two."""
     values = np.random.default_rng(1).uniform(1, 10, 200)
     once = [Mark(n, "writing", float(x)) for n, x in enumerate(values)]
-    assert bootstrap([*once, *once]) == pytest.approx(bootstrap(once))
+    assert interval([*once, *once]) == pytest.approx(interval(once))
 
 
 def test_the_interval_is_the_same_every_time_and_none_of_one_question() -> None:
     marks = [Mark(n, "math", float(n)) for n in range(1, 9)]
-    assert bootstrap(marks) == bootstrap(marks)
-    assert bootstrap([Mark(1, "math", 2.0), Mark(1, "math", 3.0)]) is None
-    assert bootstrap([]) is None
-    assert bootstrap([Mark(n, "math", 3.0) for n in range(5)]) == (3.0, 3.0)
+    assert interval(marks) == interval(marks)
+    assert interval([Mark(1, "math", 2.0), Mark(1, "math", 3.0)]) is None
+    assert interval([]) is None
+    assert interval([Mark(n, "math", 3.0) for n in range(5)]) == (3.0, 3.0)
 
 
 def test_the_table_has_the_tutorials_rows_and_a_column_for_each_model() -> None:
@@ -70,13 +69,12 @@ def test_the_table_has_the_tutorials_rows_and_a_column_for_each_model() -> None:
     ]
     other = [Mark(1, "coding", 2.05), Mark(2, "poetry", None)]
     rows = category_rows({"rlhf": summarize(marks), "a|b": summarize(other)})
-    assert [row[0] for row in rows] == [
+    assert list(rows) == [
         *("Coding", "Extraction", "Humanities", "Math", "Reasoning", "Roleplay", "STEM"),
         *("Writing", "Poetry", "Avg", "95% interval"),
     ]
-    assert rows[0] == ["Coding", "1.65", "2.05"]
-    assert rows[8] == ["Poetry", "-", "-"]
-    lines = markdown(["Metric", "rlhf", "a|b"], rows).splitlines()
-    assert lines[0].split()[:4] == ["|", "Metric", "|", "rlhf"]
-    assert "a\\|b" in lines[0]
-    assert len({len(line) for line in lines}) == 1
+    assert rows["Coding"] == ["1.65", "2.05"]
+    assert rows["Poetry"] == ["-", "-"]
+    assert rows["Avg"] == ["4.23", "2.05"]
+    assert rows["95% interval"][1] == "-"
+    assert rows["95% interval"][0].startswith("[")

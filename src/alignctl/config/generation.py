@@ -75,9 +75,12 @@ class Generation(Section):
         """Why a model cannot answer like this, one line per reason."""
         limit, longest = model.max_position_embeddings, self.longest(model)
         if self.max_prompt_length is None and self.max_new_tokens >= longest:
+            remedy = (
+                "lower it" if model.family == "llama2" else "lower it, or set max_prompt_length"
+            )
             return [
-                f"max_new_tokens {self.max_new_tokens} leaves no room for a prompt in {longest} "
-                "tokens; set max_prompt_length, too, or less of it"
+                f"max_new_tokens {self.max_new_tokens} leaves no room for a prompt in a sequence "
+                f"of {longest} tokens; {remedy}"
             ]
         if model.family == "llama2" and longest > limit:
             return [
@@ -139,3 +142,82 @@ class GenerateOptions(Generation):
 
     model: Model | None = None
     """The architecture of a preset to insist on; null: what the folder says."""
+
+
+class EvalOptions(Generation):
+    """One evaluation of models by what they say."""
+
+    models: Annotated[list[FilePath], Field(min_length=1)]
+    """The models: Hugging Face, Megatron or run folders."""
+
+    data: FilePath
+    """The file of rows."""
+
+    output: FilePath
+    """Folder for answers and result."""
+
+    tokenizer: FilePath | None = None
+    """Folder of the tokenizer of all of them; null: beside each model."""
+
+    limit: Count | None = None
+    """Only so many rows, the first ones; null: all."""
+
+
+class MathOptions(EvalOptions):
+    """One call of `eval math`."""
+
+    workers: Count = 2
+    """Processes that compare answers."""
+
+    timeout_seconds: Annotated[float, Field(gt=0)] = 5.0
+    """Time for one comparison; what takes longer counts as wrong, and is counted."""
+
+
+class WinOptions(EvalOptions):
+    """One call of `eval preference` that compares models' answers with a baseline's."""
+
+    reward_load: FilePath
+    """The reward model that scores all answers."""
+
+    baseline: FilePath
+    """The model that the others are compared with, or a .jsonl of its answers."""
+
+    score_batch: Count = 4
+    """Texts that the reward model reads at the same time."""
+
+    @model_validator(mode="after")
+    def _one_answer_each(self) -> Self:
+        if self.samples > 1:
+            raise ValueError(f"samples {self.samples}: one answer to each prompt is compared")
+        return self
+
+
+class PairOptions(Section):
+    """One call of `eval preference` that asks reward models which answer is better."""
+
+    models: Annotated[list[FilePath], Field(min_length=1)]
+    """Reward models: Hugging Face, Megatron or run folders."""
+
+    data: FilePath
+    """File or folder of preferences."""
+
+    output: FilePath
+    """Folder for the prepared rows and the result."""
+
+    tokenizer: FilePath | None = None
+    """Folder of the tokenizer of all of them; null: beside each model."""
+
+    max_length: Count | None = None
+    """Most tokens of a prompt with an answer; null: the model's longest sequence."""
+
+    truncation: Literal["keep_response", "left", "right", "drop"] = "keep_response"
+    """What is cut from those that are longer, as in data.truncation of alignctl reward."""
+
+    template: Literal["auto", "tokenizer", "hh", "none"] = "auto"
+    """How a row is written as text, as in data.template of alignctl reward."""
+
+    precision: Literal["fp32", "bf16"] | None = None
+    """Of weights and computation; null: bf16 on a GPU, fp32 without."""
+
+    score_batch: Count = 4
+    """Prompts, with all their answers, that the reward model reads at the same time."""

@@ -178,7 +178,7 @@ def options(
         if value is not None:
             _put(document, key, value, f"{FLAGS.get(key, f'--{key}')} {value}")
     typed = {each.partition("=")[0] for each in overrides}
-    problems = [f"{key} is a flag: --{key} VALUE" for key in flags if key in typed]
+    problems = [f"{key} is not a knob, but a flag: --{key}" for key in flags if key in typed]
     overrides = [each for each in overrides if each.partition("=")[0] not in flags]
     problems += _apply(document, overrides, options_class)
     try:

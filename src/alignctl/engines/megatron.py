@@ -83,6 +83,11 @@ def lay_out(parallel: Parallel, *, seed: int, timeout_minutes: float) -> None:
     tensor_parallel.model_parallel_cuda_manual_seed(seed)
 
 
+def leave() -> None:
+    """Ends Megatron's groups, so that they can be laid over another process group."""
+    parallel_state.destroy_model_parallel()
+
+
 class MegatronEngine:
     """A sharded model with its optimizer.
 

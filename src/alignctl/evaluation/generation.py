@@ -26,6 +26,7 @@ from alignctl.data.prompts import prompt_text
 from alignctl.data.templates import renderer
 from alignctl.data.tokenizer import Tokenizer, check_fits, load_tokenizer
 from alignctl.errors import RunError, UserError
+from alignctl.rollouts import library
 from alignctl.rollouts.samples import Completion, Finish, Request, Sampling
 
 if TYPE_CHECKING:
@@ -94,6 +95,7 @@ class Generator:
         Raises:
             UserError: It is no policy, vLLM cannot run it here, or the settings do not fit it.
         """
+        library.be_quiet()
         self.source = open_policy(load, model)
         self.settings = settings
         if problems := settings.problems(self.source.model):
@@ -206,7 +208,6 @@ def open_policy(load: Path, model: Model | None = None) -> "Source":
     """
     from alignctl.checkpoints.source import find
     from alignctl.models.families import differences
-    from alignctl.rollouts.library import check_vllm
 
     source = find(load, vocab_divisor=model.vocab_divisor if model else 128, expected=model)
     if source.role != "policy":
@@ -219,7 +220,7 @@ def open_policy(load: Path, model: Model | None = None) -> "Source":
             f"the preset and {source.path} describe different models:\n  " + "\n  ".join(found),
             "choose the preset of this model, or leave --preset out",
         )
-    if warning := check_vllm(source.model):
+    if warning := library.check_vllm(source.model):
         console.say(f"warning: {warning}")
     return source
 

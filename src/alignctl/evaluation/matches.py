@@ -20,13 +20,8 @@ from alignctl.evaluation.judge_endpoint import Endpoint
 from alignctl.evaluation.judge_prompts import Mode, Prompt, Template, render
 from alignctl.evaluation.questions import Question
 from alignctl.evaluation.replies import Reply, readable
-from alignctl.evaluation.scores import (
-    Mark,
-    Summary,
-    category_rows,
-    markdown,
-    summarize,
-)
+from alignctl.evaluation.results import table
+from alignctl.evaluation.scores import Mark, Summary, category_rows, summarize
 
 _SCORES = {"win": 1.0, "tie": 0.5, "loss": 0.0}
 
@@ -86,7 +81,7 @@ class Result:
     """What came of the matches.
 
     Attributes:
-        table: For the terminal, in Markdown.
+        table: For the terminal.
         summary: For `mt_bench.json`: results by model.
         rows: For FastChat's file of judgments.
     """
@@ -120,12 +115,8 @@ def single_result(found: Sequence[Match], judged: Judged, endpoint: Endpoint) ->
             | _when(reply)
         )
     summaries = {model: summarize(of_model) for model, of_model in marks.items()}
-    table = [
-        *category_rows(summaries),
-        ["Failures", *(f"{s.num_missing} of {s.num_marks}" for s in summaries.values())],
-    ]
     return Result(
-        markdown(["Metric", *summaries], table),
+        table("Metric", list(summaries), category_rows(summaries) | _failures(summaries)),
         {
             model: _summary(summary) | {"problems": dict(problems[model])}
             for model, summary in summaries.items()
@@ -160,16 +151,13 @@ def pairwise_result(
             | _when(*replies)
         )
     summaries = {model: summarize(of_model) for model, of_model in marks.items()}
-    table = [
-        *category_rows(summaries, ".0%"),
-        *(
-            [label, *(str(counts[model][kind]) for model in summaries)]
-            for label, kind in (("Wins", "win"), ("Ties", "tie"), ("Losses", "loss"))
-        ),
-        ["Failures", *(f"{s.num_missing} of {s.num_marks}" for s in summaries.values())],
-    ]
+    sums = {
+        label: [str(counts[model][kind]) for model in summaries]
+        for label, kind in (("Wins", "win"), ("Ties", "tie"), ("Losses", "loss"))
+    }
+    rates = category_rows(summaries, ".0%")
     return Result(
-        markdown([f"Against {baseline}", *summaries], table),
+        table(f"Against {baseline}", list(summaries), rates | sums | _failures(summaries)),
         {
             model: _summary(summary)
             | {kind: counts[model][kind] for kind in ("win", "tie", "loss", "disagreement")}
@@ -206,6 +194,11 @@ def _summary(summary: Summary) -> dict[str, Any]:
         "failures": summary.num_missing,
         "judgments": summary.num_marks,
     }
+
+
+def _failures(summaries: Mapping[str, Summary]) -> dict[str, list[str]]:
+    """The row of answers that the judge gave no number for."""
+    return {"Failures": [f"{s.num_missing} of {s.num_marks}" for s in summaries.values()]}
 
 
 def _mark(match: Match, value: float | None) -> Mark:

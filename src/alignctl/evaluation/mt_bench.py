@@ -14,7 +14,7 @@ from pathlib import Path
 from alignctl import console
 from alignctl.config.generation import Generation
 from alignctl.errors import RunError, UserError
-from alignctl.evaluation import judge, matches, replies
+from alignctl.evaluation import judge, matches, replies, results
 from alignctl.evaluation.cost import BYTES_PER_TOKEN, Prices, Usage, cut, estimate
 from alignctl.evaluation.fastchat_answers import Answers
 from alignctl.evaluation.judge_endpoint import Endpoint
@@ -29,7 +29,7 @@ from alignctl.evaluation.questions import (
     load_questions,
 )
 from alignctl.evaluation.replies import Reply, ReplyCache
-from alignctl.reporting.tally import Tally
+from alignctl.reporting.answers_progress import AnswersProgress
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,8 @@ def run(benchmark: Benchmark, *, as_json: bool = False, is_dry: bool = False) ->
             model is loaded.
         RunError: Judgments are missing. Those that were made are kept.
     """
-    names = model_names(benchmark.models)
+    paths = [path.with_suffix("") if path.suffix == ".jsonl" else path for path in benchmark.models]
+    names = results.names_of(paths)
     if benchmark.mode == "pairwise" and len(names) < 2:
         raise UserError("a comparison needs two models or more", "the first one is the baseline")
     judging = _Judging(benchmark)
@@ -113,22 +114,6 @@ def run(benchmark: Benchmark, *, as_json: bool = False, is_dry: bool = False) ->
     )
     console.emit(file.read_text("utf-8").rstrip() if as_json else result.table)
     console.say(f"wrote {file}")
-
-
-def model_names(paths: Sequence[Path]) -> list[str]:
-    """What models are called: the shortest ends of their paths that tell them apart.
-
-    Raises:
-        UserError: A path is there twice.
-    """
-    ends = [
-        (*path.resolve().parts[:-1], path.resolve().name.removesuffix(".jsonl")) for path in paths
-    ]
-    for length in range(1, max(map(len, ends)) + 1):
-        names = ["/".join(end[-length:]) for end in ends]
-        if len(set(names)) == len(names):
-            return names
-    raise UserError("a model is there twice", "name each one once")
 
 
 class _Judging:
@@ -227,14 +212,14 @@ class _Judging:
         usage = Usage()
         if not num_unknown:
             return judge.ask_all(self._endpoint, prompts, cache, usage.add)
+        progress = AnswersProgress("judging", num_unknown)
+
+        def count(reply: Reply) -> None:
+            usage.add(reply)
+            progress.advance((reply.prompt_tokens or 0) + (reply.completion_tokens or 0))
+
         try:
-            with Tally("judging", num_unknown) as tally:
-
-                def count(reply: Reply) -> None:
-                    usage.add(reply)
-                    tally.add((reply.prompt_tokens or 0) + (reply.completion_tokens or 0))
-
-                return judge.ask_all(self._endpoint, prompts, cache, count)
+            return judge.ask_all(self._endpoint, prompts, cache, count)
         finally:  # what was paid is told also when something went wrong
             console.say(usage.told(self._benchmark.prices))
 

@@ -18,7 +18,7 @@ from alignctl.evaluation.fastchat_answers import Answers, read_answers, write_an
 from alignctl.evaluation.generation import Answer, Generator, Prompt
 from alignctl.evaluation.questions import Question, QuestionId
 from alignctl.evaluation.replies import Reply, ReplyCache, file_name, key, opened, peeked
-from alignctl.reporting.tally import Tally
+from alignctl.reporting.answers_progress import AnswersProgress
 
 TEMPERATURES = {
     "writing": 0.7,
@@ -120,8 +120,7 @@ class ModelAuthor:
             if pending:
                 self._generate(cache, questions)
                 said, _ = self.look(cache, questions)
-        name = self.name.replace("/", "--")
-        write_answers(output / "model_answer" / f"{name}.jsonl", self.name, said)
+        write_answers(output / "model_answer" / f"{self.name}.jsonl", self.name, said)
         num_endless = sum(r.finish_reason == "length" for found in said.values() for r in found)
         if num_endless:
             limit = self.generator.settings.max_new_tokens
@@ -149,14 +148,16 @@ class ModelAuthor:
         said, pending = self.look(cache, questions)
         missing = sum(len(question.turns) - len(said[question.id]) for question in questions)
         num_cut = 0
-        with self.generator, Tally(f"{self.name} answering", missing) as tally:
+        with self.generator:
+            progress = AnswersProgress(f"{self.name} answering", missing)
             while pending:
                 answered = self.generator.generate(pending)
                 for prompt, answers in zip(pending, answered, strict=True):
                     cache.add(name_of(prompt), _reply(prompt, answers[0]))
-                    tally.add(len(answers[0].tokens))
+                    progress.advance(len(answers[0].tokens))
                     num_cut += prompt.is_cut
                 _, pending = self.look(cache, questions)
+        console.say(f"{self.name}: {missing} answers, {progress.tokens_per_second:,.0f} tokens/s")
         if num_cut:
             console.say(f"{self.name}: {num_cut} prompts were too long and lost their start")
 

@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from alignctl.evaluation.questions import QuestionId
+from alignctl.evaluation.statistics import Interval
 
 CATEGORIES = {
     "coding": "Coding",
@@ -19,8 +20,6 @@ CATEGORIES = {
     "writing": "Writing",
 }
 """MT-Bench's categories in the order of the tables, and their names there."""
-
-Interval = tuple[float, float]
 
 _NUM_RESAMPLES = 10_000
 _SEED = 0
@@ -73,13 +72,13 @@ def summarize(marks: Sequence[Mark]) -> Summary:
             for name in sorted(by_category, key=lambda name: (name not in CATEGORIES, name))
         },
         _mean(values),
-        bootstrap(marks),
+        interval(marks),
         len(marks),
         len(marks) - len(values),
     )
 
 
-def bootstrap(marks: Sequence[Mark]) -> Interval | None:
+def interval(marks: Sequence[Mark]) -> Interval | None:
     """A 95% interval of the mean by the percentile bootstrap, over questions.
 
     Both turns of a question are drawn together: they are no two independent answers. The same
@@ -112,40 +111,26 @@ def _mean(values: Sequence[float]) -> float | None:
     return sum(values) / len(values) if values else None
 
 
-def category_rows(summaries: Mapping[str, Summary], digits: str = ".2f") -> list[list[str]]:
-    """The table's rows of categories and Avg, a column for each model."""
-    names = list(
-        dict.fromkeys([*CATEGORIES, *(n for s in summaries.values() for n in s.categories)])
-    )
-    rows = [
-        [
-            CATEGORIES.get(name, name.capitalize()),
-            *(number(summary.categories.get(name), digits) for summary in summaries.values()),
+def category_rows(summaries: Mapping[str, Summary], digits: str = ".2f") -> dict[str, list[str]]:
+    """The table's rows of categories and Avg: a cell for each model, a dash where nothing is."""
+    found = [*CATEGORIES, *(name for each in summaries.values() for name in each.categories)]
+    rows = {
+        CATEGORIES.get(name, name.capitalize()): [
+            _number(each.categories.get(name), digits) for each in summaries.values()
         ]
-        for name in names
-    ]
-    averages = [number(summary.average, digits) for summary in summaries.values()]
-    intervals = [span(summary.interval, digits) for summary in summaries.values()]
-    return [*rows, ["Avg", *averages], ["95% interval", *intervals]]
+        for name in dict.fromkeys(found)
+    }
+    rows["Avg"] = [_number(each.average, digits) for each in summaries.values()]
+    rows["95% interval"] = [_span(each.interval, digits) for each in summaries.values()]
+    return rows
 
 
-def number(value: float | None, digits: str) -> str:
-    """A cell with a number; a dash where there is none."""
+def _number(value: float | None, digits: str) -> str:
+    """A cell with a number."""
     return "-" if value is None else format(value, digits)
 
 
-def span(interval: Interval | None, digits: str) -> str:
-    """A cell with an interval."""
-    return "-" if interval is None else " to ".join(format(bound, digits) for bound in interval)
-
-
-def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table that is aligned on a terminal and a table in Markdown as well."""
-    cells = [[cell.replace("|", "\\|") for cell in row] for row in [head, *rows]]
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    lines = [
-        "| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |"
-        for row in cells
-    ]
-    rule = "|" + "|".join("-" * (width + 2) for width in widths) + "|"
-    return "\n".join([lines[0], rule, *lines[1:]])
+def _span(interval: Interval | None, digits: str) -> str:
+    return (
+        "-" if interval is None else f"[{', '.join(format(bound, digits) for bound in interval)}]"
+    )

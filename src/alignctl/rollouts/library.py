@@ -1,6 +1,8 @@
 """vLLM, as it is to be there: which version, with which settings; it is not imported here."""
 
+import logging
 import os
+import warnings
 from importlib import metadata
 
 from alignctl.config.sections import Model
@@ -26,6 +28,16 @@ _ENVIRONMENT = {
 def set_environment() -> None:
     """Sets what vLLM reads from the environment while it is imported."""
     os.environ.update(_ENVIRONMENT)
+
+
+def be_quiet() -> None:
+    """Keeps what vLLM and torch say of no use off a terminal; to be called before either is there.
+
+    Ranks write to logs, where it does no harm.
+    """
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    logging.getLogger("vllm").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", module=r"vllm\.")
 
 
 def check_vllm(model: Model) -> str | None:

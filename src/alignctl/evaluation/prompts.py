@@ -1,0 +1,64 @@
+"""Files of prompts: a text file with one in each line, or rows of the schemas of prompts."""
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from alignctl.data.files import Row, find_files, read_rows
+from alignctl.data.prompt_schemas import Question, prompt_schema_of
+from alignctl.errors import UserError
+
+TEXT_SUFFIX = ".txt"
+
+
+@dataclass(frozen=True)
+class PromptFile:
+    """All prompts of a file.
+
+    Attributes:
+        path: The file.
+        rows: As they stand there; a line of text is a row with the key `prompt`.
+        questions: What each of them asks.
+        digest: SHA-256 of the file.
+    """
+
+    path: Path
+    rows: list[Row]
+    questions: list[Question]
+    digest: str
+
+
+def read(path: Path) -> PromptFile:
+    """Reads a file of prompts; blank lines are passed over.
+
+    Raises:
+        UserError: There is no such file, it is empty, or a row is wrong.
+    """
+    if path.is_dir():
+        raise UserError(f"{path}: a file of prompts was expected, this is a folder")
+    if path.name.endswith(TEXT_SUFFIX) and path.is_file():
+        rows = list(_text_rows(path))
+    else:
+        (file,) = find_files(path, "train")
+        rows = list(read_rows([file]))
+    if not rows:
+        raise UserError(f"{path}: no prompts: there is no row in it")
+    parse = prompt_schema_of(rows[0])
+    with path.open("rb") as stream:
+        digest = hashlib.file_digest(stream, "sha256").hexdigest()
+    return PromptFile(path, rows, [parse(row) for row in rows], digest)
+
+
+def _text_rows(file: Path) -> Iterator[Row]:
+    try:
+        content = file.read_bytes()
+    except OSError as error:
+        raise UserError(f"{file}: cannot be read: {error.strerror or error}") from error
+    for number, line in enumerate(content.removeprefix(b"\xef\xbb\xbf").split(b"\n"), 1):
+        try:
+            text = line.decode("utf-8").removesuffix("\r")
+        except UnicodeDecodeError as error:
+            raise UserError(f"{file}:{number}: not UTF-8 text") from error
+        if text.strip():
+            yield Row(file, number, {"prompt": text})

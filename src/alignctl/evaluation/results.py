@@ -1,0 +1,68 @@
+"""What an evaluation found: a table for people, and a file for programs."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from alignctl import atomic
+from alignctl.errors import UserError
+from alignctl.evaluation.statistics import Interval
+
+RESULT = "result.json"
+
+
+def names_of(models: Sequence[Path]) -> list[str]:
+    """A short name for each model: as many of the last parts of its path as tell it from others."""
+    parts = [model.resolve().parts[1:] for model in models]
+    longest = max(map(len, parts))
+    for length in range(1, longest + 1):
+        names = ["-".join(each[-length:]) for each in parts]
+        if len(set(names)) == len(names):
+            return names
+    raise UserError(f"{models[0]}: the same model is there twice")
+
+
+def table(corner: str, columns: Sequence[str], rows: Mapping[str, Sequence[str]]) -> str:
+    """A table as text: the first column to the left, the others to the right.
+
+    Args:
+        corner: What the names of the rows are.
+        columns: Names of the columns, such as models.
+        rows: Name to a cell for each column.
+    """
+    lines = [[corner, *columns], *([name, *cells] for name, cells in rows.items())]
+    widths = [max(len(line[place]) for line in lines) for place in range(len(lines[0]))]
+    return "\n".join(
+        "  ".join(
+            [line[0].ljust(widths[0])]
+            + [cell.rjust(width) for cell, width in zip(line[1:], widths[1:], strict=True)]
+        ).rstrip()
+        for line in lines
+    )
+
+
+def percent(share: float, interval: Interval | None = None) -> str:
+    """A share in percent, with its interval."""
+    if interval is None:
+        return f"{100 * share:.1f}"
+    return f"{100 * share:.1f} [{100 * interval[0]:.1f}, {100 * interval[1]:.1f}]"
+
+
+def make_folder(folder: Path) -> None:
+    """Makes the folder of an evaluation, which may be there.
+
+    Raises:
+        UserError: It cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--output {folder}: cannot be made: {error.strerror}") from error
+
+
+def write(folder: Path, result: Mapping[str, Any]) -> str:
+    """Writes the result whole or not at all; returns it as the JSON text that it is."""
+    text = json.dumps(result, indent=2)
+    atomic.write_text(folder / RESULT, text + "\n")
+    return text

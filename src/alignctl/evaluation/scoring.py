@@ -1,0 +1,176 @@
+"""Scores of texts by a reward model, on the training engine, in this process."""
+
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Literal, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from alignctl.data.batch import Document, PreferenceBatch, TokenBatch
+from alignctl.data.order import dealt_micro_batches
+from alignctl.data.tokenizer import Tokenizer, check_fits, load_tokenizer
+from alignctl.errors import RunError, UserError
+from alignctl.rollouts import library
+
+if TYPE_CHECKING:
+    from alignctl.checkpoints.source import Source
+
+_BATCHES = 16
+"""Micro batches between two calls for progress."""
+
+
+class RewardModel:
+    """A reward model that scores documents; a context manager, which loads it.
+
+    Attributes:
+        source: The checkpoint.
+        tokenizer: Its tokenizer.
+        max_length: Most tokens of a document.
+    """
+
+    def __init__(
+        self,
+        load: Path,
+        *,
+        tokenizer: Path | None = None,
+        precision: Literal["fp32", "bf16"] | None = None,
+        max_length: int | None = None,
+        batch: int,
+    ) -> None:
+        """Looks at it; no weight is read.
+
+        Args:
+            load: A reward model of any kind: Hugging Face, Megatron, a run folder.
+            tokenizer: Folder of the tokenizer; None: beside the model.
+            precision: None: bf16 on a GPU, fp32 without.
+            max_length: Most tokens of a document; None: the model's longest sequence.
+            batch: Documents in a micro batch.
+
+        Raises:
+            UserError: It is no reward model, or has no such long sequences.
+        """
+        from alignctl.checkpoints.source import find
+
+        library.be_quiet()
+        self.source: Source = find(load)
+        if self.source.role != "reward":
+            raise UserError(
+                f"{self.source.path}: this is a policy, and a reward model is needed",
+                "train one: alignctl reward --load ...",
+            )
+        longest = self.source.model.max_position_embeddings
+        if self.source.model.family == "llama2" and (max_length or 0) > longest:
+            raise UserError(
+                f"{self.source.path}: max_length {max_length} exceeds the model's longest sequence "
+                f"of {longest} tokens (max_position_embeddings)"
+            )
+        self.tokenizer: Tokenizer = load_tokenizer(self.source.tokenizer_folder(tokenizer))
+        check_fits(self.tokenizer, self.source.model.vocab_size)
+        self.max_length = max_length or longest
+        self._precision, self._batch = precision, batch
+        self._stack = ExitStack()
+
+    def __enter__(self) -> Self:
+        """Builds the model and loads its weights."""
+        from alignctl.config.sections import Parallel
+        from alignctl.engines import megatron, megatron_cpu
+        from alignctl.engines.device import IS_GPU
+        from alignctl.rollouts import alone
+
+        without_dropout = {"attention_dropout": 0.0, "hidden_dropout": 0.0}
+        with ExitStack() as stack:
+            stack.enter_context(alone.process_group())
+            if not IS_GPU:
+                megatron_cpu.install()
+            megatron.lay_out(Parallel(), seed=0, timeout_minutes=10)
+            self._engine = megatron.MegatronEngine(
+                self.source.model.model_copy(update=without_dropout),
+                Parallel(),
+                precision=self._precision or ("bf16" if IS_GPU else "fp32"),
+                seq_length=self.max_length + 1,
+                optimizer=None,
+                head=self.source.head,
+            )
+            stack.callback(megatron.leave)
+            self._engine.load_weights(self.source)
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        del self._engine
+        self._stack.close()
+
+    def scores(
+        self,
+        documents: Sequence[NDArray[np.int32]],
+        on_progress: Callable[[int, int], None] = lambda done, total: None,
+    ) -> NDArray[np.float64]:
+        """The score of each document `[D]`, of equal documents equal to the last bit.
+
+        Args:
+            documents: Token ids `[L]`, int32, to the last one that counts; each at most
+                `max_length` long.
+            on_progress: Told the documents done, and how many there are.
+
+        Raises:
+            RunError: A score is not finite.
+        """
+        seen: dict[bytes, int] = {}
+        places = [seen.setdefault(tokens.tobytes(), len(seen)) for tokens in documents]
+        distinct = [np.frombuffer(content, np.int32) for content in seen]
+        parts = dealt_micro_batches(
+            [len(tokens) for tokens in distinct],
+            micro_batch_size=self._batch,
+            dp_rank=0,
+            dp_size=1,
+        )
+        batches = [
+            PreferenceBatch.from_groups(
+                [
+                    [Document(distinct[place], np.ones(len(distinct[place]), np.bool_), place)]
+                    for place in part
+                ],
+                np.zeros(len(part)),
+            )
+            for part in parts
+        ]
+        return self.of_batches(batches, len(distinct), on_progress)[places]
+
+    def of_batches(
+        self,
+        batches: Sequence[TokenBatch],
+        num_documents: int,
+        on_progress: Callable[[int, int], None] = lambda done, total: None,
+    ) -> NDArray[np.float64]:
+        """Scores by document number `[D]`; NaN for those that are in no batch.
+
+        Raises:
+            RunError: A score is not finite.
+        """
+        found = np.full(num_documents, np.nan)
+        done, total = 0, sum(len(batch.rows) for batch in batches)
+        for start in range(0, len(batches), _BATCHES):
+            part = batches[start : start + _BATCHES]
+            rows = _rows(part)
+            scores = self._engine.document_outputs(part, num_documents)[rows]
+            if not np.isfinite(scores).all():
+                raise RunError(
+                    f"{self.source.path}: {int((~np.isfinite(scores)).sum())} scores are not finite"
+                )
+            found[rows] = scores
+            done += len(rows)
+            on_progress(done, total)
+        offset = self.source.manifest.score_offset if self.source.manifest else None
+        return found + (offset or 0.0)
+
+
+def _rows(batches: Iterable[TokenBatch]) -> list[int]:
+    return [row for batch in batches for row in batch.rows if row >= 0]

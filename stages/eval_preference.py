@@ -1,0 +1,161 @@
+"""How often a reward model prefers what models say to what a baseline says.
+
+    alignctl eval preference runs/dpo runs/rlhf --baseline runs/sft --reward-load runs/reward \
+      --data prompts.jsonl --output runs/wins
+
+All models answer the same prompts, then the reward model scores every answer after its prompt, as
+the reward model's own tokenizer and template write it; with EOS, unless the answer was cut at its
+length, as in on-policy training. Equal scores count half. Intervals come from resampled prompts. A
+reward model is not a person: a policy that was trained with the same one wins by that alone.
+"""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from alignctl import console
+from alignctl.config.generation import WinOptions
+from alignctl.data.files import read_rows
+from alignctl.data.masks import cut_prompt, encode_prompts
+from alignctl.data.prompts import prompt_text
+from alignctl.data.templates import renderer
+from alignctl.errors import UserError
+from alignctl.evaluation import prompts, results
+from alignctl.evaluation.answering import answer
+from alignctl.evaluation.generation import Generator
+from alignctl.evaluation.prompts import PromptFile
+from alignctl.evaluation.scoring import RewardModel
+from alignctl.evaluation.statistics import bootstrap
+from alignctl.reporting.rows_progress import RowsProgress
+
+_BASELINE = "baseline"
+
+
+def run(options: WinOptions, *, as_json: bool) -> None:
+    """Asks all models, scores their answers, and prints the table.
+
+    Raises:
+        UserError: An input is wrong; nothing was started.
+        RunError: vLLM failed, a score is not finite, or the disk is full. Answers are kept.
+    """
+    file = prompts.read(options.data)
+    file = replace(file, rows=file.rows[: options.limit], questions=file.questions[: options.limit])
+    has_answers = options.baseline.is_file()
+    asked = [*options.models, *([] if has_answers else [options.baseline])]
+    names = [*results.names_of(options.models), *([] if has_answers else [_BASELINE])]
+    if len(set(names)) < len(names):
+        raise UserError(f"a model is called {_BASELINE}: rename its folder")
+    generators = [Generator(model, options, tokenizer=options.tokenizer) for model in asked]
+    reward = RewardModel(
+        options.reward_load, precision=options.precision, batch=options.score_batch
+    )
+    answers = {name: options.output / f"{name}.jsonl" for name in names}
+    if has_answers:
+        answers[_BASELINE] = options.baseline
+        _read(options.baseline, file)
+    results.make_folder(options.output)
+    for name, generator in zip(names, generators, strict=True):
+        answer(generator, file, answers[name])
+    said = {name: _read(path, file) for name, path in answers.items()}
+    scores, num_cut = _scores(said, file, reward, options)
+    measured = {name: _measure(scores[name], scores[_BASELINE]) for name in answers}
+    text = results.write(
+        options.output,
+        {
+            "eval": "preference",
+            "data": str(options.data),
+            "data_sha256": file.digest,
+            "reward_model": reward.source.description,
+            "cut": num_cut,
+            "settings": options.model_dump(mode="json"),
+            "models": measured,
+        },
+    )
+    console.emit(text if as_json else _table(measured))
+
+
+def _read(path: Path, file: PromptFile) -> list[dict[str, Any]]:
+    """The rows of a file of answers, each with one answer to the prompt of its place.
+
+    Raises:
+        UserError: They are not as many as the prompts, or have no answer.
+    """
+    rows = list(read_rows([path]))
+    if len(rows) != len(file.rows):
+        raise UserError(
+            f"{path}: {len(rows):,} answers, but {len(file.rows):,} prompts are asked",
+            "answers must be to the same prompts, in their order: alignctl generate writes such",
+        )
+    for row, asked in zip(rows, file.rows, strict=True):
+        if not isinstance(row.record.get("response"), str):
+            raise UserError(
+                f"{row.where}: no `response` of text in this row",
+                "a baseline has one answer to each prompt",
+            )
+        if any(row.record.get(key, value) != value for key, value in _question(asked.record)):
+            raise UserError(f"{row.where}: this answers another prompt than {asked.where} asks")
+    return [dict(row.record) for row in rows]
+
+
+def _question(record: dict[str, object]) -> list[tuple[str, object]]:
+    """What of a row of prompts an answer must be about."""
+    keys = ("query", "prompt", "messages", "question")
+    return [(key, json.loads(json.dumps(record[key]))) for key in keys if key in record]
+
+
+def _scores(
+    said: dict[str, list[dict[str, Any]]],
+    file: PromptFile,
+    reward: RewardModel,
+    options: WinOptions,
+) -> tuple[dict[str, NDArray[np.float64]], int]:
+    """The score of every answer, by model; and the texts that were cut at their start."""
+    render = renderer(options.template, reward.tokenizer)
+    before = [prompt_text(question, render) for question in file.questions]
+    texts, ends = [], []
+    for rows in said.values():
+        texts += [text + row["response"] for text, row in zip(before, rows, strict=True)]
+        ends += [[reward.tokenizer.eos_id] * (row.get("finish") != "length") for row in rows]
+    documents = [
+        np.concatenate([tokens, np.asarray(end, np.int32)])
+        for tokens, end in zip(encode_prompts(texts, reward.tokenizer), ends, strict=True)
+    ]
+    num_cut = sum(len(tokens) > reward.max_length for tokens in documents)
+    cut = [cut_prompt(each, reward.max_length, reward.tokenizer.bos_id) for each in documents]
+    console.say(f"reward model: {reward.source.description}")
+    if num_cut:
+        console.say(
+            f"{num_cut:,} of {len(cut):,} texts lost their start: longer than "
+            f"{reward.max_length:,} tokens"
+        )
+    with reward:
+        found = reward.scores(cut, RowsProgress("scoring"))
+    return dict(zip(said, np.split(found, len(said)), strict=True)), num_cut
+
+
+def _measure(own: NDArray[np.float64], baseline: NDArray[np.float64]) -> dict[str, Any]:
+    """The numbers of one model, as JSON values; shares are of 1, intervals of 95 %."""
+    wins = (np.sign(own - baseline) + 1) / 2
+    return {
+        "prompts": len(own),
+        "win_rate": {"value": float(wins.mean()), "interval": list(bootstrap(wins.tolist()))},
+        "ties": int((own == baseline).sum()),
+        "mean_score": float(own.mean()),
+        "mean_difference": float((own - baseline).mean()),
+    }
+
+
+def _table(measured: dict[str, dict[str, Any]]) -> str:
+    rows: dict[str, list[str]] = {"prompts": [], "win rate %": [], "ties": [], "mean score": []}
+    for name, each in measured.items():
+        is_baseline = name == _BASELINE
+        rate = results.percent(each["win_rate"]["value"], each["win_rate"]["interval"])
+        rows["prompts"].append(f"{each['prompts']:,}")
+        rows["win rate %"].append("-" if is_baseline else rate)
+        rows["ties"].append("-" if is_baseline else f"{each['ties']:,}")
+        rows["mean score"].append(f"{each['mean_score']:.3f}")
+    return results.table("", list(measured), rows)
