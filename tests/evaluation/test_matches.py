@@ -21,13 +21,13 @@ from alignctl.evaluation.matches import (
     single_result,
     write_result,
 )
-from alignctl.evaluation.questions import PROMPTS, bundled
+from alignctl.evaluation.questions import PROMPTS, QuestionId, bundled
 from alignctl.evaluation.replies import Reply
 from tests.evaluation.texts import question
 
 JUDGE = Endpoint("some/judge", "http://localhost/v1", "none")
 QUESTIONS = [question(1, "writing"), question(2, "math")]
-ANSWERS = {
+ANSWERS: dict[str, dict[QuestionId, list[str]]] = {
     "sft": {1: ["a", "b"], 2: ["c", "d"]},
     "dpo": {1: ["e", "f"], 2: ["g", "h"]},
 }
@@ -140,7 +140,7 @@ def fastchat(*names: str) -> dict[str, Any]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about its regular expressions
         tree = ast.parse(source)
-    chosen = [
+    chosen: list[ast.stmt] = [
         node
         for node in tree.body
         if (isinstance(node, ast.FunctionDef) and node.name in names)

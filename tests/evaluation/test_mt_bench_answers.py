@@ -27,7 +27,7 @@ QUESTIONS = [
     question(2, "poetry", ("Rhyme.",)),
 ]
 COUNTS: dict[str, Any] = {"finish_reason": "stop", "prompt_tokens": 1, "completion_tokens": 1}
-SETTINGS = {"max_new_tokens": 8, "max_prompt_length": 96}
+SETTINGS: dict[str, Any] = {"max_new_tokens": 8, "max_prompt_length": 96}
 
 
 @pytest.fixture(scope="module")

