@@ -26,7 +26,7 @@ Run = Callable[[list[str]], tuple[int, str]]
 
 
 WANT_MODELS = ("verify", "eval", "report")
-"""Commands that do nothing without models or runs; tests/stages and tests/evaluation have theirs."""
+"""Commands that do nothing without models or runs; others test them."""
 
 WANT_FILES = ("prepare",)
 """Commands that do nothing without data, which they are given in a test of their own."""

@@ -48,7 +48,7 @@ def main() -> None:
 
 app = typer.Typer(
     name="alignctl",
-    help="Convert, fine-tune and align language models with Megatron-Core.",
+    help="Prepare data, convert, train, align, ask and measure language models.",
     epilog=example(
         "alignctl convert-hf2mg --preset llama2-7b --load models/llama2-7b --save models/mg",
         "alignctl sft --preset llama2-7b --load models/mg --data data/sft optimizer.lr=1e-5",
