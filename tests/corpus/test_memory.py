@@ -10,7 +10,7 @@ import pytest
 
 from tests.commands import ALIGNCTL
 
-SMALL, LARGE = 4_000, 40_000
+SMALL, LARGE = 15_000, 45_000
 MEASURE = (
     "import resource, subprocess, sys; subprocess.run(sys.argv[1:], check=True); "
     "print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)"
@@ -39,7 +39,10 @@ def peak(*arguments: object) -> int:
 def test_ten_gigabytes_of_text_fit_into_two_of_memory(
     tmp_path: Path, tokenizer_folder: Path, command: str
 ) -> None:
-    """A slope of 0.1 makes 1 GB of 10 GB of text, beside less than 0.5 GB at its start."""
+    """A slope of 0.17 makes 1.7 GB of 10 GB of text, beside less than 0.3 GB at its start.
+
+    Only cleaning has a slope: some numbers per document, and documents are short here.
+    """
     flags: dict[str, Callable[[Path], tuple[object, ...]]] = {
         "tokenize": lambda out: ("--output", out, "--tokenizer", tokenizer_folder, "--workers", 1),
         "clean": lambda out: ("--output", out, "--workers", 1),
@@ -52,5 +55,5 @@ def test_ten_gigabytes_of_text_fit_into_two_of_memory(
         out = tmp_path / f"out-{documents}"
         peaks.append(peak("prepare", command, file, *flags[command](out)))
     slope = (peaks[1] - peaks[0]) / (sizes[1] - sizes[0])
-    assert slope < 0.1, (sizes, peaks)
-    assert peaks[0] < 500e6, peaks
+    assert slope < 0.17, (sizes, peaks)
+    assert peaks[0] < 300e6, peaks

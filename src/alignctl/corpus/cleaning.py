@@ -314,7 +314,10 @@ def _find_duplicates(options: Options, partial: Path, total: _Total) -> NDArray[
     counts = [len(part) for part in total.hashes]
     dropped = np.zeros(sum(counts), np.bool_)
     if options.exact_duplicates and len(dropped):
-        dropped = duplicates.repeats(np.concatenate(total.hashes))
+        hashes = np.concatenate(total.hashes)
+        total.hashes.clear()
+        dropped = duplicates.repeats(hashes)
+        del hashes
         total.dropped["exact_duplicate"] = int(dropped.sum())
     if options.near_duplicates is not None and len(dropped):
 

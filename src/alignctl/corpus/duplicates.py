@@ -2,7 +2,7 @@
 
 Nearly the same is a Jaccard similarity of their runs of five words (MinHash of the `rensa`
 library; in scripts without spaces, of five characters). Signatures lie on the disk, and one band of
-them at a time is in memory, so that a document costs some 50 bytes of memory whatever its length.
+them at a time is in memory, so that a document costs some 100 bytes of memory whatever its length.
 """
 
 import hashlib
@@ -111,5 +111,8 @@ def _groups(
     order = documents[np.argsort(values[documents], kind="stable")]
     ordered = values[order]
     is_repeat = np.concatenate([[False], ordered[1:] == ordered[:-1]])
-    first = np.maximum.accumulate(np.where(is_repeat, 0, np.arange(len(order))))
+    del ordered  # as long as the corpus, as all that is made here
+    first = np.arange(len(order))
+    first[is_repeat] = 0
+    np.maximum.accumulate(first, out=first)
     return order[is_repeat], order[first[is_repeat]]
