@@ -74,8 +74,12 @@ class Report(TrainerCallback):
         if "loss" not in logs:
             return
         row = {"time": self._ended, "tokens": self.trainer.real_tokens, "loss": logs["loss"]}
-        self._stream.write(json.dumps(row) + "\n")
+        self._stream.write(json.dumps(row | self.more(logs)) + "\n")
         self.trainer.real_tokens = 0
+
+    def more(self, logs: dict[str, Any]) -> dict[str, float]:
+        """What else belongs into the line."""
+        return {}
 
 
 def train(trainer: Any, report: Report) -> None:

@@ -76,19 +76,21 @@ class Workload:
 
     def make(self) -> dict[str, float]:
         """Writes everything; returns what the data set looks like."""
-        self.hf.mkdir(parents=True)
-        _write_tokenizer(self.hf)
-        _write_model(self.hf)
+        self.make_model()
         self._write_preset()
         return self._write_rows()
 
     def make_pairs(self) -> dict[str, float]:
         """Writes everything for preferences; returns what the data set looks like."""
+        self.make_model()
+        self._write_preset()
+        return self._write_pairs()
+
+    def make_model(self) -> None:
+        """Writes the model and its tokenizer only."""
         self.hf.mkdir(parents=True)
         _write_tokenizer(self.hf)
         _write_model(self.hf)
-        self._write_preset()
-        return self._write_pairs()
 
     def _write_pairs(self) -> dict[str, float]:
         rng = np.random.default_rng(SEED)

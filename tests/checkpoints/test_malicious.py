@@ -17,7 +17,8 @@ import pytest
 import torch
 from torch.distributed.checkpoint.metadata import ChunkStorageMetadata
 
-from alignctl.checkpoints.mcore_index import METADATA, read_metadata
+from alignctl.checkpoints.manifest import METADATA
+from alignctl.checkpoints.mcore_index import read_metadata
 from alignctl.config.convert import ConvertOptions
 from alignctl.errors import UserError
 from alignctl.launch.run_folder import LATEST

@@ -56,7 +56,9 @@ def test_unshard_undoes_shard_for_every_weight(case: tuple[int, Model]) -> None:
         if isinstance(row.layout, Vocabulary):
             full = pad_rows(full, model.padded_vocab_size(tp))
         shards = [row.layout.shard(full, rank, tp) for rank in range(tp)]
-        assert len({shard.shape for shard in shards}) == 1
+        shape = row.layout.shard_shape(tuple(full.shape), tp)
+        assert {tuple(shard.shape) for shard in shards} == {shape}
+        assert row.layout.unshard_shape(shape, tp) == tuple(full.shape)
         assert torch.equal(row.layout.unshard(shards), full)
 
 

@@ -15,7 +15,7 @@ from typing import Any, Literal, TypeVar
 import torch
 from torch import Tensor
 
-from alignctl.checkpoints import adapted, hf, legacy_writer, manifest, mcore
+from alignctl.checkpoints import adapted, hf, legacy_writer, manifest
 from alignctl.checkpoints.companions import copy_companions, read_json, write_config
 from alignctl.checkpoints.dtypes import name_of
 from alignctl.checkpoints.lazy import LazyTensor, check_finite
@@ -146,6 +146,8 @@ def _write(
         for name, tensor in tensors.items()
     }
     if target.format == "mcore":
+        from alignctl.checkpoints import mcore
+
         mcore.write(
             folder,
             padded,

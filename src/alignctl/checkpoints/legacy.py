@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
 from torch import Tensor
 
 from alignctl.checkpoints import legacy_names, torch_file
@@ -232,9 +231,8 @@ def _joined(
     shards = [parts[rank] for rank in range(tp)]
     if len({(shard.shape, shard.dtype) for shard in shards}) > 1:
         raise UserError(f"{folder}: {name} has another shape or type on another rank")
-    empty = [torch.empty(shard.shape, device="meta") for shard in shards]
     return LazyTensor(
-        tuple(layout.unshard(empty).shape),
+        layout.unshard_shape(shards[0].shape, tp),
         shards[0].dtype,
         lambda: layout.unshard([shard.make() for shard in shards]),
         f"{folder}: {name}",

@@ -117,8 +117,7 @@ def _tree(cut: Cut, specs: Mapping[str, Spec], stage: int) -> dict[str, Any]:
     is_embedding_due = stage == 0
     for name in cut.of_stage(stage):
         spec = specs[name]
-        full = torch.empty(spec.shape, device="meta")
-        shard = Spec(tuple(cut.rows[name].layout.shard(full, 0, cut.tp).shape), spec.dtype)
+        shard = Spec(cut.rows[name].layout.shard_shape(spec.shape, cut.tp), spec.dtype)
         path = legacy_names.place(_local(name, stage * cut.layers_per_stage), cut.model.family)
         if name == _EMBEDDING and not is_embedding_due:
             path = tuple(legacy_names.FOR_HEAD.split("."))

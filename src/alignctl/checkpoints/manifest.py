@@ -31,6 +31,9 @@ if TYPE_CHECKING:
     from typing_extensions import Buffer
 
 NAME = "alignctl.json"
+METADATA = ".metadata"
+"""The index of Megatron-Core's distributed format. Its name is here because what reads the file
+imports half a second of PyTorch, which other formats do without."""
 HF_FOLDER = "hf"
 """Sub-folder with the config and tokenizer files that go back to Hugging Face unchanged."""
 

@@ -27,8 +27,8 @@ from torch.distributed.checkpoint.metadata import (
 
 from alignctl.checkpoints import torch_file, torch_writer
 from alignctl.checkpoints.lazy import LazyTensor, Spec
-from alignctl.checkpoints.manifest import Recorder
-from alignctl.checkpoints.mcore_index import METADATA, read_metadata
+from alignctl.checkpoints.manifest import METADATA, Recorder
+from alignctl.checkpoints.mcore_index import read_metadata
 from alignctl.errors import UserError
 
 COMMON = "common.pt"

@@ -11,9 +11,8 @@ import torch
 from torch.distributed.checkpoint.filesystem import _StorageInfo
 from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
 
+from alignctl.checkpoints.manifest import METADATA
 from alignctl.errors import UserError
-
-METADATA = ".metadata"
 
 _SAFE_CLASSES = {
     ("torch.distributed.checkpoint.metadata", name)

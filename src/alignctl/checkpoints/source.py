@@ -6,13 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from alignctl.checkpoints import hf, legacy, manifest, mcore, peft, rank_files, torch_file, zero
+from alignctl.checkpoints import hf, legacy, manifest, peft, rank_files, torch_file, zero
 from alignctl.checkpoints.adapted import Adapters, base_folder, check_base, merged
 from alignctl.checkpoints.companions import read_json
 from alignctl.checkpoints.dtypes import name_of
 from alignctl.checkpoints.lazy import LazyTensor
-from alignctl.checkpoints.manifest import HF_FOLDER, Manifest
-from alignctl.checkpoints.mcore_index import METADATA
+from alignctl.checkpoints.manifest import HF_FOLDER, METADATA, Manifest
 from alignctl.checkpoints.megatron_args import model_from
 from alignctl.config.sections import Head, Model, Role
 from alignctl.errors import UserError
@@ -235,6 +234,8 @@ def _megatron(path: Path, expected: Model | None) -> Source:
             + (f", though {manifest.NAME} lists it" if found else ""),
             "copy the checkpoint again, or use an older one",
         )
+    from alignctl.checkpoints import mcore
+
     tensors, args = mcore.read(path), None
     if found is not None and found.adapted is not None:
         return _adapted("mcore", path, found, found.adapted, tensors)

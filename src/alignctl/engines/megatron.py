@@ -50,7 +50,7 @@ from alignctl.models.attention import Documents
 from alignctl.models.families import weight_map
 from alignctl.models.lora import add_lora
 from alignctl.models.megatron import LanguageModel, RewardModel, build, transformer_config
-from alignctl.models.weight_map import Replicated, Sliced
+from alignctl.models.weight_map import Sliced
 
 
 def initialize(parallel: Parallel, *, seed: int, timeout_minutes: float) -> None:
@@ -223,9 +223,8 @@ class MegatronEngine:
         """
         for name, parameter in self.model.named_parameters():
             layout = self.rows[self.global_name(name)].layout
-            if not isinstance(layout, Replicated) and not hasattr(parameter, "partition_dim"):
-                dim = layout.dim if isinstance(layout, Sliced) else 0
-                tensor_parallel.set_tensor_model_parallel_attributes(parameter, True, dim, 1)
+            if isinstance(layout, Sliced) and not hasattr(parameter, "partition_dim"):
+                tensor_parallel.set_tensor_model_parallel_attributes(parameter, True, layout.dim, 1)
 
     def create_optimizer(self) -> None:
         """Creates AdamW with master weights taken from the model: call it once they are loaded."""

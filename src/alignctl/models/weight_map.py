@@ -46,6 +46,14 @@ class Layout:
         """The inverse of `shard`, from all ranks' parts in rank order."""
         return shards[0]
 
+    def shard_shape(self, full: tuple[int, ...], size: int) -> tuple[int, ...]:
+        """The shape of `shard`'s result, of which `size` has to be a divisor."""
+        return full
+
+    def unshard_shape(self, shard: tuple[int, ...], size: int) -> tuple[int, ...]:
+        """The shape of `unshard`'s result."""
+        return shard
+
 
 class Replicated(Layout):
     """Norms and row-parallel biases: every rank holds the whole tensor."""
@@ -72,6 +80,14 @@ class Sliced(Layout):
 
         return torch.cat(list(shards), dim=self.dim)
 
+    @override
+    def shard_shape(self, full: tuple[int, ...], size: int) -> tuple[int, ...]:
+        return (*full[: self.dim], full[self.dim] // size, *full[self.dim + 1 :])
+
+    @override
+    def unshard_shape(self, shard: tuple[int, ...], size: int) -> tuple[int, ...]:
+        return (*shard[: self.dim], shard[self.dim] * size, *shard[self.dim + 1 :])
+
 
 COLUMN = Sliced(0)
 ROW = Sliced(1)
@@ -94,11 +110,14 @@ class Vocabulary(Sliced):
         return [full[: model.vocab_size]]
 
 
-class GatedColumn(Layout):
+class GatedColumn(Sliced):
     """Gate and up projections of a gated MLP, `[gate; up]`, each cut on its own.
 
     Rank r holds `[gate_r; up_r]`, so a shard is not a contiguous slice of the full tensor.
     """
+
+    def __init__(self) -> None:
+        super().__init__(dim=0)
 
     @override
     def merge(self, parts: Sequence[Tensor], model: Model) -> Tensor:
