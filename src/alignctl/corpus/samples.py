@@ -12,7 +12,7 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -74,12 +74,15 @@ class SampleSplit:
         cut_after: Token after which attention begins anew; None: never inside a sequence.
     """
 
-    is_drawn: ClassVar[bool] = True
-
     dataset: Any
     num_sequences: int
     seq_length: int
     cut_after: int | None
+
+    @property
+    def is_drawn(self) -> bool:
+        """True: Megatron has put them into an order."""
+        return True
 
     def lengths(self, sequences: NDArray[np.int64]) -> NDArray[np.int64]:
         """Input tokens of some sequences, in the shape of their numbers."""

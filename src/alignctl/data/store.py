@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, BinaryIO, ClassVar, Self
+from typing import Any, BinaryIO, Self
 
 import numpy as np
 from numpy.lib import format as npy
@@ -185,8 +185,10 @@ class Split:
     members: NDArray[np.int64]
     bounds: NDArray[np.int64]
 
-    is_drawn: ClassVar[bool] = False
-    """Each epoch has an order of its own."""
+    @property
+    def is_drawn(self) -> bool:
+        """False: each epoch has an order of its own."""
+        return False
 
     @property
     def num_sequences(self) -> int:
