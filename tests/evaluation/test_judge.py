@@ -28,7 +28,7 @@ def prompts(number: int) -> list[Prompt]:
 
 
 def endpoint(server: Judge, **changes: Any) -> Endpoint:
-    usual = Endpoint(MODEL, server.url, KEY, timeout_seconds=0.5, first_wait_seconds=0.02)
+    usual = Endpoint(MODEL, server.url, KEY, timeout_seconds=60.0, first_wait_seconds=0.02)
     return replace(usual, **changes)
 
 
@@ -54,7 +54,6 @@ FAILURES = (
     Act(body=b'{"choices": [{"message": {"content": 5}}]}'),
     Act(body=b'{"choices": [{"message": {"content": "a"}}], "usage": {"prompt_tokens": -5}}'),
     Act(body=b"[]"),
-    Act(seconds=1.0),
 )
 
 
@@ -71,6 +70,14 @@ def test_every_failure_that_may_pass_is_repeated_until_it_has(tmp_path: Path) ->
     assert {reply.text for reply in found.replies.values()} == {"[[5]]"}
     assert {r.prompt_tokens for r in found.replies.values()} == {PROMPT_TOKENS}
     assert {r.completion_tokens for r in found.replies.values()} == {COMPLETION_TOKENS}
+
+
+def test_a_judge_that_is_too_slow_is_asked_again(tmp_path: Path) -> None:
+    """Only the first attempt is slower than the limit for sure, on whatever machine."""
+    with serving(lambda prompt, number: Act(seconds=2.0 if number == 1 else 0.0)) as server:
+        found = ask(server, tmp_path / "c.jsonl", prompts(1), timeout_seconds=1.0, num_attempts=50)
+    assert set(server.attempts.values()) != {1}
+    assert [reply.text for reply in found.replies.values()] == ["Good. Rating: [[5]]"]
 
 
 def test_nothing_is_asked_twice(tmp_path: Path) -> None:
