@@ -1,0 +1,3 @@
+"""Memory of a GPU in closed form."""
+
+GIB = 2**30
