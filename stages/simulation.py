@@ -17,8 +17,10 @@ from alignctl.config.on_policy_run import OnPolicyConfig
 from alignctl.config.run import DPOConfig, RewardConfig, TrainingConfig
 from alignctl.config.sections import Head
 from alignctl.errors import UserError
+from alignctl.planning.job import describe, kinds_of_ranks
 from alignctl.planning.memory import GIB
-from alignctl.simulation.report import RankReport, Report
+from alignctl.planning.report import RankReport, Report
+from alignctl.planning.sampler import sampler
 from alignctl.stages import dpo, reward, training
 
 if TYPE_CHECKING:
@@ -27,22 +29,23 @@ if TYPE_CHECKING:
 
 
 def launch(config: TrainingConfig, *, gpu_memory_gib: float) -> int:
-    """Simulates a stage and prints what it found; returns 1 where it does not fit."""
+    """Simulates a stage and prints what it found; returns 2 where it does not fit."""
     started = time.perf_counter()
     report = simulate(config, gpu_memory_gib=gpu_memory_gib, progress=True)
     console.emit(report.render())
     console.say(f"simulated in {time.perf_counter() - started:.0f} s")
-    return 0 if report.fits else 1
+    return 0 if report.fits else 2
 
 
 def simulate(
-    config: TrainingConfig, *, gpu_memory_gib: float = 80.0, progress: bool = False
+    config: TrainingConfig, *, gpu_memory_gib: float = 80.0, is_gpu: bool = True, progress: bool = False
 ) -> Report:
     """Runs one step of one rank of each kind.
 
     Args:
         config: The run; nothing is loaded, so neither paths nor data are needed.
         gpu_memory_gib: What a GPU has.
+        is_gpu: Whether operators keep for the backward pass what they would on a GPU.
         progress: Whether to say which rank is under way.
 
     Raises:
@@ -52,13 +55,13 @@ def simulate(
         raise UserError(
             f"engine {config.engine}: only engine megatron can be simulated", "leave out --simulate"
         )
-    from alignctl.simulation.process import kinds_of_ranks, playing
+    from alignctl.simulation.process import playing
 
     ranks = []
     for kind, stage in kinds_of_ranks(config).items():
         if progress:
             console.say(f"simulating: {kind}")
-        with playing(config, stage) as rank:
+        with playing(config, stage, is_gpu=is_gpu) as rank:
             if isinstance(config, OnPolicyConfig):
                 from alignctl.simulation.episode import simulate_episode
 
@@ -66,21 +69,11 @@ def simulate(
             else:
                 ranks.append(_training_step(config, rank, kind))
     return Report(
-        _describe(config),
+        describe(config),
         tuple(ranks),
         gpu_memory_gib,
         sampler(config, gpu_memory_gib) if isinstance(config, OnPolicyConfig) else None,
         config.launch.nproc_per_node,
-    )
-
-
-def _describe(config: TrainingConfig) -> str:
-    parallel, batch = config.parallel, config.batch
-    return (
-        f"{config.preset} {config.stage}: {config.world_size} GPUs, TP {parallel.tp} x "
-        f"PP {parallel.pp} x DP {config.data_parallel_size}, {config.precision}, batch "
-        f"{batch.global_batch_size} in micro batches of {batch.micro_batch_size}, "
-        f"{batch.seq_length:,} tokens, recompute {parallel.recompute}"
     )
 
 
@@ -91,7 +84,7 @@ def _training_step(config: TrainingConfig, rank: "Rank", kind: str) -> RankRepor
     from alignctl.simulation.batches import training_batch
     from alignctl.simulation.measures import Book, held, make_state, micro_batches, watch_schedule
 
-    head, loss = _head_and_loss(config)
+    head, loss = head_and_loss(config)
     with rank.host.building():
         engine: Any = training.build_engine(config, head)
     engine.create_optimizer()
@@ -107,7 +100,7 @@ def _training_step(config: TrainingConfig, rank: "Rank", kind: str) -> RankRepor
     return RankReport(kind, {"model": held(engine)}, book.phases)
 
 
-def _head_and_loss(config: TrainingConfig) -> "tuple[Head, Loss]":
+def head_and_loss(config: TrainingConfig) -> "tuple[Head, Loss]":
     """What the stage puts on top of the model, and what it minimises."""
     from alignctl.algorithms.sft import CrossEntropy
 

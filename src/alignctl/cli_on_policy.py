@@ -8,6 +8,7 @@ import typer
 from alignctl.cli_train import start
 from alignctl.flags import (
     DryRunFlag,
+    GpuMemoryFlag,
     MasterAddrFlag,
     MasterPortFlag,
     NnodesFlag,
@@ -17,6 +18,7 @@ from alignctl.flags import (
     OutputFlag,
     OverridesArgument,
     PresetFlag,
+    SimulateFlag,
     TokenizerFlag,
     example,
 )
@@ -95,6 +97,8 @@ def _add(app: typer.Typer, stage: str, text: str, *examples: str) -> None:
         master_addr: MasterAddrFlag = None,
         master_port: MasterPortFlag = None,
         dry_run: DryRunFlag = False,
+        simulate: SimulateFlag = False,
+        gpu_memory: GpuMemoryFlag = 80.0,
         no_resume: NoResumeFlag = False,
         overrides: OverridesArgument = None,
     ) -> None:
@@ -109,4 +113,13 @@ def _add(app: typer.Typer, stage: str, text: str, *examples: str) -> None:
             "launch.nproc_per_node": nproc,
         }
         nodes = (nnodes, node_rank, master_addr, master_port)
-        start(stage, preset, flags, overrides, nodes, dry_run=dry_run, resume=not no_resume)
+        start(
+            stage,
+            preset,
+            flags,
+            overrides,
+            nodes,
+            dry_run=dry_run,
+            resume=not no_resume,
+            simulated_gpu_gib=gpu_memory if simulate else None,
+        )

@@ -11,6 +11,7 @@ import typer
 from alignctl.flags import (
     DataFlag,
     DryRunFlag,
+    GpuMemoryFlag,
     LoadFlag,
     MasterAddrFlag,
     MasterPortFlag,
@@ -21,6 +22,7 @@ from alignctl.flags import (
     OutputFlag,
     OverridesArgument,
     PresetFlag,
+    SimulateFlag,
     TokenizerFlag,
     ValidationDataFlag,
     example,
@@ -90,6 +92,8 @@ def _add(app: typer.Typer, stage: str, text: str, *examples: str) -> None:
         master_addr: MasterAddrFlag = None,
         master_port: MasterPortFlag = None,
         dry_run: DryRunFlag = False,
+        simulate: SimulateFlag = False,
+        gpu_memory: GpuMemoryFlag = 80.0,
         no_resume: NoResumeFlag = False,
         overrides: OverridesArgument = None,
     ) -> None:
@@ -102,7 +106,16 @@ def _add(app: typer.Typer, stage: str, text: str, *examples: str) -> None:
             "launch.nproc_per_node": nproc,
         }
         nodes = (nnodes, node_rank, master_addr, master_port)
-        start(stage, preset, flags, overrides, nodes, dry_run=dry_run, resume=not no_resume)
+        start(
+            stage,
+            preset,
+            flags,
+            overrides,
+            nodes,
+            dry_run=dry_run,
+            resume=not no_resume,
+            simulated_gpu_gib=gpu_memory if simulate else None,
+        )
 
 
 def start(
@@ -114,6 +127,7 @@ def start(
     *,
     dry_run: bool,
     resume: bool,
+    simulated_gpu_gib: float | None = None,
 ) -> None:
     """Starts a stage as its command was told to, and leaves with its exit code.
 
@@ -125,6 +139,7 @@ def start(
         nodes: --nnodes, --node-rank, --master-addr, --master-port.
         dry_run: Only show what would run.
         resume: Whether a run that was started before may be continued.
+        simulated_gpu_gib: Only simulate it, on GPUs of so much memory; None: really start it.
     """
     from alignctl.config.inputs import require_inputs
     from alignctl.config.load import STAGES, resolve, section_of
@@ -136,6 +151,9 @@ def start(
         "launch.nnodes": nodes[0] or nnodes_in(os.environ),
     }
     config = resolve(STAGES[section_of(stage)], preset, flags, overrides or [])
+    if simulated_gpu_gib is not None:
+        simulation = import_module("alignctl.stages.simulation")
+        raise typer.Exit(simulation.launch(config, gpu_memory_gib=simulated_gpu_gib))
     if not dry_run:
         require_inputs(config)
     place = nodes_from(

@@ -33,7 +33,8 @@ from alignctl.on_policy.scoring import Scorer
 from alignctl.reporting.phases import Phases
 from alignctl.simulation.measures import Book, held, make_state, micro_batches, watch_schedule
 from alignctl.simulation.process import Rank
-from alignctl.simulation.report import RankReport
+from alignctl.planning.job import waiting
+from alignctl.planning.report import RankReport
 from alignctl.simulation.rollout import LOGPROB, SimulatedRollout
 
 
@@ -50,8 +51,7 @@ def simulate_episode(config: OnPolicyConfig, rank: Rank, kind: str, gpu_memory: 
         gpu_memory: Bytes of a GPU.
     """
     short, book = _shortened(config, rank.stage), Book(rank.ledger)
-    with book.phase("start"):
-        crew = _assembled(short, rank, book, gpu_memory)
+    crew = _assembled(short, rank, book, gpu_memory)
     data = _longest_prompts(short)
     learner = _learner(short, crew, data)
     with book.phase("sampling"):
@@ -61,12 +61,11 @@ def simulate_episode(config: OnPolicyConfig, rank: Rank, kind: str, gpu_memory: 
         scored = replace(gathered.scored, scores=np.arange(len(gathered.samples), dtype=np.float64))
         learner.learn(replace(gathered, scored=scored), 0)
         _score_full_batches(config, crew)
-    models, host = {}, 0
+    models = {}
     for role, engine in crew.models.items():
-        engine.onload()
-        models[role] = held(engine)
-        host += engine.offload() if config.offload else 0
-    return RankReport(kind, models, book.phases, host)
+        with Crew.turn(crew, engine):
+            models[role] = held(engine)
+    return RankReport(kind, models, book.phases, waiting(config, models))
 
 
 class SimulatedCrew(Crew):
@@ -116,20 +115,38 @@ def _shortened(config: OnPolicyConfig, stage: int) -> OnPolicyConfig:
         }
     )
     batch = config.batch.model_copy(update={"global_batch_size": units})
-    return config.model_copy(update={"experience": experience, "batch": batch})
+    update: dict[str, Any] = {"experience": experience, "batch": batch}
+    if isinstance(config, RLHFConfig):
+        update["value"] = config.value.model_copy(update={"warmup_steps": 0})
+    return config.model_copy(update=update)
 
 
 def _assembled(
     config: OnPolicyConfig, rank: Rank, book: Book, gpu_memory: int
 ) -> SimulatedCrew:
     """All models, in the order in which the stage makes them."""
+    rollout: Any = SimulatedRollout(config, rank.ledger, gpu_memory)
+    with book.phase("start"):
+        crew = _with_models(config, rank, rollout)
+    crew.book = book
+    for engine in crew.models.values():
+        watch_schedule(engine, config, rank.ledger)
+        if config.offload:
+            engine.offload()
+    for engine in (crew.policy, crew.value):
+        if engine is not None:
+            with Crew.turn(crew, engine):
+                make_state(engine)
+    rollout.wake()
+    crew.push()
+    return crew
+
+
+def _with_models(config: OnPolicyConfig, rank: Rank, rollout: Any) -> SimulatedCrew:
     with rank.host.building():
         policy = policy_engine(config)
     policy.create_optimizer()
-    rollout: Any = SimulatedRollout(config, rank.ledger, gpu_memory)
-    rollout.sleep()
     crew = SimulatedCrew(config, policy, None, rollout, (1,))  # type: ignore[arg-type]
-    crew.book = book
     with rank.host.building():
         if not isinstance(config, GRPOConfig) or config.loss.kl_coef > 0:
             crew.reference = reference_engine(config, config.model)
@@ -139,16 +156,6 @@ def _assembled(
             crew.value = value_engine(config, config.model, "linear")
     if crew.value is not None:
         crew.value.create_optimizer()
-    for engine in crew.models.values():
-        watch_schedule(engine, config, rank.ledger)
-        if config.offload:
-            engine.offload()
-    for trained in (policy, crew.value):
-        if trained is not None:
-            with Crew.turn(crew, trained):
-                make_state(trained)
-    rollout.wake()
-    crew.push()
     return crew
 
 

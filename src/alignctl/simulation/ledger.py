@@ -32,7 +32,7 @@ _INPUT_IS_SECOND = ("_reduce_scatter_base_", "_allgather_base_", "allgather_")
 """Collectives whose first argument is their result."""
 
 
-@dataclass
+@dataclass(eq=False)
 class Peak:
     """The most that was alive at one time in a part of the program.
 
@@ -49,7 +49,7 @@ class Peak:
     logits: int = 0
 
 
-@dataclass
+@dataclass(eq=False)
 class Ledger(TorchDispatchMode):
     """Sees every operator of a program whose device tensors are fake, and keeps the books.
 
@@ -75,7 +75,7 @@ class Ledger(TorchDispatchMode):
     _sizes: dict[int, int] = field(default_factory=dict)
     _logits: set[int] = field(default_factory=set)
     _live_logits: int = 0
-    _held: Counter[str] = field(default_factory=Counter)
+    _held: int = 0
     _known: dict[int, tuple[int, ...]] = field(default_factory=dict)
     _peaks: list[Peak] = field(default_factory=list)
 
@@ -92,10 +92,10 @@ class Ledger(TorchDispatchMode):
         yield found
         self._peaks.remove(found)
 
-    def hold(self, name: str, num_bytes: int) -> None:
+    def hold(self, num_bytes: int) -> None:
         """Says that something that is no tensor takes so much of the device from now on."""
-        self.live += num_bytes - self._held[name]
-        self._held[name] = num_bytes
+        self.live += num_bytes - self._held
+        self._held = num_bytes
         self._compare()
 
     def resized(self, storage: UntypedStorage) -> None:
@@ -110,7 +110,7 @@ class Ledger(TorchDispatchMode):
         for peak in self._peaks:
             peak.logits = max(peak.logits, self._live_logits)
             if self.live > peak.total:
-                peak.total, peak.held = self.live, self._held.total()
+                peak.total, peak.held = self.live, self._held
 
     @override
     def __torch_dispatch__(

@@ -13,7 +13,8 @@ from alignctl.data.batch import TokenBatch
 from alignctl.engines import megatron_optimizer
 from alignctl.engines.megatron import MegatronEngine
 from alignctl.simulation.ledger import Ledger
-from alignctl.simulation.report import Held, Phase
+from alignctl.planning.memory import Held
+from alignctl.planning.report import Phase
 
 
 def held(engine: MegatronEngine) -> Held:

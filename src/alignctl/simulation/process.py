@@ -37,24 +37,17 @@ class Rank:
     host: HostNumbers
 
 
-def kinds_of_ranks(config: RunConfig) -> dict[str, int]:
-    """The pipeline stages that differ, by name: the first, one in the middle, the last.
-
-    Of the middle ones it is the one that has most micro batches under way.
-    """
-    pp = config.parallel.pp
-    if pp == 1:
-        return {"every rank": 0}
-    middle = {"middle stages": 1} if pp > 2 else {}
-    return {"first stage": 0, **middle, "last stage": pp - 1}
-
-
 @contextmanager
-def playing(config: RunConfig, stage: int) -> Iterator[Rank]:
+def playing(config: RunConfig, stage: int, *, is_gpu: bool = True) -> Iterator[Rank]:
     """The time that this process is the first rank of a pipeline stage.
 
     Its other ranks are not there: collectives are counted and return at once. Nothing that was
     made meanwhile may be used afterwards.
+
+    Args:
+        config: The run.
+        stage: The pipeline stage.
+        is_gpu: Whether operators keep for the backward pass what they would on a GPU.
     """
     tp, world_size = config.parallel.tp, config.world_size
     number = stage * (world_size // config.parallel.pp)
@@ -64,7 +57,7 @@ def playing(config: RunConfig, stage: int) -> Iterator[Rank]:
     dist.init_process_group("fake", rank=number, world_size=world_size, store=FakeStore())
     try:
         with ExitStack() as stack:
-            for owner, name, value in _replacements(ledger):
+            for owner, name, value in _replacements(ledger, is_gpu=is_gpu):
                 stack.enter_context(_replaced(owner, name, value))
             megatron.lay_out(config.parallel, seed=1, timeout_minutes=config.launch.timeout_minutes)
             ledger.groups = _groups()
@@ -90,7 +83,7 @@ def _groups() -> dict[str, str]:
     return {dp.group_name: "DP", **{group.group_name: kind for kind, group in groups.items()}}
 
 
-def _replacements(ledger: Ledger) -> list[tuple[Any, str, Any]]:
+def _replacements(ledger: Ledger, *, is_gpu: bool) -> list[tuple[Any, str, Any]]:
     """What is not an operator, and so has to be told of tensors without numbers."""
     resize, create_group = UntypedStorage.resize_, parallel_state.create_group
 
@@ -109,7 +102,14 @@ def _replacements(ledger: Ledger) -> list[tuple[Any, str, Any]]:
     def to_host(storage: UntypedStorage) -> Tensor:
         return torch.empty(storage.nbytes(), dtype=torch.uint8, device="meta")
 
+    def rms_norm(x: Tensor, shape: Any, weight: Tensor, eps: float | None = None) -> Tensor:
+        return _RMSNormKernel.apply(x, weight)  # type: ignore[no-any-return, no-untyped-call]
+
+    # RMSNorm is one kernel on a GPU, and on the CPU a handful of operators in float32. Attention
+    # keeps the same on both.
+    kernels = [(torch.nn.functional, "rms_norm", rms_norm)] if is_gpu else []
     return [
+        *kernels,
         (UntypedStorage, "resize_", resize_and_note),
         (parallel_state, "create_group", create_fake_group),
         (dist, "all_gather_object", all_gather_object),
@@ -143,3 +143,17 @@ def _replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
         yield
     finally:
         setattr(owner, name, original)
+
+
+class _RMSNormKernel(torch.autograd.Function):
+    """What RMSNorm's kernel on a GPU keeps: its input, and a number for each row."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
+        ctx.save_for_backward(x, weight, x.new_empty((*x.shape[:-1], 1), dtype=torch.float32))
+        return torch.empty_like(x)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor]:
+        x, weight, _ = ctx.saved_tensors
+        return torch.empty_like(x), torch.empty_like(weight)

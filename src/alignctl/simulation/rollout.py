@@ -26,7 +26,6 @@ class SimulatedRollout:
         self._share = int(config.rollout.gpu_memory_utilization * gpu_memory)
         self._version = 0
         self.has_weights = False
-        self.wake()
 
     def load_weights(self, stream: Iterable[tuple[str, Tensor]]) -> None:
         """Takes all weights, one at a time."""
@@ -48,9 +47,9 @@ class SimulatedRollout:
     def sleep(self) -> None:
         """Gives the memory back."""
         if self._settings.sleep:
-            self._ledger.hold("sampler", 0)
+            self._ledger.hold(0)
             self.has_weights = False
 
     def wake(self) -> None:
         """Takes it again."""
-        self._ledger.hold("sampler", self._share)
+        self._ledger.hold(self._share)

@@ -1,34 +1,10 @@
-"""What a simulation found, and whether it fits."""
+"""What a job takes of each GPU, simulated or computed, and whether it fits."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
-GIB = 2**30
-
-RESERVED_GIB = 4.0
-"""What is left on each GPU for CUDA's and NCCL's own memory, and for what the allocator loses
-between blocks of different sizes."""
-
-
-@dataclass(frozen=True)
-class Held:
-    """What a model keeps on the device from step to step, in bytes.
-
-    Attributes:
-        weights: In the precision of the run.
-        gradients: Accumulated in float32.
-        optimizer: Master weights and two moments, or this rank's share of them.
-    """
-
-    weights: int
-    gradients: int = 0
-    optimizer: int = 0
-
-    @property
-    def total(self) -> int:
-        """All of it."""
-        return self.weights + self.gradients + self.optimizer
-
+from alignctl.planning.memory import GIB, RESERVED_GIB, Held
+from alignctl.planning.sampler import Sampler
 
 @dataclass(frozen=True)
 class Phase:
@@ -73,34 +49,8 @@ class RankReport:
 
 
 @dataclass(frozen=True)
-class Sampler:
-    """What vLLM has on each GPU, in bytes.
-
-    Attributes:
-        weights: This rank's part of the policy.
-        work: Activations and logits of its largest forward pass, by estimate.
-        cache: What is left for keys and values; not above 0 if nothing is.
-        per_token: Of the cache, for a token of one sequence.
-        longest: Tokens of the longest sequence.
-        wanted: Sequences that it may work on at the same time.
-    """
-
-    weights: int
-    work: int
-    cache: int
-    per_token: int
-    longest: int
-    wanted: int
-
-    @property
-    def sequences(self) -> float:
-        """Sequences of full length that the cache has room for."""
-        return max(0.0, self.cache / (self.per_token * self.longest))
-
-
-@dataclass(frozen=True)
 class Report:
-    """A whole simulation.
+    """A whole job.
 
     Attributes:
         job: Stage, preset and layout, in a line.
