@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from alignctl import __version__, cli_convert, cli_on_policy, cli_presets, cli_train, console
+from alignctl import __version__, cli_convert, cli_on_policy, cli_plan, cli_presets, cli_train, console
 from alignctl.errors import AlignctlError
 from alignctl.flags import example
 
@@ -51,6 +51,7 @@ app.add_typer(cli_presets.app)
 cli_convert.register(app)
 cli_train.register(app)
 cli_on_policy.register(app)
+cli_plan.register(app)
 
 
 @app.callback(invoke_without_command=True)
