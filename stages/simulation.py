@@ -17,7 +17,9 @@ from alignctl.config.on_policy_run import OnPolicyConfig
 from alignctl.config.run import DPOConfig, RewardConfig, TrainingConfig
 from alignctl.config.sections import Head
 from alignctl.errors import UserError
+from alignctl.planning.devices import device
 from alignctl.planning.job import describe, kinds_of_ranks
+from alignctl.planning.layouts import fitting
 from alignctl.planning.memory import GIB
 from alignctl.planning.report import RankReport, Report
 from alignctl.planning.sampler import sampler
@@ -34,11 +36,29 @@ def launch(config: TrainingConfig, *, gpu_memory_gib: float) -> int:
     report = simulate(config, gpu_memory_gib=gpu_memory_gib, progress=True)
     console.emit(report.render())
     console.say(f"simulated in {time.perf_counter() - started:.0f} s")
-    return 0 if report.fits else 2
+    if report.fits:
+        return 0
+    console.say(f"hint: {_advice(config, gpu_memory_gib)}")
+    return 2
+
+
+def _advice(config: TrainingConfig, gpu_memory_gib: float) -> str:
+    """What would fit: another layout of the same GPUs, or of more."""
+    for factor in (1, 2, 4, 8):
+        gpus = factor * config.world_size
+        plans = fitting(config, device("a100-80g"), gpus=gpus, gpu_memory_gib=gpu_memory_gib)
+        if plans:
+            with_more = f" on {gpus} GPUs" if factor > 1 else ""
+            return f"by arithmetic this fits{with_more}: {' '.join(plans[0].overrides)}"
+    return f"not even {gpus} GPUs have room for it: train adapters, with lora.rank=16"
 
 
 def simulate(
-    config: TrainingConfig, *, gpu_memory_gib: float = 80.0, is_gpu: bool = True, progress: bool = False
+    config: TrainingConfig,
+    *,
+    gpu_memory_gib: float = 80.0,
+    is_gpu: bool = True,
+    progress: bool = False,
 ) -> Report:
     """Runs one step of one rank of each kind.
 

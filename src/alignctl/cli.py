@@ -10,7 +10,15 @@ from typing import Annotated
 
 import typer
 
-from alignctl import __version__, cli_convert, cli_on_policy, cli_plan, cli_presets, cli_train, console
+from alignctl import (
+    __version__,
+    cli_convert,
+    cli_on_policy,
+    cli_plan,
+    cli_presets,
+    cli_train,
+    console,
+)
 from alignctl.errors import AlignctlError
 from alignctl.flags import example
 

@@ -151,7 +151,7 @@ def start(
         "launch.nnodes": nodes[0] or nnodes_in(os.environ),
     }
     config = resolve(STAGES[section_of(stage)], preset, flags, overrides or [])
-    if simulated_gpu_gib is not None:
+    if simulated_gpu_gib is not None and not dry_run:
         simulation = import_module("alignctl.stages.simulation")
         raise typer.Exit(simulation.launch(config, gpu_memory_gib=simulated_gpu_gib))
     if not dry_run:

@@ -59,7 +59,9 @@ def run(cases: list[Any], world: int, tmp_path: Path) -> tuple[list[Any], list[A
     return json.loads(results.read_text()), simulated
 
 
-@pytest.mark.parametrize(("cases", "world"), [(TWO, 2), pytest.param(FOUR, 4, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    ("cases", "world"), [(TWO, 2), pytest.param(FOUR, 4, marks=pytest.mark.slow)]
+)
 def test_simulated_bytes_are_those_of_a_real_step(
     cases: list[Any], world: int, tmp_path: Path
 ) -> None:

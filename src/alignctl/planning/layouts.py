@@ -113,7 +113,9 @@ def _candidates(config: TrainingConfig, gpus: int) -> Iterator[TrainingConfig]:
     """Every layout that the rules between sections allow."""
     tree = config.model_dump()
     per_node = min(gpus, GPUS_PER_NODE)
-    stages = [pp for pp in range(1, config.model.num_layers + 1) if config.model.num_layers % pp == 0]
+    stages = [
+        pp for pp in range(1, config.model.num_layers + 1) if config.model.num_layers % pp == 0
+    ]
     offloads = (False, True) if isinstance(config, OnPolicyConfig) else (None,)
     sizes = [1 << power for power in range(8)]
     for tp, pp in product((1, 2, 4, 8), stages):
@@ -125,7 +127,11 @@ def _candidates(config: TrainingConfig, gpus: int) -> Iterator[TrainingConfig]:
                 continue
             changed = {
                 **tree,
-                "launch": {**tree["launch"], "nproc_per_node": per_node, "nnodes": gpus // per_node},
+                "launch": {
+                    **tree["launch"],
+                    "nproc_per_node": per_node,
+                    "nnodes": gpus // per_node,
+                },
                 "batch": {**tree["batch"], "micro_batch_size": size},
                 "parallel": {
                     "tp": tp,

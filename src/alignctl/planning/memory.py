@@ -75,12 +75,12 @@ class Part:
 
     @property
     def bytes_per_number(self) -> int:
-        """b."""
+        """B."""
         return 2 if self.precision == "bf16" else 4
 
     @property
     def sequence_cut(self) -> int:
-        """s."""
+        """S."""
         return self.parallel.tp if self.parallel.sequence_parallel else 1
 
     @property
@@ -119,8 +119,10 @@ def layer_parameters(model: Model, tp: int) -> int:
 
 
 def held(part: Part, dp: int, *, is_trained: bool, lora: Lora | None = None) -> Held:
-    """What a part keeps: b for each weight; if it is trained 4 for its gradient, and 8 for its
-    moments, and 4 for its master copy in bf16, these over `dp` with the distributed optimizer.
+    """What a part keeps of a model that is cut into `dp` copies.
+
+    Of each weight b bytes; of each that is trained also 4 of the gradient, and of the optimizer 8
+    of moments and in bf16 4 of a master copy, which the distributed optimizer divides by `dp`.
     """
     count = part.parameters()
     trained = 0 if not is_trained else count if lora is None else adapter_parameters(part, lora)

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from alignctl.planning.memory import GIB, RESERVED_GIB, Held
 from alignctl.planning.sampler import Sampler
 
+
 @dataclass(frozen=True)
 class Phase:
     """A part of a step at its largest, in bytes.
@@ -58,7 +59,6 @@ class Report:
         gpu_memory_gib: What a GPU has.
         sampler: None where nothing is sampled.
         gpus_per_node: Ranks that share a node's memory.
-        advice: What would fit instead, where this does not.
     """
 
     job: str
@@ -66,7 +66,6 @@ class Report:
     gpu_memory_gib: float
     sampler: Sampler | None = None
     gpus_per_node: int = 8
-    advice: str | None = None
 
     @property
     def peak_gib(self) -> float:
@@ -150,8 +149,6 @@ class Report:
             lines.append(
                 f"waiting models take {host * self.gpus_per_node / GIB:.0f} GiB of a node's memory"
             )
-        if self.advice is not None:
-            lines.append(self.advice)
         return [*lines, ""] if lines else []
 
 

@@ -1,4 +1,4 @@
-"""An episode of `rlhf`, `online-dpo` or `grpo` on a simulated rank: the stage's models and steps."""
+"""An episode of `rlhf`, `online-dpo` or `grpo` on a simulated rank: the stage's own steps."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -30,11 +30,11 @@ from alignctl.on_policy.ppo import PPO
 from alignctl.on_policy.samples import Samples
 from alignctl.on_policy.sampling import gather
 from alignctl.on_policy.scoring import Scorer
+from alignctl.planning.job import waiting
+from alignctl.planning.report import RankReport
 from alignctl.reporting.phases import Phases
 from alignctl.simulation.measures import Book, held, make_state, micro_batches, watch_schedule
 from alignctl.simulation.process import Rank
-from alignctl.planning.job import waiting
-from alignctl.planning.report import RankReport
 from alignctl.simulation.rollout import LOGPROB, SimulatedRollout
 
 
@@ -121,9 +121,7 @@ def _shortened(config: OnPolicyConfig, stage: int) -> OnPolicyConfig:
     return config.model_copy(update=update)
 
 
-def _assembled(
-    config: OnPolicyConfig, rank: Rank, book: Book, gpu_memory: int
-) -> SimulatedCrew:
+def _assembled(config: OnPolicyConfig, rank: Rank, book: Book, gpu_memory: int) -> SimulatedCrew:
     """All models, in the order in which the stage makes them."""
     rollout: Any = SimulatedRollout(config, rank.ledger, gpu_memory)
     with book.phase("start"):

@@ -12,9 +12,9 @@ from alignctl.config.run import TrainingConfig
 from alignctl.data.batch import TokenBatch
 from alignctl.engines import megatron_optimizer
 from alignctl.engines.megatron import MegatronEngine
-from alignctl.simulation.ledger import Ledger
 from alignctl.planning.memory import Held
 from alignctl.planning.report import Phase
+from alignctl.simulation.ledger import Ledger
 
 
 def held(engine: MegatronEngine) -> Held:
@@ -24,9 +24,7 @@ def held(engine: MegatronEngine) -> Held:
     optimizer = [] if engine.optimizer is None else megatron_optimizer.tensors(engine.optimizer)
     known = _storages(weights)
     state = {key: size for key, size in _storages(optimizer).items() if key not in known}
-    return Held(
-        sum(known.values()), sum(_storages(gradients).values()), sum(state.values())
-    )
+    return Held(sum(known.values()), sum(_storages(gradients).values()), sum(state.values()))
 
 
 def make_state(engine: MegatronEngine) -> None:
