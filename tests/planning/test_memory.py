@@ -15,7 +15,7 @@ PRESETS = {name: load_preset(name).model for name in PARAMETERS}
 
 @pytest.mark.parametrize("name", PARAMETERS)
 def test_a_model_on_one_rank_has_all_its_parameters(name: str) -> None:
-    """And the rows that fill its vocabulary up: none for Llama and Bloom."""
+    """No rows fill its vocabulary up: those of Llama and Bloom are multiples of 128."""
     part = Part(PRESETS[name], Parallel(), 0, "lm", "bf16")
     assert part.parameters() == count(PRESETS[name])
 
@@ -23,7 +23,7 @@ def test_a_model_on_one_rank_has_all_its_parameters(name: str) -> None:
 @pytest.mark.parametrize("tp", [1, 2, 4, 8])
 @pytest.mark.parametrize("pp", [1, 2, 4, 8])
 def test_stages_and_ranks_add_up_to_the_model(tp: int, pp: int) -> None:
-    """Matrices once over all ranks; every tensor-parallel rank has the norms. Rows are filled up."""
+    """Matrices once over all ranks, with rows filled up; norms on every tensor-parallel rank."""
     model = PRESETS["llama2-70b"]
     parts = [Part(model, Parallel(tp=tp, pp=pp), stage, "lm", "bf16") for stage in range(pp)]
     norms = (2 * model.num_layers + 1) * model.hidden_size
