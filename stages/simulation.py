@@ -8,6 +8,7 @@ memory is known.
 """
 
 import time
+import warnings
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -75,6 +76,8 @@ def simulate(
         raise UserError(
             f"engine {config.engine}: only engine megatron can be simulated", "leave out --simulate"
         )
+    # Megatron says at length what it lacks without CUDA, and so without reading it.
+    warnings.filterwarnings("ignore", module=r"megatron\.")
     from alignctl.simulation.process import playing
 
     ranks = []

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from alignctl.cli_train import start
+from alignctl.cli_train import simulated_gpu, start
 from alignctl.flags import (
     DryRunFlag,
     GpuMemoryFlag,
@@ -36,6 +36,7 @@ def register(app: typer.Typer) -> None:
         """,
         "alignctl rlhf --preset llama2-7b --load runs/sft --reward-load runs/reward \\",
         "  --data data/prompts",
+        "alignctl rlhf --preset llama2-70b --simulate",
     )
     _add(
         app,
@@ -98,7 +99,7 @@ def _add(app: typer.Typer, stage: str, text: str, *examples: str) -> None:
         master_port: MasterPortFlag = None,
         dry_run: DryRunFlag = False,
         simulate: SimulateFlag = False,
-        gpu_memory: GpuMemoryFlag = 80.0,
+        gpu_memory: GpuMemoryFlag = None,
         no_resume: NoResumeFlag = False,
         overrides: OverridesArgument = None,
     ) -> None:
@@ -121,5 +122,5 @@ def _add(app: typer.Typer, stage: str, text: str, *examples: str) -> None:
             nodes,
             dry_run=dry_run,
             resume=not no_resume,
-            simulated_gpu_gib=gpu_memory if simulate else None,
+            simulated_gpu_gib=simulated_gpu(simulate, gpu_memory),
         )

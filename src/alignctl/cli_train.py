@@ -8,6 +8,7 @@ from typing import Any
 
 import typer
 
+from alignctl.errors import UserError
 from alignctl.flags import (
     DataFlag,
     DryRunFlag,
@@ -28,6 +29,7 @@ from alignctl.flags import (
     example,
 )
 
+_SIMULATED = "alignctl {stage} --preset llama2-70b --simulate"
 _NODES = (
     "alignctl {stage} --preset llama2-70b --load {load} --data data/{data} \\",
     "  --nnodes 4 --node-rank 0 --master-addr node0 --dry-run",
@@ -45,6 +47,7 @@ def register(app: typer.Typer) -> None:
         """,
         "alignctl sft --preset llama2-7b --load models/mg --data data/sft optimizer.lr=1e-5",
         *(line.format(stage="sft", load="models/mg", data="sft") for line in _NODES),
+        _SIMULATED.format(stage="sft"),
     )
     _add(
         app,
@@ -55,6 +58,7 @@ def register(app: typer.Typer) -> None:
         """,
         "alignctl reward --preset llama2-7b --load runs/llama2-7b-sft --data data/pairs",
         *(line.format(stage="reward", load="runs/sft", data="pairs") for line in _NODES),
+        _SIMULATED.format(stage="reward"),
     )
     _add(
         app,
@@ -65,6 +69,7 @@ def register(app: typer.Typer) -> None:
         """,
         "alignctl dpo --preset llama2-7b --load runs/llama2-7b-sft --data data/pairs loss.beta=0.1",
         *(line.format(stage="dpo", load="runs/sft", data="pairs") for line in _NODES),
+        _SIMULATED.format(stage="dpo"),
     )
 
 
@@ -93,7 +98,7 @@ def _add(app: typer.Typer, stage: str, text: str, *examples: str) -> None:
         master_port: MasterPortFlag = None,
         dry_run: DryRunFlag = False,
         simulate: SimulateFlag = False,
-        gpu_memory: GpuMemoryFlag = 80.0,
+        gpu_memory: GpuMemoryFlag = None,
         no_resume: NoResumeFlag = False,
         overrides: OverridesArgument = None,
     ) -> None:
@@ -114,8 +119,19 @@ def _add(app: typer.Typer, stage: str, text: str, *examples: str) -> None:
             nodes,
             dry_run=dry_run,
             resume=not no_resume,
-            simulated_gpu_gib=gpu_memory if simulate else None,
+            simulated_gpu_gib=simulated_gpu(simulate, gpu_memory),
         )
+
+
+def simulated_gpu(simulate: bool, gpu_memory: float | None) -> float | None:
+    """The GiB of a GPU for --simulate; None without it.
+
+    Raises:
+        UserError: --gpu-memory is given without it.
+    """
+    if gpu_memory is not None and not simulate:
+        raise UserError(f"--gpu-memory {gpu_memory:g} has no effect without --simulate")
+    return (gpu_memory or 80.0) if simulate else None
 
 
 def start(

@@ -31,8 +31,10 @@ SimulateFlag = Annotated[
     ),
 ]
 GpuMemoryFlag = Annotated[
-    float,
-    typer.Option("--gpu-memory", min=1, metavar="GIB", help="Memory of a GPU, for --simulate."),
+    float | None,
+    typer.Option(
+        "--gpu-memory", min=1, metavar="GIB", help="Memory of a GPU, with --simulate; default: 80."
+    ),
 ]
 DtypeFlag = Annotated[
     Literal["keep", "fp32", "bf16", "fp16"],

@@ -65,7 +65,10 @@ def simulate_episode(config: OnPolicyConfig, rank: Rank, kind: str, gpu_memory: 
     for role, engine in crew.models.items():
         with Crew.turn(crew, engine):
             models[role] = held(engine)
-    return RankReport(kind, models, book.phases, waiting(config, models))
+    phases = {name: book.phases[name] for name in ("start", "sampling", "push", *models)}
+    # Models being made are no activations.
+    phases["start"] = replace(phases["start"], activations=0)
+    return RankReport(kind, models, phases, waiting(config, models))
 
 
 class SimulatedCrew(Crew):
