@@ -134,10 +134,10 @@ def _assembled(config: OnPolicyConfig, rank: Rank, book: Book, gpu_memory: int) 
         watch_schedule(engine, config, rank.ledger)
         if config.offload:
             engine.offload()
-    for engine in (crew.policy, crew.value):
-        if engine is not None:
-            with Crew.turn(crew, engine):
-                make_state(engine)
+    for trained in (crew.policy, crew.value):
+        if trained is not None:
+            with Crew.turn(crew, trained):
+                make_state(trained)
     rollout.wake()
     crew.push()
     return crew

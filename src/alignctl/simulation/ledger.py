@@ -81,7 +81,7 @@ class Ledger(TorchDispatchMode):
 
     def __post_init__(self) -> None:
         """A dataclass does not call it by itself."""
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
 
     @contextmanager
     def peak(self) -> Iterator[Peak]:

@@ -88,9 +88,9 @@ def _replacements(ledger: Ledger, *, is_gpu: bool) -> list[tuple[Any, str, Any]]
     resize, create_group = UntypedStorage.resize_, parallel_state.create_group
 
     def resize_and_note(storage: UntypedStorage, size: int) -> UntypedStorage:
-        result = resize(storage, size)
+        resize(storage, size)
         ledger.resized(storage)
-        return result
+        return storage
 
     def create_fake_group(*args: Any, backend: str | None = None, **kwargs: Any) -> Any:
         # Megatron also makes gloo groups, which would wait for the other ranks.
