@@ -33,6 +33,7 @@ from alignctl.launch.run_folder import RunFolder
 from alignctl.stages import launcher, training
 
 if TYPE_CHECKING:
+    from alignctl.algorithms.dpo import DPO
     from alignctl.checkpoints.source import Source
     from alignctl.engines.protocol import Engine
 
@@ -57,7 +58,6 @@ def launch(config: DPOConfig, *, nodes: Nodes, dry_run: bool, resume: bool) -> i
 
 def run(folder: RunFolder) -> None:
     """One rank's work: the reference, then load or resume, train, validate, save."""
-    from alignctl.algorithms.dpo import DPO
     from alignctl.checkpoints.preflight import open_model
 
     config = DPOConfig.model_validate_json(folder.config.read_text(encoding="utf-8"))
@@ -76,14 +76,21 @@ def run(folder: RunFolder) -> None:
         note = f"reference: read from {cache.file}, which saves {cached.seconds:.1f} s"
     engine.create_optimizer()
     step = 0 if checkpoint is None else engine.resume(checkpoint)
-    loss = DPO(
+    loss = loss_of(config, reference)
+    training.train(training.Task(config, folder, engine, source, data, loss), step, note)
+
+
+def loss_of(config: DPOConfig, reference: NDArray[np.float64]) -> "DPO":
+    """What is minimised, with the reference's log-probability of each document `[D]`."""
+    from alignctl.algorithms.dpo import DPO
+
+    return DPO(
         reference,
         variant=config.loss.variant,
         beta=config.loss.beta,
         label_smoothing=config.loss.label_smoothing,
         nll=config.loss.nll,
     )
-    training.train(training.Task(config, folder, engine, source, data, loss), step, note)
 
 
 def _compute_reference(

@@ -28,6 +28,7 @@ from alignctl.launch.run_folder import RunFolder
 from alignctl.stages import launcher, training
 
 if TYPE_CHECKING:
+    from alignctl.algorithms.reward import BradleyTerry
     from alignctl.checkpoints.source import Source
     from alignctl.engines.protocol import Engine
 
@@ -53,7 +54,7 @@ def launch(config: RewardConfig, *, nodes: Nodes, dry_run: bool, resume: bool) -
 
 def run(folder: RunFolder) -> None:
     """One rank's work: load or resume, train, validate, save."""
-    from alignctl.algorithms.reward import BradleyTerry, report
+    from alignctl.algorithms.reward import report
 
     config = RewardConfig.model_validate_json(folder.config.read_text(encoding="utf-8"))
     training.initialize(config, folder)
@@ -69,11 +70,18 @@ def run(folder: RunFolder) -> None:
         engine,
         source,
         data,
-        BradleyTerry(config.loss.margin, config.loss.centering),
+        loss_of(config),
         lambda result: report(result.metrics),
         lambda: _score_offset(config, engine, data),
     )
     training.train(task, step)
+
+
+def loss_of(config: RewardConfig) -> "BradleyTerry":
+    """What is minimised."""
+    from alignctl.algorithms.reward import BradleyTerry
+
+    return BradleyTerry(config.loss.margin, config.loss.centering)
 
 
 def _score_offset(config: RewardConfig, engine: "Engine", data: PreferenceData) -> float:

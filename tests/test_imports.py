@@ -6,7 +6,15 @@ import pytest
 
 SOURCE = Path(__file__).parents[1] / "src" / "alignctl"
 HEAVY = ("torch", "megatron", "transformers", "vllm", "deepspeed")
-MACHINERY = ("models", "checkpoints", "engines", "rollouts", "algorithms", "on_policy")
+MACHINERY = (
+    "models",
+    "checkpoints",
+    "engines",
+    "rollouts",
+    "algorithms",
+    "on_policy",
+    "simulation",
+)
 
 
 def source_files(folder: Path = SOURCE) -> Iterator[Path]:

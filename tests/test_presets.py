@@ -134,7 +134,7 @@ def test_the_memory_of_a_push_fits_into_80_gigabytes(name: str) -> None:
         there = learned + (0 if config.offload else others[stage])
         sampler = config.rollout.gpu_memory_utilization * gpu
         assert there + sampler < 0.95 * gpu
-        assert 2 * count(config.model) / config.rollout.tp / 2**30 < 0.75 * sampler
+        assert 2 * count(config.model) / config.rollout.tp / 2**30 < 0.8 * sampler
 
 
 def test_tiny_blooms_heads_are_too_narrow_for_vllm_on_a_cpu() -> None:

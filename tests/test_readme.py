@@ -121,7 +121,7 @@ def test_the_errors_are_those_that_a_user_sees(run: Run) -> None:
 
 def test_the_table_of_stages_lists_the_stages_that_exist() -> None:
     listed = [name for row in table("Stages") for name in named(row[:1])]
-    helpers = ["prepare", "report", "presets", "doctor", "verify", "launch"]
+    helpers = ["prepare", "plan", "report", "presets", "doctor", "verify", "launch"]
     group = typer.main.get_command(cli.app)
     assert sorted([*listed, *helpers]) == sorted(getattr(group, "commands", {}))
     assert all(f"`{name}`" in README for name in helpers)

@@ -17,6 +17,7 @@ from alignctl import (
     cli_generate,
     cli_launch,
     cli_on_policy,
+    cli_plan,
     cli_prepare,
     cli_presets,
     cli_report,
@@ -68,6 +69,7 @@ cli_on_policy.register(app)
 cli_generate.register(app)
 cli_eval.register(app)
 cli_report.register(app)
+cli_plan.register(app)
 
 
 @app.callback(invoke_without_command=True)

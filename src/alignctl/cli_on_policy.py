@@ -5,9 +5,10 @@ from typing import Annotated
 
 import typer
 
-from alignctl.cli_train import start
+from alignctl.cli_train import simulated_gpu, start
 from alignctl.flags import (
     DryRunFlag,
+    GpuMemoryFlag,
     MasterAddrFlag,
     MasterPortFlag,
     MaxRestartsFlag,
@@ -18,6 +19,7 @@ from alignctl.flags import (
     OutputFlag,
     OverridesArgument,
     PresetFlag,
+    SimulateFlag,
     TokenizerFlag,
     example,
 )
@@ -35,6 +37,7 @@ def register(app: typer.Typer) -> None:
         """,
         "alignctl rlhf --preset llama2-7b --load runs/sft --reward-load runs/reward \\",
         "  --data data/prompts",
+        "alignctl rlhf --preset llama2-70b --simulate",
     )
     _add(
         app,
@@ -98,6 +101,8 @@ def _add(app: typer.Typer, stage: str, text: str, *examples: str) -> None:
         master_port: MasterPortFlag = None,
         max_restarts: MaxRestartsFlag = None,
         dry_run: DryRunFlag = False,
+        simulate: SimulateFlag = False,
+        gpu_memory: GpuMemoryFlag = None,
         no_resume: NoResumeFlag = False,
         overrides: OverridesArgument = None,
     ) -> None:
@@ -114,5 +119,13 @@ def _add(app: typer.Typer, stage: str, text: str, *examples: str) -> None:
         }
         nodes = (nnodes, node_rank, master_addr, master_port)
         start(
-            stage, preset, flags, overrides, nodes, context, dry_run=dry_run, resume=not no_resume
+            stage,
+            preset,
+            flags,
+            overrides,
+            nodes,
+            context,
+            dry_run=dry_run,
+            resume=not no_resume,
+            simulated_gpu_gib=simulated_gpu(simulate, gpu_memory),
         )

@@ -12,6 +12,7 @@ from alignctl.errors import UserError
 from alignctl.flags import (
     DataFlag,
     DryRunFlag,
+    GpuMemoryFlag,
     LoadFlag,
     MasterAddrFlag,
     MasterPortFlag,
@@ -23,11 +24,13 @@ from alignctl.flags import (
     OutputFlag,
     OverridesArgument,
     PresetFlag,
+    SimulateFlag,
     TokenizerFlag,
     ValidationDataFlag,
     example,
 )
 
+_SIMULATED = "alignctl {stage} --preset llama2-70b --simulate"
 _NODES = (
     "alignctl {stage} --preset llama2-70b --load {load} --data data/{data} \\",
     "  --nnodes 4 --node-rank 0 --master-addr node0 --dry-run",
@@ -58,6 +61,7 @@ def register(app: typer.Typer) -> None:
         """,
         "alignctl sft --preset llama2-7b --load models/mg --data data/sft optimizer.lr=1e-5",
         *(line.format(stage="sft", load="models/mg", data="sft") for line in _NODES),
+        _SIMULATED.format(stage="sft"),
     )
     _add(
         app,
@@ -68,6 +72,7 @@ def register(app: typer.Typer) -> None:
         """,
         "alignctl reward --preset llama2-7b --load runs/llama2-7b-sft --data data/pairs",
         *(line.format(stage="reward", load="runs/sft", data="pairs") for line in _NODES),
+        _SIMULATED.format(stage="reward"),
     )
     _add(
         app,
@@ -78,6 +83,7 @@ def register(app: typer.Typer) -> None:
         """,
         "alignctl dpo --preset llama2-7b --load runs/llama2-7b-sft --data data/pairs loss.beta=0.1",
         *(line.format(stage="dpo", load="runs/sft", data="pairs") for line in _NODES),
+        _SIMULATED.format(stage="dpo"),
     )
 
 
@@ -107,6 +113,8 @@ def _add(app: typer.Typer, stage: str, text: str, *examples: str) -> None:
         master_port: MasterPortFlag = None,
         max_restarts: MaxRestartsFlag = None,
         dry_run: DryRunFlag = False,
+        simulate: SimulateFlag = False,
+        gpu_memory: GpuMemoryFlag = None,
         no_resume: NoResumeFlag = False,
         overrides: OverridesArgument = None,
     ) -> None:
@@ -121,8 +129,27 @@ def _add(app: typer.Typer, stage: str, text: str, *examples: str) -> None:
         }
         nodes = (nnodes, node_rank, master_addr, master_port)
         start(
-            stage, preset, flags, overrides, nodes, context, dry_run=dry_run, resume=not no_resume
+            stage,
+            preset,
+            flags,
+            overrides,
+            nodes,
+            context,
+            dry_run=dry_run,
+            resume=not no_resume,
+            simulated_gpu_gib=simulated_gpu(simulate, gpu_memory),
         )
+
+
+def simulated_gpu(simulate: bool, gpu_memory: float | None) -> float | None:
+    """The GiB of a GPU for --simulate; None without it.
+
+    Raises:
+        UserError: --gpu-memory is given without it.
+    """
+    if gpu_memory is not None and not simulate:
+        raise UserError(f"--gpu-memory {gpu_memory:g} has no effect without --simulate")
+    return (gpu_memory or 80.0) if simulate else None
 
 
 def start(
@@ -135,6 +162,7 @@ def start(
     *,
     dry_run: bool,
     resume: bool,
+    simulated_gpu_gib: float | None = None,
 ) -> None:
     """Starts a stage as its command was told to, and leaves with its exit code.
 
@@ -148,6 +176,7 @@ def start(
             `alignctl launch`.
         dry_run: Only show what would run.
         resume: Whether a run that was started before may be continued.
+        simulated_gpu_gib: Only simulate it, on GPUs of so much memory; None: really start it.
     """
     from alignctl.config.inputs import require_inputs
     from alignctl.config.load import STAGES, resolve, section_of
@@ -167,6 +196,9 @@ def start(
             )
         context.obj(config)
         return
+    if simulated_gpu_gib is not None and not dry_run:
+        simulation = import_module("alignctl.stages.simulation")
+        raise typer.Exit(simulation.launch(config, gpu_memory_gib=simulated_gpu_gib))
     if not dry_run:
         require_inputs(config)
     place = nodes_from(

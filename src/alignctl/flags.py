@@ -23,6 +23,19 @@ TokenizerFlag = Annotated[
 DryRunFlag = Annotated[
     bool, typer.Option("--dry-run", help="Print what would run, and start nothing.")
 ]
+SimulateFlag = Annotated[
+    bool,
+    typer.Option(
+        "--simulate",
+        help="Run a step of every kind of rank without GPUs, and report its memory; start nothing.",
+    ),
+]
+GpuMemoryFlag = Annotated[
+    float | None,
+    typer.Option(
+        "--gpu-memory", min=1, metavar="GIB", help="Memory of a GPU, with --simulate; default: 80."
+    ),
+]
 DtypeFlag = Annotated[
     Literal["keep", "fp32", "bf16", "fp16"],
     typer.Option("--dtype", help="Type of the tensors written; keep: as they are read."),

@@ -345,14 +345,17 @@ class MegatronEngine:
         """
         assert self._offloaded is None
         kept = [*self.model.parameters(), *self.model.buffers()]
-        gradients: list[Tensor] = []
         if self.optimizer is not None:
             kept += megatron_optimizer.tensors(self.optimizer)
-        if isinstance(self._wrapped, DistributedDataParallel):
-            for buffer in [*self._wrapped.buffers, *self._wrapped.expert_parallel_buffers]:
-                gradients.append(buffer.grad_data)
-        self._offloaded = Offloaded(kept, gradients)
+        self._offloaded = Offloaded(kept, self.gradient_buffers())
         return self._offloaded.num_bytes
+
+    def gradient_buffers(self) -> list[Tensor]:
+        """What gradients are added up in, in float32; nothing where nothing is trained."""
+        if not isinstance(self._wrapped, DistributedDataParallel):
+            return []
+        buffers = [*self._wrapped.buffers, *self._wrapped.expert_parallel_buffers]
+        return [buffer.grad_data for buffer in buffers]
 
     def onload(self) -> None:
         """Takes the memory again that `offload` gave back; nothing where it did not."""

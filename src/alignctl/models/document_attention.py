@@ -70,8 +70,8 @@ def _attend(
     query: Tensor, key: Tensor, value: Tensor, *, dropout: float, alibi: Alibi | None
 ) -> Tensor:
     """One document: `[H, L, D]` each -> `[H, L, D]`."""
-    bias = None if alibi is None else _bias_of(query, alibi)
-    # A leading batch dimension of one keeps torch on its fused kernels.
+    # A leading batch dimension of one, of the bias too, keeps torch on its fused kernels.
+    bias = None if alibi is None else _bias_of(query, alibi)[None]
     output = scaled_dot_product_attention(
         query[None],
         key[None],
@@ -124,3 +124,8 @@ def _alibi_bias(
     distance = positions[None, :] - positions[:, None]
     bias = slopes[:, None, None] * distance
     return bias.masked_fill(distance > 0, float("-inf")).to(dtype)
+
+
+def forget_biases() -> None:
+    """Gives the memory of the biases back."""
+    _alibi_bias.cache_clear()

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from alignctl.checkpoints.preflight import open_model
 from alignctl.checkpoints.source import Source
 from alignctl.config.on_policy_run import OnPolicyConfig, RLHFConfig
-from alignctl.config.sections import Optimizer
+from alignctl.config.sections import Head, Model, Optimizer
 from alignctl.data.tokenizer import load_tokenizer
 from alignctl.engines import checkpoint_folder
 from alignctl.engines.megatron import MegatronEngine
@@ -120,11 +120,11 @@ def assemble(
     """
     crew, step = _policy(config, folder)
     if with_reference:
-        crew.reference = _engine(config, crew.source, temperature=config.rollout.temperature)
+        crew.reference = reference_engine(config, crew.source.model)
         crew.reference.load_weights(crew.source)
     if config.needs_reward_model:
         source = open_reward(config)
-        crew.reward = _engine(config, source)
+        crew.reward = engine_beside(config, source.model, source.head)
         crew.reward.load_weights(source)
         crew.score_offset = _offset(source)
     if isinstance(config, RLHFConfig):
@@ -147,16 +147,7 @@ def assemble(
 def _policy(config: OnPolicyConfig, folder: RunFolder) -> tuple[Crew, int]:
     # Also where a run goes on, whose own checkpoints are removed in time.
     source = open_model(config)
-    engine = MegatronEngine(
-        config.model,
-        config.parallel,
-        precision=config.precision,
-        seq_length=config.batch.seq_length,
-        optimizer=config.optimizer,
-        lora=config.lora,
-        temperature=config.rollout.temperature,
-        with_entropy=True,
-    )
+    engine = policy_engine(config)
     step = _load(engine, source, folder.latest_checkpoint(), seed=config.train.seed)
     eos_id = load_tokenizer(source.tokenizer_folder(config.tokenizer)).eos_id
     return Crew(config, engine, source, None, (eos_id,)), step  # type: ignore[arg-type]
@@ -171,23 +162,48 @@ def _add_value(crew: Crew, config: RLHFConfig, folder: RunFolder, step: int) -> 
     dist.barrier()
     checkpoint = checkpoint_folder.final_name(checkpoints, step) if step else None
     source = open_value(config)
-    crew.value = _engine(config, source, optimizer=config.value.optimizer, is_value=True)
+    crew.value = value_engine(config, source.model, source.head)
     _load(crew.value, source, checkpoint, seed=config.train.seed)
     crew.value_source, crew.value_offset = source, _offset(source)
 
 
-def _engine(
+def policy_engine(config: OnPolicyConfig) -> MegatronEngine:
+    """The policy, its weights not set."""
+    return MegatronEngine(
+        config.model,
+        config.parallel,
+        precision=config.precision,
+        seq_length=config.batch.seq_length,
+        optimizer=config.optimizer,
+        lora=config.lora,
+        temperature=config.rollout.temperature,
+        with_entropy=True,
+    )
+
+
+def reference_engine(config: OnPolicyConfig, model: Model) -> MegatronEngine:
+    """The frozen reference, its weights not set."""
+    return engine_beside(config, model, "lm", temperature=config.rollout.temperature)
+
+
+def value_engine(config: RLHFConfig, model: Model, head: Head) -> MegatronEngine:
+    """The value model, its weights not set; one that starts from a policy gets a new head."""
+    head = "linear" if head == "lm" else head
+    return engine_beside(config, model, head, optimizer=config.value.optimizer, is_value=True)
+
+
+def engine_beside(
     config: OnPolicyConfig,
-    source: Source,
+    model: Model,
+    head: Head,
     *,
     optimizer: Optimizer | None = None,
     is_value: bool = False,
     temperature: float = 1.0,
 ) -> MegatronEngine:
-    """A model beside the policy, of its own size, on the same grid."""
-    head = "linear" if is_value and source.head == "lm" else source.head
+    """A model beside the policy, of its own size, on the same grid; its weights not set."""
     return MegatronEngine(
-        source.model.model_copy(update={"attention_dropout": 0.0, "hidden_dropout": 0.0}),
+        model.model_copy(update={"attention_dropout": 0.0, "hidden_dropout": 0.0}),
         config.parallel,
         precision=config.precision,
         seq_length=config.batch.seq_length,

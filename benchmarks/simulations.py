@@ -1,0 +1,52 @@
+"""Every preset and stage, simulated on GPUs of 80 GiB, as a table in Markdown.
+
+python benchmarks/simulations.py [PRESET ...]
+"""
+
+import sys
+import time
+from pathlib import Path
+
+from alignctl.config import presets
+from alignctl.config.load import STAGES, resolve
+from alignctl.planning.job import predict
+from alignctl.planning.memory import GIB
+from alignctl.stages.simulation import simulate
+
+
+def row(name: str, stage: str) -> str:
+    """A line of the table: held bytes are those of the largest model, the others of the peak."""
+    config = resolve(STAGES[stage], name, {"output": Path("runs")})
+    started = time.perf_counter()
+    report, computed = simulate(config), predict(config)
+    seconds = time.perf_counter() - started
+    rank = max(report.ranks, key=lambda rank: rank.peak)
+    phase = max(rank.phases, key=lambda name: rank.phases[name].peak)
+    largest = max(rank.models.values(), key=lambda model: model.total)
+    parts = [largest.weights, largest.gradients, largest.optimizer]
+    parts += [rank.phases[phase].activations, rank.phases[phase].sampler, rank.peak]
+    parallel = config.parallel
+    layout = f"{parallel.tp} x {parallel.pp} x {config.data_parallel_size}"
+    cells = " | ".join(f"{part / GIB:.1f}" for part in parts)
+    fits = "yes" if report.fits else "no"
+    error = computed.peak_gib / report.peak_gib - 1
+    return (
+        f"| {name} {config.stage} | {config.world_size} | {layout} | {phase} | {cells} | {fits} | "
+        f"{error:+.1%} | {seconds:.0f} |"
+    )
+
+
+def main(names: list[str]) -> None:
+    """Prints the table."""
+    print(
+        "| | GPUs | TP x PP x DP | largest in | weights | gradients | optimizer | activations | "
+        "sampler | peak GiB | fits | `plan` | seconds |"
+    )
+    print("|---" * 13 + "|")
+    for name in names or [each for each in presets.names() if not each.startswith("tiny")]:
+        for stage in STAGES:
+            print(row(name, stage), flush=True)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

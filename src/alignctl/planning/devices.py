@@ -1,0 +1,43 @@
+"""GPUs and what they can do, from devices.yaml."""
+
+from functools import cache
+from importlib import resources
+from typing import Annotated
+
+import yaml
+from pydantic import Field, TypeAdapter
+
+from alignctl.config.sections import Section
+from alignctl.errors import UserError
+
+Rate = Annotated[float, Field(gt=0, strict=False)]
+
+
+class Device(Section):
+    """A GPU; devices.yaml says what is meant by each number."""
+
+    memory_gib: Rate
+    tflops: dict[str, Rate]
+    hbm_gbs: Rate
+    link_gbs: Rate
+    network_gbs: Rate
+    source: str
+
+
+@cache
+def devices() -> dict[str, Device]:
+    """All GPUs that are known, by name."""
+    text = resources.files("alignctl.planning").joinpath("devices.yaml").read_text("utf-8")
+    return TypeAdapter(dict[str, Device]).validate_python(yaml.safe_load(text))
+
+
+def device(name: str) -> Device:
+    """A GPU by its name.
+
+    Raises:
+        UserError: It is not known.
+    """
+    known = devices()
+    if name not in known:
+        raise UserError(f"--gpu {name}: unknown; known are {', '.join(known)}")
+    return known[name]

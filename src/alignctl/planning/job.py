@@ -1,0 +1,147 @@
+"""A stage's memory on one rank of each kind, computed: what `--simulate` finds by running it."""
+
+from collections.abc import Mapping
+
+from alignctl.config.on_policy_run import GRPOConfig, OnlineDPOConfig, OnPolicyConfig, RLHFConfig
+from alignctl.config.run import DPOConfig, RewardConfig, TrainingConfig
+from alignctl.config.sections import Head, Preferences
+from alignctl.planning.memory import (
+    GIB,
+    Held,
+    Part,
+    Tokens,
+    forward_activations,
+    held,
+    push_work,
+    training_activations,
+)
+from alignctl.planning.report import Phase, RankReport, Report
+from alignctl.planning.sampler import sampler
+
+
+def predict(config: TrainingConfig, *, gpu_memory_gib: float = 80.0) -> Report:
+    """The report of a job, by arithmetic."""
+    ranks = tuple(
+        _episode(config, kind, stage, gpu_memory_gib)
+        if isinstance(config, OnPolicyConfig)
+        else _training(config, kind, stage)
+        for kind, stage in kinds_of_ranks(config).items()
+    )
+    return Report(
+        describe(config),
+        ranks,
+        gpu_memory_gib,
+        sampler(config, gpu_memory_gib) if isinstance(config, OnPolicyConfig) else None,
+        config.launch.nproc_per_node,
+    )
+
+
+def describe(config: TrainingConfig) -> str:
+    """A job in a line."""
+    parallel, batch = config.parallel, config.batch
+    return (
+        f"{config.preset} {config.stage}: {config.world_size} GPUs, TP {parallel.tp} x "
+        f"PP {parallel.pp} x DP {config.data_parallel_size}, {config.precision}, batch "
+        f"{batch.global_batch_size} in micro batches of {batch.micro_batch_size}, "
+        f"{batch.seq_length:,} tokens, recompute {parallel.recompute}"
+    )
+
+
+def kinds_of_ranks(config: TrainingConfig) -> dict[str, int]:
+    """The pipeline stages that differ, by name: the first, one in the middle, the last.
+
+    Of the middle ones it is the one that has most micro batches under way.
+    """
+    pp = config.parallel.pp
+    if pp == 1:
+        return {"every rank": 0}
+    middle = {"middle stages": 1} if pp > 2 else {}
+    return {"first stage": 0, **middle, "last stage": pp - 1}
+
+
+def tokens_of_batch(config: TrainingConfig) -> Tokens:
+    """A micro batch of full length."""
+    batch, length = config.batch, config.batch.seq_length
+    if isinstance(config, OnlineDPOConfig):
+        return _answers(config, batch.micro_batch_size * config.experience.samples, is_scored=True)
+    if isinstance(config, OnPolicyConfig):
+        return _answers(config, batch.micro_batch_size)
+    if not isinstance(config.data, Preferences):
+        total = batch.micro_batch_size * length
+        return Tokens(total, length, total)
+    answers = batch.micro_batch_size * (config.data.max_response or 2)
+    return Tokens(answers * length, length, answers * (length - 1))
+
+
+def _answers(config: OnPolicyConfig, count: int, *, is_scored: bool = False) -> Tokens:
+    length = config.data.max_prompt_length + config.rollout.max_new_tokens - (not is_scored)
+    return Tokens(count * length, length, count * config.rollout.max_new_tokens)
+
+
+def micro_batches_under_way(config: TrainingConfig, stage: int) -> int:
+    """In 1F1B a stage has pp - stage of them forward and not yet backward, if there are as many."""
+    return min(config.num_micro_batches, config.parallel.pp - stage)
+
+
+def _part(config: TrainingConfig, stage: int, head: Head) -> Part:
+    return Part(config.model, config.parallel, stage, head, config.precision)
+
+
+def _training(config: TrainingConfig, kind: str, stage: int) -> RankReport:
+    """`sft`, `reward` and `dpo`: one model."""
+    part = _part(config, stage, "linear" if isinstance(config, RewardConfig) else "lm")
+    kept = held(part, config.data_parallel_size, is_trained=True, lora=config.lora)
+    tokens = tokens_of_batch(config)
+    phases = {}
+    if isinstance(config, DPOConfig):
+        phases["reference"] = _phase(kept.total, forward_activations(part, tokens))
+    work = training_activations(part, tokens, micro_batches_under_way(config, stage))
+    phases["step"] = _phase(kept.total, work)
+    return RankReport(kind, {"model": kept}, phases)
+
+
+def _episode(config: OnPolicyConfig, kind: str, stage: int, gpu_memory_gib: float) -> RankReport:
+    """`rlhf`, `online-dpo` and `grpo`: several models, which take turns."""
+    policy, other = _part(config, stage, "lm"), _part(config, stage, "linear")
+    dp = config.data_parallel_size
+    models = {"policy": held(policy, dp, is_trained=True, lora=config.lora)}
+    if not isinstance(config, GRPOConfig) or config.loss.kl_coef > 0:
+        models["reference"] = held(policy, dp, is_trained=False)
+    if config.needs_reward_model:
+        models["reward"] = held(other, dp, is_trained=False)
+    if isinstance(config, RLHFConfig):
+        models["value"] = held(other, dp, is_trained=True)
+    share = int(config.rollout.gpu_memory_utilization * gpu_memory_gib * GIB)
+    step, under_way = tokens_of_batch(config), micro_batches_under_way(config, stage)
+    count = min(config.experience.score_batch_size, -(-config.samples_per_step // dp))
+    scoring = _answers(config, count)
+    work = {
+        "policy": training_activations(policy, step, under_way),
+        "reference": forward_activations(policy, scoring),
+        "reward": forward_activations(other, _answers(config, count, is_scored=True)),
+        "value": training_activations(other, step, under_way),
+    }
+    resident = 0 if config.offload else sum(each.total for each in models.values())
+    asleep = 0 if config.rollout.sleep else share
+    phases = {"start": _phase(sum(map(_at_start, models.values(), [config] * len(models))), 0)}
+    phases["sampling"] = _phase(resident, 0, share)
+    phases["push"] = _phase(resident or models["policy"].total, push_work(policy), share)
+    for role, model in models.items():
+        phases[role] = _phase(resident or model.total, work[role], asleep)
+    return RankReport(kind, models, phases, waiting(config, models))
+
+
+def waiting(config: OnPolicyConfig, models: Mapping[str, Held]) -> int:
+    """Bytes of the CPU's memory: gradients do not wait, they are dropped."""
+    found = sum(each.weights + each.optimizer for each in models.values())
+    return found if config.offload else 0
+
+
+def _at_start(model: Held, config: OnPolicyConfig) -> int:
+    """Before the first step, which makes the moments, 8 of the 12 bytes (8 of 8 in fp32)."""
+    masters = model.optimizer // 3 if config.precision == "bf16" else 0
+    return model.weights + model.gradients + masters
+
+
+def _phase(kept: int, work: int, sampler: int = 0) -> Phase:
+    return Phase(kept + work + sampler, work, sampler=sampler)

@@ -1,0 +1,149 @@
+"""The layouts of a job that fit onto its GPUs, the fastest first."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import product
+from typing import Any
+
+from pydantic import ValidationError
+
+from alignctl.config.on_policy_run import OnPolicyConfig
+from alignctl.config.run import TrainingConfig
+from alignctl.planning.cost import GPUS_PER_NODE, Cost, Job, estimate
+from alignctl.planning.devices import Device
+from alignctl.planning.job import predict, tokens_of_batch
+from alignctl.planning.report import Report
+
+RECOMPUTE = ("none", "selective", "full")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A layout that was looked at.
+
+    Attributes:
+        config: The run.
+        report: Its memory.
+        cost: Its time for an optimizer step.
+    """
+
+    config: TrainingConfig
+    report: Report
+    cost: Cost
+
+    @property
+    def overrides(self) -> list[str]:
+        """What makes the preset this run."""
+        parallel, launch = self.config.parallel, self.config.launch
+        found = {
+            "launch.nproc_per_node": launch.nproc_per_node,
+            "launch.nnodes": launch.nnodes,
+            "parallel.tp": parallel.tp,
+            "parallel.pp": parallel.pp,
+            "parallel.sequence_parallel": parallel.sequence_parallel,
+            "parallel.distributed_optimizer": parallel.distributed_optimizer,
+            "parallel.recompute": parallel.recompute,
+            "batch.micro_batch_size": self.config.batch.micro_batch_size,
+        }
+        if isinstance(self.config, OnPolicyConfig):
+            found["offload"] = self.config.offload
+        return [f"{key}={str(value).lower()}" for key, value in found.items()]
+
+    def row(self) -> dict[str, Any]:
+        """As JSON has it."""
+        parallel = self.config.parallel
+        return {
+            "tp": parallel.tp,
+            "pp": parallel.pp,
+            "dp": self.config.data_parallel_size,
+            "micro_batch_size": self.config.batch.micro_batch_size,
+            "recompute": parallel.recompute,
+            "distributed_optimizer": parallel.distributed_optimizer,
+            "offload": getattr(self.config, "offload", False),
+            "peak_gib": round(self.report.peak_gib, 2),
+            "fits": self.report.fits,
+            "seconds": round(self.cost.seconds, 3),
+            "tokens_per_second_per_gpu": round(self.cost.tokens_per_second, 1),
+            "mfu": round(self.cost.mfu, 4),
+            "overrides": self.overrides,
+        }
+
+
+def look_at(config: TrainingConfig, device: Device, gpu_memory_gib: float) -> Plan:
+    """One layout: the run as it is configured."""
+    tokens = tokens_of_batch(config)
+    job = Job(
+        config.model,
+        config.parallel.tp,
+        config.parallel.pp,
+        config.data_parallel_size,
+        micro_batch_tokens=tokens.total,
+        document_tokens=tokens.longest,
+        micro_batches=config.num_micro_batches,
+        recompute=config.parallel.recompute,
+        sequence_parallel=config.parallel.sequence_parallel,
+    )
+    return Plan(config, predict(config, gpu_memory_gib=gpu_memory_gib), estimate(job, device))
+
+
+def fitting(
+    config: TrainingConfig, device: Device, *, gpus: int, gpu_memory_gib: float
+) -> list[Plan]:
+    """The layouts that fit, the fastest first; of those alike in all but the micro batch, one.
+
+    Args:
+        config: The run; its layout and micro batch are not looked at.
+        device: The GPUs.
+        gpus: How many there are.
+        gpu_memory_gib: What each has.
+    """
+    best: dict[tuple[Any, ...], Plan] = {}
+    for candidate in _candidates(config, gpus):
+        plan = look_at(candidate, device, gpu_memory_gib)
+        if not plan.report.fits:
+            continue
+        parallel = candidate.parallel
+        key = parallel.tp, parallel.pp, parallel.recompute, getattr(candidate, "offload", False)
+        if key not in best or plan.cost.seconds < best[key].cost.seconds:
+            best[key] = plan
+    return sorted(best.values(), key=lambda plan: plan.cost.seconds)
+
+
+def _candidates(config: TrainingConfig, gpus: int) -> Iterator[TrainingConfig]:
+    """Every layout that the rules between sections allow."""
+    tree = config.model_dump()
+    per_node = min(gpus, GPUS_PER_NODE)
+    stages = [
+        pp for pp in range(1, config.model.num_layers + 1) if config.model.num_layers % pp == 0
+    ]
+    offloads = (False, True) if isinstance(config, OnPolicyConfig) else (None,)
+    sizes = [1 << power for power in range(8)]
+    for tp, pp in product((1, 2, 4, 8), stages):
+        if tp > per_node or gpus % (tp * pp):
+            continue
+        share = config.batch.global_batch_size // (gpus // tp // pp)
+        for size, recompute, offload in product(sizes, RECOMPUTE, offloads):
+            if size > share or share % size:
+                continue
+            changed = {
+                **tree,
+                "launch": {
+                    **tree["launch"],
+                    "nproc_per_node": per_node,
+                    "nnodes": gpus // per_node,
+                },
+                "batch": {**tree["batch"], "micro_batch_size": size},
+                "parallel": {
+                    "tp": tp,
+                    "pp": pp,
+                    "sequence_parallel": tp > 1,
+                    "distributed_optimizer": gpus > tp * pp,
+                    "recompute": recompute,
+                },
+            }
+            if offload is not None:
+                changed["offload"] = offload
+            try:
+                yield type(config).model_validate(changed)
+            except ValidationError:  # a rule says that this model cannot be cut so
+                continue

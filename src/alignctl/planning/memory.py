@@ -1,0 +1,272 @@
+"""Memory of a GPU in closed form, as `--simulate` finds it by running the stage's own step.
+
+Notation:
+    - T: tokens of a micro batch; H, F, V: width, inner width, padded vocabulary
+    - t: tensor-parallel ranks; s: t where sequence parallelism cuts activations, else 1
+    - b: bytes of a number in the precision of the run
+"""
+
+from dataclasses import dataclass
+
+from alignctl.config.sections import Head, Lora, Model, Parallel
+
+GIB = 2**30
+
+RESERVED_GIB = 4.0
+"""What is left on each GPU for CUDA's and NCCL's own memory, and for what the allocator loses
+between blocks of different sizes."""
+
+_CHUNK = 1 << 24
+"""Bytes of logits in float32 at a time: `CHUNK_ELEMENTS` of `models.vocab_parallel`."""
+
+
+@dataclass(frozen=True)
+class Held:
+    """What a model keeps on the device from step to step, in bytes.
+
+    Attributes:
+        weights: In the precision of the run.
+        gradients: Accumulated in float32.
+        optimizer: Master weights and two moments, or this rank's share of them.
+    """
+
+    weights: int
+    gradients: int = 0
+    optimizer: int = 0
+
+    @property
+    def total(self) -> int:
+        """All of it."""
+        return self.weights + self.gradients + self.optimizer
+
+
+@dataclass(frozen=True)
+class Part:
+    """A pipeline stage's part of a model.
+
+    Attributes:
+        model: The whole.
+        parallel: How it is cut.
+        stage: Which stage.
+        head: What is on top.
+        precision: "bf16" or "fp32".
+    """
+
+    model: Model
+    parallel: Parallel
+    stage: int
+    head: Head
+    precision: str
+
+    @property
+    def is_first(self) -> bool:
+        """Whether it has the embedding."""
+        return self.stage == 0
+
+    @property
+    def is_last(self) -> bool:
+        """Whether it has the head."""
+        return self.stage == self.parallel.pp - 1
+
+    @property
+    def layers(self) -> int:
+        """Layers of it."""
+        return self.model.num_layers // self.parallel.pp
+
+    @property
+    def bytes_per_number(self) -> int:
+        """B."""
+        return 2 if self.precision == "bf16" else 4
+
+    @property
+    def sequence_cut(self) -> int:
+        """S."""
+        return self.parallel.tp if self.parallel.sequence_parallel else 1
+
+    @property
+    def vocabulary(self) -> int:
+        """Columns of this rank's logits, V / t."""
+        return self.model.padded_vocab_size(self.parallel.tp) // self.parallel.tp
+
+    def parameters(self) -> int:
+        """Weights on one rank."""
+        model, hidden = self.model, self.model.hidden_size
+        count = self.layers * layer_parameters(model, self.parallel.tp)
+        table = self.vocabulary * hidden
+        is_policy = self.head == "lm"
+        if self.is_first:
+            count += table + (2 * hidden if model.family == "bloom" else 0)
+        if self.is_last:
+            count += hidden if model.family == "llama2" else 2 * hidden
+            if is_policy and not (model.tie_embeddings and self.is_first):
+                count += table
+            elif self.head == "linear":
+                count += hidden
+            elif self.head == "pooler":
+                count += hidden * hidden + 2 * hidden + 1
+        return count
+
+
+def layer_parameters(model: Model, tp: int) -> int:
+    """Weights of one layer on one of `tp` ranks."""
+    hidden, ffn = model.hidden_size, model.ffn_hidden_size
+    heads, groups = model.num_attention_heads // tp, model.num_query_groups // tp
+    qkv, attention = (heads + 2 * groups) * model.head_dim, heads * model.head_dim
+    if model.family == "llama2":
+        return hidden * (qkv + attention + 3 * ffn // tp) + 2 * hidden
+    biases = qkv + hidden + ffn // tp + hidden
+    return hidden * (qkv + attention + 2 * ffn // tp) + biases + 4 * hidden
+
+
+def held(part: Part, dp: int, *, is_trained: bool, lora: Lora | None = None) -> Held:
+    """What a part keeps of a model that is cut into `dp` copies.
+
+    Of each weight b bytes; of each that is trained also 4 of the gradient, and of the optimizer 8
+    of moments and in bf16 4 of a master copy, which the distributed optimizer divides by `dp`.
+    """
+    count = part.parameters()
+    trained = 0 if not is_trained else count if lora is None else adapter_parameters(part, lora)
+    count += trained if lora is not None else 0
+    state = trained * (12 if part.precision == "bf16" else 8)
+    if part.parallel.distributed_optimizer:
+        state //= dp
+    return Held(count * part.bytes_per_number, 4 * trained, state)
+
+
+def adapter_parameters(part: Part, lora: Lora) -> int:
+    """Weights of the adapters on one rank, and of the head that is trained with them."""
+    model, tp = part.model, part.parallel.tp
+    hidden, ffn = model.hidden_size, model.ffn_hidden_size
+    kv = model.head_dim * model.num_query_groups
+    # Rows of A are as wide as the input, columns of B as long as the output; one of them is cut.
+    shapes = {
+        "q_proj": hidden + hidden // tp,
+        "k_proj": hidden + kv // tp,
+        "v_proj": hidden + kv // tp,
+        "query_key_value": hidden + 3 * hidden // tp,
+        "o_proj": hidden // tp + hidden,
+        "dense": hidden // tp + hidden,
+        "gate_proj": hidden + ffn // tp,
+        "up_proj": hidden + ffn // tp,
+        "dense_h_to_4h": hidden + ffn // tp,
+        "down_proj": ffn // tp + hidden,
+        "dense_4h_to_h": ffn // tp + hidden,
+    }
+    per_layer = sum(shapes[name] for name in lora.modules(model.family))
+    of_head = hidden if part.is_last and part.head == "linear" else 0
+    return part.layers * lora.rank * per_layer + of_head
+
+
+# ---- activations ----
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """A micro batch.
+
+    Attributes:
+        total: T.
+        longest: Tokens of its longest document, which ALiBi's bias is a square of.
+        learned: Positions that logits are computed for.
+    """
+
+    total: int
+    longest: int
+    learned: int
+
+
+def kept_by_layer(part: Part, tokens: int) -> int:
+    """Bytes that a layer keeps of a micro batch for its backward pass.
+
+    Outputs of both norms and both sums of the residual stream (4 T H / s); the outputs of the
+    projection to q, k and v; of attention, twice; and of the feed-forward block's first matrix and
+    all that is made of it. Llama also keeps rotated queries, keys and values repeated for every
+    query head, and four tables of cosines and sines.
+    """
+    model, tp = part.model, part.parallel.tp
+    hidden, ffn = model.hidden_size, model.ffn_hidden_size // tp
+    width = hidden // tp
+    kv = model.head_dim * model.num_query_groups // tp
+    is_repeated = model.num_query_groups < model.num_attention_heads
+    is_selective = part.parallel.recompute == "selective"
+    numbers = 4 * hidden // part.sequence_cut + (width + 2 * kv)
+    numbers += width if is_selective else 2 * width
+    if model.family == "llama2":
+        numbers += width + 4 * model.head_dim + 5 * ffn
+        numbers += kv if is_selective or not is_repeated else 2 * width
+    else:
+        numbers += 2 * ffn
+    normalisers = 0 if is_selective else 4 * model.num_attention_heads // tp
+    return tokens * (numbers * part.bytes_per_number + normalisers)
+
+
+def training_activations(part: Part, tokens: Tokens, in_flight: int) -> int:
+    """Bytes beyond what is held, at the peak of a training step.
+
+    Args:
+        part: The stage's part of the model.
+        tokens: Each micro batch.
+        in_flight: Micro batches that are forward and not yet backward: in 1F1B pp - stage.
+    """
+    model, b = part.model, part.bytes_per_number
+    hidden, ffn = model.hidden_size, model.ffn_hidden_size // part.parallel.tp
+    stream = tokens.total * hidden * b
+    layer = kept_by_layer(part, tokens.total)
+    # Under full recomputation a layer keeps its input; one of them at a time is there as a whole.
+    is_full = part.parallel.recompute == "full"
+    kept = stream // part.sequence_cut if is_full else layer
+    total = in_flight * (part.layers * kept + stream // part.sequence_cut)
+    gathered = stream if part.sequence_cut > 1 else 0
+    gradients = 4 if model.family == "llama2" else 2
+    backward = stream + tokens.total * gradients * ffn * b
+    backward += layer if is_full else 0
+    head = _head_peak(part, tokens) if part.is_last else 0
+    return total + gathered + _bias(part, tokens) + max(backward, head)
+
+
+def _head_peak(part: Part, tokens: Tokens) -> int:
+    """Logits, their gradient and a chunk of both in float32, beside the rows they are made of."""
+    b, hidden = part.bytes_per_number, part.model.hidden_size
+    if part.head != "lm":
+        return 0
+    rows, logits = tokens.learned * hidden * b, tokens.learned * part.vocabulary * b
+    return rows + max(2 * logits + 2 * min(_CHUNK, 2 * logits), logits + rows)
+
+
+def _bias(part: Part, tokens: Tokens) -> int:
+    """ALiBi's, of a power of two of positions, for all layers."""
+    if part.model.family != "bloom":
+        return 0
+    side = 1 << (tokens.longest - 1).bit_length()
+    heads = part.model.num_attention_heads // part.parallel.tp
+    return heads * side * side * part.bytes_per_number
+
+
+def forward_activations(part: Part, tokens: Tokens) -> int:
+    """Bytes beyond what is held, at the peak of a pass without gradients."""
+    model, b, tp = part.model, part.bytes_per_number, part.parallel.tp
+    stream = tokens.total * model.hidden_size * b
+    gathered = stream if part.sequence_cut > 1 else 0
+    ffn = tokens.total * model.ffn_hidden_size // tp * b
+    work = stream + (4 if model.family == "llama2" else 2) * ffn
+    head = 0
+    if part.is_last and part.head == "lm":
+        logits = tokens.learned * part.vocabulary * b
+        head = tokens.learned * model.hidden_size * b + logits + 2 * min(_CHUNK, 2 * logits)
+    return 2 * stream // part.sequence_cut + gathered + _bias(part, tokens) + max(work, head)
+
+
+def push_work(part: Part) -> int:
+    """Bytes beyond what is held, while weights go to the sampler one tensor at a time.
+
+    The largest tensor as a whole; where it comes from, the shards it is made of as well.
+    """
+    model, tp, pp = part.model, part.parallel.tp, part.parallel.pp
+    table = part.vocabulary * tp * model.hidden_size
+    matrix = model.ffn_hidden_size * model.hidden_size * (2 if model.family == "llama2" else 1)
+    gathered = 2 if tp > 1 else 0
+    has_table = part.is_first or (part.is_last and not model.tie_embeddings)
+    numbers = max(table * (gathered if has_table else 0), matrix * gathered)
+    if pp > 1:
+        numbers = max(numbers, table, matrix)
+    return numbers * part.bytes_per_number

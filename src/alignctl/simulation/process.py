@@ -1,0 +1,159 @@
+"""This process as any rank of a job of any size, alone."""
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from megatron.core import parallel_state
+from torch import Tensor, UntypedStorage
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.nn import Module, Parameter
+from torch.testing._internal.distributed.fake_pg import FakeStore
+
+from alignctl.config.run import RunConfig
+from alignctl.engines import megatron, megatron_cpu, offload
+from alignctl.models import document_attention
+from alignctl.simulation.host import HostNumbers
+from alignctl.simulation.ledger import Ledger
+
+
+@dataclass(frozen=True)
+class Rank:
+    """A rank that is played.
+
+    Attributes:
+        number: Among all ranks of the job.
+        stage: Its pipeline stage.
+        ledger: What it takes and sends.
+        host: Says when models are being built.
+    """
+
+    number: int
+    stage: int
+    ledger: Ledger
+    host: HostNumbers
+
+
+@contextmanager
+def playing(config: RunConfig, stage: int, *, is_gpu: bool = True) -> Iterator[Rank]:
+    """The time that this process is the first rank of a pipeline stage.
+
+    Its other ranks are not there: collectives are counted and return at once. Nothing that was
+    made meanwhile may be used afterwards.
+
+    Args:
+        config: The run.
+        stage: The pipeline stage.
+        is_gpu: Whether operators keep for the backward pass what they would on a GPU.
+    """
+    tp, world_size = config.parallel.tp, config.world_size
+    number = stage * (world_size // config.parallel.pp)
+    ledger = Ledger(config.model.padded_vocab_size(tp) // tp)
+    host = HostNumbers()
+    megatron_cpu.install()
+    dist.init_process_group("fake", rank=number, world_size=world_size, store=FakeStore())
+    try:
+        with ExitStack() as stack:
+            for owner, name, value in _replacements(ledger, is_gpu=is_gpu):
+                stack.enter_context(_replaced(owner, name, value))
+            megatron.lay_out(config.parallel, seed=1, timeout_minutes=config.launch.timeout_minutes)
+            ledger.groups = _groups()
+            stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
+            stack.enter_context(ledger)
+            stack.enter_context(host)
+            yield Rank(number, stage, ledger, host)
+    finally:
+        document_attention.forget_biases()
+        parallel_state.destroy_model_parallel()
+        dist.destroy_process_group()
+
+
+def _groups() -> dict[str, str]:
+    """What each process group is for, by its name."""
+    groups = {
+        "DP": parallel_state.get_data_parallel_group(),
+        "PP": parallel_state.get_pipeline_model_parallel_group(),
+        "TP": parallel_state.get_tensor_model_parallel_group(),
+    }
+    # Megatron keeps a second one of the same ranks, for context parallelism.
+    dp = parallel_state.get_data_parallel_group(with_context_parallel=True)
+    return {dp.group_name: "DP", **{group.group_name: kind for kind, group in groups.items()}}
+
+
+def _replacements(ledger: Ledger, *, is_gpu: bool) -> list[tuple[Any, str, Any]]:
+    """What is not an operator, and so has to be told of tensors without numbers."""
+    resize, create_group = UntypedStorage.resize_, parallel_state.create_group
+
+    def resize_and_note(storage: UntypedStorage, size: int) -> UntypedStorage:
+        resize(storage, size)
+        ledger.resized(storage)
+        return storage
+
+    def create_fake_group(*args: Any, backend: str | None = None, **kwargs: Any) -> Any:
+        # Megatron also makes gloo groups, which would wait for the other ranks.
+        return create_group(*args, **kwargs)
+
+    def all_gather_object(found: list[Any], mine: Any, group: Any = None) -> None:
+        found[:] = [mine] * len(found)
+
+    def to_host(storage: UntypedStorage) -> Tensor:
+        return torch.empty(storage.nbytes(), dtype=torch.uint8, device="meta")
+
+    def rms_norm(x: Tensor, shape: Any, weight: Tensor, eps: float | None = None) -> Tensor:
+        return _RMSNormKernel.apply(x, weight)  # type: ignore[no-any-return, no-untyped-call]
+
+    # RMSNorm is one kernel on a GPU, and on the CPU a handful of operators in float32. Attention
+    # keeps the same on both.
+    kernels = [(torch.nn.functional, "rms_norm", rms_norm)] if is_gpu else []
+    return [
+        *kernels,
+        (UntypedStorage, "resize_", resize_and_note),
+        (parallel_state, "create_group", create_fake_group),
+        (dist, "all_gather_object", all_gather_object),
+        (offload, "_to_host", to_host),
+        (Module, "_apply", _convert),
+    ]
+
+
+def _convert(self: Module, function: Callable[[Tensor], Tensor], recurse: bool = True) -> Module:
+    """`Module._apply`, for Module.to and its like: new parameters take the places of fake ones.
+
+    torch would swap their contents, which it refuses for tensors with weak references.
+    """
+    for child in self.children() if recurse else ():
+        _convert(child, function)
+    with torch.no_grad():
+        for name, parameter in self._parameters.items():
+            if parameter is not None and (new := function(parameter)) is not parameter:
+                self._parameters[name] = Parameter(new, parameter.requires_grad)
+        for name, buffer in self._buffers.items():
+            if buffer is not None:
+                self._buffers[name] = function(buffer)
+    return self
+
+
+@contextmanager
+def _replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
+    original = getattr(owner, name)
+    setattr(owner, name, value)
+    try:
+        yield
+    finally:
+        setattr(owner, name, original)
+
+
+class _RMSNormKernel(torch.autograd.Function):
+    """What RMSNorm's kernel on a GPU keeps: its input, and a number for each row."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
+        ctx.save_for_backward(x, weight, x.new_empty((*x.shape[:-1], 1), dtype=torch.float32))
+        return torch.empty_like(x)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor]:
+        x, weight, _ = ctx.saved_tensors
+        return torch.empty_like(x), torch.empty_like(weight)

@@ -1,0 +1,55 @@
+"""The sampler of a simulated rank: vLLM's memory by arithmetic, answers as long as they can be."""
+
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+from torch import Tensor
+
+from alignctl.config.on_policy_run import OnPolicyConfig
+from alignctl.rollouts.samples import Completion, Generated, Request, Sampling
+from alignctl.simulation.ledger import Ledger
+
+LOGPROB = 1.0
+"""Of every token: what a simulated trainer finds as well."""
+
+
+class SimulatedRollout:
+    """What a stage sees of `alignctl.rollouts.vllm.Rollout`.
+
+    Attributes:
+        has_weights: Whether weights were pushed, and not lost in sleep since.
+    """
+
+    def __init__(self, config: OnPolicyConfig, ledger: Ledger, gpu_memory: int) -> None:
+        self._settings = config.rollout
+        self._ledger = ledger
+        self._share = int(config.rollout.gpu_memory_utilization * gpu_memory)
+        self._version = 0
+        self.has_weights = False
+
+    def load_weights(self, stream: Iterable[tuple[str, Tensor]]) -> None:
+        """Takes all weights, one at a time."""
+        for _ in stream:
+            pass
+        self._version += 1
+        self.has_weights = True
+
+    def generate(self, requests: Sequence[Request], sampling: Sampling) -> Generated:
+        """Answers of the greatest length."""
+        assert self.has_weights
+        answer = Completion(
+            np.ones(sampling.max_new_tokens, np.int32),
+            np.full(sampling.max_new_tokens, LOGPROB, np.float32),
+            "length",
+        )
+        return Generated([answer] * len(requests), 0, 0, self._version)
+
+    def sleep(self) -> None:
+        """Gives the memory back."""
+        if self._settings.sleep:
+            self._ledger.hold(0)
+            self.has_weights = False
+
+    def wake(self) -> None:
+        """Takes it again."""
+        self._ledger.hold(self._share)

@@ -1,0 +1,134 @@
+"""A stage's own work on one rank of each kind, without GPUs and without the other ranks.
+
+    alignctl sft --preset llama2-70b --simulate
+
+Engines, schedules, losses and updates are those of the stage; tensors are fake, collectives are
+counted. Data are batches of full length, of which every position is learned. Of vLLM only the
+memory is known.
+"""
+
+import time
+import warnings
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from alignctl import console
+from alignctl.config.on_policy_run import OnPolicyConfig
+from alignctl.config.run import DPOConfig, RewardConfig, TrainingConfig
+from alignctl.config.sections import Head
+from alignctl.errors import UserError
+from alignctl.planning.devices import device
+from alignctl.planning.job import describe, kinds_of_ranks
+from alignctl.planning.layouts import fitting
+from alignctl.planning.memory import GIB
+from alignctl.planning.report import RankReport, Report
+from alignctl.planning.sampler import sampler
+from alignctl.stages import dpo, reward, training
+
+if TYPE_CHECKING:
+    from alignctl.algorithms.loss import Loss
+    from alignctl.simulation.process import Rank
+
+
+def launch(config: TrainingConfig, *, gpu_memory_gib: float) -> int:
+    """Simulates a stage and prints what it found; returns 2 where it does not fit."""
+    started = time.perf_counter()
+    report = simulate(config, gpu_memory_gib=gpu_memory_gib, progress=True)
+    console.emit(report.render())
+    console.say(f"simulated in {time.perf_counter() - started:.0f} s")
+    if report.fits:
+        return 0
+    console.say(f"hint: {_advice(config, gpu_memory_gib)}")
+    return 2
+
+
+def _advice(config: TrainingConfig, gpu_memory_gib: float) -> str:
+    """What would fit: another layout of the same GPUs, or of more."""
+    for factor in (1, 2, 4, 8):
+        gpus = factor * config.world_size
+        plans = fitting(config, device("a100-80g"), gpus=gpus, gpu_memory_gib=gpu_memory_gib)
+        if plans:
+            with_more = f" on {gpus} GPUs" if factor > 1 else ""
+            return f"by arithmetic this fits{with_more}: {' '.join(plans[0].overrides)}"
+    return f"not even {gpus} GPUs have room for it: train adapters, with lora.rank=16"
+
+
+def simulate(
+    config: TrainingConfig,
+    *,
+    gpu_memory_gib: float = 80.0,
+    is_gpu: bool = True,
+    progress: bool = False,
+) -> Report:
+    """Runs one step of one rank of each kind.
+
+    Args:
+        config: The run; nothing is loaded, so neither paths nor data are needed.
+        gpu_memory_gib: What a GPU has.
+        is_gpu: Whether operators keep for the backward pass what they would on a GPU.
+        progress: Whether to say which rank is under way.
+
+    Raises:
+        UserError: The engine cannot be simulated.
+    """
+    if config.engine != "megatron":
+        raise UserError(
+            f"engine {config.engine}: only engine megatron can be simulated", "leave out --simulate"
+        )
+    # Megatron says at length what it lacks without CUDA, and so without reading it.
+    warnings.filterwarnings("ignore", module=r"megatron\.")
+    from alignctl.simulation.process import playing
+
+    ranks = []
+    for kind, stage in kinds_of_ranks(config).items():
+        if progress:
+            console.say(f"simulating: {kind}")
+        with playing(config, stage, is_gpu=is_gpu) as rank:
+            if isinstance(config, OnPolicyConfig):
+                from alignctl.simulation.episode import simulate_episode
+
+                ranks.append(simulate_episode(config, rank, kind, int(gpu_memory_gib * GIB)))
+            else:
+                ranks.append(_training_step(config, rank, kind))
+    return Report(
+        describe(config),
+        tuple(ranks),
+        gpu_memory_gib,
+        sampler(config, gpu_memory_gib) if isinstance(config, OnPolicyConfig) else None,
+        config.launch.nproc_per_node,
+    )
+
+
+# ---- sft, reward, dpo ----
+
+
+def _training_step(config: TrainingConfig, rank: "Rank", kind: str) -> RankReport:
+    from alignctl.simulation.batches import training_batch
+    from alignctl.simulation.measures import Book, held, make_state, micro_batches, watch_schedule
+
+    head, loss = head_and_loss(config)
+    with rank.host.building():
+        engine: Any = training.build_engine(config, head)
+    engine.create_optimizer()
+    make_state(engine)
+    watch_schedule(engine, config, rank.ledger)
+    batch, book = training_batch(config), Book(rank.ledger)
+    count = micro_batches(config, rank.stage)
+    if isinstance(config, DPOConfig):
+        with book.phase("reference"):
+            engine.document_outputs([batch] * count, 1)
+    with book.phase("step"):
+        engine.train_step([batch] * count, loss, learning_rate=config.optimizer.lr)
+    return RankReport(kind, {"model": held(engine)}, book.phases)
+
+
+def head_and_loss(config: TrainingConfig) -> "tuple[Head, Loss]":
+    """What the stage puts on top of the model, and what it minimises."""
+    from alignctl.algorithms.sft import CrossEntropy
+
+    if isinstance(config, RewardConfig):
+        return "linear", reward.loss_of(config)
+    if isinstance(config, DPOConfig):
+        return "lm", dpo.loss_of(config, np.zeros(1))
+    return "lm", CrossEntropy()

@@ -1,0 +1,55 @@
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from alignctl.config.load import load_preset
+from alignctl.planning.cost import Job, estimate, flops_per_token
+from alignctl.planning.devices import device, devices
+from benchmarks import step_time
+
+LLAMA = load_preset("llama2-7b").model
+
+
+@pytest.mark.parametrize("run", step_time.RUNS, ids=lambda run: f"{run.name} {run.job.gpus}")
+def test_published_steps_are_met_within_20_percent(run: step_time.Run) -> None:
+    cost = estimate(run.job, device(run.gpu))
+    assert cost.seconds == pytest.approx(run.seconds, rel=0.2)
+
+
+def test_a_forward_pass_is_two_operations_per_weight_and_attention() -> None:
+    """Llama-2-7B without its embedding: 6.6e9 weights; attention 2 x 32 x 4096 x 4096 per token.
+
+    4096 = 32 x 128: the vocabulary of 32,000 is padded to 32,000.
+    """
+    products, attention = flops_per_token(LLAMA, 4096)
+    assert products == 2 * (6_738_415_616 - 32_000 * 4096 - 4096)
+    assert attention == 2 * 32 * 4096 * 4096
+
+
+@given(
+    tp=st.sampled_from([1, 2, 4, 8]),
+    pp=st.sampled_from([1, 2, 4, 8]),
+    dp=st.sampled_from([1, 2, 4]),
+    name=st.sampled_from(sorted(devices())),
+    recompute=st.sampled_from(["none", "selective", "full"]),
+)
+def test_no_layout_beats_the_roofline(tp: int, pp: int, dp: int, name: str, recompute: str) -> None:
+    """Every term is positive or nothing, and the rate never exceeds what products alone allow."""
+    job = Job(LLAMA, tp, pp, dp, 4096, 4096, 16, recompute=recompute)
+    cost = estimate(job, device(name))
+    assert min(vars(cost).values()) >= 0
+    assert 0 < cost.mfu < 0.62
+    assert cost.bubble == pytest.approx(
+        (pp - 1) / 16 * (cost.compute + cost.memory + cost.tensor_parallel + cost.pipeline)
+    )
+    assert (cost.data_parallel > 0) == (dp > 1)
+    assert (cost.tensor_parallel > 0) == (tp > 1)
+
+
+def test_recomputation_costs_a_third_of_the_products_more() -> None:
+    plain, full = (
+        estimate(Job(LLAMA, 1, 1, 8, 4096, 4096, 16, recompute=kind), device("h100"))
+        for kind in ("none", "full")
+    )
+    assert full.compute == pytest.approx(4 / 3 * plain.compute)
+    assert full.mfu < plain.mfu

@@ -1,0 +1,74 @@
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from alignctl.config.load import STAGES, load_preset, resolve
+from alignctl.config.sections import Parallel
+from alignctl.planning.job import predict
+from alignctl.planning.memory import Part, Tokens, held, kept_by_layer, training_activations
+from tests.test_presets import PARAMETERS, count
+
+PRESETS = {name: load_preset(name).model for name in PARAMETERS}
+
+
+@pytest.mark.parametrize("name", PARAMETERS)
+def test_a_model_on_one_rank_has_all_its_parameters(name: str) -> None:
+    """No rows fill its vocabulary up: those of Llama and Bloom are multiples of 128."""
+    part = Part(PRESETS[name], Parallel(), 0, "lm", "bf16")
+    assert part.parameters() == count(PRESETS[name])
+
+
+@pytest.mark.parametrize("tp", [1, 2, 4, 8])
+@pytest.mark.parametrize("pp", [1, 2, 4, 8])
+def test_stages_and_ranks_add_up_to_the_model(tp: int, pp: int) -> None:
+    """Matrices once over all ranks, with rows filled up; norms on every tensor-parallel rank."""
+    model = PRESETS["llama2-70b"]
+    parts = [Part(model, Parallel(tp=tp, pp=pp), stage, "lm", "bf16") for stage in range(pp)]
+    norms = (2 * model.num_layers + 1) * model.hidden_size
+    filled = 2 * (model.padded_vocab_size(tp) - model.vocab_size) * model.hidden_size
+    whole = count(model) + filled + (tp - 1) * norms
+    assert tp * sum(part.parameters() for part in parts) == whole
+
+
+def test_a_trained_weight_takes_18_bytes_in_bf16_and_16_in_fp32() -> None:
+    """2 + 4 + 12, and 4 + 4 + 8; over four copies the optimizer's 12 become 3."""
+    model = PRESETS["llama2-7b"]
+    number = count(model)
+    plain = Part(model, Parallel(), 0, "lm", "bf16")
+    assert held(plain, 4, is_trained=True).total == 18 * number
+    assert held(Part(model, Parallel(), 0, "lm", "fp32"), 1, is_trained=True).total == 16 * number
+    spread = Part(model, Parallel(distributed_optimizer=True), 0, "lm", "bf16")
+    assert held(spread, 4, is_trained=True).total == 9 * number
+    assert held(plain, 1, is_trained=False).total == 2 * number
+
+
+@given(
+    name=st.sampled_from(["llama2-7b", "llama2-70b", "bloom-7b"]),
+    tp=st.sampled_from([1, 2, 4, 8]),
+    tokens=st.integers(1, 1 << 16),
+)
+def test_recomputation_and_cuts_never_take_more(name: str, tp: int, tokens: int) -> None:
+    def kept(tp: int, recompute: str) -> int:
+        parallel = Parallel(tp=tp, sequence_parallel=True, recompute=recompute)  # type: ignore[arg-type]
+        return kept_by_layer(Part(PRESETS[name], parallel, 0, "lm", "bf16"), tokens)
+
+    assert kept(tp, "selective") < kept(tp, "none")
+    assert kept(tp, "none") <= kept(1, "none")
+
+
+def test_micro_batches_under_way_add_up() -> None:
+    """The first of four stages has four of them, the last one."""
+    part = Part(PRESETS["llama2-70b"], Parallel(tp=8, pp=4), 1, "lm", "bf16")
+    tokens = Tokens(4096, 2048, 4096)
+    one, four = (training_activations(part, tokens, number) for number in (1, 4))
+    layers = part.layers * kept_by_layer(part, 4096)
+    assert four - one == 3 * (layers + 4096 * 8192 * 2)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("name", PRESETS)
+def test_every_preset_fits_its_gpus_by_arithmetic(name: str, stage: str) -> None:
+    report = predict(resolve(STAGES[stage], name, {"output": Path("runs")}))
+    assert report.fits, report.verdict
