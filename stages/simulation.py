@@ -78,6 +78,7 @@ def simulate(
         )
     # Megatron says at length what it lacks without CUDA, and so without reading it.
     warnings.filterwarnings("ignore", module=r"megatron\.")
+    warnings.filterwarnings("ignore", message=r"`torch\.distributed\.\w+` is deprecated")
     from alignctl.simulation.process import playing
 
     ranks = []

@@ -84,7 +84,7 @@ def micro_batches_under_way(config: TrainingConfig, stage: int) -> int:
 
 
 def _part(config: TrainingConfig, stage: int, head: Head) -> Part:
-    return Part(config.model, config.parallel, stage, head, config.precision)
+    return Part(config.architecture, config.parallel, stage, head, config.precision)
 
 
 def _training(config: TrainingConfig, kind: str, stage: int) -> RankReport:

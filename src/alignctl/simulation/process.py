@@ -13,7 +13,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import Module, Parameter
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
-from alignctl.config.run import RunConfig
+from alignctl.config.run import TrainingConfig
 from alignctl.engines import megatron, megatron_cpu, offload
 from alignctl.models import document_attention
 from alignctl.simulation.host import HostNumbers
@@ -38,7 +38,7 @@ class Rank:
 
 
 @contextmanager
-def playing(config: RunConfig, stage: int, *, is_gpu: bool = True) -> Iterator[Rank]:
+def playing(config: TrainingConfig, stage: int, *, is_gpu: bool = True) -> Iterator[Rank]:
     """The time that this process is the first rank of a pipeline stage.
 
     Its other ranks are not there: collectives are counted and return at once. Nothing that was
@@ -51,7 +51,7 @@ def playing(config: RunConfig, stage: int, *, is_gpu: bool = True) -> Iterator[R
     """
     tp, world_size = config.parallel.tp, config.world_size
     number = stage * (world_size // config.parallel.pp)
-    ledger = Ledger(config.model.padded_vocab_size(tp) // tp)
+    ledger = Ledger(config.architecture.padded_vocab_size(tp) // tp)
     host = HostNumbers()
     megatron_cpu.install()
     dist.init_process_group("fake", rank=number, world_size=world_size, store=FakeStore())
