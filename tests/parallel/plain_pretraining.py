@@ -73,7 +73,7 @@ def _train(path: Path, samples: Any, *, is_apart: bool) -> dict[str, list[float]
     optimizer = adamw(model, settings)
     losses, norms = [], []
     for step in range(documents.FOLLOW_STEPS):
-        texts = []
+        texts: list[list[int]] = []
         for number in range(step * BATCH, (step + 1) * BATCH):
             sample = samples[number]
             text = torch.cat([sample["tokens"], sample["labels"][-1:]]).tolist()
@@ -85,7 +85,7 @@ def _train(path: Path, samples: Any, *, is_apart: bool) -> dict[str, list[float]
             tokens = torch.tensor(text)
             logits = model(tokens[None, :-1]).logits[0]
             loss = cross_entropy(logits, tokens[1:], reduction="sum") / count
-            loss.backward()  # type: ignore[no-untyped-call]  # torch's
+            loss.backward()
             total += loss.item()
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), settings.clip_grad)
         for group in optimizer.param_groups:

@@ -19,8 +19,8 @@ def require_inputs(config: TrainingConfig) -> None:
     """
     inputs = [
         ("--load", "a model folder to start from", config.load, True),
-        ("--tokenizer", "", config.tokenizer, False),
         *_data(config),
+        ("--tokenizer", "", config.tokenizer, False),
         *_beside_the_policy(config),
     ]
     problems, hint = [], None

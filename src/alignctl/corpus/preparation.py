@@ -110,14 +110,15 @@ def _check(datasets: Sequence[Indexed], config: PretrainConfig, tokenizer: Token
     for dataset in datasets:
         if dataset.manifest is not None:
             check_tokenizer(dataset.prefix, dataset.manifest, identity)
-        if not config.data.cross_document_attention:
-            _check_ends(dataset, tokenizer.eos_id)
     if foreign := [str(each.prefix) for each in datasets if each.manifest is None]:
         more = f" and {len(foreign) - _SHOWN} more" if len(foreign) > _SHOWN else ""
         console.say(
             f"data: no .json beside {', '.join(foreign[:_SHOWN])}{more} says whose token ids they "
             f"are: they are taken for those of {identity.name}"
         )
+    if not config.data.cross_document_attention:
+        for dataset in datasets:
+            _check_ends(dataset, tokenizer.eos_id)
 
 
 def _check_ids(datasets: Sequence[Indexed], vocab_size: int) -> None:
