@@ -1,5 +1,6 @@
 """Scores of texts by a reward model, on the training engine, in this process."""
 
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -75,6 +76,7 @@ class RewardModel:
 
     def __enter__(self) -> Self:
         """Builds the model and loads its weights."""
+        warnings.filterwarnings("ignore", module=r"megatron\.")  # of libraries it can do without
         from alignctl.config.sections import Parallel
         from alignctl.engines import megatron, megatron_cpu
         from alignctl.engines.device import IS_GPU
