@@ -6,6 +6,7 @@ drawn in marker colours that nothing else has, and in the SVG these become CSS v
 
 import io
 import re
+import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -74,21 +75,23 @@ def variables(palette: Palette) -> dict[str, str]:
     return named | {f"run-{n}": color for n, color in enumerate(palette.runs)}
 
 
-def draw(chart: Chart, lines: Sequence[Line], *, unit: str, title: str | None = None) -> "Figure":
+def draw(
+    chart: Chart, lines: Sequence[Line], *, unit: str, names: Sequence[str] | None = None
+) -> "Figure":
     """A chart of runs over their steps.
 
     Args:
         chart: What is drawn.
-        lines: Of each run, in `LIGHT` or, without a title, in marker colours for `svg`.
+        lines: Of each run, in `LIGHT` or, without names, in marker colours for `svg`.
         unit: What steps are called.
-        title: Written above a picture that stands alone.
+        names: Of all runs, for a picture that stands alone.
     """
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
-    palette = LIGHT if title else _MARKERS
+    palette = LIGHT if names else _MARKERS
     with _style(palette):
-        figure = Figure(figsize=(4.8, 2.7), layout="constrained")
+        figure = Figure(figsize=(4.8, 3.4 if names else 2.7), layout="constrained")
         axes = figure.add_subplot()
         for line in lines:
             _add(axes, line, palette)
@@ -97,10 +100,33 @@ def draw(chart: Chart, lines: Sequence[Line], *, unit: str, title: str | None = 
         axes.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10], integer=True))
         axes.set_xlabel(unit, parse_math=False)
         axes.margins(x=0.02)
-        if title:
-            axes.set_title(title, parse_math=False)
-            axes.set_ylabel(chart.about, parse_math=False)
+        if names:
+            title = f"{chart.title}: {chart.about}" if chart.about else chart.title
+            axes.set_title(textwrap.fill(title, 60), fontsize=9, parse_math=False)
+            _add_legend(figure, lines, names, palette)
     return figure
+
+
+def _add_legend(
+    figure: "Figure", lines: Sequence[Line], names: Sequence[str], palette: Palette
+) -> None:
+    """Whose line is whose; those with dots are of held-out rows."""
+    from matplotlib.lines import Line2D
+
+    shown = sorted({line.run for line in lines})
+    handles = [
+        Line2D([], [], color=palette.runs[run % COLORS], ls="-" if run < COLORS else "-.")
+        for run in shown
+    ]
+    labels = [names[run] for run in shown]
+    if any(line.is_validation for line in lines):
+        handles.append(Line2D([], [], color=palette.muted, ls=(0, (4, 2)), marker="o", ms=3.5))
+        labels.append("held out")
+    legend = figure.legend(
+        handles, labels, loc="outside lower center", ncols=4, frameon=False, fontsize=7
+    )
+    for text in legend.get_texts():
+        text.set_parse_math(False)
 
 
 def draw_radar(

@@ -126,8 +126,8 @@ def pictures(material: Material) -> Mapping[str, bytes]:
     main, others = charts.choose(material.runs)
     for chart in (*main, *others):
         lines = list(charts.lines(chart, material.runs, material.window))
-        title = f"{chart.title}: {', '.join(run.name for run in material.runs)}"
-        figure = drawing.draw(chart, lines, unit=material.unit(lines), title=title)
+        names = [run.name for run in material.runs]
+        figure = drawing.draw(chart, lines, unit=material.unit(lines), names=names)
         name = re.sub(r"[^\w.-]", "_", chart.metric)
         found[f"{name}.png"] = drawing.png(figure)
     if len(material.benchmark.categories) >= _MIN_SPOKES:
