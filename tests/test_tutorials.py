@@ -24,7 +24,10 @@ train_rlhf_llama.sh train_dpo_llama.sh train_online_dpo_llama.sh train_grpo_math
 run_finetune_megatron_bloom.sh train_reward_model_bloom.py model_convertor_huggingface_megatron.sh
 reward_model_convertor_megatron.sh sft_rm_model_prepare.sh run_rlhf.sh
 ENV MEGATRON_PATH MEGATRON_PATCH_PATH MODEL_SIZE BATCH_SIZE GLOBAL_BATCH_SIZE LR MIN_LR SEQ_LEN PR
-AC DO FL SP SAVE_INTERVAL PRETRAIN_CHECKPOINT_PATH OUTPUT_BASEPATH
+AC DO FL SP SAVE_INTERVAL PRETRAIN_CHECKPOINT_PATH OUTPUT_BASEPATH EXTRA_VOCAB_SIZE TRAIN_TOKENS
+WARMUP_TOKENS clean_raw_text.py run_make_pretraining_dataset.sh run_pretrain_megatron_bloom.sh
+run_text_generation_bloom.sh BS TOP_K TOP_P INPUT_SEQ_LEN OUTPUT_SEQ_LEN INPUT_FILE OUTPUT_FILE
+TEMPERATURE REPETITION_PENALTY TOKENIZER
 """
 """Scripts, variables and arguments that the tutorials name."""
 
