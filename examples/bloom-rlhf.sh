@@ -18,11 +18,13 @@ case "${SIZE:=tiny}" in
     # vLLM on a CPU wants heads of 32 or more; the preset's are 8 wide.
     heads=(model.num_attention_heads=4 model.num_query_groups=4)
     python "$(dirname "$0")/tiny_inputs.py" "$out/inputs" --preset "$preset" --heads 4
+    asked="$out/inputs/prompts/validation.jsonl" asking=(max_new_tokens=40)
     ;;
   7b)
     out="${OUT:-runs/bloom-7b-rlhf}"
     preset=bloom-7b model="${MODEL:-models/bloom-7b}" data="${DATA:-data}"
     heads=()
+    asked="$data/prompts" asking=()
     ;;
   *)
     echo "error: SIZE is tiny or 7b, not $SIZE" >&2
@@ -38,4 +40,7 @@ alignctl reward --load "$out/sft" --data "$data/pairs" --output "$out/reward" "$
 alignctl rlhf --load "$out/sft" --reward-load "$out/reward" --data "$data/prompts" \
   --output "$out/rlhf" "${settings[@]}"
 [ -e "$out/hf" ] || alignctl convert-mg2hf --load "$out/rlhf" --save "$out/hf"
+alignctl generate --load "$out/hf" --data "$asked" --output "$out/answers.jsonl" "${asking[@]}"
+[ -e "$out/wins/result.json" ] || alignctl eval preference "$out/rlhf" --baseline "$out/sft" \
+  --reward-load "$out/reward" --data "$asked" --output "$out/wins" "${asking[@]}"
 alignctl report "$out/sft" "$out/reward" "$out/rlhf" --output "$out/report.html"

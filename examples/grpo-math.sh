@@ -17,10 +17,12 @@ case "${SIZE:=tiny}" in
     out="${OUT:-runs/tiny-grpo-math}"
     preset=tiny-llama model="$out/inputs/model" data="$out/inputs" problems="$out/inputs/prompts"
     python "$(dirname "$0")/tiny_inputs.py" "$out/inputs" --preset "$preset"
+    asked="$out/inputs/prompts/validation.jsonl" asking=(max_new_tokens=40)
     ;;
   7b)
     out="${OUT:-runs/llama2-7b-grpo-math}"
     preset=llama2-7b model="${MODEL:-models/llama2-7b}" data="${DATA:-data}" problems="$data/math"
+    asked="$problems" asking=()
     ;;
   *)
     echo "error: SIZE is tiny or 7b, not $SIZE" >&2
@@ -37,4 +39,7 @@ alignctl sft --load "$out/mg" --data "$data/sft" --output "$out/sft" "${settings
 alignctl grpo --load "$out/sft" --data "$problems" --output "$out/grpo" "${settings[@]}" \
   "${reward[@]}"
 [ -e "$out/hf" ] || alignctl convert-mg2hf --load "$out/grpo" --save "$out/hf"
+alignctl generate --load "$out/hf" --data "$asked" --output "$out/answers.jsonl" "${asking[@]}"
+[ -e "$out/math/result.json" ] || alignctl eval math "$out/sft" "$out/grpo" --data "$asked" \
+  --output "$out/math" "${asking[@]}"
 alignctl report "$out/sft" "$out/grpo" --output "$out/report.html"

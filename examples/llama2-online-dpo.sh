@@ -16,10 +16,12 @@ case "${SIZE:=tiny}" in
     out="${OUT:-runs/tiny-llama2-online-dpo}"
     preset=tiny-llama model="$out/inputs/model" data="$out/inputs"
     python "$(dirname "$0")/tiny_inputs.py" "$out/inputs" --preset "$preset"
+    asked="$out/inputs/prompts/validation.jsonl" asking=(max_new_tokens=40)
     ;;
   7b)
     out="${OUT:-runs/llama2-7b-online-dpo}"
     preset=llama2-7b model="${MODEL:-models/llama2-7b}" data="${DATA:-data}"
+    asked="$data/prompts" asking=()
     ;;
   *)
     echo "error: SIZE is tiny or 7b, not $SIZE" >&2
@@ -35,4 +37,7 @@ alignctl reward --load "$out/sft" --data "$data/pairs" --output "$out/reward" "$
 alignctl online-dpo --load "$out/sft" --reward-load "$out/reward" --data "$data/prompts" \
   --output "$out/online-dpo" "${settings[@]}"
 [ -e "$out/hf" ] || alignctl convert-mg2hf --load "$out/online-dpo" --save "$out/hf"
+alignctl generate --load "$out/hf" --data "$asked" --output "$out/answers.jsonl" "${asking[@]}"
+[ -e "$out/wins/result.json" ] || alignctl eval preference "$out/online-dpo" --baseline "$out/sft" \
+  --reward-load "$out/reward" --data "$asked" --output "$out/wins" "${asking[@]}"
 alignctl report "$out/sft" "$out/reward" "$out/online-dpo" --output "$out/report.html"

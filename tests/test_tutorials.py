@@ -3,6 +3,7 @@
 import re
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 import typer
@@ -53,10 +54,13 @@ def test_every_key_exists() -> None:
 
 
 def test_every_command_and_flag_exists() -> None:
-    group = typer.main.get_command(cli.app)
-    commands = getattr(group, "commands", {})
+    commands = _commands(typer.main.get_command(cli.app))
     flags = {
-        option for command in commands.values() for each in command.params for option in each.opts
+        option
+        for command in commands.values()
+        for each in (command, *_commands(command).values())
+        for parameter in each.params
+        for option in parameter.opts
     }
     words = [word for code in here() for word in code.split()]
     asked = {after for word, after in pairwise(words) if word == "alignctl"}
@@ -64,3 +68,9 @@ def test_every_command_and_flag_exists() -> None:
     named = {word for word in words if word.startswith("--")}
     assert len(named) > 15
     assert named <= flags
+
+
+def _commands(group: Any) -> dict[str, Any]:
+    """The commands below one."""
+    found: dict[str, Any] = getattr(group, "commands", {})
+    return found
