@@ -71,8 +71,8 @@ def test_simulated_bytes_are_those_of_a_real_step(
 ) -> None:
     """Weights, gradients and optimizer exactly; the peak in fp32 within 5 %, as gloo copies.
 
-    In bf16 torch's kernels for the CPU take scratch memory of their own, up to a fifth of the peak
-    of such small models, of which operators say nothing.
+    In bf16 real peaks were up to a fifth above; scratch memory of torch's kernels for the CPU may be
+    why, of which operators say nothing. They are not compared.
 
     The first rank of each stage is compared: stage by stage, ranks are numbered in a row.
     """
