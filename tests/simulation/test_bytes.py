@@ -72,8 +72,9 @@ def test_simulated_bytes_are_those_of_a_real_step(
     """Weights, gradients and optimizer exactly; the peak in fp32 within 5 %, as gloo copies.
 
     Where layers with grouped queries are most of a tiny model's peak, simulations find up to 9 %
-    less than the allocator; it is not understood why. In bf16 torch's kernels for the CPU take scratch memory of their own, up to a fifth of the peak
-    of such small models, of which operators say nothing.
+    less than the allocator; it is not understood why. In bf16 torch's kernels for the CPU take
+    scratch memory of their own, up to a fifth of the peak of such small models, of which operators
+    say nothing.
 
     The first rank of each stage is compared: stage by stage, ranks are numbered in a row.
     """
