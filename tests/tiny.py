@@ -136,10 +136,10 @@ def preset(family: Family = "llama-gqa") -> dict[str, Any]:
         "data": {"split": "90,10,0"},
     }
     stages = {
-        "pretrain": pretrain,
         "sft": sft,
         "reward": preferences,
         "dpo": preferences | {"optimizer": {"lr": 1e-3, "warmup_steps": 2}},
+        "pretrain": pretrain,
     }
     return {
         "model": model,

@@ -161,8 +161,12 @@ def test_other_rows_start_anew(
 ) -> None:
     file = write_texts(["the moth"])
     options = Options((file,), tmp_path / "data", tokenizer_folder)
+
+    def interrupt(_: Counts) -> None:
+        raise KeyboardInterrupt
+
     with pytest.raises(KeyboardInterrupt):
-        tokenize(options, lambda _: signal.raise_signal(signal.SIGINT))
+        tokenize(options, interrupt)
     file.write_text('{"text": "that"}\n')
     assert tokenize(options).documents == 1
     assert len(IndexedTokens.open(options.prefix).tokens) == 3, "th, a and t"

@@ -50,11 +50,16 @@ def command(inputs: Path, output: Path, *overrides: str) -> list[object]:
     return ["sft", *flags, "--data", inputs / "train.jsonl", "--output", output, *overrides]
 
 
+ONE_THREAD = {"OMP_NUM_THREADS": "1"}
+"""What a rank has where several share a node; with more threads sums come in another order."""
+
+
 def start(nodes: tuple[Node, Node], words: list[object]) -> tuple[Process, Process]:
     """The same command on both nodes."""
     place = ["--nproc", "1", "--nnodes", "2", "--master-addr", nodes[0].address]
     first, second = (
-        node.start(*words, *place, "--node-rank", number) for number, node in enumerate(nodes)
+        node.start(*words, *place, "--node-rank", number, env=ONE_THREAD)
+        for number, node in enumerate(nodes)
     )
     return first, second
 
