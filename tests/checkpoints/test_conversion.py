@@ -284,6 +284,7 @@ def spoken_by_transformers(model: Any, prompts: list[list[int]]) -> list[list[in
     ]
 
 
+@pytest.mark.slow
 def test_what_comes_back_says_the_same_in_vllm_as_in_transformers(tmp_path: Path) -> None:
     """Greedy, twelve tokens after two prompts: grouped queries with RoPE, and ALiBi."""
     from transformers import BloomConfig, BloomForCausalLM, LlamaConfig, LlamaForCausalLM

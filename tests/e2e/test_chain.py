@@ -92,6 +92,7 @@ def test_a_run_starts_from_a_hugging_face_folder_or_from_another_run_at_any_layo
     assert starts_at == pytest.approx(result["validation"]["loss"], rel=1e-5)
 
 
+@pytest.mark.slow
 def test_a_run_starts_from_a_legacy_checkpoint_of_another_layout_and_foreign_hands(
     tmp_path: Path,
 ) -> None:

@@ -19,6 +19,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny.write_tokenizer(folder)
 
 
+@pytest.mark.slow
 def test_a_kill_costs_only_what_was_under_way(model: Path, tmp_path: Path) -> None:
     """The resumed file is, byte by byte, one that was written without interruption."""
     rows = [{"query": f"{a} and {3 * a % 7}", "id": a} for a in range(400)]

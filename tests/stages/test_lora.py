@@ -70,6 +70,7 @@ def test_the_merged_model_is_the_base_with_the_adapters_in_peft(
     assert (adapted - before).abs().max() > 0.1
 
 
+@pytest.mark.slow
 def test_later_stages_read_a_run_with_adapters_as_any_other(
     workspace: Path, tuned: tuple[Path, Outcome], tmp_path: Path
 ) -> None:
@@ -90,6 +91,7 @@ def test_later_stages_read_a_run_with_adapters_as_any_other(
     assert merged.code == 0, merged.text
 
 
+@pytest.mark.slow
 def test_a_reward_model_with_adapters_has_a_head_of_its_own(
     workspace: Path, tmp_path: Path, alignctl: Alignctl
 ) -> None:
@@ -112,7 +114,7 @@ def test_a_reward_model_with_adapters_has_a_head_of_its_own(
 @pytest.mark.parametrize(
     ("stage", "zero_stage"),
     [
-        ("sft", 3),
+        pytest.param("sft", 3, marks=pytest.mark.slow),
         pytest.param("reward", 2, marks=pytest.mark.slow),
         pytest.param("dpo", 1, marks=pytest.mark.slow),
     ],

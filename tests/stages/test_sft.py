@@ -123,7 +123,13 @@ def test_a_flipped_bit_is_found_by_the_ranks_before_they_train(
     assert unfinished.latest_step() == 2
 
 
-@pytest.mark.parametrize("pointer", [2, 4], ids=["before the pointer moved", "before the result"])
+@pytest.mark.parametrize(
+    "pointer",
+    [
+        pytest.param(2, id="before the pointer moved"),
+        pytest.param(4, id="before the result", marks=pytest.mark.slow),
+    ],
+)
 def test_a_run_killed_at_its_very_end_comes_to_the_same_end(
     workspace: Path, unfinished: RunFolder, pointer: int
 ) -> None:
@@ -209,6 +215,7 @@ def test_a_second_launcher_on_the_same_folder_is_refused(
     assert f"{run} is in use by another launcher (process " in refused(rival)
 
 
+@pytest.mark.slow
 def test_bf16_runs_where_there_is_no_gpu_and_keeps_one_checkpoint_and_its_tokenizer(
     workspace: Path, tmp_path: Path
 ) -> None:
