@@ -87,5 +87,5 @@ def test_simulated_bytes_are_those_of_a_real_step(
             if "precision=bf16" in case[2]:
                 continue
             peak = rank["phases"]["step"]["activations"]
-            close = 0.1 if case[1] == "tiny-llama-gqa" else 0.05
+            close = 0.15 if case[1] == "tiny-llama-gqa" else 0.05
             assert peak == pytest.approx(row["activations"], rel=close), case
