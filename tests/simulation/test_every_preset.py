@@ -13,7 +13,7 @@ from alignctl.config.load import STAGES
 
 ROOT = Path(__file__).parents[2]
 REAL = [name for name in presets.names() if not name.startswith("tiny")]
-FAST: list[Any] = [("sft", "bloom-560m", []), ("grpo", "bloom-1b1", [])]
+FAST: list[Any] = [("sft", "bloom-560m", []), ("grpo", "bloom-1b1", ["offload=true"])]
 
 
 def simulated(cases: list[Any]) -> list[dict[str, Any]]:

@@ -137,7 +137,8 @@ class Ledger(TorchDispatchMode):
             args = (args[0], [_as_places(each) for each in args[1]], *args[2:])
         out = func(*args, **kwargs)
         for tensor in _tensors(out):
-            if isinstance(tensor, FakeTensor):
+            # On the meta device is what waits in the memory of the host.
+            if isinstance(tensor, FakeTensor) and tensor.fake_device.type != "meta":
                 self._note(tensor)
         return out
 
