@@ -6,6 +6,7 @@
 #
 # 7b wants the model, and rows in DATA/sft, DATA/pairs and DATA/prompts (README, Data):
 #   hf download bigscience/bloom-7b1 --local-dir models/bloom-7b
+# ASKED is the file of prompts that the result is asked; default: DATA/prompts/validation.jsonl.
 # OUT is where runs and models go; KNOBS are for every training command ("train.steps=20").
 # Started again, it goes on where it stopped.
 set -euo pipefail
@@ -24,7 +25,7 @@ case "${SIZE:=tiny}" in
     out="${OUT:-runs/bloom-7b-rlhf}"
     preset=bloom-7b model="${MODEL:-models/bloom-7b}" data="${DATA:-data}"
     heads=()
-    asked="$data/prompts" asking=()
+    asked="${ASKED:-$data/prompts/validation.jsonl}" asking=()
     ;;
   *)
     echo "error: SIZE is tiny or 7b, not $SIZE" >&2

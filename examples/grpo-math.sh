@@ -7,6 +7,7 @@
 # 7b wants the model, rows in DATA/sft, and problems in DATA/math, such as GSM8K's files:
 #   hf download meta-llama/Llama-2-7b-hf --local-dir models/llama2-7b
 # REWARD is a reward model that scores beside the rule, as the tutorial's does; none by default.
+# ASKED is the file of prompts that the result is asked; default: DATA/math/validation.jsonl.
 # OUT is where runs and models go; KNOBS are for every training command ("train.steps=20").
 # Started again, it goes on where it stopped.
 set -euo pipefail
@@ -22,7 +23,7 @@ case "${SIZE:=tiny}" in
   7b)
     out="${OUT:-runs/llama2-7b-grpo-math}"
     preset=llama2-7b model="${MODEL:-models/llama2-7b}" data="${DATA:-data}" problems="$data/math"
-    asked="$problems" asking=()
+    asked="${ASKED:-$problems/validation.jsonl}" asking=()
     ;;
   *)
     echo "error: SIZE is tiny or 7b, not $SIZE" >&2

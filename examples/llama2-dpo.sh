@@ -6,6 +6,7 @@
 #
 # 7b wants the model, and rows in DATA/sft, DATA/pairs and DATA/prompts (README, Data):
 #   hf download meta-llama/Llama-2-7b-hf --local-dir models/llama2-7b
+# ASKED is the file of prompts that the result is asked; default: DATA/prompts/validation.jsonl.
 # OUT is where runs and models go; KNOBS are for every training command ("train.steps=20").
 # Started again, it goes on where it stopped.
 set -euo pipefail
@@ -21,7 +22,7 @@ case "${SIZE:=tiny}" in
   7b)
     out="${OUT:-runs/llama2-7b-dpo}"
     preset=llama2-7b model="${MODEL:-models/llama2-7b}" data="${DATA:-data}"
-    asked="$data/prompts" asking=()
+    asked="${ASKED:-$data/prompts/validation.jsonl}" asking=()
     ;;
   *)
     echo "error: SIZE is tiny or 7b, not $SIZE" >&2
