@@ -145,12 +145,11 @@ def kubernetes(
     ] = None,
 ) -> None:
     """Print a PyTorchJob of Kubeflow's training operator: one pod per node."""
+    from alignctl.config.inputs import require_inputs
     from alignctl.launch import scheduled
 
     config, planned = _planned(context, stage, name)
-    for flag, path in (("--load", config.load), ("--data", config.data.train)):
-        if path is None:
-            raise UserError(f"{flag} is missing", f"alignctl {config.stage} --help")
+    require_inputs(config, are_here=False)
     settings = scheduled.Kubernetes(
         image=image,
         namespace=namespace,

@@ -26,7 +26,7 @@ def register(app: typer.Typer) -> None:
     def plan(
         preset: PresetFlag,
         stage: Annotated[
-            Literal["sft", "reward", "dpo", "rlhf", "online-dpo", "grpo"],
+            Literal["pretrain", "sft", "reward", "dpo", "rlhf", "online-dpo", "grpo"],
             typer.Option(help="What is to be run."),
         ] = "sft",
         gpus: Annotated[

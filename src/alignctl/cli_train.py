@@ -189,10 +189,10 @@ def start(
     }
     config = resolve(STAGES[section_of(stage)], preset, flags, overrides or [])
     if context.obj is not None:
-        if nodes[1:] != (None, None, None) or dry_run:
+        if nodes[1:] != (None, None, None) or dry_run or simulated_gpu_gib is not None:
             raise UserError(
                 "alignctl launch: nodes find out by themselves who they are and where node 0 is",
-                "leave out --node-rank, --master-addr, --master-port and --dry-run",
+                "leave out --node-rank, --master-addr, --master-port, --dry-run and --simulate",
             )
         context.obj(config)
         return

@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from kubeflow.training import ApiClient
 
+from alignctl import cli
 from alignctl.errors import UserError
 from alignctl.launch.scheduled import Kubernetes, Slurm, Stage, pytorch_job, sbatch_script
 
@@ -173,3 +174,24 @@ def test_a_volume_is_a_claim_and_a_path(volume: str) -> None:
 def test_a_name_that_kubernetes_would_refuse_is_refused(name: str) -> None:
     with pytest.raises(UserError, match="cannot be the name of a Kubernetes object"):
         manifest(replace(STAGE, name=name))
+
+
+def test_what_a_stage_needs_has_to_be_named_but_not_to_be_here(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Data may be named otherwise than by --data; on-policy stages need a reward model as well."""
+
+    def asked(*words: str) -> tuple[object, str]:
+        job = ["alignctl", "launch", "kubernetes", "--image", "alignctl:1", *words]
+        monkeypatch.setattr(sys, "argv", job)
+        with pytest.raises(SystemExit) as caught:
+            cli.main()
+        return caught.value.code, capsys.readouterr().err
+
+    stage = ("--preset", "llama2-7b", "--load", "/data/mg", "--output", "/data/run")
+    blend = "data.blend={/data/a: 1.0, /data/b: 2.0}"
+    assert asked("pretrain", *stage, blend)[0] in (0, None)
+    code, said = asked("rlhf", *stage, "--data", "/data/prompts")
+    assert (code, "--reward-load is missing" in said) == (2, True), said
+    code, said = asked("sft", *stage, "--data", "/data/rows", "--simulate")
+    assert (code, "leave out" in said) == (2, True), said

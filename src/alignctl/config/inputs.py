@@ -11,8 +11,12 @@ from alignctl.config.problems import refuse
 from alignctl.config.run import TrainingConfig
 
 
-def require_inputs(config: TrainingConfig) -> None:
+def require_inputs(config: TrainingConfig, *, are_here: bool = True) -> None:
     """Refuse a run whose model or data is not named, not there or not readable.
+
+    Args:
+        config: The run.
+        are_here: Whether it reads them on this machine; otherwise they only have to be named.
 
     Raises:
         UserError: With every missing input and its flag.
@@ -25,9 +29,9 @@ def require_inputs(config: TrainingConfig) -> None:
     ]
     problems, hint = [], None
     for flag, meaning, path, is_required in inputs:
-        if path is not None:
+        if path is not None and are_here:
             problems += [f"{flag} {path} {what}" for what in _unreadable(path)]
-        elif is_required:
+        elif path is None and is_required:
             problems.append(f"{flag} is missing: {meaning}")
             hint = f"alignctl {config.stage} --help"
     if problems:

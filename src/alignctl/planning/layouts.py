@@ -73,7 +73,7 @@ def look_at(config: TrainingConfig, device: Device, gpu_memory_gib: float) -> Pl
     """One layout: the run as it is configured."""
     tokens = tokens_of_batch(config)
     job = Job(
-        config.model,
+        config.architecture,
         config.parallel.tp,
         config.parallel.pp,
         config.data_parallel_size,
