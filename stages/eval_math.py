@@ -9,7 +9,7 @@ problems; else from Wilson's score.
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
 
@@ -83,8 +83,7 @@ def run(options: MathOptions, *, as_json: bool) -> None:
 
 def _problems(options: MathOptions) -> PromptFile:
     """The rows, each with an answer to compare with and a rule that does it."""
-    file = prompts.read(options.data)
-    file = replace(file, rows=file.rows[: options.limit], questions=file.questions[: options.limit])
+    file = prompts.read(options.data, options.limit)
     for row, question in zip(file.rows, file.questions, strict=True):
         if question.answer is None:
             raise UserError(

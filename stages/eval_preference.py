@@ -10,7 +10,6 @@ reward model is not a person: a policy that was trained with the same one wins b
 """
 
 import json
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -42,8 +41,7 @@ def run(options: WinOptions, *, as_json: bool) -> None:
         UserError: An input is wrong; nothing was started.
         RunError: vLLM failed, a score is not finite, or the disk is full. Answers are kept.
     """
-    file = prompts.read(options.data)
-    file = replace(file, rows=file.rows[: options.limit], questions=file.questions[: options.limit])
+    file = prompts.read(options.data, options.limit)
     has_answers = options.baseline.is_file()
     asked = [*options.models, *([] if has_answers else [options.baseline])]
     names = results.names_of(options.models)

@@ -66,14 +66,11 @@ def check(config: OnPolicyConfig) -> None:
 
 
 def _check_reward(config: OnPolicyConfig) -> None:
+    from alignctl.checkpoints.source import require_reward
     from alignctl.on_policy.opening import open_reward
 
     source = open_reward(config)
-    if source.role != "reward":
-        raise UserError(
-            f"--reward-load {source.path}: this is a policy, and a reward model is needed",
-            "train one: alignctl reward --load ...",
-        )
+    require_reward(source, f"--reward-load {source.path}")
     console.say(f"reward: {source.description}")
     _check_fits(config, source, "--reward-load")
 

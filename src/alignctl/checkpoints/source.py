@@ -350,3 +350,20 @@ def _nearby(path: Path) -> str | None:
         ):
             return f"did you mean {child}?"
     return None
+
+
+def require_reward(source: Source, name: str) -> None:
+    """Refuses a policy where scores are wanted.
+
+    Args:
+        source: What was found.
+        name: What the message calls it: a flag, or its path.
+
+    Raises:
+        UserError: It is no reward model.
+    """
+    if source.role != "reward":
+        raise UserError(
+            f"{name}: this is a policy, and a reward model is needed",
+            "train one: alignctl reward --load ...",
+        )

@@ -11,7 +11,7 @@ USUAL_LENGTH = 4096
 """Most tokens of prompt and answer together, where nobody says what prompts are to be cut to."""
 
 
-class Generation(Section):
+class Generation(rollout.Drawing):
     """The knobs of `generate`, and of what `eval` generates."""
 
     max_prompt_length: Count | None = None
@@ -23,18 +23,6 @@ class Generation(Section):
 
     temperature: Annotated[float, Field(ge=0)] = 0.0
     """What logits are divided by before a token is drawn; 0: greedy, always the likeliest token."""
-
-    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
-    """Draw only from the likeliest tokens that have this probability together."""
-
-    top_k: Count | None = None
-    """Draw only from so many of the likeliest tokens; null: from all."""
-
-    min_p: Annotated[float, Field(ge=0, le=1)] = 0.0
-    """Draw only from tokens at least this likely, as a share of the likeliest one's probability."""
-
-    repetition_penalty: Annotated[float, Field(gt=0)] = 1.0
-    """Above 1, tokens that prompt or answer have already become less likely."""
 
     samples: Count = 1
     """Answers to each prompt."""
@@ -144,20 +132,24 @@ class GenerateOptions(Generation):
     """The architecture of a preset to insist on; null: what the folder says."""
 
 
-class EvalOptions(Generation):
-    """One evaluation of models by what they say."""
+class Compared(Section):
+    """Models in the columns of one table."""
 
     models: Annotated[list[FilePath], Field(min_length=1)]
     """The models: Hugging Face, Megatron or run folders."""
 
-    data: FilePath
-    """The file of rows."""
-
     output: FilePath
-    """Folder for answers and result."""
+    """Folder for the result, and for what it is made from."""
 
     tokenizer: FilePath | None = None
     """Folder of the tokenizer of all of them; null: beside each model."""
+
+
+class EvalOptions(Compared, Generation):
+    """One evaluation of models by what they say."""
+
+    data: FilePath
+    """The file of rows."""
 
     limit: Count | None = None
     """Only so many rows, the first ones; null: all."""
@@ -192,20 +184,11 @@ class WinOptions(EvalOptions):
         return self
 
 
-class PairOptions(Section):
+class PairOptions(Compared):
     """One call of `eval preference` that asks reward models which answer is better."""
-
-    models: Annotated[list[FilePath], Field(min_length=1)]
-    """Reward models: Hugging Face, Megatron or run folders."""
 
     data: FilePath
     """File or folder of preferences."""
-
-    output: FilePath
-    """Folder for the prepared rows and the result."""
-
-    tokenizer: FilePath | None = None
-    """Folder of the tokenizer of all of them; null: beside each model."""
 
     max_length: Count | None = None
     """Most tokens of a prompt with an answer; null: the model's longest sequence."""
@@ -223,20 +206,11 @@ class PairOptions(Section):
     """Prompts, with all their answers, that the reward model reads at the same time."""
 
 
-class HarnessOptions(Section):
+class HarnessOptions(Compared):
     """One call of `eval lm-eval`."""
-
-    models: Annotated[list[FilePath], Field(min_length=1)]
-    """The models: Hugging Face, Megatron or run folders."""
 
     tasks: Annotated[list[str], Field(min_length=1)]
     """Names of the harness's tasks."""
-
-    output: FilePath
-    """Folder for the result."""
-
-    tokenizer: FilePath | None = None
-    """Folder of the tokenizer of all of them; null: beside each model."""
 
     include_path: FilePath | None = None
     """Folder of further tasks, as the harness's YAML files."""

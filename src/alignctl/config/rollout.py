@@ -7,19 +7,8 @@ from pydantic import Field
 from alignctl.config.sections import Count, Model, Section
 
 
-class Rollout(Section):
-    """vLLM beside the trainer, on the same devices. It has the trainer's weights and precision."""
-
-    tp: Count = 1
-    """Tensor-parallel ranks of a copy of the model; consecutive ranks make one copy, and there are
-    as many copies as fit into the job, whatever the trainer's own layout."""
-
-    max_new_tokens: Count
-    """Most tokens of a completion, its end token included; less than batch.seq_length, of which
-    the rest is the prompt's."""
-
-    temperature: Annotated[float, Field(ge=0)] = 1.0
-    """What logits are divided by before a token is drawn, in training too; 0: no chance at all."""
+class Drawing(Section):
+    """Which tokens are drawn from, wherever a model is asked."""
 
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
     """Draw only from the likeliest tokens that have this probability together."""
@@ -32,6 +21,21 @@ class Rollout(Section):
 
     repetition_penalty: Annotated[float, Field(gt=0)] = 1.0
     """Above 1, tokens that prompt or completion have already become less likely."""
+
+
+class Rollout(Drawing):
+    """vLLM beside the trainer, on the same devices. It has the trainer's weights and precision."""
+
+    tp: Count = 1
+    """Tensor-parallel ranks of a copy of the model; consecutive ranks make one copy, and there are
+    as many copies as fit into the job, whatever the trainer's own layout."""
+
+    max_new_tokens: Count
+    """Most tokens of a completion, its end token included; less than batch.seq_length, of which
+    the rest is the prompt's."""
+
+    temperature: Annotated[float, Field(ge=0)] = 1.0
+    """What logits are divided by before a token is drawn, in training too; 0: no chance at all."""
 
     max_num_seqs: Count = 256
     """Most completions that one copy of the model works on at the same time."""

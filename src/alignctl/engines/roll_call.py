@@ -21,6 +21,7 @@ from torch.distributed.rendezvous import rendezvous
 
 from alignctl.engines.device import DEVICE, IS_GPU
 from alignctl.errors import AlignctlError, LostError, RunError, UserError
+from alignctl.launch.facts import differing
 
 _SECONDS_FOR_THE_VERDICT = 30
 _MAX_SHOWN = 6
@@ -97,13 +98,10 @@ def _compare(store: Any, size: int, start_seconds: float) -> None:
     first = json.loads(store.get(keys[0]))
     for rank, key in keys.items():
         other = json.loads(store.get(key))
-        ours, theirs = first["facts"], other["facts"]
-        differences = [name for name in {**ours, **theirs} if ours.get(name) != theirs.get(name)]
-        if differences:
+        if differences := differing(first["facts"], other["facts"]):
             shown = [
-                f"  {name}: {ours.get(name, 'absent')} for rank 0 on {first['host']}, "
-                f"{theirs.get(name, 'absent')} there"
-                for name in differences[:_MAX_SHOWN]
+                f"  {name}: {here} for rank 0 on {first['host']}, {there} there"
+                for name, here, there in differences[:_MAX_SHOWN]
             ]
             raise UserError(
                 "\n".join([f"rank {rank} on {other['host']} differs from rank 0:", *shown]),

@@ -1,8 +1,7 @@
 """Answers of any checkpoint: its weights are streamed into vLLM, in this process.
 
 with Generator(Path("runs/sft"), Generation(max_new_tokens=256)) as generator:
-    prompts = [generator.prompt(question, number) for number, question in enumerate(questions)]
-    for answers in generator.generate(prompts):
+    for answers in generator.generate(generator.prompts(questions)):
         print(answers[0].text)
 """
 

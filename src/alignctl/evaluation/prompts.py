@@ -29,8 +29,12 @@ class PromptFile:
     digest: str
 
 
-def read(path: Path) -> PromptFile:
+def read(path: Path, limit: int | None = None) -> PromptFile:
     """Reads a file of prompts; blank lines are passed over.
+
+    Args:
+        path: The file.
+        limit: Only so many rows, the first ones; None: all. The others are looked at as well.
 
     Raises:
         UserError: There is no such file, it is empty, or a row is wrong.
@@ -47,7 +51,7 @@ def read(path: Path) -> PromptFile:
     parse = prompt_schema_of(rows[0])
     with path.open("rb") as stream:
         digest = hashlib.file_digest(stream, "sha256").hexdigest()
-    return PromptFile(path, rows, [parse(row) for row in rows], digest)
+    return PromptFile(path, rows[:limit], [parse(row) for row in rows][:limit], digest)
 
 
 def _text_rows(file: Path) -> Iterator[Row]:

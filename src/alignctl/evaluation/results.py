@@ -8,19 +8,19 @@ from typing import Any
 from alignctl import atomic
 from alignctl.errors import UserError
 from alignctl.evaluation.statistics import Interval
+from alignctl.reporting.recorded_run import short_names
 
 RESULT = "result.json"
 
 
 def names_of(models: Sequence[Path]) -> list[str]:
     """A short name for each model: as many of the last parts of its path as tell it from others."""
-    parts = [model.resolve().parts[1:] for model in models]
-    longest = max(map(len, parts))
-    for length in range(1, longest + 1):
-        names = ["-".join(each[-length:]) for each in parts]
-        if len(set(names)) == len(names):
-            return names
-    raise UserError(f"{models[0]}: the same model is there twice")
+    places = [model.resolve() for model in models]
+    if twice := [
+        model for model, place in zip(models, places, strict=True) if places.count(place) > 1
+    ]:
+        raise UserError(f"{twice[0]}: the same model is there twice")
+    return short_names(places, "-")
 
 
 def table(corner: str, columns: Sequence[str], rows: Mapping[str, Sequence[str]]) -> str:

@@ -3,11 +3,8 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-import numpy as np
-from numpy.typing import NDArray
-
 from alignctl.evaluation.questions import QuestionId
-from alignctl.evaluation.statistics import Interval
+from alignctl.evaluation.statistics import Interval, bootstrap
 
 CATEGORIES = {
     "coding": "Coding",
@@ -22,7 +19,6 @@ CATEGORIES = {
 """MT-Bench's categories in the order of the tables, and their names there."""
 
 _NUM_RESAMPLES = 10_000
-_SEED = 0
 
 
 @dataclass(frozen=True)
@@ -93,18 +89,10 @@ def interval(marks: Sequence[Mark]) -> Interval | None:
             of_question.setdefault(mark.question, []).append(mark.value)
     if len(of_question) < 2:
         return None
-    sums = np.array([sum(found) for found in of_question.values()])
-    counts = np.array([len(found) for found in of_question.values()])
-    low, high = np.percentile(_resampled_means(sums, counts), [2.5, 97.5])
-    return float(low), float(high)
-
-
-def _resampled_means(sums: NDArray[np.float64], counts: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Means of questions drawn with replacement: `[Q]`, `[Q]` -> `[_NUM_RESAMPLES]`."""
-    generator = np.random.default_rng(_SEED)
-    drawn = generator.integers(len(sums), size=(_NUM_RESAMPLES, len(sums)))
-    means: NDArray[np.float64] = sums[drawn].sum(axis=1) / counts[drawn].sum(axis=1)
-    return means
+    marked = of_question.values()
+    return bootstrap(
+        [sum(found) for found in marked], [len(found) for found in marked], resamples=_NUM_RESAMPLES
+    )
 
 
 def _mean(values: Sequence[float]) -> float | None:

@@ -53,15 +53,11 @@ class RewardModel:
         Raises:
             UserError: It is no reward model, or has no such long sequences.
         """
-        from alignctl.checkpoints.source import find
+        from alignctl.checkpoints.source import find, require_reward
 
         library.be_quiet()
         self.source: Source = find(load)
-        if self.source.role != "reward":
-            raise UserError(
-                f"{self.source.path}: this is a policy, and a reward model is needed",
-                "train one: alignctl reward --load ...",
-            )
+        require_reward(self.source, str(self.source.path))
         longest = self.source.model.max_position_embeddings
         if self.source.model.family == "llama2" and (max_length or 0) > longest:
             raise UserError(

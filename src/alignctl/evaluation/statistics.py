@@ -24,17 +24,29 @@ def wilson(successes: int, total: int) -> Interval:
     return max(centre - half, 0.0), min(centre + half, 1.0)
 
 
-def bootstrap(values: Sequence[float], *, seed: int = 0, resamples: int = 2000) -> Interval:
-    """The 95 % interval of a mean: percentiles of the means of resampled values.
+def bootstrap(
+    sums: Sequence[float],
+    counts: Sequence[int] | None = None,
+    *,
+    seed: int = 0,
+    resamples: int = 2000,
+) -> Interval:
+    """The 95 % interval of a mean: percentiles of the means of resampled units.
 
     Args:
-        values: One for each independent unit, such as a problem; at least one.
+        sums: The value of each independent unit, such as a problem; at least one. Of a unit with
+            several values, which are drawn together, their sum.
+        counts: Values of each unit; None: one.
         seed: Of the resampling.
         resamples: How many.
     """
-    array = np.asarray(values, np.float64)
+    totals = np.asarray(sums, np.float64)
+    numbers = np.ones(len(totals)) if counts is None else np.asarray(counts, np.float64)
     random = np.random.default_rng(seed)
-    means = [array[random.integers(len(array), size=len(array))].mean() for _ in range(resamples)]
+    means = []
+    for _ in range(resamples):
+        drawn = random.integers(len(totals), size=len(totals))
+        means.append(totals[drawn].sum() / numbers[drawn].sum())
     low, high = np.percentile(means, (2.5, 97.5))
     return float(low), float(high)
 

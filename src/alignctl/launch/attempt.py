@@ -16,7 +16,7 @@ from typing import Any, Literal
 from alignctl import atomic
 from alignctl.errors import AlignctlError, RunError, UserError
 from alignctl.launch import environment
-from alignctl.launch.facts import Config, flatten
+from alignctl.launch.facts import Config, differing, flatten
 from alignctl.launch.run_folder import RunFolder, read_object
 
 MAY_CHANGE = ("output", "checkpoint", "launch", "train.eval_interval", "train.log_interval")
@@ -155,10 +155,7 @@ def differences(old: dict[str, Any], new: dict[str, Any]) -> list[tuple[str, str
     Returns:
         Dotted key, old value and new value as JSON, "absent" where one side lacks the key.
     """
-    before, after = flatten(old), flatten(new)
-    keys = [key for key in {**before, **after} if not _may_change(key)]
-    pairs = [(key, before.get(key, "absent"), after.get(key, "absent")) for key in keys]
-    return [pair for pair in pairs if pair[1] != pair[2]]
+    return [each for each in differing(flatten(old), flatten(new)) if not _may_change(each[0])]
 
 
 def _may_change(key: str) -> bool:

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import platform
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any, Protocol
@@ -69,6 +70,14 @@ def files_digest(model: Path) -> str:
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     lines = [f"{path.relative_to(folder)} {path.stat().st_size}" for path in files]
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:_DIGITS]
+
+
+def differing(ours: Mapping[str, str], theirs: Mapping[str, str]) -> list[tuple[str, str, str]]:
+    """What is not the same: name, our text and theirs, "absent" where one side lacks the name."""
+    pairs = [
+        (name, ours.get(name, "absent"), theirs.get(name, "absent")) for name in {**ours, **theirs}
+    ]
+    return [pair for pair in pairs if pair[1] != pair[2]]
 
 
 def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, str]:

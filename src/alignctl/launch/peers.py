@@ -19,6 +19,7 @@ from typing import Any, Literal
 
 from alignctl import atomic
 from alignctl.errors import AlignctlError, LostError, RunError, UserError
+from alignctl.launch.facts import differing
 from alignctl.launch.nodes import Nodes
 from alignctl.launch.run_folder import RunFolder
 
@@ -364,15 +365,15 @@ def _refused(name: str, sign: Sign) -> AlignctlError:
 
 def _compare(name: str, ours: Mapping[str, str], theirs: Mapping[str, str]) -> None:
     """Refuses a node that is about to run something else than node 0."""
-    keys = [key for key in {**ours, **theirs} if ours.get(key) != theirs.get(key)]
-    if not keys:
+    found = differing(ours, theirs)
+    if not found:
         return
     shown = [
-        f"  {key}: {ours.get(key, 'absent')} on node 0, {theirs.get(key, 'absent')} there"
-        for key in keys[:_MAX_DIFFERENCES_SHOWN]
+        f"  {key}: {here} on node 0, {there} there"
+        for key, here, there in found[:_MAX_DIFFERENCES_SHOWN]
     ]
-    if len(keys) > len(shown):
-        shown.append(f"  and {len(keys) - len(shown)} more")
+    if len(found) > len(shown):
+        shown.append(f"  and {len(found) - len(shown)} more")
     raise UserError(
         "\n".join([f"{name} is not about to run the same job as node 0:", *shown]),
         "give all nodes the same command, code and files; nothing was started",

@@ -99,11 +99,11 @@ def read(path: Path, name: str) -> RecordedRun:
     return run
 
 
-def short_names(paths: Sequence[Path]) -> list[str]:
-    """The shortest ends of paths that tell them apart."""
+def short_names(paths: Sequence[Path], separator: str = "/") -> list[str]:
+    """The shortest ends of paths that tell them apart, in words between separators."""
     parts = [path.absolute().parts for path in paths]
     for depth in range(1, max(map(len, parts), default=0)):
-        names = ["/".join(each[-depth:]) for each in parts]
+        names = [separator.join(each[-depth:]) for each in parts]
         if len(set(names)) == len(set(parts)):
             return names
     return [str(path) for path in paths]
