@@ -1,5 +1,6 @@
 """The jobs of on-policy learning: values, policies at a temperature, models that give way."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,13 @@ TEMPERATURE = 0.7
 CLIP, VALUE_CLIP, KL_COEF, ENTROPY_COEF = 0.2, 0.1, 0.3, 0.05
 LENGTHS = ((7, 4), (2, 1), (12, 9), (3, 6), (5, 2), (9, 11), (4, 3))
 """Tokens of each question and of its answer: seven, which no layout deals evenly."""
+CORRECTIONS: dict[str, dict[str, Any]] = {
+    "truncate": {"cap": 1.1},
+    "mask_tokens": {"correction": "mask_tokens", "low": 0.8, "high": 1.2},
+    "mask_samples": {"correction": "mask_samples", "low": 0.95, "high": 1.05},
+    "none": {"correction": "none"},
+}
+"""Settings of `trust` that have an effect where log-probabilities differ by 0.3 or so."""
 
 
 def episode() -> "Samples":
@@ -122,11 +130,44 @@ def policy(case: Case, folder: Path) -> dict[str, Any]:
         ),
     }
     found: dict[str, Any] = {"logprobs": logprobs.tolist()}
+    # The rate is 0: each loss sees the same weights, so that errors do not add up.
     for name, loss in losses.items():
-        # The rate is 0: each loss sees the same weights, so that errors do not add up.
-        result = engine.train_step(all_batches, loss, learning_rate=0.0)
-        found[name] = {"loss": result.loss, "grad_norm": result.grad_norm, **result.metrics}
+        found[name] = _step(engine, all_batches, loss)
+    found["corrections"] = {
+        name: _of_only_update(engine, all_batches, own, settings)
+        for name, settings in CORRECTIONS.items()
+    }
     return found
+
+
+def _step(engine: Any, all_batches: Any, loss: Any) -> dict[str, float]:
+    result = engine.train_step(all_batches, loss, learning_rate=0.0)
+    return {"loss": result.loss, "grad_norm": result.grad_norm, **result.metrics}
+
+
+def _of_only_update(
+    engine: Any, all_batches: Any, own: "torch.Tensor", correction: dict[str, Any]
+) -> dict[str, Any]:
+    """A step that knows the old log-probabilities before, and one that finds them itself."""
+    from alignctl.algorithms.policy_loss import PolicyLoss
+    from alignctl.config.on_policy import Trust
+    from alignctl.on_policy.only_update import OnlyUpdate, unknown
+    from alignctl.on_policy.trust import check
+
+    samples = replace(episode(), logprobs=(own + noise(8, 0.3)).numpy())
+    settings = Trust(max_difference=1.0, **correction)
+
+    def loss(old: "torch.Tensor", found: Any) -> PolicyLoss:
+        return PolicyLoss(samples.segments, old, noise(5), weights=found.weights, mask=found.mask)
+
+    known = check(own.numpy(), samples, settings)
+    only = OnlyUpdate(loss(*unknown(samples, settings)), samples, settings)
+    return {
+        "known": _step(engine, all_batches, loss(own, known)),
+        "found": _step(engine, all_batches, only),
+        "logprobs": only.logprobs(engine).tolist(),
+        "masked": known.metrics.get("mismatch_masked"),
+    }
 
 
 def offload(case: Case, folder: Path) -> dict[str, Any]:

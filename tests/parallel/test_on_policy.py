@@ -100,6 +100,23 @@ def test_the_first_ratio_is_exactly_one(case: Case, result: Callable[[Case], Res
     assert start["clip_fraction_low"] == start["clip_fraction_high"] == 0
 
 
+@pytest.mark.parametrize(
+    "case", [*POLICY_BASELINES, *POLICY, *POLICY_BF16], ids=lambda case: case.name
+)
+def test_an_only_update_finds_the_old_log_probabilities_itself(
+    case: Case, result: Callable[[Case], Result]
+) -> None:
+    """Bit for bit those that a pass before it finds, and so are loss, gradient and metrics."""
+    everything = result(case)
+    for name, found in everything["corrections"].items():
+        assert found["logprobs"] == everything["logprobs"], name
+        assert found["found"] == found["known"], name
+    masked = {name: found["masked"] for name, found in everything["corrections"].items()}
+    assert 0 < masked["mask_tokens"] < 1
+    assert 0 < masked["mask_samples"] < 1
+    assert masked["truncate"] is masked["none"] is None
+
+
 @pytest.mark.parametrize("case", OFFLOAD, ids=lambda case: case.name)
 def test_an_engine_that_gives_way_takes_the_same_steps(
     case: Case, result: Callable[[Case], Result]

@@ -385,10 +385,10 @@ class MegatronEngine:
 
         with torch.no_grad():
             self._schedule(forward, micro_batches, forward_only=True)
-        return found if self._has_numbers else []
+        return found if self.has_numbers else []
 
     @property
-    def _has_numbers(self) -> bool:
+    def has_numbers(self) -> bool:
         """Whether this rank counts: only the last stage has numbers, and one of its copies does."""
         return self.is_last_stage and parallel_state.get_tensor_model_parallel_rank() == 0
 
@@ -465,11 +465,11 @@ class MegatronEngine:
     def _sum_terms(self) -> StepMetrics:
         """Adds up loss, weight and metrics over micro batches and ranks."""
         terms, names, batches, flag = self._pending
-        has_numbers = self._has_numbers
+        is_counted = self.has_numbers
         return step_metrics(
-            terms if has_numbers else [],
+            terms if is_counted else [],
             names,
-            num_tokens=sum(batch.num_tokens for batch in batches) if has_numbers else 0,
+            num_tokens=sum(batch.num_tokens for batch in batches) if is_counted else 0,
             is_stop_requested=flag,
         )
 

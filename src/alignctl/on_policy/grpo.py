@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from alignctl.algorithms.advantages import group_advantages
 from alignctl.algorithms.kl import k1
@@ -12,9 +13,11 @@ from alignctl.config.on_policy_run import GRPOConfig
 from alignctl.data.prompt_store import PromptData
 from alignctl.on_policy.crew import Crew
 from alignctl.on_policy.loop import Lesson
+from alignctl.on_policy.only_update import OnlyUpdate, unknown
+from alignctl.on_policy.samples import Samples
 from alignctl.on_policy.sampling import Gathered
-from alignctl.on_policy.trust import check
-from alignctl.on_policy.updates import clipped_loss, of_policy, planned, update
+from alignctl.on_policy.trust import Correction, check
+from alignctl.on_policy.updates import clipped_loss, logprobs_before, of_policy, planned, update
 
 
 @dataclass(eq=False)
@@ -41,41 +44,66 @@ class GRPO:
 
     def learn(self, gathered: Gathered, step: int) -> Lesson:
         """Improves the policy."""
-        config, crew, samples, loss = self.config, self.crew, gathered.samples, self.config.loss
+        config, crew, samples = self.config, self.crew, gathered.samples
         segments = samples.segments
-        batches, logprobs = planned(crew, samples, step=step)
-        trust = check(logprobs.numpy(), samples, config.trust)
-        metrics = dict(trust.metrics)
         reference = kl = None
         if crew.reference is not None:
             reference = torch.from_numpy(crew.target_outputs(crew.reference, samples))
-            kl = segments.sums(k1(logprobs, reference)).numpy()
-            metrics["kl"] = float(kl.mean())
         groups = group_advantages(
             torch.from_numpy(gathered.scored.rewards),
             torch.from_numpy(samples.groups),
             config.baseline,
         )
+        advantages = segments.spread(groups.advantages)
+        found, logprobs, trust = self._improve(samples, advantages, reference, step)
         constant = np.unique(samples.groups[groups.is_constant.numpy()])
+        metrics = dict(trust.metrics)
         metrics["constant_groups"] = len(constant) / len(np.unique(samples.groups))
+        if reference is not None:
+            kl = segments.sums(k1(logprobs, reference)).numpy()
+            metrics["kl"] = float(kl.mean())
+        return Lesson(of_policy(found) | metrics, kl)
+
+    def _improve(
+        self, samples: Samples, advantages: Tensor, reference: Tensor | None, step: int
+    ) -> tuple[dict[str, float], Tensor, Correction]:
+        """Takes the episode's optimizer steps.
+
+        Returns:
+            What they found; the policy's log-probabilities before them `[N]`; and how those compare
+            with the sampler's.
+        """
+        config, crew, trust = self.config, self.crew, self.config.trust
+        passes = planned(crew, samples, step=step)
+        batches = [part for each in passes for part in each]
+        is_only = len(batches) == 1
+        if is_only:
+            logprobs, corrected = unknown(samples, trust)
+        else:
+            logprobs = logprobs_before(crew, passes, samples)
+            corrected = check(logprobs.numpy(), samples, trust)
         policy_loss = clipped_loss(
-            loss,
-            segments,
+            config.loss,
+            samples.segments,
             logprobs,
-            segments.spread(groups.advantages),
-            trust,
+            advantages,
+            corrected,
             max_new_tokens=config.rollout.max_new_tokens,
             reference=reference,
-            kl_coef=loss.kl_coef,
+            kl_coef=config.loss.kl_coef,
         )
+        loss = OnlyUpdate(policy_loss, samples, trust) if is_only else policy_loss
         with crew.turn(crew.policy) as policy:
             found = update(
                 policy,
                 config.optimizer,
-                policy_loss,
+                loss,
                 batches,
                 first=step * config.updates_per_step,
                 total=self.total_updates,
-                max_kl=loss.max_kl,
+                max_kl=config.loss.max_kl,
             )
-        return Lesson(of_policy(found) | metrics, kl)
+        if isinstance(loss, OnlyUpdate):
+            logprobs = loss.logprobs(crew.policy)
+            corrected = check(logprobs.numpy(), samples, trust)
+        return found, logprobs, corrected

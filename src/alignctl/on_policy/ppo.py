@@ -14,7 +14,7 @@ from alignctl.on_policy.crew import Crew
 from alignctl.on_policy.loop import Lesson
 from alignctl.on_policy.sampling import Gathered
 from alignctl.on_policy.trust import check
-from alignctl.on_policy.updates import clipped_loss, of_policy, planned, update
+from alignctl.on_policy.updates import clipped_loss, logprobs_before, of_policy, planned, update
 
 
 @dataclass(eq=False)
@@ -53,7 +53,9 @@ class PPO:
         segments = samples.segments
         assert crew.reference is not None
         assert crew.value is not None
-        batches, logprobs = planned(crew, samples, step=step)
+        passes = planned(crew, samples, step=step)
+        batches = [part for each in passes for part in each]
+        logprobs = logprobs_before(crew, passes, samples)
         trust = check(logprobs.numpy(), samples, config.trust)
         reference = torch.from_numpy(crew.target_outputs(crew.reference, samples))
         values = torch.from_numpy(crew.target_outputs(crew.value, samples)) + crew.value_offset

@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from alignctl.algorithms import mismatch
+from alignctl.algorithms.samples import Segments
 from alignctl.config.on_policy import Trust
 from alignctl.errors import RunError
 from alignctl.on_policy.samples import Samples
@@ -45,17 +46,25 @@ def check(logprobs: NDArray[np.float64], samples: Samples, settings: Trust) -> C
             "see whether both have the same precision and tokenizer; rollout.top_p and top_k make "
             "them differ; raise trust.max_difference if that is meant",
         )
-    weights = mask = None
-    match settings.correction:
-        case "truncate":
-            weights = mismatch.truncated_importance_weights(trainer, sampler, settings.cap)
-        case "mask_tokens":
-            mask = mismatch.token_mask(trainer, sampler, settings.low, settings.high)
-        case "mask_samples":
-            mask = mismatch.sequence_mask(
-                trainer, sampler, samples.segments, settings.low, settings.high
-            )
+    weights, mask = correction(trainer, sampler, samples.segments, settings)
     metrics = {f"mismatch_{name}": value for name, value in asdict(found).items()}
     if mask is not None:
         metrics["mismatch_masked"] = 1 - mask.double().mean().item()
     return Correction(weights, mask, metrics)
+
+
+def correction(
+    trainer: Tensor, sampler: Tensor, segments: Segments, settings: Trust
+) -> tuple[Tensor | None, Tensor | None]:
+    """Weights and mask `[N]` of whole answers; None where the settings want none."""
+    match settings.correction:
+        case "truncate":
+            weights = mismatch.truncated_importance_weights(trainer, sampler, settings.cap)
+            return weights, None
+        case "mask_tokens":
+            return None, mismatch.token_mask(trainer, sampler, settings.low, settings.high)
+        case "mask_samples":
+            low, high = settings.low, settings.high
+            return None, mismatch.sequence_mask(trainer, sampler, segments, low, high)
+        case "none":
+            return None, None

@@ -40,15 +40,10 @@ def passes(config: OnPolicyConfig, size: int, *, step: int) -> list[list[list[in
     return found
 
 
-def planned(crew: Crew, samples: Samples, *, step: int) -> tuple[list[Batches], Tensor]:
-    """The micro batches of an episode's updates, and the policy's log-probabilities before them.
-
-    Returns:
-        This rank's micro batches of each optimizer step, in all passes; and `[N]`, computed in the
-        very micro batches of the first pass, where the ratio of new to old is then exactly 1.
-    """
+def planned(crew: Crew, samples: Samples, *, step: int) -> list[list[Batches]]:
+    """This rank's micro batches of each optimizer step of each pass over an episode's answers."""
     config, policy = crew.config, crew.policy
-    passes_over = [
+    return [
         [
             samples.batches(
                 part,
@@ -60,10 +55,17 @@ def planned(crew: Crew, samples: Samples, *, step: int) -> tuple[list[Batches], 
         ]
         for each in passes(config, len(samples), step=step)
     ]
-    first = [batch for part in passes_over[0] for batch in part]
-    with crew.turn(policy):
-        logprobs = policy.target_outputs(first, samples.segments)
-    return [part for each in passes_over for part in each], torch.from_numpy(logprobs)
+
+
+def logprobs_before(crew: Crew, passes: Sequence[Sequence[Batches]], samples: Samples) -> Tensor:
+    """The policy's log-probabilities `[N]` before its updates.
+
+    Computed in the very micro batches of the first pass, where the ratio of new to old is then
+    exactly 1.
+    """
+    first = [batch for part in passes[0] for batch in part]
+    with crew.turn(crew.policy) as policy:
+        return torch.from_numpy(policy.target_outputs(first, samples.segments))
 
 
 def clipped_loss(
