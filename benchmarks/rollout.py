@@ -1,6 +1,6 @@
 """The rollout: how fast weights reach vLLM, and how fast it samples.
 
-    python benchmarks/rollout.py                          # about a minute on two cores
+    python benchmarks/rollout.py                          # four minutes on two cores
     python benchmarks/rollout.py --layers 12 --width 768
 
 Megatron and vLLM live in the same processes, as in training. A push is timed beside a plain copy of

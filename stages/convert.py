@@ -177,6 +177,9 @@ def _verify(source: "Source", folder: Path, target: "Target", *, is_full: bool) 
 
     # Of libraries that are not needed here, and of names that will go some day.
     warnings.filterwarnings("ignore", module=r"megatron\.")
+    from alignctl.engines import megatron_cpu
+
+    megatron_cpu.load()
     from alignctl.engines import streamed
 
     started = time.perf_counter()

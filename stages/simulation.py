@@ -79,6 +79,9 @@ def simulate(
     # Megatron says at length what it lacks without CUDA, and so without reading it.
     warnings.filterwarnings("ignore", module=r"megatron\.")
     warnings.filterwarnings("ignore", message=r"`torch\.distributed\.\w+` is deprecated")
+    from alignctl.engines import megatron_cpu
+
+    megatron_cpu.load()
     from alignctl.simulation.process import playing
 
     ranks = []

@@ -107,6 +107,9 @@ def initialize(config: TrainingConfig, folder: RunFolder) -> None:
 
         deepspeed.initialize(seed=seed, timeout_minutes=timeout_minutes)
     else:
+        from alignctl.engines import megatron_cpu
+
+        megatron_cpu.load()
         from alignctl.engines import megatron
 
         megatron.initialize(config.parallel, seed=seed, timeout_minutes=timeout_minutes)

@@ -1,3 +1,6 @@
+import subprocess
+import sys
+
 import pytest
 import torch
 
@@ -40,3 +43,21 @@ def test_outside_of_it_cuda_still_means_cuda() -> None:
         pass
     with pytest.raises((AssertionError, RuntimeError)):
         torch.zeros(1, device="cuda")
+
+
+_LOADED = """
+import sys, torch
+compile_ = torch.compile
+from alignctl.engines import megatron_cpu
+megatron_cpu.load()
+import alignctl.engines.megatron
+assert torch.compile is compile_
+print(sorted({"torch._inductor.compile_fx", "megatron.core.models.gpt"} & set(sys.modules)))
+"""
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU's functions are compiled")
+def test_megatron_comes_without_the_compiler() -> None:
+    command = [sys.executable, "-W", "ignore", "-c", _LOADED]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.stdout == "['megatron.core.models.gpt']\n", done.stderr

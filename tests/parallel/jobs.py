@@ -62,6 +62,9 @@ def main(folder: Path, results: Path) -> None:
     import torch.distributed as dist
 
     from alignctl.config.sections import Parallel
+    from alignctl.engines import megatron_cpu
+
+    megatron_cpu.load()
     from alignctl.engines.megatron import initialize, lay_out
 
     torch.set_num_threads(1)

@@ -74,7 +74,10 @@ class RewardModel:
         """Builds the model and loads its weights."""
         warnings.filterwarnings("ignore", module=r"megatron\.")  # of libraries it can do without
         from alignctl.config.sections import Parallel
-        from alignctl.engines import megatron, megatron_cpu
+        from alignctl.engines import megatron_cpu
+
+        megatron_cpu.load()
+        from alignctl.engines import megatron
         from alignctl.engines.device import IS_GPU
         from alignctl.rollouts import alone
 
