@@ -100,9 +100,9 @@ TRACKS = {
 ALIGNMENT = ("reward", "dpo")
 """The stages that learn from pairs; each starts from the fine-tuned model."""
 
-ON_POLICY = ("rlhf", "online-dpo", "grpo")
-"""The stages that learn from their own answers; they start from it too. The reward model scores
-them, of grpo the rule."""
+ON_POLICY = {"rlhf": 12, "online-dpo": 15, "grpo": 20}
+"""The stages that learn from their own answers, and for how many episodes: half the preset's, which
+is enough to see it. They start from it too. The reward model scores them, of grpo the rule."""
 
 
 @dataclass(frozen=True)
@@ -165,13 +165,16 @@ def chain(track: Track, home: Path, knobs: tuple[str, ...]) -> list[Stage]:
                 lambda folder: f"{describe_run(folder)} at TP {track.tp} x PP {track.pp}",
             )
         )
-    for stage in ON_POLICY if track.prompts else ():
+    for stage, episodes in ON_POLICY.items() if track.prompts else ():
         reward = () if stage == "grpo" else ("--reward-load", str(here / "reward"))
         prompts = ("--data", str(home / "data" / str(track.prompts)))
         output = ("--output", str(here / stage))
         stages.append(
             Stage(
-                (stage, *preset, "--load", str(sft), *reward, *prompts, *output, *knobs),
+                (
+                    *(stage, *preset, "--load", str(sft), *reward, *prompts, *output),
+                    *(f"train.steps={episodes}", *knobs),
+                ),
                 here / stage,
                 describe_episodes,
             )
