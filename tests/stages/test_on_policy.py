@@ -71,6 +71,19 @@ def assert_sampled_by_the_policy(run: Path) -> None:
     assert 0 < rows[0]["finished"] < 1
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", LAYOUTS)
+def test_a_run_in_bf16_samples_what_it_trains(stage: str, inputs: Path, tmp_path: Path) -> None:
+    """bf16 has eight bits; the first policy is still the reference, bit for bit."""
+    run = finished(stage, inputs, tmp_path / "run", "precision=bf16", *LAYOUTS[stage])
+    rows = tiny.rows(run, "train")
+    for row in rows:
+        assert 0 < row["mismatch_mean_difference"] < 0.02
+        assert row["mismatch_mean_ratio"] == pytest.approx(1, abs=0.02)
+        assert row["requests_failed"] == 0
+    assert rows[0]["kl"] == pytest.approx(0, abs=0.02)
+
+
 def test_rlhf_rewards_are_scores_less_the_cost_of_kl(rlhf: Path) -> None:
     """Mean of the rewards' sums = score + penalty of repetitions - coefficient x KL."""
     assert_sampled_by_the_policy(rlhf)
