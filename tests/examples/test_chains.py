@@ -19,8 +19,8 @@ CHAINS = {
     "grpo-math": ["sft", "grpo", "convert-mg2hf", "generate", "eval"],
 }
 """Their commands, between convert-hf2mg and report."""
-FEW = "train.steps=2 optimizer.warmup_steps=1 checkpoint.save_interval=1000"
-"""Knobs of a chain that runs and learns nothing."""
+FEW = "train.steps=4 optimizer.warmup_steps=1 checkpoint.save_interval=1000"
+"""Knobs of a chain that runs and learns nothing; rlhf first trains the value model, 3 episodes."""
 
 
 def start(chain: str, path: Path, **variables: str) -> subprocess.CompletedProcess[str]:
