@@ -62,6 +62,8 @@ def _tasks(options: HarnessOptions) -> Any:
     """The harness's index of tasks, which must have all that were named."""
     from lm_eval.tasks import TaskManager
 
+    if options.include_path and not options.include_path.is_dir():
+        raise UserError(f"--include-path {options.include_path}: there is no such folder")
     manager = TaskManager(include_path=str(options.include_path) if options.include_path else None)
     known = set(manager.all_tasks)
     unknown = [task for task in options.tasks if task not in known]
@@ -129,6 +131,7 @@ def _measured(folder: Path, tasks: Any, options: HarnessOptions) -> dict[str, An
             task: {key: value for key, value in measured.items() if isinstance(value, int | float)}
             for task, measured in found["results"].items()
         },
+        "higher_is_better": found.get("higher_is_better", {}),
         "num_fewshot": found.get("n-shot", {}),
         "samples": found.get("n-samples", {}),
     }

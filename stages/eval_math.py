@@ -73,7 +73,11 @@ def run(options: MathOptions, *, as_json: bool) -> None:
             "data_sha256": file.digest,
             "settings": options.model_dump(mode="json"),
             "models": {
-                name: {"model": generator.source.description, **measured[name]}
+                name: {
+                    "model": generator.source.description,
+                    "max_new_tokens": generator.settings.max_new_tokens,
+                    **measured[name],
+                }
                 for name, generator in zip(names, generators, strict=True)
             },
         },

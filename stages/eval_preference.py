@@ -64,6 +64,8 @@ def run(options: WinOptions, *, as_json: bool) -> None:
     said = {name: _read(path, file) for name, path in answers.items()}
     scores, num_cut = _scores(said, file, reward, options)
     measured = {name: _measure(scores[name], scores[_BASELINE]) for name in answers}
+    for name, generator in zip(names, generators, strict=True):
+        measured[name]["max_new_tokens"] = generator.settings.max_new_tokens
     text = results.write(
         options.output,
         {

@@ -2,10 +2,11 @@
 
     alignctl generate --load runs/sft --data prompts.jsonl --output answers.jsonl max_new_tokens=256
 
-One process. The checkpoint, of whatever kind, is streamed into vLLM by the weight map; nothing is
-converted on disk. Answers are written in the order of the prompts, each row as soon as it and those
-before it are done. The same command goes on after an interruption; what is answered depends neither
-on where that was nor on how many are answered at the same time, but for rounding.
+One process, or with `tp` several that take the same steps. The checkpoint, of whatever kind, is
+streamed into vLLM by the weight map; nothing is converted on disk. Answers are written in the order
+of the prompts, each row as soon as it and those before it are done. The same command goes on after
+an interruption; what is answered depends neither on where that was nor on how many are answered at
+the same time, but for rounding.
 """
 
 from alignctl import console

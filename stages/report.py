@@ -1,7 +1,7 @@
 """One page about runs: curves, marks, answers, settings; for a browser, a phone or a printer.
 
     alignctl report runs/sft
-    alignctl report runs/dpo runs/rlhf runs/mt-bench --output report.html --png plots
+    alignctl report runs/dpo runs/rlhf runs/mt-bench runs/math --output report.html --png plots
 
 Nothing is started. Runs may be running, killed or finished; whatever is there is shown.
 """
@@ -21,11 +21,13 @@ class Inputs:
     Attributes:
         runs: Run folders.
         benchmarks: Files of MT-Bench's results.
+        evaluations: Folders with other results of `alignctl eval`.
         answers: Files of answers.
     """
 
     runs: list[Path] = field(default_factory=list)
     benchmarks: list[Path] = field(default_factory=list)
+    evaluations: list[Path] = field(default_factory=list)
     answers: list[Path] = field(default_factory=list)
 
 
@@ -33,7 +35,7 @@ def run(paths: list[Path], *, output: Path | None, png: Path | None, window: int
     """Writes the page, and prints its path.
 
     Args:
-        paths: Run folders, folders with MT-Bench's results, files of answers.
+        paths: Run folders, folders with results of evaluations, files of answers.
         output: The page; default: report.html in the run folder, if there is one path.
         png: A folder for the charts as pictures.
         window: Measurements that a strong line is the mean of; None: by the length of each run.
@@ -43,7 +45,7 @@ def run(paths: list[Path], *, output: Path | None, png: Path | None, window: int
             else has that name already.
     """
     _require_libraries()
-    from alignctl.reporting import answers, benchmark, page, recorded_run
+    from alignctl.reporting import answers, benchmark, evaluations, page, recorded_run
 
     inputs = recognise(paths)
     target = _target(paths, output)
@@ -56,6 +58,7 @@ def run(paths: list[Path], *, output: Path | None, png: Path | None, window: int
         benchmark.read(inputs.benchmarks),
         answers.side_by_side(runs, files, damaged),
         [_damage(file, lines) for file, lines in damaged.items() if lines],
+        evaluations.read(inputs.evaluations),
         window,
     )
     for text in material.damaged:
@@ -85,22 +88,26 @@ def recognise(paths: list[Path]) -> Inputs:
         UserError: With all paths that are nothing that a report can show.
     """
     from alignctl.reporting.benchmark import FILE
+    from alignctl.reporting.evaluations import is_result
 
     inputs, problems = Inputs(), []
     for path in dict.fromkeys(paths):
-        has_marks = (path / FILE).is_file()
+        has_marks, has_result = (path / FILE).is_file(), is_result(path)
         if RunFolder(path).config.is_file():
             inputs.runs.append(path)
         elif path.is_file() and path.suffix == ".jsonl":
             inputs.answers.append(path)
-        elif not has_marks:
+        elif not has_marks and not has_result:
             problems.append(f"{path}: {_what(path)}")
         if has_marks:
             inputs.benchmarks.append(path / FILE)
+        if has_result:
+            inputs.evaluations.append(path)
     if problems:
         raise UserError(
             "\n  ".join(problems),
-            f"give run folders (with config.json), folders with {FILE}, or .jsonl files of answers",
+            "give run folders (with config.json), folders that alignctl eval wrote, or .jsonl "
+            "files of answers",
         )
     return inputs
 

@@ -42,7 +42,7 @@ def generate(
     """Answer prompts with a model, greedily unless told otherwise.
 
     Knobs: max_prompt_length, max_new_tokens, temperature, top_p, top_k, min_p, repetition_penalty,
-    samples, seed, template, precision, batch, kv_cache_gib, gpu_memory_utilization; --dry-run
+    samples, seed, template, precision, tp, batch, kv_cache_gib, gpu_memory_utilization; --dry-run
     prints their values. The same command goes on after an interruption.
     """
     from alignctl.config.generation import GenerateOptions

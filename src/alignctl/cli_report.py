@@ -25,7 +25,7 @@ def report(
         list[Path],
         typer.Argument(
             metavar="RUN",
-            help="Run folders; also folders with MT-Bench results, and .jsonl files of answers.",
+            help="Run folders; also folders that alignctl eval wrote, and .jsonl files of answers.",
         ),
     ],
     output: Annotated[
@@ -44,7 +44,7 @@ def report(
         ),
     ] = None,
 ) -> None:
-    """Write one page about runs: curves, MT-Bench, answers, settings, environment.
+    """Write one page about runs: curves, evaluations, answers, settings, environment.
 
     It needs no network, and shows runs that are running or were killed as well as finished ones.
     """

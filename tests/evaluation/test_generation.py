@@ -79,6 +79,16 @@ def test_lengths_that_the_model_has_not_are_refused(
     assert words in caught.value.message
 
 
+def test_a_default_length_that_the_model_has_not_is_lowered_and_told(
+    models: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    generator = Generator(models / "llama-gqa", Generation())
+    assert (generator.settings.max_new_tokens, generator.max_prompt_length) == (48, 48)
+    assert (
+        "llama-gqa: max_new_tokens is 48, not 512: the model's longest" in capsys.readouterr().err
+    )
+
+
 def test_heads_that_vllm_cannot_run_on_a_cpu_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError) as caught:
         Generator(tiny.write_model(tmp_path / "bloom", "bloom"), Generation(max_new_tokens=8))

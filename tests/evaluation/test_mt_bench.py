@@ -1,5 +1,7 @@
 import hashlib
 import json
+import re
+import shlex
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -204,6 +206,29 @@ def test_judgments_that_are_missing_are_told_and_the_rest_is_kept(
         assert outcome.code == 0, outcome.text
     assert sum(server.answered.values()) == 32
     assert ["Avg", "5.00", "5.00"] in [line.split() for line in outcome.out.splitlines()]
+
+
+@pytest.mark.parametrize(
+    ("mode", "verdict"), [([], "Rating: [[7]]"), (["--pairwise"], "A is better. [[A]]")]
+)
+def test_a_judge_that_keeps_to_no_form_can_be_kept_to_it(
+    mode: list[str], verdict: str, run: Callable[..., Outcome], tmp_path: Path
+) -> None:
+    """The remedy is told as it has to be written; then it is no more."""
+    with serving(lambda prompt, number: Act(text="Well.")) as server:
+        words = arguments(server, tmp_path / "out", *two_models(tmp_path / "answers"))
+        outcome = run(*words, *mode, "--limit", 8)
+        told = outcome.err.partition("to the form with ")[2].splitlines()[0]
+        flag, parameter = shlex.split(told)
+        again = run(*words, *mode, "--limit", 8, flag, parameter)
+    assert "judgments are without a rating" in outcome.err
+    assert "are without a rating" not in again.err
+    name, _, value = parameter.partition("=")
+    form = re.compile(json.loads(value)["regex"])
+    assert (flag, name) == ("--judge-parameter", "structured_outputs")
+    assert form.fullmatch(verdict)
+    assert form.fullmatch(f"It is\ngood. {verdict}")
+    assert not form.fullmatch("Well.")
 
 
 @pytest.mark.parametrize(

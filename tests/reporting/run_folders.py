@@ -49,3 +49,11 @@ def write_marks(folder: Path, **models: Any) -> Path:
     file = folder / "mt_bench.json"
     file.write_text(json.dumps({"models": entries, "judge": "gpt-4", "settings": {}}))
     return file
+
+
+def write_result(folder: Path, kind: str, **models: Any) -> Path:
+    """What another `alignctl eval` has found."""
+    folder.mkdir(parents=True, exist_ok=True)
+    result = {"eval": kind, "data": "rows.jsonl", "version": "0.4.13", "models": models}
+    (folder / "result.json").write_text(json.dumps(result))
+    return folder

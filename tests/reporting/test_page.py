@@ -10,6 +10,7 @@ from alignctl.reporting import drawing
 from alignctl.reporting.answers import side_by_side
 from alignctl.reporting.benchmark import Benchmark
 from alignctl.reporting.benchmark import read as read_marks
+from alignctl.reporting.evaluations import read as read_results
 from alignctl.reporting.page import Material, is_ours, pictures, render
 from alignctl.reporting.recorded_run import RecordedRun, read
 from tests.reporting import run_folders
@@ -185,6 +186,29 @@ def test_marks_stand_by_category_with_the_best_in_bold(tmp_path: Path) -> None:
     assert page(benchmark=read_marks([few])).labels() == []
 
 
+def test_evaluations_are_drawn_in_the_colors_of_their_runs(tmp_path: Path) -> None:
+    """Bars and their intervals: of the run b its own, of a model that is no run a new one."""
+    runs = [run(tmp_path / "a"), run(tmp_path / "b")]
+    share = {"value": 0.25, "interval": [0.125, 0.5]}
+    models = {"b": {"exact_match": share, "problems": 7}, EVIL: {"exact_match": share}}
+    folder = run_folders.write_result(tmp_path / "math", "math", **models)
+    found = page(*runs, evaluations=read_results([folder]))
+    assert found.labels() == [f"Math: b, {EVIL}"]
+    groups = [attributes.get("class") for tag, attributes in found.tags if tag == "g"]
+    assert sorted(group for group in groups if group) == ["run-1", "run-1", "run-2", "run-2"]
+    assert found.text.count("25.0 [12.5, 50.0]") == 2
+    assert "script" not in {tag for tag, _ in found.tags}
+
+
+def test_an_evaluation_without_shares_is_a_table(tmp_path: Path) -> None:
+    folder = run_folders.write_result(
+        tmp_path / "tasks", "math", a={"exact_match": {}, "problems": 7}
+    )
+    found = page(evaluations=read_results([folder]))
+    assert found.labels() == []
+    assert "exact match" in found.text
+
+
 def test_more_runs_than_colors_are_still_told_apart(tmp_path: Path) -> None:
     runs = [
         run(tmp_path / f"r{n}", run_folders.train(1, loss=1.0)) for n in range(drawing.COLORS + 2)
@@ -195,8 +219,9 @@ def test_more_runs_than_colors_are_still_told_apart(tmp_path: Path) -> None:
 def test_pictures_show_the_same_charts(tmp_path: Path) -> None:
     a = run(tmp_path / "a", run_folders.train(1, loss=1.0, **{"x/../y": 2.0}))
     marks = read_marks([run_folders.write_marks(tmp_path / "m", a={"b": 1.0, "c": 2, "d": 3})])
-    found = pictures(Material([a], marks, []))
-    assert sorted(found) == ["loss.png", "mt_bench.png", "x_.._y.png"]
+    math = run_folders.write_result(tmp_path / "math", "math", a={"win_rate": {"value": 0.5}})
+    found = pictures(Material([a], marks, [], evaluations=read_results([math])))
+    assert sorted(found) == ["evaluation_1.png", "loss.png", "mt_bench.png", "x_.._y.png"]
     assert all(content.startswith(b"\x89PNG") for content in found.values())
 
 

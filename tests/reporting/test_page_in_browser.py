@@ -44,7 +44,9 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
         a / "samples" / "episode_0000001.jsonl", [{"prompt": evil, "answer": evil}]
     )
     marks = run_folders.write_marks(home / "marks", a={"coding": 1, "math": 2, "stem": 3})
-    report.run([a, b, marks.parent], output=home / "page.html", png=None, window=None)
+    share = {"value": 0.25, "interval": [0.125, 0.5]}
+    math = run_folders.write_result(home / "math", "math", a={"exact_match": share}, c={})
+    report.run([a, b, marks.parent, math], output=home / "page.html", png=None, window=None)
     return home / "page.html"
 
 
@@ -58,7 +60,8 @@ def test_every_chart_is_drawn_and_nothing_is_wrong(
         tab.open(page, width=width, is_dark=is_dark)
         tab.evaluate("document.querySelectorAll('details').forEach(each => each.open = true)")
         charts = tab.evaluate(CHARTS)
-        assert [chart["name"].split()[0] for chart in charts] == ["Loss", "KL", "Odd", "MT-Bench"]
+        names = [chart["name"].split()[0] for chart in charts]
+        assert names == ["Loss", "KL", "Odd", "MT-Bench", "Math:"]
         assert all(chart["drawn"] for chart in charts)
         assert all(chart["right"] <= width and chart["width"] > 250 for chart in charts)
         assert charts[0]["color"] == ("rgb(108, 182, 255)" if is_dark else "rgb(11, 98, 196)")

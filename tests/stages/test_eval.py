@@ -202,3 +202,40 @@ def test_a_model_neither_wins_nor_loses_against_itself(models: Path, tmp_path: P
     )
     assert again.code == 0, again.text
     assert json.loads(again.out)["models"]["llama-gqa"]["ties"] == 8
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    importlib.util.find_spec("lm_eval") is None,
+    reason="NOT TESTED: lm-evaluation-harness is not installed (pip install 'alignctl[lm-eval]')",
+)
+def test_the_harness_measures_models_of_all_formats_on_a_task_of_ones_own(tmp_path: Path) -> None:
+    """A folder of transformers and a checkpoint of Megatron say the same; nothing is downloaded."""
+    model = tiny.write_model(tmp_path / "hf")
+    flags = ("--load", model, "--save", tmp_path / "mg", "--verify", "none")
+    assert alignctl("convert-hf2mg", *flags, "--tp", 2).code == 0
+    choices = [{"question": f"{a} + 1 =", "choices": [f" {a + 1}", f" {a}"]} for a in range(12)]
+    data = tiny.write_rows(tmp_path / "tasks" / "sums.jsonl", choices)
+    (tmp_path / "tasks" / "sums.yaml").write_text(
+        "task: sums\n"
+        "dataset_path: json\n"
+        f"dataset_kwargs: {{data_files: {{test: {data}}}}}\n"
+        "test_split: test\n"
+        "output_type: multiple_choice\n"
+        "doc_to_text: '{{question}}'\n"
+        "doc_to_choice: '{{choices}}'\n"
+        "doc_to_target: 0\n"
+        "metric_list: [{metric: acc, aggregation: mean, higher_is_better: true}]\n"
+    )
+    outcome = alignctl(
+        *("eval", "lm-eval", model, tmp_path / "mg", "--tasks", "sums", "--json"),
+        *("--include-path", data.parent, "--output", tmp_path / "out", "limit=10"),
+    )
+    assert outcome.code == 0, outcome.text
+    found = json.loads(outcome.out)["models"]
+    assert found["hf"]["results"]["sums"]["sample_len"] == 10
+    assert found["hf"]["results"] == found["mg"]["results"]
+    assert 0 <= found["hf"]["results"]["sums"]["acc,none"] <= 1
+    outcome = alignctl("report", tmp_path / "out", "--output", tmp_path / "page.html")
+    assert outcome.code == 0, outcome.text
+    assert "sums acc" in (tmp_path / "page.html").read_text()

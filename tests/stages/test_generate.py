@@ -1,13 +1,15 @@
 """`alignctl generate` as a user starts it, and as an operating system ends it."""
 
 import json
+import os
+import signal
 from pathlib import Path
 
 import pytest
 import torch
 
 from tests import smollm2, tiny
-from tests.commands import alignctl, kill_tree, start, wait_until
+from tests.commands import alignctl, descendants, kill_tree, start, wait_until
 from tests.rollouts.jobs import make_models
 
 _SHORT = ("max_new_tokens=16", "max_prompt_length=40", "kv_cache_gib=0.05")
@@ -65,6 +67,34 @@ def test_an_interrupted_file_is_that_of_an_uninterrupted_run(model: Path, tmp_pa
     part.write_bytes(b"".join(lines[:37]))
     assert alignctl(*shared, "--output", tmp_path / "part.txt").code == 0
     assert (tmp_path / "part.txt").read_bytes() == whole.read_bytes()
+
+
+@pytest.mark.slow
+def test_two_ranks_say_what_one_says(model: Path, tmp_path: Path) -> None:
+    """Token for token; one that is lost ends the other, and what was answered is kept."""
+    rows = [{"query": f"{a} and {3 * a % 7}"} for a in range(400)]
+    data = tiny.write_rows(tmp_path / "prompts.jsonl", rows)
+    shared = ("generate", "--load", model, "--data", data, *_SHORT)
+    assert alignctl(*shared, "--output", tmp_path / "one.jsonl").code == 0
+    command = (*shared, "--output", tmp_path / "two.jsonl", "tp=2")
+    process = start(*command, "batch=2")
+    wait_until(lambda: sum(p.stat().st_size for p in tmp_path.glob(".*.partial")), process)
+    os.kill(follower_of(process.pid), signal.SIGKILL)
+    assert process.wait(timeout=60) == 1
+    outcome = alignctl(*command)
+    assert outcome.code == 0, outcome.text
+    assert "resuming: " in outcome.err
+    assert (tmp_path / "two.jsonl").read_bytes() == (tmp_path / "one.jsonl").read_bytes()
+
+
+def follower_of(pid: int) -> int:
+    """The second rank; vLLM and Python have helpers of their own."""
+    [found] = [
+        each
+        for each in descendants(pid)
+        if b"alignctl.evaluation.followers" in Path(f"/proc/{each}/cmdline").read_bytes()
+    ]
+    return found
 
 
 @pytest.mark.slow

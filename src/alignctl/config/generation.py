@@ -7,6 +7,9 @@ from pydantic import Field, model_validator
 from alignctl.config import rollout
 from alignctl.config.sections import Count, FilePath, Model, Section
 
+RESOURCES = {"tp", "batch", "kv_cache_gib", "gpu_memory_utilization"}
+"""Knobs that do not decide what is answered, but for rounding."""
+
 USUAL_LENGTH = 4096
 """Most tokens of prompt and answer together, where nobody says what prompts are to be cut to."""
 
@@ -19,7 +22,9 @@ class Generation(rollout.Drawing):
     4096 tokens, or the model's longest sequence if that is shorter, leave beside max_new_tokens."""
 
     max_new_tokens: Count = 512
-    """Most tokens of an answer, its end token included."""
+    """Most tokens of an answer, its end token included. Where it is not given, and is too much for
+    the model, it is what fits: at most half of its longest sequence, or the rest beside
+    max_prompt_length."""
 
     temperature: Annotated[float, Field(ge=0)] = 0.0
     """What logits are divided by before a token is drawn; 0: greedy, always the likeliest token."""
@@ -37,6 +42,10 @@ class Generation(rollout.Drawing):
 
     precision: Literal["fp32", "bf16"] | None = None
     """Of weights and computation; null: bf16 on a GPU, fp32 without."""
+
+    tp: Count = 1
+    """Tensor-parallel ranks that the model is cut over, all on this machine: for one that is too
+    large for a device."""
 
     batch: Count = 64
     """Most answers that are worked on at the same time."""
@@ -59,8 +68,25 @@ class Generation(rollout.Drawing):
             return self.max_prompt_length + self.max_new_tokens
         return min(model.max_position_embeddings, USUAL_LENGTH)
 
+    def fitted(self, model: Model) -> Self:
+        """The same, but the default of `max_new_tokens`, where none was given, suits the model."""
+        if "max_new_tokens" in self.model_fields_set:
+            return self
+        if self.max_prompt_length is None:
+            most = self.longest(model) // 2
+        elif model.family == "bloom":  # ALiBi has no limit
+            return self
+        else:
+            most = model.max_position_embeddings - self.max_prompt_length
+        # Where nothing is left, `problems` says so.
+        if not 0 < most < self.max_new_tokens:
+            return self
+        return self.model_copy(update={"max_new_tokens": most})
+
     def problems(self, model: Model) -> list[str]:
         """Why a model cannot answer like this, one line per reason."""
+        if problems := model.layout_problems(self.tp, 1, prefix=""):
+            return problems
         limit, longest = model.max_position_embeddings, self.longest(model)
         if self.max_prompt_length is None and self.max_new_tokens >= longest:
             remedy = (
@@ -84,6 +110,7 @@ class Generation(rollout.Drawing):
         per_token = 8 * model.num_layers * model.num_query_groups * model.head_dim
         gib = (self.longest(model) + 16) * per_token / 2**30
         return rollout.Rollout(
+            tp=self.tp,
             max_new_tokens=self.max_new_tokens,
             temperature=self.temperature,
             top_p=self.top_p,

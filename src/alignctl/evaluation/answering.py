@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from alignctl import console
-from alignctl.config.generation import Generation
+from alignctl.config.generation import RESOURCES, Generation
 from alignctl.evaluation.answers import AnswerFile, as_row, as_text, check_suffix, key_of
 from alignctl.evaluation.generation import Generator, Prompt
 from alignctl.evaluation.prompts import TEXT_SUFFIX, PromptFile
@@ -12,9 +12,6 @@ from alignctl.reporting.answers_progress import AnswersProgress
 
 FORMAT = 1
 """Part of the key; raised when the same command would write something else."""
-
-_UNIMPORTANT = {"batch", "kv_cache_gib", "gpu_memory_utilization"}
-"""Knobs that do not decide what is answered."""
 
 
 def answer(generator: Generator, file: PromptFile, output: Path) -> None:
@@ -101,7 +98,7 @@ _KNOBS = set(Generation.model_fields)
 def _key(generator: Generator, file: PromptFile, output: Path) -> str:
     from alignctl.checkpoints.identity import identity
 
-    knobs = generator.settings.model_dump(mode="json", include=_KNOBS - _UNIMPORTANT)
+    knobs = generator.settings.model_dump(mode="json", include=_KNOBS - RESOURCES)
     return key_of(
         {
             "format": FORMAT,

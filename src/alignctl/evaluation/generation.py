@@ -1,4 +1,4 @@
-"""Answers of any checkpoint: its weights are streamed into vLLM, in this process.
+"""Answers of any checkpoint: its weights are streamed into vLLM, in this process or a few more.
 
 with Generator(Path("runs/sft"), Generation(max_new_tokens=256)) as generator:
     for answers in generator.generate(generator.prompts(questions)):
@@ -6,7 +6,7 @@ with Generator(Path("runs/sft"), Generation(max_new_tokens=256)) as generator:
 """
 
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
@@ -25,6 +25,7 @@ from alignctl.data.prompts import prompt_text
 from alignctl.data.templates import renderer
 from alignctl.data.tokenizer import Tokenizer, check_fits, load_tokenizer
 from alignctl.errors import AlignctlError, RunError, UserError
+from alignctl.evaluation.followers import Ranks, Start
 from alignctl.rollouts import library
 from alignctl.rollouts.samples import Completion, Finish, Request, Sampling
 
@@ -72,7 +73,7 @@ class Generator:
     Attributes:
         source: The checkpoint.
         tokenizer: Its tokenizer.
-        settings: How it answers.
+        settings: How it answers, as far as the model can: see `Generation.fitted`.
         max_prompt_length: Most tokens of a prompt.
     """
 
@@ -96,55 +97,40 @@ class Generator:
             UserError: It is no policy, vLLM cannot run it here, or the settings do not fit it.
         """
         library.be_quiet()
+        self._load, self._model = load, model
         self.source = open_policy(load, model)
-        self.settings = settings
-        if problems := settings.problems(self.source.model):
+        self.settings = settings.fitted(self.source.model)
+        if problems := self.settings.problems(self.source.model):
             raise refuse([f"{self.source.path}: {problem}" for problem in problems])
+        if self.settings.max_new_tokens < settings.max_new_tokens:
+            console.say(
+                f"{self.source.path}: max_new_tokens is {self.settings.max_new_tokens}, not "
+                f"{settings.max_new_tokens}: the model's longest sequence has "
+                f"{self.source.model.max_position_embeddings} tokens"
+            )
         self.tokenizer: Tokenizer = load_tokenizer(self.source.tokenizer_folder(tokenizer))
         check_fits(self.tokenizer, self.source.model.vocab_size)
-        self._longest = settings.longest(self.source.model)
-        self.max_prompt_length = self._longest - settings.max_new_tokens
-        self._render = renderer(settings.template, self.tokenizer)
-        self._sampling = Sampling.of(settings.rollout(self.source.model), (self.tokenizer.eos_id,))
+        self._longest = self.settings.longest(self.source.model)
+        self.max_prompt_length = self._longest - self.settings.max_new_tokens
+        self._render = renderer(self.settings.template, self.tokenizer)
+        drawing = self.settings.rollout(self.source.model)
+        self._sampling = Sampling.of(drawing, (self.tokenizer.eos_id,))
         self._stack = ExitStack()
 
     def __enter__(self) -> Self:
         """Starts vLLM with the checkpoint's weights."""
         from alignctl.checkpoints import adapted
-        from alignctl.checkpoints.conversion import hf_tensors
-        from alignctl.engines.device import IS_GPU
-        from alignctl.rollouts import alone
 
         with self._stack:
             adapted.verify(self.source)
-            self._stack.enter_context(alone.process_group())
-            self._rollout = self._started("bf16" if IS_GPU else "fp32")
-            self._stack.callback(self._rollout.close)
-            self._rollout.load_weights(hf_tensors(self.source))
+            self._ranks = self._stack.enter_context(Ranks(self.settings.tp))
+            self._ranks.tell(Start(self._load, self._model, self.settings, self._longest))
+            self._rollout = self._stack.enter_context(
+                started(self.source, self.settings, self._longest)
+            )
+            self._stack.push(self._ranks.dismiss)
             self._stack = self._stack.pop_all()
         return self
-
-    def _started(self, precision: str) -> "Rollout":
-        """vLLM, without weights."""
-        from alignctl.rollouts.vllm import Rollout
-
-        try:
-            return Rollout(
-                self.source.hf_config,
-                self.settings.rollout(self.source.model),
-                max_model_len=self._longest,
-                precision=self.settings.precision or precision,
-                seed=self.settings.seed % 2**31,
-                timeout_minutes=10,
-            )
-        except AlignctlError:
-            raise
-        except Exception as error:  # vLLM's own are of many kinds, most of them about memory
-            raise RunError(
-                f"vLLM did not start: {type(error).__name__}: {error}",
-                "on a GPU, gpu_memory_utilization is its share of the memory; max_prompt_length, "
-                "max_new_tokens and batch say how much its cache must hold",
-            ) from error
 
     def __exit__(
         self,
@@ -152,7 +138,7 @@ class Generator:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._stack.close()
+        self._stack.__exit__(kind, error, trace)
 
     def prompts(self, questions: Sequence[Question], *, first: int = 0) -> list[Prompt]:
         """Questions as the model reads them; what is too long loses its start, after BOS.
@@ -188,6 +174,7 @@ class Generator:
             for place, prompt in enumerate(prompts)
             for sample in range(samples)
         ]
+        self._ranks.tell(requests)
         row: list[Answer] = []
         for place, completion in _in_order(self._rollout.stream(requests)):
             if completion is None:
@@ -212,6 +199,46 @@ class Generator:
     def _answer(self, completion: Completion) -> Answer:
         tokens = completion.tokens.tolist()
         return Answer(self.tokenizer.decode_answer(tokens), tuple(tokens), completion.finish)
+
+
+@contextmanager
+def started(source: "Source", settings: Generation, longest: int) -> Iterator["Rollout"]:
+    """VLLM with a checkpoint's weights, on every rank of the process group.
+
+    Args:
+        source: The checkpoint.
+        settings: Layout, memory, precision.
+        longest: Most tokens of a prompt and its answer.
+
+    Raises:
+        RunError: It did not start.
+    """
+    from alignctl.checkpoints.conversion import hf_tensors
+    from alignctl.engines.device import IS_GPU
+    from alignctl.rollouts.vllm import Rollout
+
+    try:
+        rollout = Rollout(
+            source.hf_config,
+            settings.rollout(source.model),
+            max_model_len=longest,
+            precision=settings.precision or ("bf16" if IS_GPU else "fp32"),
+            seed=settings.seed % 2**31,
+            timeout_minutes=10,
+        )
+    except AlignctlError:
+        raise
+    except Exception as error:  # vLLM's own are of many kinds, most of them about memory
+        raise RunError(
+            f"vLLM did not start: {type(error).__name__}: {error}",
+            "on a GPU, gpu_memory_utilization is its share of the memory; max_prompt_length, "
+            "max_new_tokens and batch say how much its cache must hold; tp cuts the model",
+        ) from error
+    try:
+        rollout.load_weights(hf_tensors(source))
+        yield rollout
+    finally:
+        rollout.close()
 
 
 def open_policy(load: Path, model: Model | None = None) -> "Source":

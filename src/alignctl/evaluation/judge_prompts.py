@@ -15,6 +15,13 @@ Mode = Literal["single", "pairwise"]
 _NAMES = {"single": ("single-v1", "single-math-v1"), "pairwise": ("pair-v2", "pair-math-v1")}
 """FastChat's template without a reference, and the one with it."""
 
+FORMS: dict[Mode, str] = {
+    "single": r"[^\[]{0,400}Rating: \[\[([1-9]|10)\]\]",
+    "pairwise": r"[^\[]{0,400}\[\[[ABC]\]\]",
+}
+"""Regular expressions of what is asked for, with a short explanation before. A server that keeps a
+judge to them makes its replies readable, and not any wiser."""
+
 _MULTI_TURN = "-multi-turn"
 _PLACEHOLDER = re.compile(r"\{(\w+)\}")
 

@@ -7,6 +7,7 @@ OUTPUT/../.cache/judge/JUDGE.jsonl           every reply, for all evaluations be
 """
 
 import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,8 +19,8 @@ from alignctl.evaluation import judge, matches, replies, results
 from alignctl.evaluation.cost import BYTES_PER_TOKEN, Prices, Usage, cut, estimate
 from alignctl.evaluation.fastchat_answers import Answers
 from alignctl.evaluation.judge_endpoint import Endpoint
-from alignctl.evaluation.judge_prompts import Mode, Prompt, load_templates
-from alignctl.evaluation.mt_bench_answers import described, open_author
+from alignctl.evaluation.judge_prompts import FORMS, Mode, Prompt, load_templates
+from alignctl.evaluation.mt_bench_answers import Author, ModelAuthor, described, open_author
 from alignctl.evaluation.questions import (
     PROMPTS,
     QUESTIONS,
@@ -30,6 +31,9 @@ from alignctl.evaluation.questions import (
 )
 from alignctl.evaluation.replies import Reply, ReplyCache
 from alignctl.reporting.answers_progress import AnswersProgress
+
+_FORM = "structured_outputs"
+"""vLLM's parameter of a request."""
 
 
 @dataclass(frozen=True)
@@ -110,7 +114,7 @@ def run(benchmark: Benchmark, *, as_json: bool = False, is_dry: bool = False) ->
         }
         result = judging.result(said, cache)
     file = matches.write_result(
-        benchmark.output, benchmark.mode, result, benchmark.endpoint, judging.settings()
+        benchmark.output, benchmark.mode, result, benchmark.endpoint, judging.settings(authors)
     )
     console.emit(file.read_text("utf-8").rstrip() if as_json else result.table)
     console.say(f"wrote {file}")
@@ -191,10 +195,13 @@ class _Judging:
             )
         self._warn(found)
         if self._benchmark.mode == "single":
-            return matches.single_result(asked, found, self._endpoint)
-        return matches.pairwise_result(asked, found, self._endpoint, next(iter(answers)))
+            result = matches.single_result(asked, found, self._endpoint)
+        else:
+            result = matches.pairwise_result(asked, found, self._endpoint, next(iter(answers)))
+        self._hint(result)
+        return result
 
-    def settings(self) -> dict[str, object]:
+    def settings(self, authors: Sequence[Author]) -> dict[str, object]:
         """What the result depends on, for its file; files by their names and checksums."""
         return {
             "mode": self._benchmark.mode,
@@ -206,6 +213,11 @@ class _Judging:
                 for kind, file in self._files.items()
             },
             "generation": described(self._benchmark.generation),
+            "max_new_tokens": {
+                author.name: author.generator.settings.max_new_tokens
+                for author in authors
+                if isinstance(author, ModelAuthor)
+            },
         }
 
     def _ask(self, prompts: Sequence[Prompt], num_unknown: int, cache: ReplyCache) -> judge.Answers:
@@ -236,6 +248,18 @@ class _Judging:
             if isinstance(found := self._endpoint.parameters.get(name), int):
                 return found
         return None
+
+    def _hint(self, result: matches.Result) -> None:
+        """Tells of a remedy when the judge mostly does not keep to the form."""
+        failures = sum(each["failures"] for each in result.summary.values())
+        total = sum(each["judgments"] for each in result.summary.values())
+        if 2 * failures <= total or _FORM in self._endpoint.parameters:
+            return
+        form = json.dumps({"regex": FORMS[self._benchmark.mode]})
+        console.say(
+            f"warning: {failures} of {total} judgments are without a rating; vLLM keeps a small "
+            f"judge to the form with --judge-parameter '{_FORM}={form}'"
+        )
 
     def _warn(self, found: judge.Answers) -> None:
         if found.refused:

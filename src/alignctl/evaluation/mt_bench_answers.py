@@ -9,7 +9,7 @@ from typing import Self
 from pydantic import model_validator
 
 from alignctl import console
-from alignctl.config.generation import Generation
+from alignctl.config.generation import RESOURCES, Generation
 from alignctl.config.sections import Count
 from alignctl.data.prompt_schemas import chat
 from alignctl.data.schemas import Message
@@ -33,9 +33,6 @@ TEMPERATURES = {
 """FastChat's, by category; 0.7 for any other."""
 
 _OTHER_TEMPERATURE = 0.7
-
-_UNIMPORTANT = {"batch", "kv_cache_gib", "gpu_memory_utilization"}
-"""Knobs that do not decide what is answered."""
 
 
 class MTBenchGeneration(Generation):
@@ -95,7 +92,7 @@ class ModelAuthor:
 
         self.name = name
         self.generator = generator
-        knobs = generator.settings.model_dump(mode="json", exclude=_UNIMPORTANT)
+        knobs = generator.settings.model_dump(mode="json", exclude=RESOURCES)
         weights = identity(generator.source)
         self.file = folder / file_name(name, weights, generator.tokenizer.fingerprint, knobs)
 
@@ -231,7 +228,7 @@ def _temperature(settings: Generation, question: Question) -> float | None:
 
 def described(settings: Generation) -> dict[str, object]:
     """How models answer, for the result's file."""
-    knobs = settings.model_dump(mode="json", exclude=_UNIMPORTANT)
+    knobs = settings.model_dump(mode="json", exclude=RESOURCES)
     return knobs if _has_temperature(settings) else knobs | {"temperature": TEMPERATURES}
 
 

@@ -45,7 +45,7 @@ def run(main: Callable[[RunFolder], None], run_folder: str) -> NoReturn:
     """
     folder = RunFolder(Path(run_folder))
     rank = int(os.environ.get("RANK", "0"))
-    _die_with_parent()
+    die_with_parent()
     folder.logs.mkdir(parents=True, exist_ok=True)
     _redirect_output(folder.rank_log(rank))
     _reserve_space(folder.rank_reserve(rank))
@@ -68,8 +68,8 @@ def stop_requested(folder: RunFolder) -> bool:
     return _stop.is_set() or folder.stop_file.exists()
 
 
-def _die_with_parent() -> None:
-    """Ties this rank to torchrun: if torchrun is killed, nobody else would end the rank."""
+def die_with_parent() -> None:
+    """Ties this process to the one that started it: if that is killed, nobody else would end it."""
     parent = os.getppid()
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     if os.getppid() != parent:

@@ -29,6 +29,15 @@ _BAD_SHOWN = 200
 
 
 @dataclass(frozen=True)
+class Bar:
+    """A percentage of one model; `model` is its number among all that the page tells apart."""
+
+    model: int
+    value: float
+    interval: tuple[float, float] | None
+
+
+@dataclass(frozen=True)
 class Palette:
     """The colours of a figure."""
 
@@ -172,6 +181,51 @@ def draw_radar(
     return figure
 
 
+def draw_bars(
+    groups: Mapping[str, Sequence[Bar]],
+    names: Mapping[int, str],
+    *,
+    even: float | None,
+    title: str | None = None,
+) -> "Figure":
+    """Percentages of several models beside each other, with their intervals.
+
+    Args:
+        groups: What was measured, to a bar for each model that has it; the first one is on top.
+        names: Of the models, by their numbers among all that the page tells apart.
+        even: A percentage that is marked by a line.
+        title: For a picture that stands alone; drawn in `LIGHT` then, with a legend.
+    """
+    from matplotlib.figure import Figure
+
+    palette = LIGHT if title else _MARKERS
+    num_bars = sum(map(len, groups.values()))
+    height = 0.8 + 0.22 * num_bars + 0.12 * len(groups) + (0.6 if title else 0.0)
+    place, places = 0.0, []
+    with _style(palette):
+        figure = Figure(figsize=(4.8, height), layout="constrained")
+        axes = figure.add_subplot()
+        for bars in groups.values():
+            places.append(place + (len(bars) - 1) / 2)
+            for bar in bars:
+                _add_bar(axes, place, bar, palette)
+                place += 1
+            place += 0.6
+        axes.set_yticks(places, [textwrap.fill(name, 22) for name in groups], parse_math=False)
+        axes.set_ylim(place - 1.1, -0.5)  # from the top downwards
+        highest = max(max(bar.interval or (bar.value,)) for bars in groups.values() for bar in bars)
+        axes.set_xlim(0, 100 if even is not None or highest > 50 else None)
+        axes.tick_params(axis="y", length=0)
+        axes.grid(visible=False, axis="y")
+        axes.set_xlabel("%")
+        if even is not None:
+            axes.axvline(even, color=palette.muted, linewidth=1, ls=(0, (4, 2)))
+        if title:
+            axes.set_title(textwrap.fill(title, 60), fontsize=9, parse_math=False)
+            _add_names(figure, names, palette)
+    return figure
+
+
 def svg(figure: "Figure", label: str, salt: str) -> str:
     """A figure as an element for a page: its colours are the page's variables, its text is text.
 
@@ -208,6 +262,33 @@ def png(figure: "Figure") -> bytes:
     stream = io.BytesIO()
     figure.savefig(stream, format="png", dpi=200)
     return stream.getvalue()
+
+
+def _add_bar(axes: "Axes", place: float, bar: Bar, palette: Palette) -> None:
+    group = f"run-{bar.model}"
+    [drawn] = axes.barh(place, bar.value, height=0.8, color=palette.runs[bar.model % COLORS])
+    drawn.set_gid(group)
+    if bar.interval is not None:
+        [error] = axes.plot(
+            bar.interval, [place, place], color=palette.ink, linewidth=1.2, gid=group
+        )
+        error.set(marker="|", markersize=6)
+
+
+def _add_names(figure: "Figure", names: Mapping[int, str], palette: Palette) -> None:
+    from matplotlib.patches import Patch
+
+    handles = [Patch(color=palette.runs[number % COLORS]) for number in names]
+    legend = figure.legend(
+        handles,
+        list(names.values()),
+        loc="outside lower center",
+        ncols=4,
+        frameon=False,
+        fontsize=7,
+    )
+    for text in legend.get_texts():
+        text.set_parse_math(False)
 
 
 @contextmanager

@@ -18,6 +18,7 @@ from alignctl import __version__
 from alignctl.reporting import charts, drawing, redaction, tables
 from alignctl.reporting.answers import Asked
 from alignctl.reporting.benchmark import Benchmark
+from alignctl.reporting.evaluations import Evaluation, Measure
 from alignctl.reporting.recorded_run import RecordedRun
 
 GENERATOR = f"alignctl {__version__}"
@@ -26,6 +27,9 @@ _SIGN = '<meta name="generator" content="alignctl '
 
 _MIN_SPOKES = 3
 """Categories of the smallest radar that has an area."""
+
+_MAX_MEASURES = 12
+"""Of an evaluation's chart; of a hundred tasks, a table is what can be read."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +41,7 @@ class Material:
         benchmark: Marks of models.
         asked: Prompts with answers.
         damaged: What could not be read, said in words.
+        evaluations: Other measurements of models.
         window: Measurements that a strong line is the mean of; None: by the length of each run.
     """
 
@@ -44,6 +49,7 @@ class Material:
     benchmark: Benchmark
     asked: Sequence[Asked]
     damaged: Sequence[str] = ()
+    evaluations: Sequence[Evaluation] = ()
     window: int | None = None
 
     def unit(self, lines: Sequence[charts.Line]) -> str:
@@ -52,14 +58,24 @@ class Material:
 
     @property
     def colors(self) -> dict[str, int]:
-        """Numbers of the judged models: those of the runs of the same name, or new ones."""
+        """Numbers of the measured models: those of the runs of the same name, or new ones."""
         numbers = {run.name: place for place, run in enumerate(self.runs)}
+        # Evaluations write a dash where runs have a slash.
+        numbers |= {run.name.replace("/", "-"): place for place, run in enumerate(self.runs)}
         numbers |= {run.path.name: place for place, run in enumerate(self.runs)}
+        names = [model.name for model in self.benchmark.models]
+        names += [name for each in self.evaluations for name in each.models]
         found: dict[str, int] = {}
-        for model in self.benchmark.models:
+        for name in dict.fromkeys(names):
             taken = len(self.runs) + sum(number >= len(self.runs) for number in found.values())
-            found[model.name] = numbers.get(model.name, taken)
+            found[name] = numbers.get(name, taken)
         return found
+
+    @property
+    def title(self) -> str:
+        """What the page is about."""
+        names = " / ".join(run.name for run in self.runs)
+        return names or ("MT-Bench" if not self.evaluations else "Evaluations")
 
 
 @dataclass(frozen=True)
@@ -92,7 +108,7 @@ def render(material: Material) -> str:
     main, others = charts.choose(runs)
     return environment.get_template("report.html").render(
         generator=GENERATOR,
-        title=" / ".join(run.name for run in runs) or "MT-Bench",
+        title=material.title,
         now=time.time(),
         runs=runs,
         damaged=material.damaged,
@@ -109,6 +125,10 @@ def render(material: Material) -> str:
         benchmark=material.benchmark,
         colors=material.colors,
         radar=_radar(material),
+        evaluations=[
+            (each, _bars(each, material, number))
+            for number, each in enumerate(material.evaluations)
+        ],
         asked=material.asked,
         settings=tables.table([run.config for run in runs]),
         environment=tables.table([run.environment for run in runs]),
@@ -132,6 +152,10 @@ def pictures(material: Material) -> Mapping[str, bytes]:
         found[f"{name}.png"] = drawing.png(figure)
     if len(material.benchmark.categories) >= _MIN_SPOKES:
         found["mt_bench.png"] = drawing.png(_radar_figure(material, with_legend=True))
+    for number, evaluation in enumerate(material.evaluations):
+        if _drawn_measures(evaluation):
+            figure = _bars_figure(evaluation, material, title=evaluation.title)
+            found[f"evaluation_{number + 1}.png"] = drawing.png(figure)
     return found
 
 
@@ -211,4 +235,38 @@ def _radar_figure(material: Material, *, with_legend: bool) -> Any:
         {model.name: [model.score(c) for c in categories] for model in benchmark.models},
         material.colors,
         with_legend=with_legend,
+    )
+
+
+def _drawn_measures(evaluation: Evaluation) -> list[Measure]:
+    """Those that any model has, as many as a chart can show."""
+    return [each for each in evaluation.measures if any(each.shares)][:_MAX_MEASURES]
+
+
+def _bars(evaluation: Evaluation, material: Material, number: int) -> str | None:
+    if not _drawn_measures(evaluation):
+        return None
+    label = f"{evaluation.title}: {', '.join(evaluation.models)}"
+    return drawing.svg(_bars_figure(evaluation, material), label, f"evaluation-{number}")
+
+
+def _bars_figure(evaluation: Evaluation, material: Material, *, title: str | None = None) -> Any:
+    numbers = [material.colors[name] for name in evaluation.models]
+    groups = {
+        measure.name: [
+            drawing.Bar(
+                number,
+                100 * share.value,
+                (100 * share.interval[0], 100 * share.interval[1]) if share.interval else None,
+            )
+            for number, share in zip(numbers, measure.shares, strict=True)
+            if share is not None
+        ]
+        for measure in _drawn_measures(evaluation)
+    }
+    return drawing.draw_bars(
+        groups,
+        dict(zip(numbers, evaluation.models, strict=True)),
+        even=None if evaluation.even is None else 100 * evaluation.even,
+        title=title,
     )

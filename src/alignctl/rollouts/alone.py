@@ -1,9 +1,10 @@
-"""A job of one process: a process group without torchrun, for work that needs no second rank."""
+"""A process group without torchrun: of one process, or of a few that one has started."""
 
 import contextlib
 import os
 import sys
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -12,20 +13,27 @@ from alignctl.engines.device import IS_GPU
 
 
 @contextlib.contextmanager
-def process_group() -> Iterator[None]:
-    """The process group that engines and vLLM expect, with this process as its only rank.
+def process_group(store: Any = None, rank: int = 0, num_ranks: int = 1) -> Iterator[None]:
+    """The process group that engines and vLLM expect.
 
-    No port is opened. Where there is a group already, it is the one that is used, and stays.
+    Where there is a group already, it is the one that is used, and stays.
+
+    Args:
+        store: One of torch's, where the ranks meet; None: this process is the only one, and no port
+            is opened.
+        rank: Of this process.
+        num_ranks: Processes, all of them on this machine.
     """
     if dist.is_initialized():
         yield
         return
-    # vLLM reads these, and nothing else does: the group's store is in this process.
-    os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1")
+    # vLLM reads these, and nothing else does.
+    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(num_ranks))
     if IS_GPU:
-        torch.cuda.set_device(0)
-    store = dist.HashStore()  # type: ignore[attr-defined]
-    dist.init_process_group("nccl" if IS_GPU else "gloo", store=store, rank=0, world_size=1)
+        torch.cuda.set_device(rank)
+    store = store or dist.HashStore()  # type: ignore[attr-defined]
+    backend = "nccl" if IS_GPU else "gloo"
+    dist.init_process_group(backend, store=store, rank=rank, world_size=num_ranks)
     try:
         yield
     finally:
