@@ -22,6 +22,7 @@ from pydantic import (
     model_validator,
 )
 
+from alignctl.checkpoints.direct_file import DirectFile
 from alignctl.config.sections import Head, Lora, Model, Role
 from alignctl.errors import UserError
 
@@ -181,9 +182,9 @@ class Recorder:
         Raises:
             OSError: It cannot be written.
         """
-        with _Recorded(io.FileIO(file, "wb"), lambda: self._sync(file)) as stream:
+        with _Recorded(DirectFile(io.FileIO(file, "wb"))) as stream:
             yield stream
-        self._sync(file)
+        self._pending.append(self._pool.submit(_sync, file))
         found = stream.checksum.hexdigest()
         self._files[file] = FileRecord(num_bytes=stream.num_bytes, xxh3=found)
 
@@ -197,9 +198,6 @@ class Recorder:
             pending.result()
         return {str(file.relative_to(folder)): found for file, found in self._files.items()}
 
-    def _sync(self, file: Path) -> None:
-        self._pending.append(self._pool.submit(_sync, file))
-
     def __enter__(self) -> "Recorder":
         return self
 
@@ -210,12 +208,10 @@ class Recorder:
 class _Recorded(io.BufferedWriter):
     """A file whose checksum is that of all that was written: nothing can be written again."""
 
-    def __init__(self, raw: io.FileIO, sync: "Callable[[], None]") -> None:
+    def __init__(self, raw: io.RawIOBase) -> None:
         super().__init__(raw)
         self.checksum = xxhash.xxh3_128()
         self.num_bytes = 0
-        self._sync = sync
-        self._synced = 0
 
     def write(self, content: "Buffer") -> int:
         whole = memoryview(content).cast("B")
@@ -224,9 +220,6 @@ class _Recorded(io.BufferedWriter):
             super().write(piece)
             self.checksum.update(piece)
         self.num_bytes += len(whole)
-        if self.num_bytes - self._synced >= _SYNCED_BYTES:
-            self._synced = self.num_bytes
-            self._sync()
         return len(whole)
 
     def seekable(self) -> bool:
@@ -237,11 +230,9 @@ class _Recorded(io.BufferedWriter):
 
 
 _PIECE = 1 << 20
-"""Bytes that are written at once. With many more, Linux caches them in large pages, which it
-took several times as long to find."""
-
-_SYNCED_BYTES = 256 << 20
-"""Bytes after which a growing file is synced, so that the disk works meanwhile."""
+"""Bytes that are written at once. They are still in the processor's cache for the checksum; and
+what goes through the system's cache is kept in large pages with many more, which it took several
+times as long to find."""
 
 
 def _sync(file: Path) -> None:
