@@ -12,6 +12,7 @@ import logging
 import math
 import random
 import tempfile
+import uuid
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -299,6 +300,8 @@ def _start(folder: str, settings: config.Rollout, **more: Any) -> Any:
             # which generators of a CPU do not have: vLLM fails. So each is read in one step.
             "enable_chunked_prefill": False,
         }
+        if settings.tp > 1:
+            _name_shared_memory()
     tokens = settings.max_num_batched_tokens
     if tokens is not None or not IS_GPU:
         memory["max_num_batched_tokens"] = max(tokens or _CPU_TOKENS, more["max_model_len"])
@@ -320,6 +323,25 @@ def _start(folder: str, settings: config.Rollout, **more: Any) -> Any:
     # It would end all process groups, the trainer's too, when vLLM is collected as garbage.
     llm.llm_engine.engine_core._finalizer.detach()
     return llm
+
+
+def _name_shared_memory() -> None:
+    """Gives this job's shared memory a name of its own.
+
+    Without a GPU, vLLM's ranks exchange tensors through files of shared memory, which are called
+    the same in every job of an external launcher: a second job on the machine, or one after a kill,
+    would find them there and fail.
+    """
+    from vllm.distributed.device_communicators.cpu_communicator import _CPUSHMDistributed
+
+    box = [uuid.uuid4().hex]
+    dist.broadcast_object_list(box, src=0)
+    (job,) = box
+
+    def name(group: Any) -> str:
+        return f"{job}-{group.unique_name}-{'-'.join(map(str, group.ranks))}"
+
+    _CPUSHMDistributed.make_group_name = staticmethod(name)
 
 
 def _params(sampling: Sampling, seed: int) -> Any:
