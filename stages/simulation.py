@@ -7,8 +7,12 @@ counted. Data are batches of full length, of which every position is learned. Of
 memory is known.
 """
 
+import multiprocessing
+import os
 import time
 import warnings
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -61,7 +65,7 @@ def simulate(
     is_gpu: bool = True,
     progress: bool = False,
 ) -> Report:
-    """Runs one step of one rank of each kind.
+    """Runs one step of one rank of each kind, of as many kinds at a time as there are cores.
 
     Args:
         config: The run; nothing is loaded, so neither paths nor data are needed.
@@ -76,6 +80,30 @@ def simulate(
         raise UserError(
             f"engine {config.engine}: only engine megatron can be simulated", "leave out --simulate"
         )
+    kinds = kinds_of_ranks(config)
+    if progress:
+        console.say(f"simulating: {', '.join(kinds)}")
+    play = partial(_played, config, gpu_memory_gib=gpu_memory_gib, is_gpu=is_gpu)
+    workers = min(len(kinds), len(os.sched_getaffinity(0)))
+    if workers == 1:
+        ranks = tuple(map(play, kinds, kinds.values()))
+    else:
+        spawn = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(workers, spawn) as pool:
+            ranks = tuple(pool.map(play, kinds, kinds.values()))
+    return Report(
+        describe(config),
+        ranks,
+        gpu_memory_gib,
+        sampler(config, gpu_memory_gib) if isinstance(config, OnPolicyConfig) else None,
+        config.launch.nproc_per_node,
+    )
+
+
+def _played(
+    config: TrainingConfig, kind: str, stage: int, *, gpu_memory_gib: float, is_gpu: bool
+) -> RankReport:
+    """What the ranks of a kind take."""
     # Megatron says at length what it lacks without CUDA, and so without reading it.
     warnings.filterwarnings("ignore", module=r"megatron\.")
     warnings.filterwarnings("ignore", message=r"`torch\.distributed\.\w+` is deprecated")
@@ -84,24 +112,12 @@ def simulate(
     megatron_cpu.load()
     from alignctl.simulation.process import playing
 
-    ranks = []
-    for kind, stage in kinds_of_ranks(config).items():
-        if progress:
-            console.say(f"simulating: {kind}")
-        with playing(config, stage, is_gpu=is_gpu) as rank:
-            if isinstance(config, OnPolicyConfig):
-                from alignctl.simulation.episode import simulate_episode
+    with playing(config, stage, is_gpu=is_gpu) as rank:
+        if isinstance(config, OnPolicyConfig):
+            from alignctl.simulation.episode import simulate_episode
 
-                ranks.append(simulate_episode(config, rank, kind, int(gpu_memory_gib * GIB)))
-            else:
-                ranks.append(_training_step(config, rank, kind))
-    return Report(
-        describe(config),
-        tuple(ranks),
-        gpu_memory_gib,
-        sampler(config, gpu_memory_gib) if isinstance(config, OnPolicyConfig) else None,
-        config.launch.nproc_per_node,
-    )
+            return simulate_episode(config, rank, kind, int(gpu_memory_gib * GIB))
+        return _training_step(config, rank, kind)
 
 
 # ---- sft, reward, dpo ----

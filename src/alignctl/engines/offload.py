@@ -40,7 +40,7 @@ class Offloaded:
         """Brings everything back to where it was."""
         for storage, host in self._kept:
             storage.resize_(host.nbytes)
-            _bytes_of(storage).copy_(host, non_blocking=True)
+            _from_host(storage, host)
         for storage, size in self._dropped:
             storage.resize_(size)
             _bytes_of(storage).zero_()
@@ -62,3 +62,7 @@ def _bytes_of(storage: UntypedStorage) -> Tensor:
 def _to_host(tensor_storage: UntypedStorage) -> Tensor:
     host = torch.empty(tensor_storage.nbytes(), dtype=torch.uint8, pin_memory=IS_GPU)
     return host.copy_(_bytes_of(tensor_storage))
+
+
+def _from_host(storage: UntypedStorage, host: Tensor) -> None:
+    _bytes_of(storage).copy_(host, non_blocking=True)

@@ -175,7 +175,9 @@ def _conclude(
     peers: Peers | None,
 ) -> None:
     if _has_ended_well(job, folder, exit_code):
-        if (interrupts or exit_code) and folder.read_result() is None:
+        # With several nodes the signal may have come to another one.
+        is_stopped = interrupts or exit_code or folder.stop_file.exists()
+        if is_stopped and folder.read_result() is None:
             saved = folder.latest_step()
             where = f"at step {saved}" if saved else "before anything was saved"
             display.note(f"stopped {where}; the same command goes on from there")

@@ -62,14 +62,14 @@ class Ledger(TorchDispatchMode):
     Attributes:
         vocabulary: Columns of this rank's logits; tensors with so many are counted as such.
         groups: What a process group is for, by its name: "TP", "PP", "DP".
-        boundary: Shape of what pipeline stages exchange.
+        boundaries: Shapes of what this pipeline stage receives next, one after the other.
         live: Bytes of device tensors that are alive, and of what is held.
         sent: Bytes sent so far in the groups of each kind.
     """
 
     vocabulary: int
     groups: dict[str, str] = field(default_factory=dict)
-    boundary: tuple[int, ...] = ()
+    boundaries: Iterator[tuple[int, ...]] = field(default_factory=lambda: iter(()))
     live: int = 0
     sent: Counter[str] = field(default_factory=Counter)
     _sizes: dict[int, int] = field(default_factory=dict)
@@ -137,8 +137,7 @@ class Ledger(TorchDispatchMode):
             args = (args[0], [_as_places(each) for each in args[1]], *args[2:])
         out = func(*args, **kwargs)
         for tensor in _tensors(out):
-            # On the meta device is what waits in the memory of the host.
-            if isinstance(tensor, FakeTensor) and tensor.fake_device.type != "meta":
+            if isinstance(tensor, FakeTensor):
                 self._note(tensor)
         return out
 
@@ -190,7 +189,7 @@ class Ledger(TorchDispatchMode):
         if name == "recv_" and is_fake:
             (received,) = args[0]
             if received.dtype == torch.int64:  # a shape, that of the tensor that follows
-                self._known[received.untyped_storage()._cdata] = self.boundary
+                self._known[received.untyped_storage()._cdata] = next(self.boundaries)
         if name not in _SENT:
             return
         group = next(

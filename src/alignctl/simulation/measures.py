@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import repeat
 from typing import Any
 
 from torch import Tensor
@@ -64,8 +65,12 @@ class Book:
 
 
 def micro_batches(config: TrainingConfig, stage: int) -> int:
-    """As many as show the peak: in 1F1B a stage has pp - stage of them under way, never more."""
-    return min(config.num_micro_batches, max(2, config.parallel.pp - stage))
+    """As many as show the peak.
+
+    In 1F1B a stage has pp - stage of them under way, never more. When it takes the one after these,
+    Megatron's schedule still has names for what it got and sent for the one before.
+    """
+    return min(config.num_micro_batches, config.parallel.pp - stage + 1)
 
 
 def watch_schedule(engine: MegatronEngine, config: TrainingConfig, ledger: Ledger) -> None:
@@ -81,8 +86,10 @@ def watch_schedule(engine: MegatronEngine, config: TrainingConfig, ledger: Ledge
     def watched(forward: Any, batches: Sequence[TokenBatch], *, forward_only: bool) -> None:
         nonlocal started, count
         tp = config.parallel.tp if config.parallel.sequence_parallel else 1
-        tokens = -(-batches[0].num_tokens // tp)
-        ledger.boundary = (tokens, 1, engine.architecture.hidden_size)
+        hidden = engine.architecture.hidden_size
+        shapes = [(-(-batch.num_tokens // tp), 1, hidden) for batch in batches]
+        # Those of a training step are equal, and also come back as gradients.
+        ledger.boundaries = iter(shapes) if forward_only else repeat(shapes[0])
         started, count = Counter(ledger.sent), len(batches)
         schedule(forward, batches, forward_only=forward_only)
 

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -99,8 +100,11 @@ def _replacements(ledger: Ledger, *, is_gpu: bool) -> list[tuple[Any, str, Any]]
     def all_gather_object(found: list[Any], mine: Any, group: Any = None) -> None:
         found[:] = [mine] * len(found)
 
-    def to_host(storage: UntypedStorage) -> Tensor:
-        return torch.empty(storage.nbytes(), dtype=torch.uint8, device="meta")
+    def to_host(storage: UntypedStorage) -> SimpleNamespace:
+        return SimpleNamespace(nbytes=storage.nbytes())
+
+    def from_host(storage: UntypedStorage, host: SimpleNamespace) -> None:
+        pass
 
     def rms_norm(x: Tensor, shape: Any, weight: Tensor, eps: float | None = None) -> Tensor:
         return _RMSNormKernel.apply(x, weight)  # type: ignore[no-any-return, no-untyped-call]
@@ -114,6 +118,7 @@ def _replacements(ledger: Ledger, *, is_gpu: bool) -> list[tuple[Any, str, Any]]
         (parallel_state, "create_group", create_fake_group),
         (dist, "all_gather_object", all_gather_object),
         (offload, "_to_host", to_host),
+        (offload, "_from_host", from_host),
         (Module, "_apply", _convert),
     ]
 
