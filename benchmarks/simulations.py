@@ -1,10 +1,15 @@
 """Every preset and stage, simulated on GPUs of 80 GiB, as a table in Markdown.
 
 python benchmarks/simulations.py [PRESET ...]
+
+Each is simulated in a process of its own, and kinds of ranks side by side in others. The last two
+columns are what all of them take of the processor, imports included, and the largest one's memory.
 """
 
+import multiprocessing
+import resource
 import sys
-import time
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 from alignctl.config import presets
@@ -17,9 +22,11 @@ from alignctl.stages.simulation import simulate
 def row(name: str, stage: str) -> str:
     """A line of the table: held bytes are those of the largest model, the others of the peak."""
     config = resolve(STAGES[stage], name, {"output": Path("runs")})
-    started = time.perf_counter()
     report, computed = simulate(config), predict(config)
-    seconds = time.perf_counter() - started
+    # Of this process, and of those that it started for kinds of ranks.
+    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    seconds = sum(each.ru_utime + each.ru_stime for each in used)
+    resident = max(each.ru_maxrss for each in used) / 2**20  # Linux counts in KiB
     rank = max(report.ranks, key=lambda rank: rank.peak)
     phase = max(rank.phases, key=lambda name: rank.phases[name].peak)
     largest = max(rank.models.values(), key=lambda model: model.total)
@@ -32,7 +39,7 @@ def row(name: str, stage: str) -> str:
     error = computed.peak_gib / report.peak_gib - 1
     return (
         f"| {name} {config.stage} | {config.world_size} | {layout} | {phase} | {cells} | {fits} | "
-        f"{error:+.1%} | {seconds:.0f} |"
+        f"{computed.peak_gib:.1f} | {error:+.1%} | {seconds:.0f} | {resident:.2f} |"
     )
 
 
@@ -40,12 +47,13 @@ def main(names: list[str]) -> None:
     """Prints the table."""
     print(
         "| | GPUs | TP x PP x DP | largest in | weights | gradients | optimizer | activations | "
-        "sampler | peak GiB | fits | `plan` | seconds |"
+        "sampler | peak GiB | fits | `plan` | error | core s | RSS GiB |"
     )
-    print("|---" * 13 + "|")
+    print("|---" * 15 + "|")
     for name in names or [each for each in presets.names() if not each.startswith("tiny")]:
         for stage in STAGES:
-            print(row(name, stage), flush=True)
+            with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+                print(pool.submit(row, name, stage).result(), flush=True)
 
 
 if __name__ == "__main__":

@@ -95,7 +95,8 @@ def _training(config: TrainingConfig, kind: str, stage: int) -> RankReport:
     phases = {}
     if isinstance(config, DPOConfig):
         phases["reference"] = _phase(kept.total, forward_activations(part, tokens))
-    work = training_activations(part, tokens, micro_batches_under_way(config, stage))
+    under_way = micro_batches_under_way(config, stage)
+    work = training_activations(part, tokens, under_way, trains_head=config.lora is None)
     phases["step"] = _phase(kept.total, work)
     return RankReport(kind, {"model": kept}, phases)
 
@@ -116,7 +117,7 @@ def _episode(config: OnPolicyConfig, kind: str, stage: int, gpu_memory_gib: floa
     count = min(config.experience.score_batch_size, -(-config.samples_per_step // dp))
     scoring = _answers(config, count)
     work = {
-        "policy": training_activations(policy, step, under_way),
+        "policy": training_activations(policy, step, under_way, trains_head=config.lora is None),
         "reference": forward_activations(policy, scoring),
         "reward": forward_activations(other, _answers(config, count, is_scored=True)),
         "value": training_activations(other, step, under_way),

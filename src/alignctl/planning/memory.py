@@ -200,13 +200,16 @@ def kept_by_layer(part: Part, tokens: int) -> int:
     return tokens * (numbers * part.bytes_per_number + normalisers)
 
 
-def training_activations(part: Part, tokens: Tokens, in_flight: int) -> int:
+def training_activations(
+    part: Part, tokens: Tokens, in_flight: int, *, trains_head: bool = True
+) -> int:
     """Bytes beyond what is held, at the peak of a training step.
 
     Args:
         part: The stage's part of the model.
         tokens: Each micro batch.
         in_flight: Micro batches that are forward and not yet backward: in 1F1B pp - stage.
+        trains_head: Whether the output layer has a gradient; beside adapters it has none.
     """
     model, b = part.model, part.bytes_per_number
     hidden, ffn = model.hidden_size, model.ffn_hidden_size // part.parallel.tp
@@ -220,17 +223,22 @@ def training_activations(part: Part, tokens: Tokens, in_flight: int) -> int:
     gradients = 4 if model.family == "llama2" else 2
     backward = stream + tokens.total * gradients * ffn * b
     backward += layer if is_full else 0
-    head = _head_peak(part, tokens) if part.is_last else 0
+    head = _head_peak(part, tokens, trains_head) if part.is_last else 0
     return total + gathered + _bias(part, tokens) + max(backward, head)
 
 
-def _head_peak(part: Part, tokens: Tokens) -> int:
-    """Logits, their gradient and a chunk of both in float32, beside the rows they are made of."""
+def _head_peak(part: Part, tokens: Tokens, is_trained: bool) -> int:
+    """Beside the rows that logits are made of, the more of two.
+
+    Logits, their gradient and a chunk of both in float32; or their gradient and what follows from
+    it, that of the rows and that of the output layer.
+    """
     b, hidden = part.bytes_per_number, part.model.hidden_size
     if part.head != "lm":
         return 0
     rows, logits = tokens.learned * hidden * b, tokens.learned * part.vocabulary * b
-    return rows + max(2 * logits + 2 * min(_CHUNK, 2 * logits), logits + rows)
+    table = part.vocabulary * hidden * b if is_trained else 0
+    return rows + max(2 * logits + 2 * min(_CHUNK, 2 * logits), logits + rows + table)
 
 
 def _bias(part: Part, tokens: Tokens) -> int:
