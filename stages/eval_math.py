@@ -23,6 +23,7 @@ from alignctl.evaluation.generation import Generator
 from alignctl.evaluation.prompts import PromptFile
 from alignctl.evaluation.statistics import bootstrap, pass_at_k, wilson
 from alignctl.reporting.rows_progress import RowsProgress
+from alignctl.reporting.tables import percent
 from alignctl.rewards.rules import RULES, Reason
 from alignctl.rewards.workers import RuleWorkers, Task
 
@@ -159,7 +160,7 @@ def _table(measured: dict[str, dict[str, Any]]) -> str:
     for key, value in models[0].items():
         if isinstance(value, dict):
             name = "exact match %" if key == "exact_match" else f"{key} %"
-            rows[name] = [results.percent(e[key]["value"], e[key]["interval"]) for e in models]
+            rows[name] = [percent(e[key]["value"], e[key]["interval"]) for e in models]
     for key in ("no_answer", "timeout", "crashed", "bad_reference", "at_max_new_tokens"):
         rows[key.replace("_", " ")] = [f"{each[key]:,}" for each in models]
     rows["tokens per answer"] = [f"{each['mean_tokens']:.1f}" for each in models]

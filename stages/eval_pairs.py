@@ -23,6 +23,7 @@ from alignctl.evaluation import results
 from alignctl.evaluation.scoring import RewardModel
 from alignctl.evaluation.statistics import bootstrap
 from alignctl.reporting.rows_progress import RowsProgress
+from alignctl.reporting.tables import percent
 
 
 def run(options: PairOptions, *, as_json: bool) -> None:
@@ -110,8 +111,7 @@ def _table(measured: dict[str, dict[str, Any]]) -> str:
         "prompts": [f"{each['prompts']:,}" for each in models],
         "pairs": [f"{each['pairs']:,}" for each in models],
         "accuracy %": [
-            results.percent(each["accuracy"]["value"], each["accuracy"]["interval"])
-            for each in models
+            percent(each["accuracy"]["value"], each["accuracy"]["interval"]) for each in models
         ],
         "equal scores": [f"{each['ties']:,}" for each in models],
         "mean margin": [f"{each['mean_margin']:.3f}" for each in models],

@@ -29,9 +29,9 @@ from alignctl.evaluation.generation import Generator
 from alignctl.evaluation.prompts import PromptFile
 from alignctl.evaluation.scoring import RewardModel
 from alignctl.evaluation.statistics import bootstrap
+from alignctl.reporting.evaluations import BASELINE
 from alignctl.reporting.rows_progress import RowsProgress
-
-_BASELINE = "baseline"
+from alignctl.reporting.tables import percent
 
 
 def run(options: WinOptions, *, as_json: bool) -> None:
@@ -45,25 +45,23 @@ def run(options: WinOptions, *, as_json: bool) -> None:
     has_answers = options.baseline.is_file()
     asked = [*options.models, *([] if has_answers else [options.baseline])]
     names = results.names_of(options.models)
-    if _BASELINE in names:
-        raise UserError(
-            f"a model is called {_BASELINE}, as its answers would be: rename its folder"
-        )
-    names += [] if has_answers else [_BASELINE]
+    if BASELINE in names:
+        raise UserError(f"a model is called {BASELINE}, as its answers would be: rename its folder")
+    names += [] if has_answers else [BASELINE]
     generators = [Generator(model, options, tokenizer=options.tokenizer) for model in asked]
     reward = RewardModel(
         options.reward_load, precision=options.precision, batch=options.score_batch
     )
     answers = {name: options.output / f"{name}.jsonl" for name in names}
     if has_answers:
-        answers[_BASELINE] = options.baseline
+        answers[BASELINE] = options.baseline
         _read(options.baseline, file)
     results.make_folder(options.output)
     for name, generator in zip(names, generators, strict=True):
         answer(generator, file, answers[name])
     said = {name: _read(path, file) for name, path in answers.items()}
     scores, num_cut = _scores(said, file, reward, options)
-    measured = {name: _measure(scores[name], scores[_BASELINE]) for name in answers}
+    measured = {name: _measure(scores[name], scores[BASELINE]) for name in answers}
     for name, generator in zip(names, generators, strict=True):
         measured[name]["max_new_tokens"] = generator.settings.max_new_tokens
     text = results.write(
@@ -155,8 +153,8 @@ def _measure(own: NDArray[np.float64], baseline: NDArray[np.float64]) -> dict[st
 def _table(measured: dict[str, dict[str, Any]]) -> str:
     rows: dict[str, list[str]] = {"prompts": [], "win rate %": [], "ties": [], "mean score": []}
     for name, each in measured.items():
-        is_baseline = name == _BASELINE
-        rate = results.percent(each["win_rate"]["value"], each["win_rate"]["interval"])
+        is_baseline = name == BASELINE
+        rate = percent(each["win_rate"]["value"], each["win_rate"]["interval"])
         rows["prompts"].append(f"{each['prompts']:,}")
         rows["win rate %"].append("-" if is_baseline else rate)
         rows["ties"].append("-" if is_baseline else f"{each['ties']:,}")

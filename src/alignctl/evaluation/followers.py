@@ -13,7 +13,6 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 from alignctl import console
@@ -89,12 +88,7 @@ class Ranks:
             self._stack = stack.pop_all()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._stack.close()
 
     def tell(self, told: Start | Asked) -> None:
@@ -102,12 +96,7 @@ class Ranks:
         if self._followers:
             _broadcast(told)
 
-    def dismiss(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def dismiss(self, _kind: object, error: BaseException | None, _trace: object) -> None:
         """Lets the followers go, when a block ends; to be given to `ExitStack.push`."""
         self._are_dismissed.set()
         if not self._followers:

@@ -7,10 +7,8 @@ from typing import Any
 
 from alignctl import atomic
 from alignctl.errors import UserError
-from alignctl.evaluation.statistics import Interval
+from alignctl.reporting.evaluations import FILE
 from alignctl.reporting.recorded_run import short_names
-
-RESULT = "result.json"
 
 
 def names_of(models: Sequence[Path]) -> list[str]:
@@ -42,13 +40,6 @@ def table(corner: str, columns: Sequence[str], rows: Mapping[str, Sequence[str]]
     )
 
 
-def percent(share: float, interval: Interval | None = None) -> str:
-    """A share in percent, with its interval."""
-    if interval is None:
-        return f"{100 * share:.1f}"
-    return f"{100 * share:.1f} [{100 * interval[0]:.1f}, {100 * interval[1]:.1f}]"
-
-
 def make_folder(folder: Path) -> None:
     """Makes the folder of an evaluation, which may be there.
 
@@ -64,5 +55,5 @@ def make_folder(folder: Path) -> None:
 def write(folder: Path, result: Mapping[str, Any]) -> str:
     """Writes the result whole or not at all; returns it as the JSON text that it is."""
     text = json.dumps(result, indent=2)
-    atomic.write_text(folder / RESULT, text + "\n")
+    atomic.write_text(folder / FILE, text + "\n")
     return text

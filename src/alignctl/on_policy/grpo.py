@@ -74,13 +74,12 @@ class GRPO:
             with the sampler's.
         """
         config, crew, trust = self.config, self.crew, self.config.trust
-        passes = planned(crew, samples, step=step)
-        batches = [part for each in passes for part in each]
+        batches = planned(crew, samples, step=step)
         is_only = len(batches) == 1
         if is_only:
             logprobs, corrected = unknown(samples, trust)
         else:
-            logprobs = logprobs_before(crew, passes, samples)
+            logprobs = logprobs_before(crew, batches, samples)
             corrected = check(logprobs.numpy(), samples, trust)
         policy_loss = clipped_loss(
             config.loss,

@@ -2,8 +2,8 @@
 
 Where an episode is learned from in one optimizer step, nothing has moved before it, so the
 log-probabilities of that step's own forward pass, without their gradient, are the old ones. The
-pass that would compute them beforehand, a fifth of the work of learning, is saved. What is compared
-with the sampler is then known only afterwards, but before anything is saved.
+forward pass that would compute them beforehand is left out. What is compared with the sampler is
+then known only afterwards, but before anything is saved.
 """
 
 from collections.abc import Sequence

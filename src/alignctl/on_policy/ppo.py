@@ -53,9 +53,8 @@ class PPO:
         segments = samples.segments
         assert crew.reference is not None
         assert crew.value is not None
-        passes = planned(crew, samples, step=step)
-        batches = [part for each in passes for part in each]
-        logprobs = logprobs_before(crew, passes, samples)
+        batches = planned(crew, samples, step=step)
+        logprobs = logprobs_before(crew, batches, samples)
         trust = check(logprobs.numpy(), samples, config.trust)
         reference = torch.from_numpy(crew.target_outputs(crew.reference, samples))
         values = torch.from_numpy(crew.target_outputs(crew.value, samples)) + crew.value_offset

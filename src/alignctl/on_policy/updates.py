@@ -40,30 +40,29 @@ def passes(config: OnPolicyConfig, size: int, *, step: int) -> list[list[list[in
     return found
 
 
-def planned(crew: Crew, samples: Samples, *, step: int) -> list[list[Batches]]:
-    """This rank's micro batches of each optimizer step of each pass over an episode's answers."""
+def planned(crew: Crew, samples: Samples, *, step: int) -> list[Batches]:
+    """This rank's micro batches of each optimizer step of an episode, pass after pass."""
     config, policy = crew.config, crew.policy
     return [
-        [
-            samples.batches(
-                part,
-                micro_batch_size=config.batch.micro_batch_size,
-                dp_rank=policy.data_parallel_rank,
-                dp_size=policy.data_parallel_size,
-            )
-            for part in each
-        ]
+        samples.batches(
+            part,
+            micro_batch_size=config.batch.micro_batch_size,
+            dp_rank=policy.data_parallel_rank,
+            dp_size=policy.data_parallel_size,
+        )
         for each in passes(config, len(samples), step=step)
+        for part in each
     ]
 
 
-def logprobs_before(crew: Crew, passes: Sequence[Sequence[Batches]], samples: Samples) -> Tensor:
+def logprobs_before(crew: Crew, batches: Sequence[Batches], samples: Samples) -> Tensor:
     """The policy's log-probabilities `[N]` before its updates.
 
     Computed in the very micro batches of the first pass, where the ratio of new to old is then
     exactly 1.
     """
-    first = [batch for part in passes[0] for batch in part]
+    of_one_pass = len(batches) // crew.config.experience.epochs
+    first = [batch for part in batches[:of_one_pass] for batch in part]
     with crew.turn(crew.policy) as policy:
         return torch.from_numpy(policy.target_outputs(first, samples.segments))
 

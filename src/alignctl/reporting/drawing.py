@@ -18,6 +18,7 @@ import numpy as np
 from alignctl.reporting.charts import Chart, Line
 
 if TYPE_CHECKING:
+    from matplotlib.artist import Artist
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
@@ -131,11 +132,7 @@ def _add_legend(
     if any(line.is_validation for line in lines):
         handles.append(Line2D([], [], color=palette.muted, ls=(0, (4, 2)), marker="o", ms=3.5))
         labels.append("held out")
-    legend = figure.legend(
-        handles, labels, loc="outside lower center", ncols=4, frameon=False, fontsize=7
-    )
-    for text in legend.get_texts():
-        text.set_parse_math(False)
+    _write_legend(figure, handles, labels)
 
 
 def draw_radar(
@@ -279,13 +276,12 @@ def _add_names(figure: "Figure", names: Mapping[int, str], palette: Palette) -> 
     from matplotlib.patches import Patch
 
     handles = [Patch(color=palette.runs[number % COLORS]) for number in names]
+    _write_legend(figure, handles, list(names.values()))
+
+
+def _write_legend(figure: "Figure", handles: "Sequence[Artist]", labels: Sequence[str]) -> None:
     legend = figure.legend(
-        handles,
-        list(names.values()),
-        loc="outside lower center",
-        ncols=4,
-        frameon=False,
-        fontsize=7,
+        handles, labels, loc="outside lower center", ncols=4, frameon=False, fontsize=7
     )
     for text in legend.get_texts():
         text.set_parse_math(False)

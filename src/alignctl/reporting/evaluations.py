@@ -8,12 +8,12 @@ from typing import Any, TypeGuard
 
 from alignctl.errors import UserError
 from alignctl.launch.run_folder import RunFolder, read_object
-from alignctl.reporting.tables import ABSENT, Row
+from alignctl.reporting.tables import ABSENT, Row, percent
 
 FILE = "result.json"
 """What `alignctl eval math | preference | lm-eval` writes into its output folder."""
 
-_BASELINE = "baseline"
+BASELINE = "baseline"
 """What `eval preference` calls the model that the others are compared with."""
 
 _Z = 1.96
@@ -28,10 +28,7 @@ class Share:
     interval: tuple[float, float] | None
 
     def __str__(self) -> str:
-        text = f"{100 * self.value:.1f}"
-        if self.interval is not None:
-            text += f" [{', '.join(f'{100 * bound:.1f}' for bound in self.interval)}]"
-        return text
+        return percent(self.value, self.interval)
 
 
 @dataclass(frozen=True)
@@ -102,10 +99,8 @@ def _evaluation(file: Path) -> Evaluation:
         case "preference":
             about = f"{_data(result)}, scored by {result.get('reward_model')}"
             # The baseline against itself is even, and tells nothing.
-            found = _numbers(models, without=_BASELINE)
-            return Evaluation(
-                f"Preferred to the {_BASELINE}", about, list(models), *found, even=0.5
-            )
+            found = _numbers(models, without=BASELINE)
+            return Evaluation(f"Preferred to the {BASELINE}", about, list(models), *found, even=0.5)
         case "pairs":
             title = "Reward models on preferences"
             return Evaluation(title, _data(result), list(models), *_numbers(models), even=0.5)

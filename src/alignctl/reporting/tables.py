@@ -23,6 +23,13 @@ class Row:
         return len(set(self.values)) == 1
 
 
+def percent(share: float, interval: tuple[float, float] | None = None) -> str:
+    """A share in percent, with its interval."""
+    if interval is None:
+        return f"{100 * share:.1f}"
+    return f"{100 * share:.1f} [{100 * interval[0]:.1f}, {100 * interval[1]:.1f}]"
+
+
 def table(columns: Sequence[dict[str, Any]]) -> list[Row]:
     """Rows of all names that any column has, in the order in which they are first met."""
     flat = [dict(flatten(column)) for column in columns]
