@@ -44,9 +44,9 @@ def run(direction: Direction, options: ConvertOptions) -> None:
             the target is taken. Nothing is left behind.
         RunError: What was written is not what was read. It is removed.
     """
-    memory.use_large_pages()
+    memory.keep_freed()
     from alignctl.checkpoints.conversion import Target, convert
-    from alignctl.checkpoints.dtypes import DTYPES
+    from alignctl.checkpoints.dtypes import BY_FLAG
     from alignctl.checkpoints.source import find
 
     source = find(
@@ -61,7 +61,7 @@ def run(direction: Direction, options: ConvertOptions) -> None:
         return
     target = Target(
         format="hf" if direction == "mg2hf" else options.format,
-        dtype=DTYPES.get(options.dtype),
+        dtype=BY_FLAG.get(options.dtype),
         tp=options.tp,
         pp=options.pp,
         tokenizer=options.tokenizer,

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from alignctl.checkpoints import hf
+from alignctl.checkpoints.dtypes import BFLOAT16, bits_of
 from alignctl.checkpoints.lazy import Spec
 from alignctl.checkpoints.manifest import Recorder
 from alignctl.config.sections import Model
@@ -46,10 +47,10 @@ def write(folder: Path, size: str) -> int:
     config = FAMILIES["llama2"].to_hf(model) | {"dtype": "bfloat16"}
     (folder / "config.json").write_text(json.dumps(config, indent=2), encoding="utf-8")
     shapes = hf_shapes(weight_map(model), model)
-    specs = {name: Spec(shape, torch.bfloat16) for name, shape in shapes.items()}
+    specs = {name: Spec(shape, BFLOAT16) for name, shape in shapes.items()}
     shards = hf.shards(specs, 5 * 10**9)
     with Recorder() as recorder:
-        hf.write(folder, shards, _tensors(shards), recorder=recorder)
+        hf.write(folder, shards, map(bits_of, _tensors(shards)), recorder=recorder)
         recorder.records(folder)
     return sum(spec.num_bytes for spec in specs.values())
 
@@ -60,9 +61,9 @@ def _tensors(shards: list[dict[str, Spec]]) -> Iterator[Tensor]:
     for shard in shards:
         for number, (name, spec) in enumerate(shard.items()):
             if "norm" in name:
-                yield torch.ones(spec.shape, dtype=spec.dtype)
+                yield torch.ones(spec.shape, dtype=torch.bfloat16)
                 continue
-            flat = torch.empty(spec.numel, dtype=spec.dtype)
+            flat = torch.empty(spec.numel, dtype=torch.bfloat16)
             for place in range(0, spec.numel, _NOISE):
                 part = flat[place : place + _NOISE]
                 part.copy_(noise.roll(97 * number + place // _NOISE)[: len(part)])

@@ -5,11 +5,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
 from alignctl.checkpoints import hf
+from alignctl.checkpoints.dtypes import bits_of
 from alignctl.checkpoints.lazy import LazyTensor, Spec
 from alignctl.checkpoints.manifest import Recorder
 from alignctl.config.sections import Head, Model
@@ -60,18 +62,15 @@ def made(tensors: Mapping[str, LazyTensor]) -> dict[str, Tensor]:
 
 def lazy(tensors: Mapping[str, Tensor]) -> dict[str, LazyTensor]:
     """As if they were still on disk."""
-    return {
-        name: LazyTensor(tuple(tensor.shape), tensor.dtype, tensor.clone, name)
-        for name, tensor in tensors.items()
-    }
+    return {name: LazyTensor.holding(tensor.clone(), name) for name, tensor in tensors.items()}
 
 
 def write_weights(folder: Path, tensors: Mapping[str, Tensor], *, max_shard_bytes: int) -> None:
     """Safetensors as a conversion writes them."""
-    specs = {name: Spec(tuple(tensor.shape), tensor.dtype) for name, tensor in tensors.items()}
+    specs = {name: Spec.of(tensor) for name, tensor in tensors.items()}
     with Recorder() as recorder:
         shards = hf.shards(specs, max_shard_bytes)
-        stream = (tensors[name] for shard in shards for name in shard)
+        stream = (bits_of(tensors[name]) for shard in shards for name in shard)
         hf.write(folder, shards, stream, recorder=recorder)
         recorder.records(folder)
 
@@ -102,6 +101,6 @@ def is_identical(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> bo
     return ours.keys() == theirs.keys() and all(
         a.dtype == theirs[name].dtype
         and a.shape == theirs[name].shape
-        and torch.equal(a.view(torch.uint8), theirs[name].view(torch.uint8))
+        and np.array_equal(bits_of(a), bits_of(theirs[name]))
         for name, a in ours.items()
     )

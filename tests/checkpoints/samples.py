@@ -12,9 +12,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.distributed.checkpoint import filesystem, state_dict_loader
+from torch.distributed.checkpoint.metadata import Metadata
 
 from alignctl.checkpoints import legacy_names, legacy_writer, manifest, mcore
 from alignctl.checkpoints.conversion import Target, convert
+from alignctl.checkpoints.dtypes import FLOAT32
 from alignctl.checkpoints.lazy import Spec
 from alignctl.checkpoints.manifest import HF_FOLDER
 from alignctl.checkpoints.source import find
@@ -140,7 +142,9 @@ def _foreign_mcore(folder: Path) -> None:
 def _arguments() -> Any:
     cut = legacy_writer.Cut(MODEL, weight_map(MODEL), TP, PP)
     rows = MODEL.padded_vocab_size(TP)
-    return legacy_writer.arguments(cut, Spec((rows, MODEL.hidden_size), torch.float32))
+    args = legacy_writer.arguments(cut, Spec((rows, MODEL.hidden_size), FLOAT32))
+    args.params_dtype = torch.float32
+    return args
 
 
 def _foreign_legacy(folder: Path) -> None:
@@ -158,6 +162,11 @@ def _pai(folder: Path) -> None:
     for tree in ranks.values():
         tree["args"] = SimpleNamespace(**vars(tree["args"]))
     save(release, ranks, file="model_rng.pt")
+
+
+def index_of(folder: Path) -> Metadata:
+    """The index of a checkpoint in the distributed format, as torch reads it."""
+    return filesystem.FileSystemReader(folder).read_metadata()
 
 
 def _read_mcore(folder: Path) -> dict[str, Tensor]:

@@ -85,6 +85,25 @@ def test_a_round_trip_returns_every_bit(
     assert {file.name for file in back.iterdir()} == names
 
 
+_WITHOUT_TORCH = """
+import sys
+sys.modules["torch"] = None  # an import of it fails
+from alignctl import cli
+sys.argv = ["alignctl", *sys.argv[1:], "--verify", "none"]
+cli.main()
+"""
+
+
+@pytest.mark.parametrize("format", ["mcore", "legacy"])
+def test_the_way_there_and_back_does_without_torch(format: str, tmp_path: Path) -> None:
+    hf, mg, back = (tmp_path / name for name in ("hf", "mg", "back"))
+    original(hf, "llama2", torch.bfloat16)
+    there = ("convert-hf2mg", "--load", hf, "--save", mg, "--format", format, "--tp", "2")
+    for command in (there, ("convert-mg2hf", "--load", mg, "--save", back)):
+        subprocess.run([sys.executable, "-c", _WITHOUT_TORCH, *map(str, command)], check=True)
+    assert is_identical(weights_of(back), weights_of(hf))
+
+
 def test_values_that_are_no_ordinary_numbers_keep_their_bits(tmp_path: Path) -> None:
     """A negative zero, the smallest and the largest number."""
     model = architecture("llama2")

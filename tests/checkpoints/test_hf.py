@@ -9,6 +9,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from alignctl.checkpoints import hf
+from alignctl.checkpoints.dtypes import FLOAT32
 from alignctl.checkpoints.hf import INDEX, SINGLE
 from alignctl.config.sections import Head, Model
 from alignctl.errors import UserError
@@ -52,7 +53,7 @@ def test_what_is_written_is_read_in_one_file_or_in_many(
         "lm",
         "transformer." if family == "bloom" else "model.",
     )
-    assert hf.common_dtype(tmp_path, folder.tensors.values()) == torch.float32
+    assert hf.common_dtype(tmp_path, folder.tensors.values()) == FLOAT32
 
 
 def test_shards_keep_their_limit_and_the_index_names_each_tensor_once(tmp_path: Path) -> None:

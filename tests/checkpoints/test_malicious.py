@@ -18,13 +18,12 @@ import torch
 from torch.distributed.checkpoint.metadata import ChunkStorageMetadata
 
 from alignctl.checkpoints.manifest import METADATA
-from alignctl.checkpoints.mcore_index import read_metadata
 from alignctl.config.convert import ConvertOptions
 from alignctl.errors import UserError
 from alignctl.launch.run_folder import LATEST
 from alignctl.stages import convert
 from tests.checkpoints.folders import write_config
-from tests.checkpoints.samples import FORMATS, MODEL, write
+from tests.checkpoints.samples import FORMATS, MODEL, index_of, write
 
 
 def refusal(name: str, folder: Path) -> str:
@@ -90,7 +89,7 @@ def test_an_index_that_would_run_code_is_refused_by_what_it_asks_for(
     wanted: str, tmp_path: Path
 ) -> None:
     marker, folder = tmp_path / "marker", write("mcore", tmp_path / "sample")
-    metadata = read_metadata(folder / "release")
+    metadata = index_of(folder / "release")
     metadata.planner_data = CALLS[wanted](marker)
     (folder / "release" / METADATA).write_bytes(pickle.dumps(metadata))
     assert f"it asks for {wanted}, which is not allowed" in refusal("mcore", folder)
@@ -105,7 +104,7 @@ PLACES = ["../out.distcp", "..", "/etc/hostname", "release/../../x", ""]
 @pytest.mark.parametrize("place", PLACES)
 def test_an_index_of_chunks_leads_nowhere_else(place: str, tmp_path: Path) -> None:
     folder = write("mcore", tmp_path / "sample")
-    metadata = read_metadata(folder / "release")
+    metadata = index_of(folder / "release")
     metadata.storage_data = {
         index: replace(info, relative_path=place) for index, info in metadata.storage_data.items()
     }
@@ -192,7 +191,7 @@ def _memo_without_end(folder: Path) -> None:
 
 
 def _chunk_without_end(folder: Path) -> None:
-    metadata = read_metadata(folder / "release")
+    metadata = index_of(folder / "release")
     entry: Any = metadata.state_dict_metadata["embedding.word_embeddings.weight"]
     entry.size = torch.Size([ROWS, MODEL.hidden_size])
     first = entry.chunks[0]
@@ -202,7 +201,7 @@ def _chunk_without_end(folder: Path) -> None:
 
 
 def _stack_without_end(folder: Path) -> None:
-    metadata = read_metadata(folder / "release")
+    metadata = index_of(folder / "release")
     for key, entry in metadata.state_dict_metadata.items():
         if key.startswith("decoder.layers.") and hasattr(entry, "size"):
             entry.size = torch.Size([10**12, *entry.size[1:]])

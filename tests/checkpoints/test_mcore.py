@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 from torch.distributed.checkpoint import filesystem, state_dict_loader
 
+from alignctl.checkpoints.dtypes import bits_of
 from alignctl.checkpoints.manifest import METADATA, Recorder
 from alignctl.checkpoints.mcore import plain_name, read, stored_name, write
-from alignctl.checkpoints.mcore_index import read_metadata
 from alignctl.errors import UserError
 from alignctl.models.families import weight_map
 from alignctl.models.weight_map import full_shape
@@ -25,6 +25,7 @@ from tests.checkpoints.folders import (
     lazy,
     made,
 )
+from tests.checkpoints.samples import index_of
 
 LAYERS = 2
 NORM = "decoder.layers.1.input_layernorm.weight"
@@ -44,7 +45,7 @@ def tensors(family: Family, dtype: torch.dtype = torch.float32) -> dict[str, Ten
 def write_all(folder: Path, full: dict[str, Tensor]) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     with Recorder() as recorder:
-        write(folder, lazy(full), iter(full.values()), num_layers=LAYERS, recorder=recorder)
+        write(folder, lazy(full), map(bits_of, full.values()), num_layers=LAYERS, recorder=recorder)
     return folder
 
 
@@ -62,7 +63,7 @@ def test_what_is_written_is_read_bit_for_bit(
     opened = read(write_all(tmp_path / "release", full))
     assert is_identical(made(opened), full)
     assert all(opened[name].shape == tuple(t.shape) for name, t in full.items())
-    assert all(opened[name].dtype == dtype for name in full)
+    assert all(opened[name].dtype.torch == dtype for name in full)
 
 
 def test_the_layers_are_stacked_as_megatron_expects_them(folder: Path) -> None:
@@ -122,7 +123,7 @@ def test_an_index_that_would_run_code_is_refused_and_not_run(
 ) -> None:
     marker = folder.parent / "marker"
     code = f"open({str(marker)!r}, 'w')" if function is exec else f"touch {marker}"
-    metadata = read_metadata(folder)
+    metadata = index_of(folder)
     metadata.planner_data = Call(function, code)
     (folder / METADATA).write_bytes(pickle.dumps(metadata))
     with pytest.raises(UserError) as error:
@@ -156,7 +157,7 @@ def test_a_truncated_file_is_named_with_the_tensor(folder: Path) -> None:
 
 
 def test_a_layer_that_no_rank_has_written_is_missed(folder: Path) -> None:
-    metadata = read_metadata(folder)
+    metadata = index_of(folder)
     entry: Any = metadata.state_dict_metadata[STORED_PROJECTION]
     entry.chunks = entry.chunks[:1]
     (folder / METADATA).write_bytes(pickle.dumps(metadata))
@@ -167,7 +168,7 @@ def test_a_layer_that_no_rank_has_written_is_missed(folder: Path) -> None:
 
 
 def test_an_index_cannot_name_a_file_outside_the_folder(folder: Path) -> None:
-    metadata = read_metadata(folder)
+    metadata = index_of(folder)
     metadata.storage_data = {
         index: replace(info, relative_path=f"../{info.relative_path}")
         for index, info in metadata.storage_data.items()
@@ -179,7 +180,7 @@ def test_an_index_cannot_name_a_file_outside_the_folder(folder: Path) -> None:
 
 def test_a_type_in_the_index_that_the_file_does_not_have_is_refused(folder: Path) -> None:
     """As many bytes: the numbers would be read as others."""
-    metadata = read_metadata(folder)
+    metadata = index_of(folder)
     entry: Any = metadata.state_dict_metadata[STORED_PROJECTION]
     entry.properties.dtype = torch.int32
     (folder / METADATA).write_bytes(pickle.dumps(metadata))
@@ -189,7 +190,7 @@ def test_a_type_in_the_index_that_the_file_does_not_have_is_refused(folder: Path
 
 def test_two_chunks_at_one_place_are_refused(folder: Path) -> None:
     """One layer would be given for the other."""
-    metadata = read_metadata(folder)
+    metadata = index_of(folder)
     first, second = (i for i in metadata.storage_data if i.fqn == STORED_PROJECTION)
     metadata.storage_data[second] = metadata.storage_data[first]
     (folder / METADATA).write_bytes(pickle.dumps(metadata))
@@ -202,7 +203,7 @@ def test_chunks_that_overlap_leave_no_hole_unseen(tmp_path: Path) -> None:
     full = tensors("llama2")
     name = "embedding.word_embeddings.weight"
     folder = write_all(tmp_path / "release", full)
-    metadata = read_metadata(folder)
+    metadata = index_of(folder)
     entry: Any = metadata.state_dict_metadata[name]
     entry.size = torch.Size([22, 16])
     entry.chunks.append(replace(entry.chunks[0]))
@@ -224,7 +225,7 @@ def test_chunks_that_overlap_leave_no_hole_unseen(tmp_path: Path) -> None:
     ],
 )
 def test_an_index_of_other_things_is_refused(change: Callable[[Any], object], folder: Path) -> None:
-    metadata = read_metadata(folder)
+    metadata = index_of(folder)
     change(metadata)
     (folder / METADATA).write_bytes(pickle.dumps(metadata))
     with pytest.raises(UserError, match="not the index of a distributed checkpoint"):

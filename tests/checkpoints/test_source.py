@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from alignctl.checkpoints import mcore
+from alignctl.checkpoints.dtypes import bits_of
 from alignctl.checkpoints.manifest import HF_FOLDER, Manifest, Recorder, record_all
 from alignctl.checkpoints.source import find
 from alignctl.errors import UserError
@@ -21,7 +22,9 @@ def write_checkpoint(folder: Path, *, iteration: int = 0) -> Path:
     shapes = {name: full_shape(row, MODEL) for name, row in weight_map(MODEL).items()}
     tensors = {name: torch.randn(shape).bfloat16() for name, shape in shapes.items()}
     with Recorder() as recorder:
-        mcore.write(folder, lazy(tensors), iter(tensors.values()), num_layers=2, recorder=recorder)
+        mcore.write(
+            folder, lazy(tensors), map(bits_of, tensors.values()), num_layers=2, recorder=recorder
+        )
         write_config(folder / HF_FOLDER, MODEL)
         Manifest(
             iteration=iteration,

@@ -14,11 +14,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from alignctl.checkpoints import source, torch_file, zero
+from alignctl.checkpoints.dtypes import BFLOAT16, FLOAT32
 from alignctl.checkpoints.lazy import read_bytes
 from alignctl.checkpoints.zero import ZeroCheckpoint
 from alignctl.checkpoints.zero_files import LATEST
@@ -214,7 +217,7 @@ def test_every_weight_has_the_bits_that_deepspeed_itself_recovers(name: str, wri
     assert (checkpoint.stage, checkpoint.num_ranks) == (case.stage, WORLD)
     for tensor in checkpoint.tensors.values():
         assert tensor.make().shape == tensor.shape
-        assert tensor.dtype == torch.float32
+        assert tensor.dtype == FLOAT32
 
 
 @pytest.mark.slow
@@ -249,7 +252,7 @@ def test_of_the_files_only_the_bytes_of_a_weight_are_read(
     """Four bytes for each trained element, two for each frozen one; none before `make`."""
     num_bytes: list[int] = []
 
-    def count(file: Path, offset: int, size: int) -> Tensor:
+    def count(file: Path, offset: int, size: int) -> NDArray[np.uint8]:
         num_bytes.append(size)
         return read_bytes(file, offset, size)
 
@@ -385,7 +388,7 @@ def test_the_weights_of_another_optimizer_are_those_of_the_model(written: Path) 
     checkpoint = read(written / "other")
     assert (checkpoint.stage, checkpoint.num_ranks) == (0, WORLD)
     weights = torch.load(written / "other" / "weights.pt")
-    assert {tensor.dtype for tensor in weights.values()} == {torch.bfloat16}
+    assert {tensor.dtype for tensor in weights.values()} == {BFLOAT16}
     assert is_identical(made(checkpoint.tensors), weights)
 
 
@@ -401,7 +404,7 @@ def test_without_optimizer_files_the_model_is_read_if_it_is_whole(
     for stage in (1, 2):
         checkpoint = read(folder.with_name(f"llama2-{stage}-bf16"))
         assert checkpoint.stage == 0
-        assert {tensor.dtype for tensor in checkpoint.tensors.values()} == {torch.bfloat16}
+        assert {tensor.dtype for tensor in checkpoint.tensors.values()} == {BFLOAT16}
         assert checkpoint.tensors.keys() == weights
     error = refusal(folder)
     assert "only a placeholder: the weights are in the optimizer's files" in error.message

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor
 
+from alignctl.checkpoints.dtypes import Bits
 from alignctl.checkpoints.torch_writer import Writer
 from tests import tiny
 from tests.stages.conftest import Alignctl, refused, snapshot
@@ -62,11 +62,11 @@ def test_what_is_written_wrong_is_found_and_removed(
     """A disk that changes one value of one tensor."""
     write = Writer.write
 
-    def write_wrong(writer: Writer, tensor: Tensor) -> None:
-        if tensor.shape[-2:] == (32, 64):  # of the second layer's feed-forward block, at last
-            tensor = tensor.clone()
-            tensor[..., 3, 5] += 1e-3
-        write(writer, tensor)
+    def write_wrong(writer: Writer, bits: Bits) -> None:
+        if bits.shape[-2:] == (32, 64):  # of the second layer's feed-forward block, at last
+            bits = bits.copy()
+            bits[..., 3, 5] ^= 1 << 12
+        write(writer, bits)
 
     monkeypatch.setattr(Writer, "write", write_wrong)
     outcome = alignctl("convert-hf2mg", "--load", "hf", "--save", tmp_path / "mg")

@@ -6,14 +6,12 @@ it finds the whole model, merged tensor by tensor when a tensor is asked for: a 
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from torch import Tensor
-
 from alignctl.checkpoints import manifest
-from alignctl.checkpoints.dtypes import TORCH_DTYPES
+from alignctl.checkpoints.dtypes import DTYPES
 from alignctl.checkpoints.identity import recorded_files, weight_files
 from alignctl.checkpoints.lazy import LazyTensor
 from alignctl.checkpoints.manifest import Base, Manifest
@@ -23,6 +21,8 @@ from alignctl.models.adapters import add_adapters, by_weight
 from alignctl.models.families import weight_map
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from alignctl.checkpoints.source import Source
 
 
@@ -125,17 +125,17 @@ def merged(
         stored: What the checkpoint holds.
     """
     assert found.adapted is not None
-    model, lora, dtype = found.model, found.adapted.lora, TORCH_DTYPES[found.dtype]
+    model, lora, dtype = found.model, found.adapted.lora, DTYPES[found.dtype]
     rows, own = weight_map(model, found.head), by_weight(model, lora)
 
     def merge(name: str) -> LazyTensor:
         full = base.tensors[name]
 
-        def make() -> Tensor:
+        def add(weight: "Tensor") -> "Tensor":
             tensors = {key: stored[key].make() for each in own[name] for key in each.names}
-            return add_adapters(full.make(), rows[name], model, lora, own[name], tensors).to(dtype)
+            return add_adapters(weight, rows[name], model, lora, own[name], tensors)
 
-        return LazyTensor(full.shape, dtype, make, f"{full.where} with its adapters")
+        return replace(full.computed(add, dtype), where=f"{full.where} with its adapters")
 
     return {
         name: stored[name]

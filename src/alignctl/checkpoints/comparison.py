@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from alignctl.checkpoints.dtypes import DType
 from alignctl.checkpoints.lazy import LazyTensor
 
 
@@ -93,9 +94,9 @@ def compare(
     return TensorComparison(len(first), tuple(found))
 
 
-def narrower(first: torch.dtype, second: torch.dtype) -> torch.dtype:
+def narrower(first: DType, second: DType) -> DType:
     """The type with the fewer bits of precision."""
-    return max(first, second, key=lambda dtype: torch.finfo(dtype).eps)
+    return max(first, second, key=lambda dtype: dtype.precision)
 
 
 def _difference(name: str, first: Tensor, second: Tensor) -> Difference | None:

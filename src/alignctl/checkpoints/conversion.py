@@ -4,20 +4,17 @@ source.tensors -> cast, checked -> padded or split -> the target's writer
                   (read ahead in a thread)            (checksums in a thread)
 """
 
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any, Literal, TypeVar
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from alignctl.checkpoints import adapted, hf, legacy_writer, manifest
 from alignctl.checkpoints.companions import copy_companions, read_json, write_config
-from alignctl.checkpoints.dtypes import name_of
+from alignctl.checkpoints.dtypes import Bits, DType, tensor_of
 from alignctl.checkpoints.lazy import LazyTensor, check_finite
 from alignctl.checkpoints.manifest import HF_FOLDER, FileRecord, Manifest, Recorder
 from alignctl.checkpoints.source import Source
@@ -25,6 +22,9 @@ from alignctl.config.sections import Model
 from alignctl.errors import UserError
 from alignctl.models.families import config_of_head, weight_map
 from alignctl.models.weight_map import Vocabulary, Weight, pad_rows
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 T = TypeVar("T")
 Format = Literal["hf", "mcore", "legacy"]
@@ -44,7 +44,7 @@ class Target:
     """
 
     format: Format
-    dtype: torch.dtype | None = None
+    dtype: DType | None = None
     tp: int = 1
     pp: int = 1
     tokenizer: Path | None = None
@@ -74,7 +74,7 @@ def convert(
     """
     dtype = target.dtype or hf.common_dtype(source.path, source.tensors.values())
     tensors = {name: tensor.to(dtype) for name, tensor in source.tensors.items()}
-    with ThreadPoolExecutor(1) as pool, Recorder() as recorder, _one_thread():
+    with ThreadPoolExecutor(1) as pool, Recorder() as recorder:
         checksums = pool.submit(_verify, source if verify_source else None)
         try:
             padded = _write(source, tensors, folder, target, recorder, on_bytes)
@@ -90,26 +90,12 @@ def convert(
             head=source.head,
             score_offset=source.manifest.score_offset if source.manifest else None,
             model=source.model,
-            dtype=name_of(dtype),
+            dtype=dtype.name,
             padded_vocab_size=padded,
             tp=target.tp,
             pp=target.pp,
             hf_prefix=source.hf_prefix,
         ).write(folder, _records(folder, target, recorder))
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """Has no operation divided among threads: reading and writing have one each already.
-
-    Threads that wait for each other would spin, on cores that others need.
-    """
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _verify(source: Source | None) -> None:
@@ -168,11 +154,12 @@ def _padded(tensor: LazyTensor, rows: int) -> LazyTensor:
 
 def _stream(
     tensors: Mapping[str, LazyTensor], names: Sequence[str], on_bytes: Callable[[int], None]
-) -> Iterator[Tensor]:
+) -> Iterator[Bits]:
     """The tensors of some names in that order, each checked."""
-    for name, tensor in zip(names, _ahead(partial(_made, tensors), names), strict=True):
+    for name, bits in zip(names, _ahead(partial(_made, tensors), names), strict=True):
+        check_finite(bits, tensors[name].dtype, tensors[name].where)
         on_bytes(tensors[name].num_bytes)
-        yield tensor
+        yield bits
 
 
 def _hf_stream(
@@ -181,19 +168,20 @@ def _hf_stream(
     parts: Sequence[hf.Part],
     model: Model,
     on_bytes: Callable[[int], None],
-) -> Iterator[Tensor]:
+) -> Iterator[Bits]:
     """Hugging Face tensors, each cut out of the full Megatron tensor it belongs to."""
 
     @lru_cache(maxsize=2)  # of one layer, what several names are cut from comes again soon
-    def cut(row: str) -> list[Tensor]:
+    def cut(row: str) -> list[Bits]:
         return rows[row].layout.split(_made(tensors, row), model)
 
     for part, pieces in zip(parts, _ahead(cut, [part.row for part in parts]), strict=True):
+        check_finite(pieces[part.number], part.dtype, tensors[part.row].where)
         on_bytes(part.num_bytes)
         yield pieces[part.number]
 
 
-def hf_tensors(source: Source) -> Iterator[tuple[str, Tensor]]:
+def hf_tensors(source: Source) -> "Iterator[tuple[str, Tensor]]":
     """Every Hugging Face tensor of a model by its full name, in model order; nothing is written.
 
     Raises:
@@ -201,30 +189,29 @@ def hf_tensors(source: Source) -> Iterator[tuple[str, Tensor]]:
     """
     rows = weight_map(source.model, source.head)
     tensors = source.tensors
-    for row, full in zip(rows.values(), _ahead(partial(_made, tensors), rows), strict=True):
-        yield from zip(row.hf, row.layout.split(full, source.model), strict=True)
+    checked = {name: tensor.checked() for name, tensor in tensors.items()}
+    for row, full in zip(rows.values(), _ahead(partial(_made, checked), rows), strict=True):
+        for name, part in zip(row.hf, row.layout.split(full, source.model), strict=True):
+            yield name, tensor_of(part, tensors[row.megatron].dtype)
 
 
-def _made(tensors: Mapping[str, LazyTensor], name: str) -> Tensor:
-    tensor = tensors[name].make()
-    check_finite(tensor, tensors[name].where)
-    return tensor
+def _made(tensors: Mapping[str, LazyTensor], name: str) -> Bits:
+    return tensors[name].bits()
 
 
 def _ahead(make: Callable[[str], T], names: Iterable[str]) -> Iterator[T]:
-    """What is made of some names in that order, the next one in a thread meanwhile."""
+    """What is made of some names in that order, the next two in a thread meanwhile."""
     with ThreadPoolExecutor(1) as pool:
-        pending = None
+        pending: deque[Future[T]] = deque()
         for name in names:
-            upcoming = pool.submit(make, name)
-            if pending is not None:
-                yield pending.result()
-            pending = upcoming
-        if pending is not None:
-            yield pending.result()
+            pending.append(pool.submit(make, name))
+            if len(pending) > 2:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
 
 
-def write_companions(source: Source, dtype: torch.dtype, folder: Path, target: Target) -> None:
+def write_companions(source: Source, dtype: DType, folder: Path, target: Target) -> None:
     """Writes config and tokenizer files.
 
     The config stays as it is, byte for byte, unless its type or its head would be wrong.
@@ -243,8 +230,8 @@ def write_companions(source: Source, dtype: torch.dtype, folder: Path, target: T
             write_config(beside, new)
 
 
-def _config(source: Source, dtype: torch.dtype, old: Mapping[str, Any]) -> dict[str, Any]:
+def _config(source: Source, dtype: DType, old: Mapping[str, Any]) -> dict[str, Any]:
     key = "torch_dtype" if "torch_dtype" in old and "dtype" not in old else "dtype"
-    is_right = old.get(key, "float32") == name_of(dtype)
-    changes = {} if is_right else {key: name_of(dtype)}
+    is_right = old.get(key, "float32") == dtype.name
+    changes = {} if is_right else {key: dtype.name}
     return {**old, **changes, **config_of_head(source.model, source.head, old)}

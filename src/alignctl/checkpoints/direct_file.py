@@ -11,6 +11,7 @@ import fcntl
 import io
 import mmap
 import os
+from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
@@ -21,12 +22,15 @@ BLOCK_BYTES = 8 << 20
 """Bytes that are written at once. A shorter file goes through the cache, as the end of any does:
 only whole pages can go past it."""
 
+_NUM_BLOCKS = 4
+"""Of which one is filled while the others wait for the disk: tensors come in bursts."""
+
 _O_DIRECT = getattr(os, "O_DIRECT", 0)
 """Which Linux has, and file systems of it may refuse."""
 
 
 class DirectFile(io.RawIOBase):
-    """Fills one block while a thread writes the other. It cannot seek.
+    """Fills one block while a thread writes the others. It cannot seek.
 
     An error of the disk is raised by a later call, `close` at the latest, and by all that follow:
     nothing is written behind what is missing.
@@ -42,17 +46,21 @@ class DirectFile(io.RawIOBase):
         self._file = file
         self._pool = ThreadPoolExecutor(1)
         # Memory of its own begins with a page, as the disk wants it.
-        self._blocks = [memoryview(mmap.mmap(-1, BLOCK_BYTES)) for _ in range(2)]
+        self._free = [memoryview(mmap.mmap(-1, BLOCK_BYTES)) for _ in range(_NUM_BLOCKS)]
+        self._block = self._free.pop()
         self._filled = 0
         self._num_bytes = 0
-        self._pending: Future[None] | None = None
+        self._pending: deque[Future[memoryview]] = deque()
+        self._error: OSError | None = None
         self._is_direct = False
 
     def write(self, content: "Buffer") -> int:
         """Takes as much as there is room for; returns how much that was."""
+        if self._error is not None:
+            raise self._error
         whole = memoryview(content).cast("B")
         count = min(len(whole), BLOCK_BYTES - self._filled)
-        self._blocks[0][self._filled : self._filled + count] = whole[:count]
+        self._block[self._filled : self._filled + count] = whole[:count]
         self._filled += count
         self._num_bytes += count
         if self._filled == BLOCK_BYTES:
@@ -60,27 +68,30 @@ class DirectFile(io.RawIOBase):
         return count
 
     def _hand_over(self) -> None:
-        """Has the full block written, once the other one is."""
-        if self._pending is None:
+        """Has the full block written, and takes one that is."""
+        if self._num_bytes == BLOCK_BYTES:
             with contextlib.suppress(OSError):  # not on this file system
                 self._set_direct(wanted=True)
-        else:
-            self._pending.result()
-        self._pending = self._pool.submit(self._write, self._blocks[0])
-        self._blocks.reverse()
+        self._pending.append(self._pool.submit(self._write, self._block))
+        self._block = self._free.pop() if self._free else self._pending.popleft().result()
         self._filled = 0
 
-    def _write(self, rest: memoryview) -> None:
+    def _write(self, block: memoryview) -> memoryview:
+        rest = block
         while rest:
+            if self._error is not None:
+                raise self._error
             try:
                 count = os.write(self._file.fileno(), rest)
             except OSError as error:
                 # The disk may want larger units than pages, or have written less than one.
                 if error.errno != errno.EINVAL or not self._is_direct:
-                    raise
+                    self._error = error
+                    continue
                 self._set_direct(wanted=False)
             else:
                 rest = rest[count:]
+        return block
 
     def _set_direct(self, *, wanted: bool) -> None:
         flags = fcntl.fcntl(self._file, fcntl.F_GETFL)
@@ -97,11 +108,11 @@ class DirectFile(io.RawIOBase):
         if self.closed:
             return
         try:
-            if self._pending is not None:
-                self._pending.result()
+            while self._pending:
+                self._pending.popleft().result()
             if self._is_direct:
                 self._set_direct(wanted=False)
-            self._write(self._blocks[0][: self._filled])
+            self._write(self._block[: self._filled])
         finally:
             self._pool.shutdown()
             self._file.close()

@@ -1,14 +1,15 @@
 """A model with more rows in its vocabulary than it was saved with."""
 
 from dataclasses import replace
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from alignctl.checkpoints.lazy import LazyTensor
 from alignctl.checkpoints.source import Source
 from alignctl.models.families import weight_map
 from alignctl.models.weight_map import Vocabulary
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def extended(source: Source, extra: int) -> Source:
@@ -38,8 +39,10 @@ def extended(source: Source, extra: int) -> Source:
 
 
 def _grown(tensor: LazyTensor, rows: int) -> LazyTensor:
-    def grow(table: Tensor) -> Tensor:
+    def grow(table: "Tensor") -> "Tensor":
+        import torch
+
         mean = table.double().mean(dim=0).to(table.dtype)
         return torch.cat([table, mean.expand(rows - len(table), -1)])
 
-    return tensor.map((rows, *tensor.shape[1:]), grow)
+    return tensor.computed(grow, shape=(rows, *tensor.shape[1:]))

@@ -4,16 +4,12 @@ import json
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import reduce
 from pathlib import Path
 from typing import Any, TypeVar
 
-import torch
-from torch import Tensor
-
 from alignctl.checkpoints import safetensors_file, torch_file
 from alignctl.checkpoints.companions import read_json
-from alignctl.checkpoints.dtypes import name_of
+from alignctl.checkpoints.dtypes import FLOAT32, FLOATS, Bits, DType
 from alignctl.checkpoints.lazy import LazyTensor, Spec
 from alignctl.checkpoints.manifest import Recorder
 from alignctl.config.sections import Head, Model
@@ -30,8 +26,6 @@ _REWARD_PREFIX = re.compile(r"^rwtran[a-z]*\.")
 """Of the reward models of DeepSpeed-Chat; PAI-Megatron-Patch spells it in another way."""
 
 SpecT = TypeVar("SpecT", bound=Spec)
-
-_FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 
 
 @dataclass(frozen=True)
@@ -154,15 +148,15 @@ def check_names(
                 f"{tensor.where}: shape {list(tensor.shape)}, but the model's config asks for "
                 f"{list(shape)}"
             )
-        if tensor.dtype not in _FLOATS:
+        if tensor.dtype not in FLOATS:
             raise UserError(
-                f"{tensor.where}: its type is {name_of(tensor.dtype)}",
-                f"supported types: {', '.join(map(name_of, _FLOATS))}; a quantised model cannot "
-                "be trained",
+                f"{tensor.where}: its type is {tensor.dtype.name}",
+                f"supported types: {', '.join(each.name for each in FLOATS)}; a quantised model "
+                "cannot be trained",
             )
 
 
-def common_dtype(path: Path, tensors: Iterable[LazyTensor]) -> torch.dtype:
+def common_dtype(path: Path, tensors: Iterable[LazyTensor]) -> DType:
     """The dtype of the weights.
 
     Raises:
@@ -170,7 +164,7 @@ def common_dtype(path: Path, tensors: Iterable[LazyTensor]) -> torch.dtype:
     """
     examples = {tensor.dtype: tensor.where for tensor in tensors}
     if len(examples) > 1:
-        found = "\n  ".join(sorted(f"{name_of(t)}: {where}" for t, where in examples.items()))
+        found = "\n  ".join(sorted(f"{t.name}: {where}" for t, where in examples.items()))
         raise UserError(
             f"{path}: the tensors have different types:\n  {found}",
             "choose one for all of them with --dtype; fp32 keeps every value",
@@ -192,12 +186,13 @@ def merged(folder: HFFolder) -> dict[str, LazyTensor]:
 
 
 def _merged(row: Weight, parts: Sequence[LazyTensor], model: Model) -> LazyTensor:
-    dtype = reduce(torch.promote_types, (part.dtype for part in parts))
+    dtypes = {part.dtype for part in parts}
+    dtype = dtypes.pop() if len(dtypes) == 1 else FLOAT32
     same = [part.to(dtype) for part in parts]
     return LazyTensor(
         full_shape(row, model),
         dtype,
-        lambda: row.layout.merge([part.make() for part in same], model),
+        lambda: row.layout.merge([part.bits() for part in same], model),
         parts[0].where,
     )
 
@@ -316,7 +311,7 @@ def shards(specs: Mapping[str, SpecT], max_shard_bytes: int) -> list[dict[str, S
 def write(
     folder: Path,
     shards: Sequence[Mapping[str, Spec]],
-    tensors: Iterator[Tensor],
+    tensors: Iterator[Bits],
     *,
     recorder: Recorder,
 ) -> None:

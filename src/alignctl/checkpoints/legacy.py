@@ -11,12 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from torch import Tensor
-
 from alignctl.checkpoints import legacy_names, torch_file
+from alignctl.checkpoints.dtypes import Bits
 from alignctl.checkpoints.lazy import LazyTensor
 from alignctl.checkpoints.megatron_args import family_of
 from alignctl.checkpoints.rank_files import Grid, grid
+from alignctl.checkpoints.restricted_pickle import Inert
 from alignctl.errors import UserError
 from alignctl.models.families import FAMILIES
 from alignctl.models.weight_map import REPLICATED, SCORE_HEADS, VOCABULARY, Layout
@@ -82,7 +82,7 @@ def _read(folder: Path, found: Grid) -> LegacyCheckpoint:
     trees = {place: _tree(file) for place, file in found.files.items()}
     first = trees[0, 0]
     args = first.get("args")
-    if args is None or isinstance(args, torch_file.Inert):
+    if args is None or isinstance(args, Inert):
         raise UserError(f"{found.files[0, 0]}: no `args` in it, which tell the architecture")
     _check_layout(folder, found, args)
     version = first.get("checkpoint_version") or 0
@@ -193,11 +193,11 @@ def _reorder(name: str, tensor: LazyTensor, args: Any, version: float, tp: int) 
     if tensor.shape[0] % (3 * heads):
         raise ValueError(f"{tensor.shape[0]} rows of queries, keys and values of {heads} heads")
 
-    def change(rows: Tensor) -> Tensor:
+    def change(rows: Bits) -> Bits:
         rest = rows.shape[1:]
         if version < 1:
-            return rows.reshape(3, heads, -1, *rest).transpose(0, 1).reshape(rows.shape)
-        return rows.reshape(heads, -1, 3, *rest).transpose(1, 2).reshape(rows.shape)
+            return rows.reshape(3, heads, -1, *rest).swapaxes(0, 1).reshape(rows.shape)
+        return rows.reshape(heads, -1, 3, *rest).swapaxes(1, 2).reshape(rows.shape)
 
     return tensor.map(tensor.shape, change)
 
@@ -234,6 +234,6 @@ def _joined(
     return LazyTensor(
         layout.unshard_shape(shards[0].shape, tp),
         shards[0].dtype,
-        lambda: layout.unshard([shard.make() for shard in shards]),
+        lambda: layout.unshard([shard.bits() for shard in shards]),
         f"{folder}: {name}",
     )

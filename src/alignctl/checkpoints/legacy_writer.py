@@ -10,10 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from alignctl.checkpoints import legacy_names
+from alignctl.checkpoints.dtypes import BFLOAT16, FLOAT16, Bits
 from alignctl.checkpoints.lazy import Spec
 from alignctl.checkpoints.manifest import Recorder
 from alignctl.checkpoints.rank_files import FILE_NAMES, folder_name
@@ -76,7 +74,7 @@ def write(
     folder: Path,
     cut: Cut,
     specs: Mapping[str, Spec],
-    tensors: Iterator[Tensor],
+    tensors: Iterator[Bits],
     *,
     recorder: Recorder,
 ) -> None:
@@ -206,8 +204,8 @@ def arguments(cut: Cut, embedding: Spec) -> Namespace:
         data_parallel_size=1,
         world_size=cut.tp * cut.pp,
         params_dtype=dtype,
-        bf16=dtype == torch.bfloat16,
-        fp16=dtype == torch.float16,
+        bf16=dtype == BFLOAT16,
+        fp16=dtype == FLOAT16,
         iteration=0,
         consumed_train_samples=0,
         consumed_valid_samples=0,

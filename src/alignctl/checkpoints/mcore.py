@@ -8,27 +8,18 @@ them, which is what every Megatron-Core model asks for.
 
 import json
 import math
-import pickle
 import re
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 
-import torch
-from torch import Tensor
-from torch.distributed.checkpoint.filesystem import _StorageInfo
-from torch.distributed.checkpoint.metadata import (
-    BytesStorageMetadata,
-    ChunkStorageMetadata,
-    Metadata,
-    MetadataIndex,
-    TensorProperties,
-    TensorStorageMetadata,
-)
+import numpy as np
 
-from alignctl.checkpoints import torch_file, torch_writer
+from alignctl.checkpoints import mcore_index, torch_file, torch_writer
+from alignctl.checkpoints.dtypes import Bits
 from alignctl.checkpoints.lazy import LazyTensor, Spec
 from alignctl.checkpoints.manifest import METADATA, Recorder
-from alignctl.checkpoints.mcore_index import read_metadata
+from alignctl.checkpoints.mcore_index import Blob, Chunk, Entry
 from alignctl.errors import UserError
 
 COMMON = "common.pt"
@@ -82,7 +73,7 @@ def plain_name(stored: str) -> str:
 def write(
     folder: Path,
     specs: Mapping[str, Spec],
-    tensors: Iterator[Tensor],
+    tensors: Iterator[Bits],
     *,
     num_layers: int,
     recorder: Recorder,
@@ -97,27 +88,32 @@ def write(
         num_layers: Layers of the model.
         recorder: Opens the file with the weights.
     """
-    contents: dict[str, TensorStorageMetadata | BytesStorageMetadata] = {}
-    places: dict[MetadataIndex, _StorageInfo] = {}
+    entries: dict[str, Entry] = {}
+    blobs: dict[str, Blob] = {}
     with recorder.open(folder / WEIGHTS) as stream:
         for name, spec in specs.items():
-            index, size = _describe(name, spec, num_layers, contents)
+            key, layer = stored_name(name)
+            stack = () if layer is None else (1,)
+            size = (*stack, *spec.shape)
             start = stream.tell()
             with torch_writer.Writer(stream, Spec(size, spec.dtype)) as writer:
                 writer.write(next(tensors).reshape(size))
-            places[index] = _StorageInfo(WEIGHTS, start, stream.tell() - start)
+            offsets = (layer or 0, *[0] * (len(size) - 1))
+            chunk = Chunk(offsets, size, WEIGHTS, start, stream.tell() - start)
+            whole = (*(num_layers for _ in stack), *spec.shape)
+            entry = entries.setdefault(key, Entry(whole, spec.dtype, ()))
+            entries[key] = replace(entry, chunks=(*entry.chunks, chunk))
         for layer in range(num_layers):
             for linear in _LINEARS:
                 key = f"decoder.layers.{linear}._extra_state/shard_{layer}_{num_layers}"
                 start = stream.tell()
                 with torch_writer.Writer(stream, [None]):
                     pass
-                contents[key] = BytesStorageMetadata()
-                places[MetadataIndex(key)] = _StorageInfo(WEIGHTS, start, stream.tell() - start)
-    index_bytes = pickle.dumps(Metadata(contents, None, places))
-    (folder / METADATA).write_bytes(index_bytes)
+                blobs[key] = Blob(WEIGHTS, start, stream.tell() - start)
+    mcore_index.write(folder, entries, blobs)
     # What Megatron-Core's own save puts beside the tensors.
-    torch.save({}, folder / COMMON)
+    with (folder / COMMON).open("wb") as stream, torch_writer.Writer(stream, {}):
+        pass
     backend = {
         "sharded_backend": "torch_dist",
         "sharded_backend_version": 1,
@@ -125,26 +121,6 @@ def write(
         "common_backend_version": 1,
     }
     (folder / "metadata.json").write_text(json.dumps(backend), encoding="utf-8")
-
-
-def _describe(
-    name: str,
-    spec: Spec,
-    num_layers: int,
-    contents: dict[str, TensorStorageMetadata | BytesStorageMetadata],
-) -> tuple[MetadataIndex, tuple[int, ...]]:
-    """Enters a tensor into the index; returns its place there and its shape in the file."""
-    key, layer = stored_name(name)
-    size = spec.shape if layer is None else (1, *spec.shape)
-    whole = spec.shape if layer is None else (num_layers, *spec.shape)
-    offsets = torch.Size([layer or 0, *[0] * (len(size) - 1)])
-    entry = contents.setdefault(
-        key,
-        TensorStorageMetadata(TensorProperties(dtype=spec.dtype), torch.Size(whole), []),
-    )
-    assert isinstance(entry, TensorStorageMetadata)
-    entry.chunks.append(ChunkStorageMetadata(offsets, torch.Size(size)))
-    return MetadataIndex(key, offsets, index=len(entry.chunks) - 1), size
 
 
 # ---- reading ----
@@ -156,86 +132,70 @@ def read(folder: Path) -> dict[str, LazyTensor]:
     Raises:
         UserError: The index is missing, damaged, or would import something beyond its classes.
     """
-    metadata = read_metadata(folder)
-    _check_places(folder, metadata)
     found: dict[str, LazyTensor] = {}
-    for key, entry in metadata.state_dict_metadata.items():
-        if not isinstance(entry, TensorStorageMetadata) or not key.startswith(_PARTS):
+    for key, entry in mcore_index.read(folder).items():
+        if not key.startswith(_PARTS):
             continue
-        size = tuple(entry.size)
         if not key.startswith("decoder.layers.") or _LAYER.match(key):
-            found[plain_name(key)] = _lazy(folder, metadata, key, None, size)
+            found[plain_name(key)] = _lazy(folder, key, entry, None)
             continue
-        if not size or size[0] > _MAX_LAYERS:
-            raise UserError(f"{folder / METADATA}: {key} is of shape {list(size)}: no layers")
-        for layer in range(size[0]):
+        if not entry.shape or entry.shape[0] > _MAX_LAYERS:
+            raise UserError(
+                f"{folder / METADATA}: {key} is of shape {list(entry.shape)}: no layers"
+            )
+        for layer in range(entry.shape[0]):
             name = key.replace("decoder.layers.", f"decoder.layers.{layer}.", 1)
-            found[plain_name(name)] = _lazy(folder, metadata, key, layer, size[1:])
+            found[plain_name(name)] = _lazy(folder, key, entry, layer)
     return found
 
 
-def _check_places(folder: Path, metadata: Metadata) -> None:
-    """Two chunks at one place are a damaged index, which would give one tensor for another."""
-    seen: dict[tuple[str, int], MetadataIndex] = {}
-    for index, place in metadata.storage_data.items():
-        other = seen.setdefault((str(place.relative_path), place.offset), index)
-        if other is not index:
-            raise UserError(
-                f"{folder / METADATA}: {index.fqn} and {other.fqn} lie at the same place",
-                "the index is damaged: copy the checkpoint again, or use an older one",
-            )
-
-
-def _lazy(
-    folder: Path, metadata: Metadata, key: str, layer: int | None, shape: tuple[int, ...]
-) -> LazyTensor:
-    entry = metadata.state_dict_metadata[key]
-    assert isinstance(entry, TensorStorageMetadata)
-    dtype = entry.properties.dtype
+def _lazy(folder: Path, key: str, entry: Entry, layer: int | None) -> LazyTensor:
+    """A tensor, or that of one layer in a stack."""
+    inner = slice(0 if layer is None else 1, None)
+    shape, dtype = entry.shape[inner], entry.dtype
     chunks = [
         chunk
         for chunk in entry.chunks
         if layer is None or chunk.offsets[0] <= layer < chunk.offsets[0] + chunk.sizes[0]
     ]
 
-    def make() -> Tensor:
+    def bits() -> Bits:
         # All are looked at before memory is taken for what they claim to be.
-        parts = [_chunk(folder, metadata, key, chunk) for chunk in chunks]
-        inner = slice(0 if layer is None else 1, None)
+        parts = [_chunk(folder, key, entry, chunk) for chunk in chunks]
         if sum(math.prod(part.shape[inner]) for part in parts) != math.prod(shape):
             raise UserError(
                 f"{folder}: {key} is incomplete" + ("" if layer is None else f" for layer {layer}"),
                 "the checkpoint is damaged: copy it again, or use an older one",
             )
 
-        def piece(number: int) -> Tensor:
-            made = parts[number].make()
-            return made if layer is None else made[layer - chunks[number].offsets[0]]
+        def piece(number: int) -> Bits:
+            made = parts[number].bits()
+            if layer is None:
+                return made
+            found: Bits = made[layer - chunks[number].offsets[0]]
+            return found
 
         if len(parts) == 1:
             return piece(0)
         # Where chunks overlap, they leave holes: those are not numbers, and so refused.
-        whole = torch.full(shape, torch.nan, dtype=dtype)
+        whole = np.full(shape, np.iinfo(dtype.bits).max, dtype.bits)
         for number, chunk in enumerate(chunks):
             places = zip(chunk.offsets[inner], chunk.sizes[inner], strict=True)
             whole[tuple(slice(start, start + size) for start, size in places)] = piece(number)
         return whole
 
-    return LazyTensor(shape, dtype, make, f"{folder}: {key}")
+    return LazyTensor(shape, dtype, bits, f"{folder}: {key}")
 
 
-def _chunk(folder: Path, metadata: Metadata, key: str, chunk: ChunkStorageMetadata) -> LazyTensor:
+def _chunk(folder: Path, key: str, entry: Entry, chunk: Chunk) -> LazyTensor:
     """Finds a chunk, which is read whole; it is a file of `torch.save` within the file."""
-    place = metadata.storage_data.get(MetadataIndex(key, chunk.offsets))
-    if not isinstance(place, _StorageInfo):
+    if chunk.file is None:
         raise UserError(f"{folder / METADATA}: {key} has a chunk without a place")
-    if Path(place.relative_path).name != place.relative_path:
-        raise UserError(f"{folder / METADATA}: {place.relative_path} lies outside the folder")
-    file = folder / place.relative_path
-    tensor = torch_file.read(file, start=place.offset, length=place.length)
-    entry = metadata.state_dict_metadata[key]
-    assert isinstance(entry, TensorStorageMetadata)
-    expected = (tuple(chunk.sizes), entry.properties.dtype)
+    if Path(chunk.file).name != chunk.file:
+        raise UserError(f"{folder / METADATA}: {chunk.file} lies outside the folder")
+    file = folder / chunk.file
+    tensor = torch_file.read(file, start=chunk.start, length=chunk.length)
+    expected = (chunk.sizes, entry.dtype)
     if not isinstance(tensor, LazyTensor) or (tensor.shape, tensor.dtype) != expected:
         raise UserError(f"{file}: {key}: a chunk is not the tensor that the index tells of")
     return tensor

@@ -9,14 +9,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from alignctl.checkpoints import hf, safetensors_file
 from alignctl.checkpoints.adapted import verify
-from alignctl.checkpoints.lazy import LazyTensor, check_finite
+from alignctl.checkpoints.lazy import LazyTensor
 from alignctl.config.sections import Head, Lora, Model
 from alignctl.errors import RunError, UserError
 from alignctl.models.adapters import PEFT_PREFIX, adapter_map
-from alignctl.models.score_head import MODULES
-from alignctl.models.weight_map import SCORE_HEADS
+from alignctl.models.weight_map import HEAD_MODULES, SCORE_HEADS
 
 if TYPE_CHECKING:
     from alignctl.checkpoints.source import Source
@@ -80,13 +81,11 @@ def write(source: "Source", folder: Path) -> None:
     with (folder / WEIGHTS).open("wb") as stream:
         writer = safetensors_file.Writer(stream, tensors)
         for tensor in tensors.values():
-            made = tensor.make()
-            check_finite(made, tensor.where)
-            writer.write(made)
+            writer.write(tensor.checked().bits())
     write_config(folder, source.model, source.adapted.lora, source.head, source.adapted.base.path)
     written = safetensors_file.read(folder / WEIGHTS)
     for name, tensor in tensors.items():
-        if not written[name].make().equal(tensor.make()):
+        if not np.array_equal(written[name].bits(), tensor.bits()):
             raise RunError(f"{folder / WEIGHTS}: {name} differs from {tensor.where}")
 
 
@@ -110,7 +109,7 @@ def write_config(folder: Path, model: Model, lora: Lora, head: Head, base: Path)
         "lora_dropout": 0.0,
         "bias": "none",
         "target_modules": list(lora.modules(model.family)),
-        "modules_to_save": None if head == "lm" else [MODULES[head]],
+        "modules_to_save": None if head == "lm" else [HEAD_MODULES[head]],
         "inference_mode": True,
     }
     text = json.dumps(config, indent=2, sort_keys=True) + "\n"

@@ -10,28 +10,27 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import torch
 from safetensors import SafetensorError, safe_open
-from torch import Tensor
 
-from alignctl.checkpoints.lazy import LazyTensor, Spec, as_bytes, read_bytes, unreadable
+from alignctl.checkpoints.dtypes import DTYPES, Bits, as_bytes
+from alignctl.checkpoints.lazy import LazyTensor, Spec, read_bytes, unreadable
 from alignctl.errors import UserError
 
-DTYPES = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "F8_E4M3": torch.float8_e4m3fn,
-    "F8_E5M2": torch.float8_e5m2,
-    "I64": torch.int64,
-    "I32": torch.int32,
-    "I16": torch.int16,
-    "I8": torch.int8,
-    "U8": torch.uint8,
-    "BOOL": torch.bool,
+_NAMES = {
+    "F64": "float64",
+    "F32": "float32",
+    "F16": "float16",
+    "BF16": "bfloat16",
+    "F8_E4M3": "float8_e4m3fn",
+    "F8_E5M2": "float8_e5m2",
+    "I64": "int64",
+    "I32": "int32",
+    "I16": "int16",
+    "I8": "int8",
+    "U8": "uint8",
+    "BOOL": "bool",
 }
-"""By the names in headers."""
+"""Of types, by those in headers."""
 
 _ALIGNMENT = 8
 """Headers are filled up with spaces so that the weights begin at a multiple of this."""
@@ -44,7 +43,7 @@ def read(file: Path) -> dict[str, LazyTensor]:
         UserError: It cannot be read, is damaged or cut short, or is not a safetensors file.
     """
     try:
-        with safe_open(file, framework="pt"):  # checks names, types, offsets and the file's size
+        with safe_open(file, framework="np"):  # checks names, types, offsets and the file's size
             pass
         with file.open("rb") as stream:
             length = int.from_bytes(stream.read(8), "little")
@@ -56,16 +55,16 @@ def read(file: Path) -> dict[str, LazyTensor]:
 
 
 def _lazy(file: Path, name: str, entry: Mapping[str, Any], start: int) -> LazyTensor:
-    if entry["dtype"] not in DTYPES:
+    if entry["dtype"] not in _NAMES:
         raise UserError(f"{file}: {name} is of type {entry['dtype']}, which is not supported")
-    dtype = DTYPES[entry["dtype"]]
+    dtype = DTYPES[_NAMES[entry["dtype"]]]
     shape: tuple[int, ...] = tuple(entry["shape"])
     begin, end = map(int, entry["data_offsets"])
 
-    def make() -> Tensor:
-        return read_bytes(file, start + begin, end - begin).view(dtype).reshape(shape)
+    def bits() -> Bits:
+        return read_bytes(file, start + begin, end - begin).view(dtype.bits).reshape(shape)
 
-    return LazyTensor(shape, dtype, make, f"{file}: {name}")
+    return LazyTensor(shape, dtype, bits, f"{file}: {name}")
 
 
 class Writer:
@@ -78,13 +77,13 @@ class Writer:
             stream: An empty file; the caller closes it.
             specs: What will be written, in that order.
         """
-        names = {dtype: name for name, dtype in DTYPES.items()}
+        names = {name: theirs for theirs, name in _NAMES.items()}
         header: dict[str, object] = {"__metadata__": {"format": "pt"}}
         position = 0
         for name, spec in specs.items():
             end = position + spec.num_bytes
             header[name] = {
-                "dtype": names[spec.dtype],
+                "dtype": names[spec.dtype.name],
                 "shape": list(spec.shape),
                 "data_offsets": [position, end],
             }
@@ -94,6 +93,6 @@ class Writer:
         self._stream = stream
         self._stream.write(len(text).to_bytes(8, "little") + text)
 
-    def write(self, tensor: Tensor) -> None:
+    def write(self, bits: Bits) -> None:
         """Writes the next tensor."""
-        self._stream.write(as_bytes(tensor))
+        self._stream.write(as_bytes(bits))

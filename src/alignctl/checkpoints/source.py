@@ -9,7 +9,6 @@ from typing import Any, Literal
 from alignctl.checkpoints import hf, legacy, manifest, peft, rank_files, torch_file, zero
 from alignctl.checkpoints.adapted import Adapters, base_folder, check_base, merged
 from alignctl.checkpoints.companions import read_json
-from alignctl.checkpoints.dtypes import name_of
 from alignctl.checkpoints.lazy import LazyTensor
 from alignctl.checkpoints.manifest import HF_FOLDER, METADATA, Manifest
 from alignctl.checkpoints.megatron_args import model_from
@@ -337,7 +336,7 @@ def _has_config(folder: Path) -> bool:
 
 
 def _about(model: Model, head: Head, tensors: Mapping[str, LazyTensor]) -> str:
-    dtypes = sorted({name_of(tensor.dtype) for tensor in tensors.values()})
+    dtypes = sorted({tensor.dtype.name for tensor in tensors.values()})
     what = {"lm": "", "linear": " reward model", "pooler": " reward model (two-layer head)"}[head]
     return f"{model.family}{what}, {model.num_layers} layers, {' and '.join(dtypes)}"
 

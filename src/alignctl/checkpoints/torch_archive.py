@@ -5,65 +5,85 @@ torch itself compares no checksum, and takes whatever sizes an archive claims.
 
 import struct
 import zipfile
-import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
 
-from torch import Tensor
+import numpy as np
+from isal import isal_zlib
+from numpy.typing import NDArray
 
-from alignctl.checkpoints.lazy import as_bytes, read_bytes
+from alignctl.checkpoints.lazy import read_bytes
 from alignctl.errors import UserError
 
 _CHUNK = 8 << 20
 """Bytes that are read at once."""
 
+_DESCRIPTION = "data.pkl"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """The bytes of one storage.
+
+    Attributes:
+        begin: Where they begin in the archive.
+        num_bytes: How many there are.
+        checksum: Their CRC-32.
+    """
+
+    begin: int
+    num_bytes: int
+    checksum: int
+
 
 @dataclass(frozen=True)
 class Archive:
-    """Where the storages of a file are.
+    """What is in a file.
 
     Attributes:
         file: The file.
         start: Where the archive begins in it.
-        entries: The archive's entries, by the offset of their bytes in the archive; none where the
-            file is of the time before archives.
+        description: The pickle of the objects.
+        storages: By their keys.
         has_checksums: torch can leave them out; then all are zero.
     """
 
     file: Path
     start: int
-    entries: Mapping[int, zipfile.ZipInfo]
+    description: bytes
+    storages: Mapping[str, Entry]
     has_checksums: bool
-    _verified: set[int] = field(default_factory=set)
+    _verified: set[str] = field(default_factory=set)
 
-    def compare(self, begin: int, content: Tensor, where: str) -> None:
+    def compare(self, key: str, content: NDArray[np.uint8], where: str) -> None:
         """Compares the bytes of a storage, which were read already, with their checksum.
 
         Raises:
             UserError: They are not those that were written.
         """
-        self._compare(begin, zlib.crc32(as_bytes(content)), where)
+        if self.has_checksums:
+            self._compare(key, isal_zlib.crc32(content.data), where)
 
-    def verify(self, begin: int, where: str) -> None:
+    def verify(self, key: str, where: str) -> None:
         """Reads a storage of which only parts are wanted, once, and compares its checksum.
 
         Raises:
             UserError: Its bytes are not those that were written.
         """
-        if begin in self._verified or not self.has_checksums:
+        if key in self._verified or not self.has_checksums:
             return
-        size, checksum = self.entries[begin].file_size, 0
-        for done in range(0, size, _CHUNK):
-            offset = self.start + begin + done
-            content = read_bytes(self.file, offset, min(_CHUNK, size - done))
-            checksum = zlib.crc32(as_bytes(content), checksum)
-        self._compare(begin, checksum, where)
-        self._verified.add(begin)
+        entry, checksum = self.storages[key], 0
+        for done in range(0, entry.num_bytes, _CHUNK):
+            offset = self.start + entry.begin + done
+            content = read_bytes(self.file, offset, min(_CHUNK, entry.num_bytes - done))
+            checksum = isal_zlib.crc32(content.data, checksum)
+        self._compare(key, checksum, where)
+        self._verified.add(key)
 
-    def _compare(self, begin: int, checksum: int, where: str) -> None:
-        if self.has_checksums and checksum != self.entries[begin].CRC:
+    def _compare(self, key: str, checksum: int, where: str) -> None:
+        if checksum != self.storages[key].checksum:
             raise UserError(
                 f"{where}: its checksum differs from the one in the file",
                 "the file is damaged: copy or download it again",
@@ -82,7 +102,7 @@ def open_archive(file: Path, start: int, part: IO[bytes]) -> Archive:
         ValueError: It is an archive that torch does not write.
         zipfile.BadZipFile: It is damaged.
     """
-    found = {}
+    storages, description = {}, None
     with zipfile.ZipFile(part) as archive:
         entries = archive.infolist()
         has_checksums = any(entry.CRC for entry in entries)
@@ -92,14 +112,18 @@ def open_archive(file: Path, start: int, part: IO[bytes]) -> Archive:
             part.seek(entry.header_offset + 26)
             name_length, extra_length = struct.unpack("<HH", part.read(4))
             begin = entry.header_offset + 30 + name_length + extra_length
-            found[begin] = entry
             name = entry.filename.partition("/")[2]
             if name.startswith("data/"):
+                storages[name.removeprefix("data/")] = Entry(begin, entry.file_size, entry.CRC)
                 continue
             part.seek(begin)
             content = part.read(entry.file_size)
-            if has_checksums and zlib.crc32(content) != entry.CRC:
+            if has_checksums and isal_zlib.crc32(content) != entry.CRC:
                 raise ValueError(f"the checksum of {entry.filename} in it differs")
             if name == "byteorder" and content != b"little":
                 raise ValueError("its numbers are not in little-endian order")
-    return Archive(file, start, found, has_checksums)
+            if name == _DESCRIPTION:
+                description = content
+    if description is None:
+        raise ValueError(f"no {_DESCRIPTION} in it")
+    return Archive(file, start, description, storages, has_checksums)

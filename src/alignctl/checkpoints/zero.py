@@ -13,10 +13,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-from torch import Tensor
+import numpy as np
 
 from alignctl.checkpoints import torch_file
+from alignctl.checkpoints.dtypes import FLOAT32, Bits
 from alignctl.checkpoints.lazy import LazyTensor
 from alignctl.checkpoints.zero_files import (
     LATEST,
@@ -197,16 +197,18 @@ def _cut(parts: Sequence[LazyTensor], begin: int, end: int) -> list[LazyTensor]:
 def _joined(
     file: Path, name: str, shape: tuple[int, ...], parts: Sequence[LazyTensor]
 ) -> LazyTensor:
-    def make() -> Tensor:
+    same = [part.to(FLOAT32) for part in parts]
+
+    def bits() -> Bits:
         if len(parts) == 1:
-            return parts[0].make().to(torch.float32).reshape(shape)
-        flat, place = torch.empty(math.prod(shape), dtype=torch.float32), 0
-        for part in parts:  # one at a time: beside the weight, only one part is in memory
-            flat[place : place + part.numel] = part.make()
+            return same[0].bits().reshape(shape)
+        flat, place = np.empty(math.prod(shape), FLOAT32.bits), 0
+        for part in same:  # one at a time: beside the weight, only one part is in memory
+            flat[place : place + part.numel] = part.bits()
             place += part.numel
         return flat.reshape(shape)
 
-    return LazyTensor(shape, torch.float32, make, f"{file}: {name}")
+    return LazyTensor(shape, FLOAT32, bits, f"{file}: {name}")
 
 
 def _completed(model: ModelStates, found: Mapping[str, LazyTensor]) -> dict[str, LazyTensor]:
@@ -220,7 +222,7 @@ def _completed(model: ModelStates, found: Mapping[str, LazyTensor]) -> dict[str,
                 f"{stored.where}: empty, and no part of it is in the files of the ranks",
                 "models with experts, and the oldest versions of DeepSpeed, are not supported",
             )
-        tensors[name] = stored.to(torch.float32)
+        tensors[name] = stored.to(FLOAT32)
     for alias, name in model.shared.items():
         if name not in tensors:
             raise UserError(

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from alignctl.checkpoints import torch_file
+from alignctl.checkpoints.dtypes import FLOATS
 from alignctl.checkpoints.lazy import LazyTensor
 from alignctl.errors import UserError
 
@@ -122,7 +123,7 @@ def read_model(file: Path) -> ModelStates:
             stored={
                 name: tensor
                 for name, tensor in tensors_of(tree["module"]).items()
-                if name not in buffers or tensor.dtype.is_floating_point  # masks are no weights
+                if name not in buffers or tensor.dtype in FLOATS  # masks are no weights
             },
             shapes=[_shapes(group) for group in tree.get("param_shapes") or ()],
             frozen=_shapes(tree.get("frozen_param_shapes") or {}),

@@ -26,8 +26,8 @@ from torch import Tensor
 
 from alignctl.checkpoints import adapted, conversion, hf, manifest, peft, safetensors_file
 from alignctl.checkpoints.companions import copy_companions
-from alignctl.checkpoints.dtypes import name_of
-from alignctl.checkpoints.lazy import Spec, check_finite
+from alignctl.checkpoints.dtypes import bits_of, dtype_of
+from alignctl.checkpoints.lazy import Spec
 from alignctl.checkpoints.manifest import HF_FOLDER, Adapted, Manifest, Recorder
 from alignctl.checkpoints.source import Source, find
 from alignctl.engines import checkpoint_folder
@@ -75,8 +75,7 @@ def load_weights(engine: "DeepSpeedEngine", source: Source, *, seed: int = 0) ->
             if name in adapters:
                 full = new_adapter(name, adapters[name], seed=seed)
             if full is None:
-                full = source.tensors[name].make()
-                check_finite(full, source.tensors[name].where)
+                full = source.tensors[name].checked().make()
             parts = row.layout.split(full, model)
         for hf_name, part in zip(row.hf, parts, strict=True):
             _fill(engine, parameters[hf_name], part)
@@ -156,7 +155,7 @@ def save(
             head=engine.head,
             score_offset=score_offset,
             model=engine.architecture,
-            dtype=name_of(engine.dtype),
+            dtype=dtype_of(engine.dtype).name,
             padded_vocab_size=engine.architecture.vocab_size,
             hf_prefix=source.hf_prefix,
             adapted=_adapted(engine),
@@ -182,14 +181,16 @@ def _write_weights(
 ) -> None:
     """Writes the model's weights on the first rank; the others help it to make them whole."""
     model, rows = engine.architecture, engine.rows
-    fulls = {name: Spec(full_shape(row, model), engine.dtype) for name, row in rows.items()}
+    fulls = {
+        name: Spec(full_shape(row, model), dtype_of(engine.dtype)) for name, row in rows.items()
+    }
     specs = hf.specs(model, engine.head, prefix, fulls)
     shards = hf.shards(specs, conversion.Target("hf").max_shard_bytes)
     parameters = hf_parameters(engine.model)
     parts = [specs[name] for shard in shards for name in shard]
     tensors = _tensors(engine, [parameters[rows[part.row].hf[part.number]] for part in parts])
     if dist.get_rank() == 0:
-        hf.write(folder, shards, tensors, recorder=recorder)
+        hf.write(folder, shards, map(bits_of, tensors), recorder=recorder)
     for _ in tensors:
         pass
 
@@ -221,7 +222,7 @@ def _write_companions(
     """Writes config and tokenizer, beside whole weights or, with adapters, in a folder below."""
     if engine.lora is None:
         target = conversion.Target("hf", tokenizer=tokenizer)
-        conversion.write_companions(source, engine.dtype, folder, target)
+        conversion.write_companions(source, dtype_of(engine.dtype), folder, target)
         return
     copy_companions(
         source.companions, folder / HF_FOLDER, tokenizer=tokenizer, config=source.hf_config
@@ -232,11 +233,11 @@ def _write_companions(
 
 
 def _write_tensors(state: Mapping[str, Tensor], file: Path, recorder: Recorder) -> None:
-    specs = {name: Spec(tuple(tensor.shape), tensor.dtype) for name, tensor in state.items()}
+    specs = {name: Spec.of(tensor) for name, tensor in state.items()}
     with recorder.open(file) as stream:
         writer = safetensors_file.Writer(stream, specs)
         for tensor in state.values():
-            writer.write(tensor.cpu())
+            writer.write(bits_of(tensor))
 
 
 def resume(engine: "DeepSpeedEngine", checkpoint: Path) -> int:

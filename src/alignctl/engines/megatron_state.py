@@ -12,12 +12,10 @@ import torch.distributed as dist
 from megatron.core import dist_checkpointing, parallel_state, tensor_parallel
 from megatron.core.dist_checkpointing.mapping import ShardedTensor
 
-from alignctl.checkpoints import adapted, manifest
+from alignctl.checkpoints import adapted, manifest, mcore_index
 from alignctl.checkpoints.companions import copy_companions
-from alignctl.checkpoints.dtypes import name_of
-from alignctl.checkpoints.lazy import check_finite
+from alignctl.checkpoints.dtypes import dtype_of
 from alignctl.checkpoints.manifest import HF_FOLDER, Adapted, FileRecord, Manifest
-from alignctl.checkpoints.mcore_index import read_metadata
 from alignctl.checkpoints.source import Source, find
 from alignctl.engines import checkpoint_folder, megatron_lora
 from alignctl.engines.base_model import base_of, gathered
@@ -61,8 +59,7 @@ def load_weights(engine: "MegatronEngine", source: Source, *, seed: int = 0) -> 
             if name in adapters:
                 full = new_adapter(name, adapters[name], seed=seed)
             if full is None:
-                full = source.tensors[name].make()
-                check_finite(full, source.tensors[name].where)
+                full = source.tensors[name].checked().make()
             if isinstance(row.layout, Vocabulary):
                 full = pad_rows(full, model.padded_vocab_size(parallel.tp))
             parameter.copy_(row.layout.shard(full, rank, parallel.tp))
@@ -201,7 +198,7 @@ def _describe(
         head=engine.head,
         score_offset=score_offset,
         model=model,
-        dtype=name_of(engine.dtype),
+        dtype=dtype_of(engine.dtype).name,
         padded_vocab_size=model.padded_vocab_size(engine.parallel.tp),
         hf_prefix=source.hf_prefix,
         adapted=Adapted(lora=engine.lora, base=engine.base) if engine.lora else None,
@@ -218,7 +215,7 @@ def resume(engine: "MegatronEngine", checkpoint: Path) -> int:
     """
     found = manifest.read(checkpoint)
     manifest.check_layout(checkpoint, found, _layout(engine))
-    read_metadata(checkpoint)
+    mcore_index.read(checkpoint)
     source = find(checkpoint)
     _verify(source)
     if source.adapted and found.adapted:

@@ -21,8 +21,8 @@ from alignctl.checkpoints.lazy import LazyTensor
 from alignctl.config.sections import Head, Model
 from alignctl.errors import RunError
 from alignctl.models.families import weight_map
-from alignctl.models.score_head import MODULES, score_head
-from alignctl.models.weight_map import Vocabulary, Weight, full_shape
+from alignctl.models.score_head import score_head
+from alignctl.models.weight_map import HEAD_MODULES, Vocabulary, Weight, full_shape
 
 SEED = 1
 NUM_TOKENS = 32
@@ -119,7 +119,7 @@ class StreamedForward(ABC):
         self._score: Module | None = None
         if head != "lm":
             self._score = score_head(head, model.hidden_size)
-            module.add_module(MODULES[head], self._score)
+            module.add_module(HEAD_MODULES[head], self._score)
         for row in weight_map(one_layer(model, probe), head).values():
             self._attach(row, [_place(module, name) for name in self._names(row)])
         module.eval()

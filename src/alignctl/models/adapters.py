@@ -8,16 +8,20 @@ order; whoever adds adapters to a matrix of ours puts them in its order with the
 (`models.lora` in training, `add_adapters` on the way out).
 """
 
+from __future__ import annotations
+
+import math
 import zlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from alignctl.config.sections import Lora, Model
 from alignctl.models.families import weight_map
 from alignctl.models.weight_map import COLUMN, REPLICATED, ROW, Weight, hf_shapes
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 PEFT_PREFIX = "base_model.model."
 """Of names in an adapter file, before those of the model itself."""
@@ -91,7 +95,7 @@ def describe(model: Model, lora: Lora) -> str:
     """How many parameters are trained, of which layers; a score head is not counted."""
     trained = sum(rows * columns for rows, columns in adapter_shapes(model, lora).values())
     shapes = hf_shapes(weight_map(model), model).values()
-    total = sum(torch.Size(shape).numel() for shape in shapes)
+    total = sum(map(math.prod, shapes))
     return (
         f"lora: rank {lora.rank}, alpha {lora.alpha:g}, on "
         f"{', '.join(lora.modules(model.family))}: {trained:,} parameters are trained, "
@@ -109,6 +113,8 @@ def new_adapter(name: str, shape: tuple[int, int], *, seed: int) -> Tensor:
         shape: The full shape.
         seed: A is a function of it and the name, so the same at every layout.
     """
+    import torch
+
     if name.endswith(".b"):
         return torch.zeros(shape)
     generator = torch.Generator().manual_seed(zlib.crc32(f"{seed} {name}".encode()))

@@ -21,8 +21,7 @@ from alignctl.config.sections import Lora, Model
 from alignctl.models.adapters import Adapter, by_weight
 from alignctl.models.families import weight_map
 from alignctl.models.megatron import LanguageModel
-from alignctl.models.score_head import MODULES
-from alignctl.models.weight_map import ROW, Weight, full_shape
+from alignctl.models.weight_map import HEAD_MODULES, ROW, Weight, full_shape
 
 
 class LowRank(Module):
@@ -125,7 +124,7 @@ def add_lora(built: LanguageModel, model: Model, lora: Lora) -> None:
     """
     config = built.config
     for name, parameter in built.named_parameters():
-        parameter.requires_grad_(name.startswith(tuple(f"{top}." for top in MODULES.values())))
+        parameter.requires_grad_(name.startswith(tuple(f"{top}." for top in HEAD_MODULES.values())))
     rows = weight_map(model)
     own = by_weight(model, lora)
     for layer in built.decoder.layers:

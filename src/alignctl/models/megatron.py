@@ -25,11 +25,12 @@ from torch.nn.functional import gelu, silu
 from alignctl.config.sections import Head, Model, Parallel
 from alignctl.data.batch import IGNORE
 from alignctl.models.attention import AlibiAttention, DocumentAttention
-from alignctl.models.score_head import MODULES, score_head
+from alignctl.models.score_head import score_head
 from alignctl.models.vocab_parallel import (
     vocab_parallel_logprobs,
     vocab_parallel_logprobs_and_entropy,
 )
+from alignctl.models.weight_map import HEAD_MODULES
 
 
 class RMSNorm(torch.nn.RMSNorm):
@@ -185,8 +186,8 @@ class RewardModel(LanguageModel):
             weight = self.output_layer.weight
             del self.output_layer
             made = score_head(head, model.hidden_size, device=weight.device, dtype=weight.dtype)
-            self.add_module(MODULES[head], made)
-            self._score = MODULES[head]
+            self.add_module(HEAD_MODULES[head], made)
+            self._score = HEAD_MODULES[head]
 
     def _postprocess(self, hidden_states: Tensor, **kwargs: Any) -> Any:
         """Hidden states on inner stages; on the last one `(scores,)`, `[D]` fp32.

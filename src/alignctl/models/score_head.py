@@ -11,9 +11,6 @@ from typing_extensions import override
 from alignctl.config.sections import Head, Model
 from alignctl.models.weight_map import SCORE_HEADS, full_shape
 
-MODULES: dict[Head, str] = {"linear": "score", "pooler": "pooler_head"}
-"""The attribute of a model that holds its head, as the names in the weight map have it."""
-
 
 class Float32Linear(Linear):
     """A linear layer that computes in float32: answers differ by less than bf16 can tell apart."""

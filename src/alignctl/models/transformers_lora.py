@@ -5,7 +5,7 @@ from torch.nn import Module
 
 from alignctl.config.sections import Lora, Model
 from alignctl.models.adapters import PEFT_PREFIX
-from alignctl.models.score_head import MODULES
+from alignctl.models.weight_map import HEAD_MODULES
 
 
 def add_peft(model: Module, layers: Module, architecture: Model, lora: Lora) -> None:
@@ -27,7 +27,7 @@ def add_peft(model: Module, layers: Module, architecture: Model, lora: Lora) -> 
     )
     inject_adapter_in_model(config, layers)
     for name, parameter in model.named_parameters():
-        is_head = name.startswith(tuple(f"{top}." for top in MODULES.values()))
+        is_head = name.startswith(tuple(f"{top}." for top in HEAD_MODULES.values()))
         parameter.requires_grad_(is_head or ".lora_" in name)
 
 

@@ -24,9 +24,10 @@ from alignctl.config.sections import Head, Lora, Model
 from alignctl.data.batch import IGNORE
 from alignctl.models.document_attention import Alibi, attend
 from alignctl.models.families import FAMILIES
-from alignctl.models.score_head import MODULES, score_head
+from alignctl.models.score_head import score_head
 from alignctl.models.transformers_lora import add_peft
 from alignctl.models.vocab_parallel import vocab_parallel_logprobs
+from alignctl.models.weight_map import HEAD_MODULES
 
 _ATTENTION = "alignctl_documents"
 """Name of our attention among transformers' implementations. None of its masks has that name, so
@@ -72,7 +73,7 @@ class TransformersModel(Module):
                 self.lm_head.weight = layers.get_input_embeddings().weight
         else:
             where = {"device": layers.device, "dtype": layers.dtype}
-            self.add_module(MODULES[head], score_head(head, architecture.hidden_size, **where))
+            self.add_module(HEAD_MODULES[head], score_head(head, architecture.hidden_size, **where))
         if lora is not None:
             add_peft(self, layers, architecture, lora)
         if recompute == "full":
@@ -108,7 +109,7 @@ class TransformersModel(Module):
         ).last_hidden_state.squeeze(0)
         if self.head != "lm":
             last = torch.tensor(boundaries[1:], device=hidden.device) - 1
-            return (self.get_submodule(MODULES[self.head])(hidden[last]).squeeze(1),)
+            return (self.get_submodule(HEAD_MODULES[self.head])(hidden[last]).squeeze(1),)
         return (self.lm_head(hidden),) if targets is None else self._logprobs(hidden, targets)
 
     def _logprobs(self, hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:

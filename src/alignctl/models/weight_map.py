@@ -4,22 +4,43 @@ Each family lists its weights once as `Weight` rows. Conversion in both directio
 layout and (later) the push into a rollout engine read that list; none of them knows a name.
 
 Shapes: a *full* tensor is the Megatron tensor of one layer before tensor parallelism, without
-vocabulary padding; a *shard* is one tensor-parallel rank's part of it. All tensors are torch
-tensors, and every layout only moves values, so each conversion is exact in any dtype.
+vocabulary padding; a *shard* is one tensor-parallel rank's part of it. Every layout only moves
+values, so each conversion is exact in any dtype; and it moves those of torch tensors and of NumPy
+arrays alike, since conversions do without torch.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, TypeVar
 
+import numpy as np
 from typing_extensions import override
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from alignctl.checkpoints.dtypes import Bits
     from alignctl.config.sections import Model
+
+
+Array = TypeVar("Array", "Tensor", "Bits")
+"""The elements of a tensor, in torch's hands or in NumPy's."""
+
+
+def _joined(parts: Sequence[Array], dim: int = 0) -> Array:
+    if isinstance(parts[0], np.ndarray):
+        return np.concatenate(parts, axis=dim)
+    import torch
+
+    return torch.cat(list(parts), dim=dim)
+
+
+def _cut(whole: Array, number: int, count: int, dim: int = 0) -> Array:
+    """One of so many equal parts, which share the memory of the whole."""
+    size = whole.shape[dim] // count
+    return whole[(slice(None),) * dim + (slice(number * size, (number + 1) * size),)]
 
 
 class Layout:
@@ -29,20 +50,20 @@ class Layout:
     several Hugging Face tensors make one Megatron tensor.
     """
 
-    def merge(self, parts: Sequence[Tensor], model: Model) -> Tensor:
+    def merge(self, parts: Sequence[Array], model: Model) -> Array:
         """Makes the full Megatron tensor from its Hugging Face tensors, in the order of `hf`."""
         (part,) = parts
         return part
 
-    def split(self, full: Tensor, model: Model) -> list[Tensor]:
+    def split(self, full: Array, model: Model) -> list[Array]:
         """The inverse of `merge`."""
         return [full]
 
-    def shard(self, full: Tensor, rank: int, size: int) -> Tensor:
+    def shard(self, full: Array, rank: int, size: int) -> Array:
         """The part of `full` that tensor-parallel rank `rank` of `size` holds."""
         return full
 
-    def unshard(self, shards: Sequence[Tensor]) -> Tensor:
+    def unshard(self, shards: Sequence[Array]) -> Array:
         """The inverse of `shard`, from all ranks' parts in rank order."""
         return shards[0]
 
@@ -71,14 +92,12 @@ class Sliced(Layout):
     dim: int
 
     @override
-    def shard(self, full: Tensor, rank: int, size: int) -> Tensor:
-        return full.chunk(size, dim=self.dim)[rank]
+    def shard(self, full: Array, rank: int, size: int) -> Array:
+        return _cut(full, rank, size, self.dim)
 
     @override
-    def unshard(self, shards: Sequence[Tensor]) -> Tensor:
-        import torch
-
-        return torch.cat(list(shards), dim=self.dim)
+    def unshard(self, shards: Sequence[Array]) -> Array:
+        return _joined(shards, self.dim)
 
     @override
     def shard_shape(self, full: tuple[int, ...], size: int) -> tuple[int, ...]:
@@ -101,12 +120,12 @@ class Vocabulary(Sliced):
         super().__init__(dim=0)
 
     @override
-    def merge(self, parts: Sequence[Tensor], model: Model) -> Tensor:
+    def merge(self, parts: Sequence[Array], model: Model) -> Array:
         (part,) = parts
         return part[: model.vocab_size]
 
     @override
-    def split(self, full: Tensor, model: Model) -> list[Tensor]:
+    def split(self, full: Array, model: Model) -> list[Array]:
         return [full[: model.vocab_size]]
 
 
@@ -120,27 +139,20 @@ class GatedColumn(Sliced):
         super().__init__(dim=0)
 
     @override
-    def merge(self, parts: Sequence[Tensor], model: Model) -> Tensor:
-        import torch
-
-        return torch.cat(list(parts), dim=0)
+    def merge(self, parts: Sequence[Array], model: Model) -> Array:
+        return _joined(parts)
 
     @override
-    def split(self, full: Tensor, model: Model) -> list[Tensor]:
-        return list(full.chunk(2, dim=0))
+    def split(self, full: Array, model: Model) -> list[Array]:
+        return [_cut(full, 0, 2), _cut(full, 1, 2)]
 
     @override
-    def shard(self, full: Tensor, rank: int, size: int) -> Tensor:
-        import torch
-
-        return torch.cat([half.chunk(size, dim=0)[rank] for half in full.chunk(2, dim=0)], dim=0)
+    def shard(self, full: Array, rank: int, size: int) -> Array:
+        return _joined([_cut(_cut(full, half, 2), rank, size) for half in (0, 1)])
 
     @override
-    def unshard(self, shards: Sequence[Tensor]) -> Tensor:
-        import torch
-
-        halves = [shard.chunk(2, dim=0) for shard in shards]
-        return torch.cat([gate for gate, _ in halves] + [up for _, up in halves], dim=0)
+    def unshard(self, shards: Sequence[Array]) -> Array:
+        return _joined([_cut(shard, half, 2) for half in (0, 1) for shard in shards])
 
 
 class GroupedQKV(Sliced):
@@ -154,19 +166,18 @@ class GroupedQKV(Sliced):
         super().__init__(dim=0)
 
     @override
-    def merge(self, parts: Sequence[Tensor], model: Model) -> Tensor:
-        import torch
-
-        groups = model.num_query_groups
+    def merge(self, parts: Sequence[Array], model: Model) -> Array:
+        groups, (first, *_) = model.num_query_groups, parts
         grouped = [part.reshape(groups, -1, model.head_dim, *part.shape[1:]) for part in parts]
-        return torch.cat(grouped, dim=1).flatten(0, 2)
+        return _joined(grouped, 1).reshape(-1, *first.shape[1:])
 
     @override
-    def split(self, full: Tensor, model: Model) -> list[Tensor]:
+    def split(self, full: Array, model: Model) -> list[Array]:
         groups = model.num_query_groups
         queries = model.num_attention_heads // groups
         grouped = full.reshape(groups, queries + 2, model.head_dim, *full.shape[1:])
-        return [part.flatten(0, 2) for part in grouped.split([queries, 1, 1], dim=1)]
+        parts = grouped[:, :queries], grouped[:, queries : queries + 1], grouped[:, queries + 1 :]
+        return [part.reshape(-1, *full.shape[1:]) for part in parts]
 
 
 VOCABULARY = Vocabulary()
@@ -217,6 +228,10 @@ SCORE_HEADS: dict[str, tuple[Weight, ...]] = {
 """The heads of reward models, by their kind; the same for every family and on both sides."""
 
 
+HEAD_MODULES = {"linear": "score", "pooler": "pooler_head"}
+"""The attribute of a model that holds such a head, as the names in the weight map have it."""
+
+
 def expand(weights: Sequence[Weight], num_layers: int) -> dict[str, Weight]:
     """The map of a whole model: Megatron parameter name to its row, in model order."""
     rows: list[Weight] = [row for row in weights if row.place == "embedding"]
@@ -226,20 +241,22 @@ def expand(weights: Sequence[Weight], num_layers: int) -> dict[str, Weight]:
     return {row.megatron: row for row in rows}
 
 
-def pad_rows(full: Tensor, rows: int) -> Tensor:
+def pad_rows(full: Array, rows: int) -> Array:
     """Adds zero rows at the end up to `rows`: the vocabulary padding of Megatron's embedding."""
+    if (missing := rows - full.shape[0]) <= 0:
+        return full
+    if isinstance(full, np.ndarray):
+        return np.pad(full, ((0, missing), (0, 0)))
     from torch.nn.functional import pad
 
-    return pad(full, (0, 0, 0, rows - full.shape[0])) if rows > full.shape[0] else full
+    return pad(full, (0, 0, 0, missing))
 
 
 def hf_shapes(rows: Mapping[str, Weight], model: Model) -> dict[str, tuple[int, ...]]:
-    """The shape every Hugging Face tensor must have, by name; computed on the meta device."""
-    import torch
-
+    """The shape every Hugging Face tensor must have, by name; no memory is taken for them."""
     shapes: dict[str, tuple[int, ...]] = {}
     for row in rows.values():
-        full = torch.empty(full_shape(row, model), device="meta")
+        full = np.broadcast_to(np.uint8(0), full_shape(row, model))
         for name, part in zip(row.hf, row.layout.split(full, model), strict=True):
             shapes[name] = tuple(part.shape)
     return shapes

@@ -24,7 +24,7 @@ import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import Tensor
 
-from alignctl.checkpoints.dtypes import DTYPES, name_of
+from alignctl.checkpoints.dtypes import BY_FLAG
 from alignctl.config import rollout as config
 from alignctl.engines.device import DEVICE, IS_GPU
 from alignctl.errors import RunError
@@ -79,12 +79,12 @@ class Rollout:
         self.num_replicas = dist.get_world_size() // settings.tp
         self._replica, self._rank_in_replica = divmod(dist.get_rank(), settings.tp)
         self._settings = settings
-        self._dtype = DTYPES[precision]
+        self._dtype = BY_FLAG[precision]
         self._has_weights = False
         model = model_from_hf(hf_config, where="the policy's config.json")
         self._vocab_size = model.vocab_size
         self._shapes = hf_shapes(weight_map(model), model)
-        told = {**hf_config, "dtype": name_of(self._dtype)}
+        told = {**hf_config, "dtype": self._dtype.name}
         if model.family == "bloom":  # ALiBi has no limit, but vLLM takes this for one
             told["seq_length"] = max(model.max_position_embeddings, max_model_len)
         library.set_environment()
@@ -97,7 +97,7 @@ class Rollout:
             self._llm: Any = _start(
                 folder,
                 settings,
-                dtype=name_of(self._dtype),
+                dtype=self._dtype.name,
                 max_model_len=max_model_len,
                 seed=seed,
                 distributed_timeout_seconds=math.ceil(60 * timeout_minutes),
@@ -114,7 +114,7 @@ class Rollout:
             RunError: Weights are missing or, with `verify_push`, are not what was sent.
         """
         self._has_weights = False
-        cast = ((name, tensor.to(self._dtype)) for name, tensor in stream)
+        cast = ((name, tensor.to(self._dtype.torch)) for name, tensor in stream)
         with _apart():
             (sums,) = self._llm.collective_rpc(vllm_weights.load, args=(cast, self._shapes))
             if self._settings.verify_push:
