@@ -19,7 +19,7 @@ from alignctl.checkpoints import mcore_index, torch_file, torch_writer
 from alignctl.checkpoints.dtypes import Bits
 from alignctl.checkpoints.lazy import LazyTensor, Spec
 from alignctl.checkpoints.manifest import METADATA, Recorder
-from alignctl.checkpoints.mcore_index import Blob, Chunk, Entry
+from alignctl.checkpoints.mcore_index import Chunk, Entry, Place
 from alignctl.errors import UserError
 
 COMMON = "common.pt"
@@ -89,7 +89,7 @@ def write(
         recorder: Opens the file with the weights.
     """
     entries: dict[str, Entry] = {}
-    blobs: dict[str, Blob] = {}
+    others: dict[str, Place] = {}
     with recorder.open(folder / WEIGHTS) as stream:
         for name, spec in specs.items():
             key, layer = stored_name(name)
@@ -99,7 +99,7 @@ def write(
             with torch_writer.Writer(stream, Spec(size, spec.dtype)) as writer:
                 writer.write(next(tensors).reshape(size))
             offsets = (layer or 0, *[0] * (len(size) - 1))
-            chunk = Chunk(offsets, size, WEIGHTS, start, stream.tell() - start)
+            chunk = Chunk(offsets, size, Place(WEIGHTS, start, stream.tell() - start))
             whole = (*(num_layers for _ in stack), *spec.shape)
             entry = entries.setdefault(key, Entry(whole, spec.dtype, ()))
             entries[key] = replace(entry, chunks=(*entry.chunks, chunk))
@@ -109,8 +109,8 @@ def write(
                 start = stream.tell()
                 with torch_writer.Writer(stream, [None]):
                     pass
-                blobs[key] = Blob(WEIGHTS, start, stream.tell() - start)
-    mcore_index.write(folder, entries, blobs)
+                others[key] = Place(WEIGHTS, start, stream.tell() - start)
+    mcore_index.write(folder, entries, others)
     # What Megatron-Core's own save puts beside the tensors.
     with (folder / COMMON).open("wb") as stream, torch_writer.Writer(stream, {}):
         pass
@@ -156,7 +156,7 @@ def _lazy(folder: Path, key: str, entry: Entry, layer: int | None) -> LazyTensor
     chunks = [
         chunk
         for chunk in entry.chunks
-        if layer is None or chunk.offsets[0] <= layer < chunk.offsets[0] + chunk.sizes[0]
+        if layer is None or chunk.offsets[0] <= layer < chunk.offsets[0] + chunk.shape[0]
     ]
 
     def bits() -> Bits:
@@ -180,7 +180,7 @@ def _lazy(folder: Path, key: str, entry: Entry, layer: int | None) -> LazyTensor
         # Where chunks overlap, they leave holes: those are not numbers, and so refused.
         whole = np.full(shape, np.iinfo(dtype.bits).max, dtype.bits)
         for number, chunk in enumerate(chunks):
-            places = zip(chunk.offsets[inner], chunk.sizes[inner], strict=True)
+            places = zip(chunk.offsets[inner], chunk.shape[inner], strict=True)
             whole[tuple(slice(start, start + size) for start, size in places)] = piece(number)
         return whole
 
@@ -189,13 +189,13 @@ def _lazy(folder: Path, key: str, entry: Entry, layer: int | None) -> LazyTensor
 
 def _chunk(folder: Path, key: str, entry: Entry, chunk: Chunk) -> LazyTensor:
     """Finds a chunk, which is read whole; it is a file of `torch.save` within the file."""
-    if chunk.file is None:
+    if (place := chunk.place) is None:
         raise UserError(f"{folder / METADATA}: {key} has a chunk without a place")
-    if Path(chunk.file).name != chunk.file:
-        raise UserError(f"{folder / METADATA}: {chunk.file} lies outside the folder")
-    file = folder / chunk.file
-    tensor = torch_file.read(file, start=chunk.start, length=chunk.length)
-    expected = (chunk.sizes, entry.dtype)
+    if Path(place.file).name != place.file:
+        raise UserError(f"{folder / METADATA}: {place.file} lies outside the folder")
+    file = folder / place.file
+    tensor = torch_file.read(file, start=place.start, length=place.length)
+    expected = (chunk.shape, entry.dtype)
     if not isinstance(tensor, LazyTensor) or (tensor.shape, tensor.dtype) != expected:
         raise UserError(f"{file}: {key}: a chunk is not the tensor that the index tells of")
     return tensor

@@ -1,6 +1,6 @@
 """The index of Megatron-Core's distributed format, a pickle of PyTorch's, read without trust."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -8,27 +8,38 @@ from typing import Any
 from alignctl.checkpoints import restricted_pickle
 from alignctl.checkpoints.dtypes import DTYPES, DType
 from alignctl.checkpoints.manifest import METADATA
-from alignctl.checkpoints.restricted_pickle import Inert, named
+from alignctl.checkpoints.restricted_pickle import Inert, named, sizes
 from alignctl.errors import UserError
 
 
 @dataclass(frozen=True)
+class Place:
+    """Where a file of `torch.save` lies within another file.
+
+    Attributes:
+        file: Name of the other one.
+        start: Where it begins in there.
+        length: Bytes it takes.
+    """
+
+    file: str
+    start: int
+    length: int
+
+
+@dataclass(frozen=True)
 class Chunk:
-    """A part of a tensor, which is a file of `torch.save` within a file.
+    """A part of a tensor.
 
     Attributes:
         offsets: Where it begins in the tensor, by dimension.
-        sizes: Its shape.
-        file: Name of the file; None in an index that lacks it.
-        start: Where it begins in the file.
-        length: Bytes it takes there.
+        shape: Its shape.
+        place: Where it is stored; None in an index that lacks it.
     """
 
     offsets: tuple[int, ...]
-    sizes: tuple[int, ...]
-    file: str | None
-    start: int
-    length: int
+    shape: tuple[int, ...]
+    place: Place | None
 
 
 @dataclass(frozen=True)
@@ -46,20 +57,7 @@ class Entry:
     chunks: tuple[Chunk, ...]
 
 
-@dataclass(frozen=True)
-class Blob:
-    """What is no tensor, but a file of `torch.save` within a file.
-
-    Attributes:
-        file: Name of the file.
-        start: Where it begins in the file.
-        length: Bytes it takes there.
-    """
-
-    file: str
-    start: int
-    length: int
-
+_Key = tuple[str, tuple[int, ...] | None]
 
 _METADATA = "torch.distributed.checkpoint.metadata"
 _FILESYSTEM = "torch.distributed.checkpoint.filesystem"
@@ -94,14 +92,14 @@ class _Properties:
 
 
 @dataclass(unsafe_hash=True)
-class _Key:
+class _Index:
     fqn: Any
     offset: Any = None
     index: Any = None
 
 
 @dataclass
-class _Place:
+class _Info:
     relative_path: Any
     offset: Any
     length: Any
@@ -112,11 +110,11 @@ _KNOWN: Mapping[str, Any] = {
     f"{_METADATA}.TensorStorageMetadata": _Tensor,
     f"{_METADATA}.ChunkStorageMetadata": _Chunk,
     f"{_METADATA}.TensorProperties": _Properties,
-    f"{_METADATA}.MetadataIndex": _Key,
+    f"{_METADATA}.MetadataIndex": _Index,
     f"{_METADATA}.BytesStorageMetadata": Inert,
     f"{_METADATA}.StorageMeta": Inert,
     f"{_METADATA}._MEM_FORMAT_ENCODING": Inert,
-    f"{_FILESYSTEM}._StorageInfo": _Place,
+    f"{_FILESYSTEM}._StorageInfo": _Info,
     f"{_FILESYSTEM}._StoragePrefix": Inert,
     # Megatron-Core keeps the plans of all ranks in the index.
     **{
@@ -146,10 +144,7 @@ def read(folder: Path) -> dict[str, Entry]:
         whole = restricted_pickle.loads(path.read_bytes(), _KNOWN)
         if not isinstance(whole, _Whole):
             raise TypeError(f"a {type(whole).__name__}")
-        places = {
-            (key.fqn, _key_offsets(key)): _place(key, place)
-            for key, place in whole.storage_data.items()
-        }
+        places = {_key(index): _place(index, info) for index, info in whole.storage_data.items()}
         entries = {
             key: _entry(key, entry, places)
             for key, entry in whole.state_dict_metadata.items()
@@ -166,87 +161,81 @@ def read(folder: Path) -> dict[str, Entry]:
     return entries
 
 
-def _key_offsets(key: Any) -> tuple[int, ...] | None:
-    return None if key.offset is None else _sizes(key.offset)
+def _key(key: Any) -> _Key:
+    """What chunks are looked up by: the name of a tensor and where the chunk begins in it."""
+    return key.fqn, None if key.offset is None else sizes(key.offset)
 
 
-def _place(key: Any, place: Any) -> Blob:
-    if not isinstance(place, _Place):
+def _place(key: Any, info: Any) -> Place:
+    if not isinstance(info, _Info):
         raise TypeError(f"{key.fqn} has no place")
-    if not place.relative_path.isprintable():
-        raise ValueError(f"{place.relative_path!r} is no file")
-    start, length = _sizes((place.offset, place.length))
-    return Blob(place.relative_path, start, length)
+    if not info.relative_path.isprintable():
+        raise ValueError(f"{info.relative_path!r} is no file")
+    start, length = sizes((info.offset, info.length))
+    return Place(info.relative_path, start, length)
 
 
-def _entry(
-    key: Any, entry: _Tensor, places: Mapping[tuple[Any, tuple[int, ...] | None], Blob]
-) -> Entry:
+def _entry(key: Any, entry: _Tensor, places: Mapping[_Key, Place]) -> Entry:
     if not isinstance(key, str):
         raise TypeError(f"{key!r} is no name")
     if not isinstance(entry.properties.dtype, DType):
         raise TypeError(f"{key} has no type")
-    shape = _sizes(entry.size)
-    chunks = []
+    whole, chunks = sizes(entry.size), []
     for chunk in entry.chunks:
-        offsets, sizes = _sizes(chunk.offsets), _sizes(chunk.sizes)
-        if any(
-            offset + length > whole
-            for offset, length, whole in zip(offsets, sizes, shape, strict=True)
-        ):
+        offsets, shape = sizes(chunk.offsets), sizes(chunk.sizes)
+        inside = zip(offsets, shape, whole, strict=True)
+        if any(offset + length > end for offset, length, end in inside):
             raise ValueError(f"{key} has a chunk outside of it")
-        place = places.get((key, offsets))
-        file, start, length = (place.file, place.start, place.length) if place else (None, 0, 0)
-        chunks.append(Chunk(offsets, sizes, file, start, length))
-    return Entry(shape, entry.properties.dtype, tuple(chunks))
+        chunks.append(Chunk(offsets, shape, places.get((key, offsets))))
+    return Entry(whole, entry.properties.dtype, tuple(chunks))
 
 
-def _check_places(path: Path, places: Mapping[tuple[Any, tuple[int, ...] | None], Blob]) -> None:
+def _check_places(path: Path, places: Mapping[_Key, Place]) -> None:
     """Two chunks at one place are a damaged index, which would give one tensor for another."""
-    seen: dict[tuple[str, int], object] = {}
-    for (key, offsets), place in places.items():
-        other = seen.setdefault((place.file, place.start), (key, offsets))
-        if other != (key, offsets):
+    seen: dict[tuple[str, int], _Key] = {}
+    for key, place in places.items():
+        other = seen.setdefault((place.file, place.start), key)
+        if other != key:
             raise UserError(
-                f"{path}: {key} and {other[0]} lie at the same place",  # type: ignore[index]
+                f"{path}: {key[0]} and {other[0]} lie at the same place",
                 "the index is damaged: copy the checkpoint again, or use an older one",
             )
 
 
-def _sizes(numbers: Iterable[object]) -> tuple[int, ...]:
-    sizes = tuple(numbers)
-    if not all(isinstance(number, int) and number >= 0 for number in sizes):
-        raise ValueError(f"{sizes} are no sizes")
-    return sizes  # type: ignore[return-value]
-
-
-def write(folder: Path, entries: Mapping[str, Entry], blobs: Mapping[str, Blob]) -> None:
+def write(folder: Path, entries: Mapping[str, Entry], others: Mapping[str, Place]) -> None:
     """Writes an index.
 
     Args:
         folder: The checkpoint.
         entries: Its tensors, by key.
-        blobs: What else is in its files, by key.
+        others: Where what is no tensor lies, by key.
     """
-    size = named("torch", "Size")
-    tensor, key_of, place_of = (
-        named(_METADATA, "TensorStorageMetadata"),
-        named(_METADATA, "MetadataIndex"),
-        named(_FILESYSTEM, "_StorageInfo"),
+    size, type_of = named("torch", "Size"), named(_METADATA, "TensorProperties")
+    tensor, blob, part, key_of = (
+        named(_METADATA, name)
+        for name in (
+            "TensorStorageMetadata",
+            "BytesStorageMetadata",
+            "ChunkStorageMetadata",
+            "MetadataIndex",
+        )
     )
     contents: dict[str, object] = {}
     places: dict[object, object] = {}
     for key, entry in entries.items():
         chunks: list[object] = []
         for number, chunk in enumerate(entry.chunks):
-            offsets = size(chunk.offsets)
-            chunks.append(named(_METADATA, "ChunkStorageMetadata")(offsets, size(chunk.sizes)))
-            place = place_of(chunk.file, chunk.start, chunk.length)
-            places[key_of(key, offsets, number)] = place
-        properties = named(_METADATA, "TensorProperties")(named("torch", entry.dtype.name))
-        contents[key] = tensor(properties, size(entry.shape), chunks)
-    for key, blob in blobs.items():
-        contents[key] = named(_METADATA, "BytesStorageMetadata")()
-        places[key_of(key)] = place_of(blob.file, blob.start, blob.length)
+            assert chunk.place is not None
+            chunks.append(part(size(chunk.offsets), size(chunk.shape)))
+            places[key_of(key, size(chunk.offsets), number)] = _info(chunk.place)
+        dtype = type_of(named("torch", entry.dtype.name))
+        contents[key] = tensor(dtype, size(entry.shape), chunks)
+    for key, place in others.items():
+        contents[key] = blob()
+        places[key_of(key)] = _info(place)
     whole = named(_METADATA, "Metadata")(contents, None, places)
     (folder / METADATA).write_bytes(restricted_pickle.dumps(whole))
+
+
+def _info(place: Place) -> object:
+    return named(_FILESYSTEM, "_StorageInfo")(place.file, place.start, place.length)

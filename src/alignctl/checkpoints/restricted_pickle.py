@@ -8,11 +8,11 @@ import _compat_pickle
 import io
 import pickle
 import pickletools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from copy import copy
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 
 class Forbidden(pickle.UnpicklingError):
@@ -59,6 +59,19 @@ def loads(
         if is_place and isinstance(number, int) and number > len(content):
             raise pickle.UnpicklingError(f"it asks for a table of {number} objects")
     return _Unpickler(content, known, persistent).load()
+
+
+def sizes(numbers: Iterable[object]) -> tuple[int, ...]:
+    """What a pickle holds as a shape, or as another row of sizes.
+
+    Raises:
+        ValueError: They are none.
+        TypeError: They are no row of anything.
+    """
+    found = tuple(numbers)
+    if not all(type(number) is int and number >= 0 for number in found):
+        raise ValueError(f"{found} are no sizes")
+    return cast("tuple[int, ...]", found)
 
 
 class _Unpickler(pickle.Unpickler):

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from alignctl.checkpoints.dtypes import DTYPES, DType
-from alignctl.checkpoints.restricted_pickle import Inert
+from alignctl.checkpoints.restricted_pickle import Inert, sizes
 
 _STORAGES = {
     "Double": "float64",
@@ -72,15 +72,8 @@ def storage(identity: Any) -> Storage:
     kind, dtype, key, _, numel = identity
     if kind != "storage" or not isinstance(dtype, DType) or not isinstance(key, str):
         raise ValueError(f"{kind!r} is no storage")
-    (size,) = _sizes((numel,))
+    (size,) = sizes((numel,))
     return Storage(dtype, key, size)
-
-
-def _sizes(numbers: Any) -> tuple[int, ...]:
-    sizes = tuple(numbers)
-    if not all(type(number) is int and number >= 0 for number in sizes):
-        raise ValueError(f"{sizes} are no sizes")
-    return sizes
 
 
 def _tensor(storage: Any, offset: Any, shape: Any, stride: Any, *_: object) -> Described:
@@ -92,8 +85,8 @@ def _tensor_of_type(
 ) -> Described:
     if not isinstance(storage, Storage) or not isinstance(dtype, DType):
         raise TypeError("a tensor without a storage or type")
-    (first,) = _sizes((offset,))
-    found = Described(storage, first, _sizes(shape), _sizes(stride), dtype)
+    (first,) = sizes((offset,))
+    found = Described(storage, first, sizes(shape), sizes(stride), dtype)
     if len(found.shape) != len(found.stride):
         raise ValueError(f"a tensor of shape {found.shape} with strides {found.stride}")
     return found
