@@ -4,7 +4,7 @@
     python benchmarks/convert.py --size 7b            # 13.5 GB of weights, several such folders
 
 Random bfloat16 weights of Llama's shapes. Each direction is the real command in a process of its
-own, start of Python and torch included, and ends with a sync; right before it the same folder is
+own, start of Python included, and ends with a sync; right before it the same folder is
 copied by `cp -r` and synced. The conversion is timed without verification, which then runs once
 more as `alignctl verify`'s own comparison and as the default `--verify full`. Nothing is asserted.
 """

@@ -5,6 +5,7 @@ import ctypes
 # Parameters of mallopt, from glibc's malloc.h.
 _M_TRIM_THRESHOLD = -1
 _M_MMAP_MAX = -4
+_M_ARENA_MAX = -8
 
 
 def keep_freed() -> None:
@@ -18,4 +19,5 @@ def keep_freed() -> None:
     libc = ctypes.CDLL(None)
     if hasattr(libc, "mallopt"):  # glibc's own
         libc.mallopt(_M_MMAP_MAX, 0)
+        libc.mallopt(_M_ARENA_MAX, 1)  # what other threads' arenas have freed is given back
         libc.mallopt(_M_TRIM_THRESHOLD, -1)
