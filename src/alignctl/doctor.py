@@ -45,6 +45,7 @@ LIBRARIES = (
     Library("tokenizers", "0.23.3", "tokenizers"),
     Library("safetensors", "0.8.0", "Hugging Face folders"),
     Library("xxhash", "4.1.0", "checksums of checkpoints"),
+    Library("isal", "1.9.1", "checksums in files of PyTorch"),
     Library("pyarrow", "26.0.1", "parquet data"),
     Library("zstandard", "0.25.0", "compressed data"),
     Library("tensorboard", "2.21.0", "TensorBoard files"),
