@@ -4,11 +4,10 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
-import torch
-from torch import Tensor
+import numpy as np
 
 from alignctl.checkpoints import hf
-from alignctl.checkpoints.dtypes import BFLOAT16, bits_of
+from alignctl.checkpoints.dtypes import BFLOAT16, Bits
 from alignctl.checkpoints.lazy import Spec
 from alignctl.checkpoints.manifest import Recorder
 from alignctl.config.sections import Model
@@ -22,6 +21,7 @@ SHAPES = {
 """Layers, hidden size, query heads, groups and feed-forward size: TinyLlama's and Llama 2 7B's."""
 
 _NOISE = 1 << 24
+_ONE = 0x3F80
 
 
 def write(folder: Path, size: str) -> int:
@@ -50,21 +50,22 @@ def write(folder: Path, size: str) -> int:
     specs = {name: Spec(shape, BFLOAT16) for name, shape in shapes.items()}
     shards = hf.shards(specs, 5 * 10**9)
     with Recorder() as recorder:
-        hf.write(folder, shards, map(bits_of, _tensors(shards)), recorder=recorder)
+        hf.write(folder, shards, _weights(shards), recorder=recorder)
         recorder.records(folder)
     return sum(spec.num_bytes for spec in specs.values())
 
 
-def _tensors(shards: list[dict[str, Spec]]) -> Iterator[Tensor]:
+def _weights(shards: list[dict[str, Spec]]) -> Iterator[Bits]:
     """Weights as they are at the start of training, cut from one block of noise at other places."""
-    noise = (0.02 * torch.randn(_NOISE, generator=torch.Generator().manual_seed(0))).bfloat16()
+    normal = np.random.default_rng(0).standard_normal(_NOISE, dtype=np.float32)
+    noise = ((0.02 * normal).view(np.uint32) >> 16).astype(np.uint16)  # the upper half is bfloat16
     for shard in shards:
         for number, (name, spec) in enumerate(shard.items()):
             if "norm" in name:
-                yield torch.ones(spec.shape, dtype=torch.bfloat16)
+                yield np.full(spec.shape, _ONE, np.uint16)
                 continue
-            flat = torch.empty(spec.numel, dtype=torch.bfloat16)
+            flat = np.empty(spec.numel, np.uint16)
             for place in range(0, spec.numel, _NOISE):
                 part = flat[place : place + _NOISE]
-                part.copy_(noise.roll(97 * number + place // _NOISE)[: len(part)])
+                part[:] = np.roll(noise, 97 * number + place // _NOISE)[: len(part)]
             yield flat.reshape(spec.shape)

@@ -176,20 +176,18 @@ def unreadable(file: Path, kind: str, error: Exception) -> UserError:
 
 
 _CHUNK = 1 << 17
-"""Elements that are looked at together: their exponents stay in the processor's cache."""
+"""Elements that are looked at together: they stay in the processor's cache."""
 
 
-def _num_broken(bits: Bits, dtype: DType) -> int:
-    """Elements that are infinite or NaN: those with an exponent of all ones."""
-    flat = np.ascontiguousarray(bits).reshape(-1)
-    exponent = bits.dtype.type(dtype.exponent)
-    exponents, found = np.empty(min(_CHUNK, flat.size), bits.dtype), 0
-    for start in range(0, flat.size, _CHUNK):
-        chunk = flat[start : start + _CHUNK]
-        masked = np.bitwise_and(chunk, exponent, out=exponents[: chunk.size])
-        if masked.max() == exponent:
-            found += int((masked == exponent).sum())
-    return found
+def _is_finite(bits: Bits, dtype: DType) -> bool:
+    """Whether no element has an exponent of all ones: those are the largest of either sign."""
+    flat, sign = np.ascontiguousarray(bits).reshape(-1), 1 << (8 * dtype.itemsize - 1)
+    chunks = (flat[start : start + _CHUNK] for start in range(0, flat.size, _CHUNK))
+    return all(
+        int(chunk.max()) < sign + dtype.exponent
+        and int(chunk.view(f"<i{dtype.itemsize}").max()) < dtype.exponent
+        for chunk in chunks
+    )
 
 
 def check_finite(bits: Bits, dtype: DType, where: str) -> None:
@@ -198,7 +196,9 @@ def check_finite(bits: Bits, dtype: DType, where: str) -> None:
     Raises:
         UserError: An element is infinite or NaN.
     """
-    if count := _num_broken(bits, dtype):
+    if not _is_finite(bits, dtype):
+        exponent = bits.dtype.type(dtype.exponent)
+        count = int(((bits & exponent) == exponent).sum())
         raise UserError(
             f"{where}: {count} of {bits.size} values are infinite or NaN",
             "the weights are damaged, or the training they come from diverged: use an older "
