@@ -6,10 +6,10 @@ one. What lies between, the weight map, never holds more than one tensor.
 
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +19,8 @@ from alignctl.errors import UserError
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -121,6 +123,27 @@ class LazyTensor(Spec):
             return bits
 
         return self.map(self.shape, check)
+
+
+def lazily(tree: Any, kind: type[T], lazy: Callable[[T, str], LazyTensor], at: str = "") -> Any:
+    """A tree of dicts and lists with a lazy tensor in place of each object of a kind.
+
+    Args:
+        tree: The tree; whatever else is in it stays as it is, tuples become lists.
+        kind: Of the objects.
+        lazy: Makes one, from the object and from the keys on the way to it, joined by dots.
+        at: The keys on the way to the tree.
+    """
+    if isinstance(tree, kind):
+        return lazy(tree, at)
+    if isinstance(tree, Mapping):
+        return {
+            key: lazily(branch, kind, lazy, f"{at}.{key}" if at else str(key))
+            for key, branch in tree.items()
+        }
+    if isinstance(tree, list | tuple):
+        return [lazily(branch, kind, lazy, f"{at}.{number}") for number, branch in enumerate(tree)]
+    return tree
 
 
 def read_bytes(file: Path, offset: int, num_bytes: int) -> NDArray[np.uint8]:

@@ -5,11 +5,10 @@ unpickler.
 """
 
 import pickle
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from alignctl.checkpoints.lazy import LazyTensor, unreadable
+from alignctl.checkpoints.lazy import LazyTensor, lazily, unreadable
 from alignctl.checkpoints.restricted_pickle import Forbidden, Inert
 from alignctl.checkpoints.torch_names import HARMLESS, KEPT
 
@@ -33,7 +32,7 @@ def read(file: Path, stream: BinaryIO) -> Any:
             tree = torch.load(stream, map_location="cpu", weights_only=True)
     except Exception as error:  # damaged bytes can raise anything
         raise _refusal(file, error) from error
-    return _lazy_tree(tree, file, "")
+    return lazily(tree, torch.Tensor, lambda each, at: LazyTensor.holding(each, f"{file}: {at}"))
 
 
 def _refusal(file: Path, error: Exception) -> Exception:
@@ -46,18 +45,3 @@ def _refusal(file: Path, error: Exception) -> Exception:
     # torch puts advice around what is wrong.
     short = lines[-2] if len(lines) > 1 and "documentation" in lines[-1] else "".join(lines[:1])
     return unreadable(file, "PyTorch", ValueError(short[:200] or repr(error)))
-
-
-def _lazy_tree(tree: Any, file: Path, at: str) -> Any:
-    import torch
-
-    if isinstance(tree, torch.Tensor):
-        return LazyTensor.holding(tree, f"{file}: {at}")
-    if isinstance(tree, Mapping):
-        return {
-            key: _lazy_tree(branch, file, f"{at}.{key}" if at else str(key))
-            for key, branch in tree.items()
-        }
-    if isinstance(tree, list | tuple):
-        return [_lazy_tree(branch, file, f"{at}.{number}") for number, branch in enumerate(tree)]
-    return tree

@@ -10,6 +10,7 @@ import pickle
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
@@ -17,7 +18,7 @@ import numpy as np
 
 from alignctl.checkpoints import oldest_torch_file, restricted_pickle, torch_names
 from alignctl.checkpoints.dtypes import Bits
-from alignctl.checkpoints.lazy import LazyTensor, Spec, read_bytes, unreadable
+from alignctl.checkpoints.lazy import LazyTensor, Spec, lazily, read_bytes, unreadable
 from alignctl.checkpoints.restricted_pickle import Forbidden
 from alignctl.checkpoints.torch_archive import Archive, open_archive
 from alignctl.checkpoints.torch_names import Described
@@ -102,7 +103,7 @@ def _read(file: Path, start: int, part: BinaryIO) -> Any:
         tree = restricted_pickle.loads(
             archive.description, torch_names.ALLOWED, torch_names.storage
         )
-        return _lazy_tree(tree, archive, "")
+        return lazily(tree, Described, partial(_lazy_tensor, archive))
     except UserError:
         raise
     except Forbidden as error:
@@ -119,20 +120,7 @@ def _read(file: Path, start: int, part: BinaryIO) -> Any:
         ) from error
 
 
-def _lazy_tree(tree: Any, archive: Archive, at: str) -> Any:
-    if isinstance(tree, Described):
-        return _lazy_tensor(tree, archive, at)
-    if isinstance(tree, Mapping):
-        return {
-            key: _lazy_tree(branch, archive, f"{at}.{key}" if at else str(key))
-            for key, branch in tree.items()
-        }
-    if isinstance(tree, list | tuple):
-        return [_lazy_tree(branch, archive, f"{at}.{number}") for number, branch in enumerate(tree)]
-    return tree
-
-
-def _lazy_tensor(described: Described, archive: Archive, at: str) -> LazyTensor:
+def _lazy_tensor(archive: Archive, described: Described, at: str) -> LazyTensor:
     """A tensor by its place in the file; of a view, only the bytes between its ends are read."""
     shape, dtype, stride = described.shape, described.dtype, described.stride
     file, where = archive.file, f"{archive.file}: {at}" if at else str(archive.file)

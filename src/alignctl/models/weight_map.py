@@ -13,20 +13,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import numpy as np
 from typing_extensions import override
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
     from torch import Tensor
 
-    from alignctl.checkpoints.dtypes import Bits
     from alignctl.config.sections import Model
 
 
-Array = TypeVar("Array", "Tensor", "Bits")
-"""The elements of a tensor, in torch's hands or in NumPy's."""
+Array = TypeVar("Array", "Tensor", "NDArray[np.unsignedinteger[Any]]")
+"""The elements of a tensor, in torch's hands or, as bits, in NumPy's."""
 
 
 def _joined(parts: Sequence[Array], dim: int = 0) -> Array:
