@@ -3,14 +3,15 @@
 import argparse
 import pickle
 import pickletools
-from collections import OrderedDict
+import random
+from collections import Counter, OrderedDict
 
 import pytest
 import torch
 from torch.distributed.checkpoint.metadata import MetadataIndex, TensorProperties
 
 from alignctl.checkpoints import torch_names
-from alignctl.checkpoints.dtypes import FLOAT32
+from alignctl.checkpoints.dtypes import FLOAT32, DType
 from alignctl.checkpoints.restricted_pickle import Forbidden, Inert, dumps, loads, named
 
 METADATA = "torch.distributed.checkpoint.metadata"
@@ -109,3 +110,36 @@ def test_ordered_dicts_and_sets_come_back_as_such() -> None:
     made = loads(pickle.dumps(tree, 2), torch_names.ALLOWED)
     assert (made["o"], made["s"], made["n"].a) == ({"a": 1}, {1, 2}, [1, (2, 3)])
     assert isinstance(made["n"], argparse.Namespace)
+
+
+def _mutated(content: bytes, chance: random.Random) -> bytes:
+    """A few bytes changed, left out, repeated, or made other instructions."""
+    changed = bytearray(content)
+    for _ in range(chance.choice((1, 2, 8))):
+        place, other = chance.randrange(len(changed)), chance.randrange(len(changed))
+        stop = place + chance.randrange(1, 6)
+        instruction = chance.choice(pickletools.opcodes).code.encode("latin-1")
+        changed[place:stop] = chance.choice(
+            (b"", instruction, bytes([chance.randrange(256)]), changed[other : other + 20])
+        )
+    return bytes(changed)
+
+
+def test_three_thousand_mutations_end_in_a_tree_or_an_exception_and_change_nothing() -> None:
+    tree = {
+        "args": argparse.Namespace(tp=1, dtype=torch.bfloat16),
+        "rest": [OrderedDict(a=torch.Size([1, 2])), {1, 2}, 3.5, b"bytes", "text"],
+    }
+    content, chance = pickle.dumps(tree, 2), random.Random(0)
+    outcomes = Counter[str]()
+    for _ in range(3000):
+        try:
+            loads(_mutated(content, chance), torch_names.ALLOWED)
+        except Exception as error:
+            outcomes[type(error).__name__] += 1
+        else:
+            outcomes["read"] += 1
+    assert DType("float32", 4, 0x7F800000, 2.0**-23) == FLOAT32
+    assert vars(argparse.Namespace(tp=2)) == {"tp": 2}
+    assert outcomes["read"] > 30
+    assert outcomes["Forbidden"] > 30
