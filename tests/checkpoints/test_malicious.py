@@ -180,6 +180,11 @@ def _compressed_description(folder: Path) -> None:
         archive.writestr("archive/version", b"3\n")
 
 
+def _bytes_without_end(folder: Path) -> None:
+    """Zeros, as many as a call of `bytearray` asks for."""
+    torch.save({"a": Call(bytearray, TEN_TB)}, folder / "pytorch_model.bin")
+
+
 def _layers_without_end(folder: Path) -> None:
     write_config(folder, MODEL.model_copy(update={"num_layers": 10**12}))
 
@@ -215,6 +220,7 @@ BOMBS: list[tuple[str, Callable[[Path], None], str]] = [
     ("bin", _repeated_element, "model.embed_tokens.weight: repeats the 4 bytes of its storage"),
     ("bin", _storage_without_end, "not a readable PyTorch file"),
     ("bin", _compressed_description, "archive/data.pkl in it is compressed"),
+    ("bin", _bytes_without_end, "'a' is no tensor: this is not a file of weights alone"),
     ("mcore", _memo_without_end, "it asks for a table of 2147483648 objects"),
     ("mcore", _chunk_without_end, "a chunk without a place"),
     ("mcore", _stack_without_end, "no layers"),
