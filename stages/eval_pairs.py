@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from alignctl import console
+from alignctl.config.data import Preferences
 from alignctl.config.generation import PairOptions
-from alignctl.config.sections import Preferences
 from alignctl.data import order
 from alignctl.data.preference_store import PreferenceData, PreferenceSplit
 from alignctl.data.preferences import prepare

@@ -110,10 +110,10 @@ def initialize(config: TrainingConfig, folder: RunFolder) -> None:
         from alignctl.engines import megatron_cpu
 
         megatron_cpu.load()
-        from alignctl.engines import megatron
+        from alignctl.engines import megatron_groups
 
-        megatron.initialize(config.parallel, seed=seed, timeout_minutes=timeout_minutes)
-        groups |= megatron.groups()
+        megatron_groups.initialize(config.parallel, seed=seed, timeout_minutes=timeout_minutes)
+        groups |= megatron_groups.groups()
     roll_call.check_groups(
         groups, start_seconds=patience, give_up=lambda error: worker.leave_failed(folder, error)
     )

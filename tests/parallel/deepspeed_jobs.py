@@ -95,9 +95,9 @@ def main(folder: Path, results: Path, names: Sequence[str]) -> None:
 def _initialize(world: int) -> None:
     if world == 0:
         from alignctl.config.sections import Parallel
-        from alignctl.engines import megatron
+        from alignctl.engines import megatron_groups
 
-        megatron.initialize(Parallel(), seed=1, timeout_minutes=TIMEOUT_MINUTES)
+        megatron_groups.initialize(Parallel(), seed=1, timeout_minutes=TIMEOUT_MINUTES)
     else:
         from alignctl.engines import deepspeed
 

@@ -65,7 +65,7 @@ def main(folder: Path, results: Path) -> None:
     from alignctl.engines import megatron_cpu
 
     megatron_cpu.load()
-    from alignctl.engines.megatron import initialize, lay_out
+    from alignctl.engines.megatron_groups import initialize, lay_out
 
     torch.set_num_threads(1)
     world = int(os.environ["WORLD_SIZE"])

@@ -84,7 +84,7 @@ def main(folder: Path, told: Path, results: Path) -> None:
     import torch
     import torch.distributed as dist
 
-    from alignctl.engines.megatron import initialize, lay_out
+    from alignctl.engines.megatron_groups import initialize, lay_out
 
     torch.set_num_threads(1)
     initialize(Parallel(), seed=1, timeout_minutes=2)

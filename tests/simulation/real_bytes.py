@@ -20,7 +20,7 @@ from typing_extensions import override
 
 from alignctl.config.load import STAGES, resolve
 from alignctl.config.run import TrainingConfig
-from alignctl.engines import megatron
+from alignctl.engines import megatron_groups
 from alignctl.models import document_attention
 from alignctl.simulation.batches import training_batch
 from alignctl.simulation.measures import held, make_state
@@ -120,9 +120,9 @@ def main(cases: list[list[Any]]) -> None:
     for number, case in enumerate(cases):
         config = config_of(*case)
         if number == 0:
-            megatron.initialize(config.parallel, seed=1, timeout_minutes=2)
+            megatron_groups.initialize(config.parallel, seed=1, timeout_minutes=2)
         else:
-            megatron.lay_out(config.parallel, seed=1, timeout_minutes=2)
+            megatron_groups.lay_out(config.parallel, seed=1, timeout_minutes=2)
         gathered: list[Any] = [None] * dist.get_world_size()
         dist.all_gather_object(gathered, measure(config))
         rows.append(gathered)

@@ -4,7 +4,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from alignctl.config.sections import Count, FilePath, Optimizer, Rows, Section, Train
+from alignctl.config.data import Rows
+from alignctl.config.sections import Count, FilePath, Optimizer, Section, Train
 
 
 class Prompts(Rows):

@@ -6,8 +6,9 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, Field
 from typing_extensions import override
 
+from alignctl.config.data import Inputs
 from alignctl.config.run import TrainingConfig, TrainingSettings
-from alignctl.config.sections import Count, FilePath, Inputs, Model, Optimizer, Train
+from alignctl.config.sections import Count, FilePath, Model, Optimizer, Train
 
 
 def _shares(text: str) -> str:

@@ -5,23 +5,19 @@ from typing import Literal, Self
 
 from pydantic import model_validator
 
+from alignctl.config.data import Data, Inputs, Preferences, ReferencedPreferences, Rows
 from alignctl.config.sections import (
     Batch,
     Checkpoint,
-    Data,
     DeepSpeed,
     DPOLoss,
     FilePath,
-    Inputs,
     Launch,
     Lora,
     Model,
     Optimizer,
     Parallel,
-    Preferences,
-    ReferencedPreferences,
     RewardLoss,
-    Rows,
     Section,
     Train,
 )

@@ -7,15 +7,12 @@ of a job share one layout.
 """
 
 import math
-import os
 from collections.abc import Callable, Iterator, Sequence
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from megatron.core import parallel_state, tensor_parallel
 from megatron.core.distributed import (
     DistributedDataParallel,
@@ -33,7 +30,7 @@ from alignctl.checkpoints.manifest import Base
 from alignctl.checkpoints.source import Source
 from alignctl.config.sections import Head, Lora, Model, Optimizer, Parallel
 from alignctl.data.batch import IGNORE, TokenBatch
-from alignctl.engines import megatron_cpu, megatron_optimizer, megatron_state
+from alignctl.engines import megatron_optimizer, megatron_state
 from alignctl.engines.device import DEVICE, IS_GPU
 from alignctl.engines.metrics import StepMetrics
 from alignctl.engines.offload import Offloaded
@@ -51,52 +48,6 @@ from alignctl.models.families import weight_map
 from alignctl.models.lora import add_lora
 from alignctl.models.megatron import LanguageModel, RewardModel, build, transformer_config
 from alignctl.models.weight_map import Sliced
-
-
-def initialize(parallel: Parallel, *, seed: int, timeout_minutes: float) -> None:
-    """Joins the job's process group and lays out Megatron's groups over it, once per process.
-
-    Args:
-        parallel: The layout.
-        seed: Of everything random on this job's ranks.
-        timeout_minutes: How long a rank waits for the others in one collective.
-    """
-    if IS_GPU:
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    else:
-        megatron_cpu.install()
-    if not dist.is_initialized():  # stages have called the roll: see roll_call.join
-        dist.init_process_group(
-            "nccl" if IS_GPU else "gloo", timeout=timedelta(minutes=timeout_minutes)
-        )
-    lay_out(parallel, seed=seed, timeout_minutes=timeout_minutes)
-
-
-def lay_out(parallel: Parallel, *, seed: int, timeout_minutes: float) -> None:
-    """Lays Megatron's groups over the job's ranks, in place of those of an earlier layout."""
-    if parallel_state.is_initialized():
-        parallel_state.destroy_model_parallel()
-    # Megatron's groups have a timeout of their own, half an hour unless it is told.
-    parallel_state.initialize_model_parallel(
-        parallel.tp, parallel.pp, distributed_timeout_minutes=timeout_minutes
-    )
-    torch.manual_seed(seed)
-    tensor_parallel.model_parallel_cuda_manual_seed(seed)
-
-
-def groups() -> dict[str, dist.ProcessGroup]:
-    """This rank's groups of more than one rank, by name, in an order that all ranks share."""
-    found = {
-        "tensor-parallel": parallel_state.get_tensor_model_parallel_group(),
-        "pipeline-parallel": parallel_state.get_pipeline_model_parallel_group(),
-        "data-parallel": parallel_state.get_data_parallel_group(),
-    }
-    return {name: group for name, group in found.items() if dist.get_world_size(group) > 1}
-
-
-def leave() -> None:
-    """Ends Megatron's groups, so that they can be laid over another process group."""
-    parallel_state.destroy_model_parallel()
 
 
 class MegatronEngine:

@@ -77,8 +77,9 @@ class RewardModel:
         from alignctl.engines import megatron_cpu
 
         megatron_cpu.load()
-        from alignctl.engines import megatron
+        from alignctl.engines import megatron_groups
         from alignctl.engines.device import IS_GPU
+        from alignctl.engines.megatron import MegatronEngine
         from alignctl.rollouts import alone
 
         without_dropout = {"attention_dropout": 0.0, "hidden_dropout": 0.0}
@@ -86,8 +87,8 @@ class RewardModel:
             stack.enter_context(alone.process_group())
             if not IS_GPU:
                 megatron_cpu.install()
-            megatron.lay_out(Parallel(), seed=0, timeout_minutes=10)
-            self._engine = megatron.MegatronEngine(
+            megatron_groups.lay_out(Parallel(), seed=0, timeout_minutes=10)
+            self._engine = MegatronEngine(
                 self.source.model.model_copy(update=without_dropout),
                 Parallel(),
                 precision=self._precision or ("bf16" if IS_GPU else "fp32"),
@@ -95,7 +96,7 @@ class RewardModel:
                 optimizer=None,
                 head=self.source.head,
             )
-            stack.callback(megatron.leave)
+            stack.callback(megatron_groups.leave)
             self._engine.load_weights(self.source)
             self._stack = stack.pop_all()
         return self

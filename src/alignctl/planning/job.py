@@ -2,9 +2,10 @@
 
 from collections.abc import Mapping
 
+from alignctl.config.data import Preferences
 from alignctl.config.on_policy_run import GRPOConfig, OnlineDPOConfig, OnPolicyConfig, RLHFConfig
 from alignctl.config.run import DPOConfig, RewardConfig, TrainingConfig
-from alignctl.config.sections import Head, Preferences
+from alignctl.config.sections import Head
 from alignctl.planning.memory import (
     GIB,
     Held,

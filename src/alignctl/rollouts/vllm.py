@@ -65,7 +65,7 @@ class Rollout:
         seed: int,
         timeout_minutes: float,
     ) -> None:
-        """Starts vLLM; `alignctl.engines.megatron.initialize` must have been called.
+        """Starts vLLM; `alignctl.engines.megatron_groups.initialize` must have been called.
 
         Args:
             hf_config: The policy's transformers config.

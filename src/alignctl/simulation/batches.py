@@ -2,8 +2,8 @@
 
 import numpy as np
 
+from alignctl.config.data import Preferences
 from alignctl.config.run import TrainingConfig
-from alignctl.config.sections import Preferences
 from alignctl.data.batch import Document, PreferenceBatch, TokenBatch
 
 _TOKEN = 1

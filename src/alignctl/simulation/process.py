@@ -15,7 +15,7 @@ from torch.nn import Module, Parameter
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from alignctl.config.run import TrainingConfig
-from alignctl.engines import megatron, megatron_cpu, offload
+from alignctl.engines import megatron_cpu, megatron_groups, offload
 from alignctl.models import document_attention
 from alignctl.simulation.host import HostNumbers
 from alignctl.simulation.ledger import Ledger
@@ -60,7 +60,8 @@ def playing(config: TrainingConfig, stage: int, *, is_gpu: bool = True) -> Itera
         with ExitStack() as stack:
             for owner, name, value in _replacements(ledger, is_gpu=is_gpu):
                 stack.enter_context(_replaced(owner, name, value))
-            megatron.lay_out(config.parallel, seed=1, timeout_minutes=config.launch.timeout_minutes)
+            timeout_minutes = config.launch.timeout_minutes
+            megatron_groups.lay_out(config.parallel, seed=1, timeout_minutes=timeout_minutes)
             ledger.groups = _groups()
             stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
             stack.enter_context(ledger)

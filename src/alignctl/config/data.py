@@ -1,0 +1,63 @@
+"""The sections of a run's configuration that say what is learned from."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from alignctl.config.sections import FilePath, Section
+
+
+class Inputs(Section):
+    """Where the data is."""
+
+    train: FilePath | None = None
+    """File (.jsonl, .jsonl.zst, .json, .parquet) or folder of training rows; of pretrain: an
+    indexed dataset (the NAME of NAME.bin and NAME.idx), or a folder of them."""
+
+    validation: FilePath | None = None
+    """The same of what is held out; null: of rows the validation file of a training folder, if any;
+    of indexed datasets what `split` says."""
+
+
+class Rows(Inputs):
+    """What is learned from, and how a row becomes tokens."""
+
+    validation_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Share of the training rows held out, always the same ones, when there is no such file."""
+
+    template: Literal["auto", "tokenizer", "hh", "none"] = "auto"
+    """How a row becomes text: auto keeps a text that the row has, and writes chats by the
+    tokenizer's chat template, or in HH's form if it has none; tokenizer, hh: always like this;
+    none: only rows that have a text."""
+
+
+class Documents(Rows):
+    """Rows whose answers are in the data."""
+
+    truncation: Literal["keep_response", "left", "right", "drop"] = "keep_response"
+    """What goes when a row exceeds seq_length: its context's start, its start, its end, or all."""
+
+
+class Data(Documents):
+    """What is learned from, and how rows become sequences."""
+
+    packing: bool = True
+    """Put several documents into one sequence, without attention from one to another."""
+
+
+class Preferences(Documents):
+    """Which answers are compared, and how they become tokens."""
+
+    max_response: Annotated[int, Field(ge=2)] | None = None
+    """Most answers taken of a row; null takes all. Every two of different score are a pair."""
+
+    select: Literal["firstk", "topk", "random"] = "firstk"
+    """Which answers of a row with more than max_response: the first, the best, or any."""
+
+
+class ReferencedPreferences(Preferences):
+    """Preferences with what the frozen reference model makes of them."""
+
+    reference_cache: FilePath | None = None
+    """Folder of the reference's log-probabilities, which runs from the same weights on the same
+    rows share; null: .cache/reference beside the run folder."""
