@@ -388,7 +388,7 @@ def test_the_weights_of_another_optimizer_are_those_of_the_model(written: Path) 
     checkpoint = read(written / "other")
     assert (checkpoint.stage, checkpoint.num_ranks) == (0, WORLD)
     weights = torch.load(written / "other" / "weights.pt")
-    assert {tensor.dtype for tensor in weights.values()} == {BFLOAT16}
+    assert {tensor.dtype for tensor in weights.values()} == {torch.bfloat16}
     assert is_identical(made(checkpoint.tensors), weights)
 
 
