@@ -9,6 +9,7 @@ One process, no GPU, one tensor in memory at a time. A Megatron checkpoint is wr
 it gets its name: a folder that is there is complete and right.
 """
 
+import os
 import time
 import warnings
 from collections.abc import Iterator, Mapping
@@ -45,6 +46,8 @@ def run(direction: Direction, options: ConvertOptions) -> None:
         RunError: What was written is not what was read. It is removed.
     """
     memory.keep_freed()
+    # The threads of NumPy's BLAS would wait busily for something to multiply.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     from alignctl.checkpoints.conversion import Target, convert
     from alignctl.checkpoints.dtypes import BY_FLAG
     from alignctl.checkpoints.source import find

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from alignctl.checkpoints import source, torch_file, zero
 from alignctl.checkpoints.dtypes import BFLOAT16, FLOAT32
-from alignctl.checkpoints.lazy import read_bytes
+from alignctl.checkpoints.mapped_file import read_bytes
 from alignctl.checkpoints.zero import ZeroCheckpoint
 from alignctl.checkpoints.zero_files import LATEST
 from alignctl.config.sections import Model

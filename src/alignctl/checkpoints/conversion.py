@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 from alignctl.checkpoints import adapted, hf, legacy_writer, manifest
 from alignctl.checkpoints.companions import copy_companions, read_json, write_config
 from alignctl.checkpoints.dtypes import Bits, DType, tensor_of
-from alignctl.checkpoints.lazy import LazyTensor, check_finite
+from alignctl.checkpoints.lazy import LazyTensor
 from alignctl.checkpoints.manifest import HF_FOLDER, FileRecord, Manifest, Recorder
 from alignctl.checkpoints.source import Source
 from alignctl.config.sections import Model
@@ -157,7 +157,6 @@ def _stream(
 ) -> Iterator[Bits]:
     """The tensors of some names in that order, each checked."""
     for name, bits in zip(names, _ahead(partial(_made, tensors), names), strict=True):
-        check_finite(bits, tensors[name].dtype, tensors[name].where)
         on_bytes(tensors[name].num_bytes)
         yield bits
 
@@ -176,7 +175,6 @@ def _hf_stream(
         return rows[row].layout.split(_made(tensors, row), model)
 
     for part, pieces in zip(parts, _ahead(cut, [part.row for part in parts]), strict=True):
-        check_finite(pieces[part.number], part.dtype, tensors[part.row].where)
         on_bytes(part.num_bytes)
         yield pieces[part.number]
 
@@ -189,14 +187,13 @@ def hf_tensors(source: Source) -> "Iterator[tuple[str, Tensor]]":
     """
     rows = weight_map(source.model, source.head)
     tensors = source.tensors
-    checked = {name: tensor.checked() for name, tensor in tensors.items()}
-    for row, full in zip(rows.values(), _ahead(partial(_made, checked), rows), strict=True):
+    for row, full in zip(rows.values(), _ahead(partial(_made, tensors), rows), strict=True):
         for name, part in zip(row.hf, row.layout.split(full, source.model), strict=True):
             yield name, tensor_of(part, tensors[row.megatron].dtype)
 
 
 def _made(tensors: Mapping[str, LazyTensor], name: str) -> Bits:
-    return tensors[name].bits()
+    return tensors[name].checked().bits()
 
 
 def _ahead(make: Callable[[str], T], names: Iterable[str]) -> Iterator[T]:

@@ -46,7 +46,9 @@ class DirectFile(io.RawIOBase):
         self._file = file
         self._pool = ThreadPoolExecutor(1)
         # Memory of its own begins with a page, as the disk wants it.
-        self._free = [memoryview(mmap.mmap(-1, BLOCK_BYTES)) for _ in range(_NUM_BLOCKS)]
+        private = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+        maps = (mmap.mmap(-1, BLOCK_BYTES, private) for _ in range(_NUM_BLOCKS))
+        self._free = [memoryview(each) for each in maps]
         self._block = self._free.pop()
         self._filled = 0
         self._num_bytes = 0

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
-from numpy.typing import NDArray
 
 from alignctl.checkpoints.dtypes import Bits, DType, bits_of, dtype_of, tensor_of
 from alignctl.errors import UserError
@@ -75,8 +74,9 @@ class LazyTensor(Spec):
         return LazyTensor(spec.shape, spec.dtype, lambda: bits_of(tensor), where)
 
     def make(self) -> "Tensor":
-        """The tensor itself."""
-        return tensor_of(self.bits(), self.dtype)
+        """The tensor itself, in memory of its own, whatever becomes of the file."""
+        bits = self.bits()
+        return tensor_of(bits if bits.flags.owndata else bits.copy(), self.dtype)
 
     def checked(self) -> "LazyTensor":
         """The same tensor, refused if an element is infinite or NaN when it is made."""
@@ -144,40 +144,6 @@ def lazily(tree: Any, kind: type[T], lazy: Callable[[T, str], LazyTensor], at: s
     if isinstance(tree, list | tuple):
         return [lazily(branch, kind, lazy, f"{at}.{number}") for number, branch in enumerate(tree)]
     return tree
-
-
-def read_bytes(file: Path, offset: int, num_bytes: int) -> NDArray[np.uint8]:
-    """Reads a part of a file into a new array of bytes, without mapping the file.
-
-    A mapping would count every page that was touched as memory of this process.
-
-    Raises:
-        UserError: The file cannot be read, or ends before the part does.
-    """
-    try:
-        with file.open("rb", buffering=0) as stream:
-            # Before there is memory for it: a damaged description can ask for any number.
-            missing = offset + num_bytes - os.fstat(stream.fileno()).st_size
-            if missing > 0:
-                raise _cut_short(file, missing)
-            content = np.empty(num_bytes, np.uint8)
-            view = content.data
-            stream.seek(offset)
-            done = 0
-            while done < num_bytes and (count := stream.readinto(view[done:])):
-                done += count
-    except OSError as error:
-        raise UserError(f"{file}: cannot be read: {error.strerror}") from error
-    if done < num_bytes:
-        raise _cut_short(file, num_bytes - done)
-    return content
-
-
-def _cut_short(file: Path, missing: int) -> UserError:
-    return UserError(
-        f"{file}: ends {missing} bytes too early",
-        "the file is cut short: copy or download it again",
-    )
 
 
 def unreadable(file: Path, kind: str, error: Exception) -> UserError:

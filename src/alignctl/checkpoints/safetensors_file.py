@@ -13,7 +13,8 @@ from typing import Any, BinaryIO
 from safetensors import SafetensorError, safe_open
 
 from alignctl.checkpoints.dtypes import DTYPES, Bits, as_bytes
-from alignctl.checkpoints.lazy import LazyTensor, Spec, read_bytes, unreadable
+from alignctl.checkpoints.lazy import LazyTensor, Spec, unreadable
+from alignctl.checkpoints.mapped_file import read_bytes
 from alignctl.errors import UserError
 
 _NAMES = {

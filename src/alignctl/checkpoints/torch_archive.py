@@ -14,7 +14,7 @@ import numpy as np
 from isal import isal_zlib
 from numpy.typing import NDArray
 
-from alignctl.checkpoints.lazy import read_bytes
+from alignctl.checkpoints.mapped_file import read_bytes
 from alignctl.errors import UserError
 
 _CHUNK = 8 << 20

@@ -18,7 +18,8 @@ import numpy as np
 
 from alignctl.checkpoints import oldest_torch_file, restricted_pickle, torch_names
 from alignctl.checkpoints.dtypes import Bits
-from alignctl.checkpoints.lazy import LazyTensor, Spec, lazily, read_bytes, unreadable
+from alignctl.checkpoints.lazy import LazyTensor, Spec, lazily, unreadable
+from alignctl.checkpoints.mapped_file import read_bytes
 from alignctl.checkpoints.restricted_pickle import Forbidden
 from alignctl.checkpoints.torch_archive import Archive, open_archive
 from alignctl.checkpoints.torch_names import Described
