@@ -4,7 +4,8 @@ What is in the system's cache is not copied, which took a fourth of a conversion
 A part counts as memory of this process, like one that was read, until its array is dropped.
 """
 
-import contextlib
+import ctypes
+import errno
 import mmap
 import os
 from collections.abc import Iterator
@@ -19,8 +20,10 @@ _WINDOW_BYTES = 8 << 20
 """Of a file that is looked at from its beginning to its end."""
 
 _MADV_POPULATE_READ = 22
-"""Of Linux since 5.14, and not in Python's `mmap` yet: what the disk cannot read is an error at
-once, and not a signal later."""
+"""Of Linux since 5.14: what the disk cannot read is an error at once, and not a signal later."""
+
+_LIBRARY = ctypes.CDLL(None, use_errno=True)
+"""Whose `madvise` lets other threads run meanwhile; that of Python's `mmap` does not."""
 
 
 def read_bytes(file: Path, offset: int, num_bytes: int) -> NDArray[np.uint8]:
@@ -46,11 +49,24 @@ def read_bytes(file: Path, offset: int, num_bytes: int) -> NDArray[np.uint8]:
                 access=mmap.ACCESS_COPY,
                 offset=offset - before,
             )
-        with contextlib.suppress(ValueError):  # on other systems
-            part.madvise(_MADV_POPULATE_READ)
+        content = np.frombuffer(part, np.uint8)
+        _populate(content)
     except OSError as error:
         raise UserError(f"{file}: cannot be read: {error.strerror}") from error
-    return np.frombuffer(part, np.uint8, num_bytes, before)
+    return content[before:]
+
+
+def _populate(content: NDArray[np.uint8]) -> None:
+    """Has all of a mapping in memory.
+
+    Raises:
+        OSError: The disk cannot read it.
+    """
+    place, size = ctypes.c_void_p(content.ctypes.data), ctypes.c_size_t(content.size)
+    if _LIBRARY.madvise(place, size, _MADV_POPULATE_READ):
+        error = ctypes.get_errno()
+        if error != errno.EINVAL:  # on other systems it is read when it is needed
+            raise OSError(error, os.strerror(error))
 
 
 def windows(file: Path) -> Iterator[NDArray[np.uint8]]:
