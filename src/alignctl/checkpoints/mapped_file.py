@@ -53,6 +53,8 @@ def read_bytes(file: Path, offset: int, num_bytes: int) -> NDArray[np.uint8]:
         _populate(content)
     except OSError as error:
         raise UserError(f"{file}: cannot be read: {error.strerror}") from error
+    except ValueError as error:  # it was long enough just now
+        raise UserError(f"{file}: another program cuts it short: {error}") from error
     return content[before:]
 
 
