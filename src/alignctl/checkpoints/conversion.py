@@ -12,7 +12,7 @@ from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
-from alignctl.checkpoints import adapted, hf, legacy_writer, manifest
+from alignctl.checkpoints import adapted, hf, legacy_writer, manifest, mcore
 from alignctl.checkpoints.companions import copy_companions, read_json, write_config
 from alignctl.checkpoints.dtypes import Bits, DType, tensor_of
 from alignctl.checkpoints.lazy import LazyTensor
@@ -132,8 +132,6 @@ def _write(
         for name, tensor in tensors.items()
     }
     if target.format == "mcore":
-        from alignctl.checkpoints import mcore
-
         mcore.write(
             folder,
             padded,

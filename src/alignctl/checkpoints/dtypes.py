@@ -51,7 +51,6 @@ class DType:
 FLOAT32 = DType("float32", 4, 0x7F800000, 2.0**-23)
 BFLOAT16 = DType("bfloat16", 2, 0x7F80, 2.0**-7)
 FLOAT16 = DType("float16", 2, 0x7C00, 2.0**-10)
-UINT8 = DType("uint8", 1)
 
 FLOATS = (FLOAT32, BFLOAT16, FLOAT16)
 """Those that can be trained."""
@@ -64,6 +63,7 @@ _OTHERS = {
     "uint64": 8,
     "uint32": 4,
     "uint16": 2,
+    "uint8": 1,
     "int64": 8,
     "int32": 4,
     "int16": 2,
@@ -71,7 +71,7 @@ _OTHERS = {
     "bool": 1,
 }
 
-DTYPES = {each.name: each for each in (*FLOATS, UINT8)} | {
+DTYPES = {each.name: each for each in FLOATS} | {
     name: DType(name, size) for name, size in _OTHERS.items()
 }
 """All that a file can hold, by name."""

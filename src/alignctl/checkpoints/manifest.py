@@ -34,8 +34,7 @@ if TYPE_CHECKING:
 
 NAME = "alignctl.json"
 METADATA = ".metadata"
-"""The index of Megatron-Core's distributed format. Its name is here because what reads the file
-imports half a second of PyTorch, which other formats do without."""
+"""The index of Megatron-Core's distributed format, which tells such a folder from others."""
 HF_FOLDER = "hf"
 """Sub-folder with the config and tokenizer files that go back to Hugging Face unchanged."""
 

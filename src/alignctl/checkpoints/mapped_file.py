@@ -71,15 +71,22 @@ def _populate(content: NDArray[np.uint8]) -> None:
             raise OSError(error, os.strerror(error))
 
 
-def windows(file: Path) -> Iterator[NDArray[np.uint8]]:
-    """A whole file, a few megabytes at a time.
+def windows(
+    file: Path, start: int = 0, num_bytes: int | None = None
+) -> Iterator[NDArray[np.uint8]]:
+    """A part of a file, a few megabytes at a time.
+
+    Args:
+        file: The file.
+        start: Where the part begins.
+        num_bytes: How long it is; None: up to the end.
 
     Raises:
         UserError: It cannot be read.
     """
     try:
-        size = file.stat().st_size
+        end = file.stat().st_size if num_bytes is None else start + num_bytes
     except OSError as error:
         raise UserError(f"{file}: cannot be read: {error.strerror}") from error
-    for start in range(0, size, _WINDOW_BYTES):
-        yield read_bytes(file, start, min(_WINDOW_BYTES, size - start))
+    for place in range(start, end, _WINDOW_BYTES):
+        yield read_bytes(file, place, min(_WINDOW_BYTES, end - place))

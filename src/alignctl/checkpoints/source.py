@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from alignctl.checkpoints import hf, legacy, manifest, peft, rank_files, torch_file, zero
+from alignctl.checkpoints import hf, legacy, manifest, mcore, peft, rank_files, torch_file, zero
 from alignctl.checkpoints.adapted import Adapters, base_folder, check_base, merged
 from alignctl.checkpoints.companions import read_json
 from alignctl.checkpoints.lazy import LazyTensor
@@ -233,8 +233,6 @@ def _megatron(path: Path, expected: Model | None) -> Source:
             + (f", though {manifest.NAME} lists it" if found else ""),
             "copy the checkpoint again, or use an older one",
         )
-    from alignctl.checkpoints import mcore
-
     tensors, args = mcore.read(path), None
     if found is not None and found.adapted is not None:
         return _adapted("mcore", path, found, found.adapted, tensors)

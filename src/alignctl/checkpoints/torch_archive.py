@@ -14,11 +14,8 @@ import numpy as np
 from isal import isal_zlib
 from numpy.typing import NDArray
 
-from alignctl.checkpoints.mapped_file import read_bytes
+from alignctl.checkpoints.mapped_file import windows
 from alignctl.errors import UserError
-
-_CHUNK = 8 << 20
-"""Bytes that are read at once."""
 
 _DESCRIPTION = "data.pkl"
 
@@ -75,10 +72,8 @@ class Archive:
         if key in self._verified or not self.has_checksums:
             return
         entry, checksum = self.storages[key], 0
-        for done in range(0, entry.num_bytes, _CHUNK):
-            offset = self.start + entry.begin + done
-            content = read_bytes(self.file, offset, min(_CHUNK, entry.num_bytes - done))
-            checksum = isal_zlib.crc32(content.data, checksum)
+        for window in windows(self.file, self.start + entry.begin, entry.num_bytes):
+            checksum = isal_zlib.crc32(window.data, checksum)
         self._compare(key, checksum, where)
         self._verified.add(key)
 

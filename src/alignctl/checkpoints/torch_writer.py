@@ -76,11 +76,6 @@ class Writer:
         self._record("data.pkl", restricted_pickle.dumps(self._describe(tree), _identity))
         self._record("byteorder", b"little")
 
-    @property
-    def specs(self) -> list[Spec]:
-        """The tensors that were announced, in the order in which they are to be written."""
-        return self._storages
-
     def _describe(self, tree: Any) -> Any:
         if isinstance(tree, Spec):
             self._storages.append(tree)
