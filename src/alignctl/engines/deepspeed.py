@@ -6,10 +6,8 @@ divided once, by the global weight of the optimizer step.
 """
 
 import math
-import os
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from datetime import timedelta
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -29,7 +27,7 @@ from alignctl.data.batch import TokenBatch
 from alignctl.engines import deepspeed_state
 from alignctl.engines.deepspeed_library import deepspeed
 from alignctl.engines.deepspeed_optimizer import ZeroOptimizer
-from alignctl.engines.device import DEVICE, IS_GPU
+from alignctl.engines.device import DEVICE, IS_GPU, join
 from alignctl.engines.metrics import StepMetrics
 from alignctl.engines.protocol import NonFiniteError
 from alignctl.engines.sums import by_document, of_documents, step_metrics
@@ -50,14 +48,9 @@ def initialize(*, seed: int, timeout_minutes: float) -> None:
         seed: Of everything random; each rank has random numbers of its own.
         timeout_minutes: How long a rank waits for the others in one collective.
     """
-    if IS_GPU:
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    else:
+    if not IS_GPU:
         memory.keep_freed()
-    if not dist.is_initialized():  # stages have called the roll: see roll_call.join
-        dist.init_process_group(
-            "nccl" if IS_GPU else "gloo", timeout=timedelta(minutes=timeout_minutes)
-        )
+    join(timeout_minutes)
     deepspeed.init_distributed(verbose=False, auto_mpi_discovery=False)
     torch.manual_seed(seed + dist.get_rank())
 

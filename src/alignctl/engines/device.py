@@ -1,6 +1,24 @@
-"""Where Megatron's tensors live: on this rank's GPU, or without one in the process's memory."""
+"""Where an engine's tensors live: on this rank's GPU, or without one in the process's memory."""
+
+import os
+from datetime import timedelta
 
 import torch
+import torch.distributed as dist
 
 IS_GPU = torch.cuda.is_available()
 DEVICE = torch.device("cuda" if IS_GPU else "cpu")
+
+
+def join(timeout_minutes: float) -> None:
+    """Takes this rank's GPU and joins the job's process group, if it has not done so.
+
+    Args:
+        timeout_minutes: How long a rank waits for the others in one collective.
+    """
+    if IS_GPU:
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    if not dist.is_initialized():  # stages have called the roll: see roll_call.join
+        dist.init_process_group(
+            "nccl" if IS_GPU else "gloo", timeout=timedelta(minutes=timeout_minutes)
+        )

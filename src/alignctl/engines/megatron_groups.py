@@ -1,15 +1,12 @@
 """Megatron's process groups: laid over a job's ranks by the layout, global to the process."""
 
-import os
-from datetime import timedelta
-
 import torch
 import torch.distributed as dist
 from megatron.core import parallel_state, tensor_parallel
 
 from alignctl.config.sections import Parallel
 from alignctl.engines import megatron_cpu
-from alignctl.engines.device import IS_GPU
+from alignctl.engines.device import IS_GPU, join
 
 
 def initialize(parallel: Parallel, *, seed: int, timeout_minutes: float) -> None:
@@ -20,14 +17,9 @@ def initialize(parallel: Parallel, *, seed: int, timeout_minutes: float) -> None
         seed: Of everything random on this job's ranks.
         timeout_minutes: How long a rank waits for the others in one collective.
     """
-    if IS_GPU:
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    else:
+    if not IS_GPU:
         megatron_cpu.install()
-    if not dist.is_initialized():  # stages have called the roll: see roll_call.join
-        dist.init_process_group(
-            "nccl" if IS_GPU else "gloo", timeout=timedelta(minutes=timeout_minutes)
-        )
+    join(timeout_minutes)
     lay_out(parallel, seed=seed, timeout_minutes=timeout_minutes)
 
 
