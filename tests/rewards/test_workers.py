@@ -14,8 +14,10 @@ import pytest
 from alignctl.errors import RunError
 from alignctl.rewards.workers import RuleWorkers, Task
 
-HANGS = r"\boxed{9^{9^{9}}}"
-"""sympy starts to compute its 370 million digits."""
+SLOW = r"\boxed{((((((((((x))))))))))}"
+"""The grammar tries every pair of parentheses in several ways: some tenths of a second."""
+LITTLE = 0.1
+"""Processor seconds in which SLOW is never compared, and numbers always are."""
 
 
 def task(completion: str, reference: str = "72") -> Task:
@@ -30,10 +32,9 @@ def test_verdicts_come_in_the_order_of_the_tasks() -> None:
     assert [verdict.score for verdict in verdicts] == [1.0, 0.0] * 20
 
 
-@pytest.mark.slow
-def test_an_answer_that_hangs_is_killed_and_the_others_are_not_touched() -> None:
-    tasks = [task("72"), task(HANGS), task("71"), task(HANGS), task(""), task("72", "{")]
-    with RuleWorkers(num_workers=2, limit_seconds=2) as workers:
+def test_an_answer_that_takes_too_long_is_ended_and_the_others_are_not_touched() -> None:
+    tasks = [task("72"), task(SLOW), task("71"), task(SLOW), task(""), task("72", "{")]
+    with RuleWorkers(num_workers=2, limit_seconds=LITTLE) as workers:
         for _ in range(2):  # the replaced processes work as the first ones did
             assert [verdict.reason for verdict in workers.verdicts(tasks)] == [
                 "correct",
@@ -45,16 +46,40 @@ def test_an_answer_that_hangs_is_killed_and_the_others_are_not_touched() -> None
             ]
 
 
-@pytest.mark.slow
+def test_only_processor_time_counts_as_time() -> None:
+    """A process that gets no processor for twice its limit, as on a machine with other work."""
+    others = children(os.getpid())
+    with RuleWorkers(num_workers=1, limit_seconds=0.5) as workers:
+        assert workers.verdicts([task("72")])[0].reason == "correct"
+        [pid] = {*children(os.getpid())} - {*others}
+        os.kill(pid, signal.SIGSTOP)
+        threading.Timer(1.0, os.kill, (pid, signal.SIGCONT)).start()
+        assert workers.verdicts([task("72")])[0].reason == "correct"
+        assert {*children(os.getpid())} - {*others} == {pid}
+
+
+def test_a_process_that_only_waits_is_ended_and_its_answer_tried_again() -> None:
+    """Stopped for good: 20 times the limit pass by the clock; a new process knows the answer."""
+    others = children(os.getpid())
+    with RuleWorkers(num_workers=1, limit_seconds=LITTLE) as workers:
+        assert workers.verdicts([task("72")])[0].reason == "correct"
+        [pid] = {*children(os.getpid())} - {*others}
+        os.kill(pid, signal.SIGSTOP)
+        reasons = [verdict.reason for verdict in workers.verdicts([task("72"), task("71")])]
+        assert reasons == ["correct", "wrong"]
+        assert not is_alive(pid)
+
+
 def test_an_answer_whose_process_dies_counts_as_crashed() -> None:
-    """Killed from outside while it computes, as the kernel does when memory runs out."""
+    """Killed from outside while it is at a task, as the kernel does when memory runs out."""
     others = children(os.getpid())
     with RuleWorkers(num_workers=1, limit_seconds=60) as workers:
         assert workers.verdicts([task("72")])[0].reason == "correct"
         [pid] = {*children(os.getpid())} - {*others}
-        killer = threading.Timer(1.0, os.kill, (pid, signal.SIGKILL))
+        os.kill(pid, signal.SIGSTOP)
+        killer = threading.Timer(0.5, os.kill, (pid, signal.SIGKILL))
         killer.start()
-        verdicts = workers.verdicts([task(HANGS), task("72")])
+        verdicts = workers.verdicts([task("72"), task("72")])
         killer.join()
     assert [verdict.reason for verdict in verdicts] == ["crashed", "correct"]
 
@@ -80,16 +105,16 @@ def test_no_process_is_left_behind() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("completion", ["72", HANGS])
+@pytest.mark.parametrize("completion", ["72", SLOW])
 def test_workers_do_not_outlive_a_killed_parent(tmp_path: Path, completion: str) -> None:
-    """Idle ones see the end of their pipe, the others are ended by their timer."""
+    """Idle ones see the end of their pipe, the others do so after their task."""
     program = textwrap.dedent("""
         import sys, time
         from alignctl.rewards.workers import RuleWorkers, Task
         with RuleWorkers(num_workers=2, limit_seconds=3) as workers:
             workers.verdicts([Task("72", "72", "math_rule")])
             print("ready", flush=True)
-            workers.verdicts([Task(sys.argv[1], "72", "math_rule")] * 2)
+            workers.verdicts([Task(sys.argv[1], "72", "math_rule")] * 200)
             time.sleep(600)
     """)
     command = [sys.executable, "-c", program, completion]

@@ -189,7 +189,8 @@ class MathOptions(EvalOptions):
     """Processes that compare answers."""
 
     timeout_seconds: Annotated[float, Field(gt=0)] = 5.0
-    """Time for one comparison; what takes longer counts as wrong, and is counted."""
+    """Processor seconds for one comparison; 20 times as long by the clock. What takes longer is
+    tried once more, alone; then it counts as wrong, and is counted."""
 
 
 class WinOptions(EvalOptions):

@@ -121,8 +121,8 @@ class Score(Section):
     """Processes of each rank that judge answers by rules."""
 
     timeout_seconds: Annotated[float, Field(gt=0)] = 3.0
-    """How long judging one answer may take before its process is killed and the answer counts as
-    wrong."""
+    """Processor seconds that judging one answer may take; 20 times as long by the clock. One that
+    takes longer is tried once more, alone, before it counts as wrong."""
 
     alarm_after: Count = 3
     """Episodes in a row without any score but 0 from the rule after which a warning is given."""

@@ -1,8 +1,8 @@
 """The process that compares answers for `RuleWorkers`: a line of JSON in, a line of JSON out.
 
 It imports neither torch nor the program of its parent. It ends when the other end of its pipe
-closes, which it sees as soon as it is idle; while it compares, the kernel's timer ends it, should
-the parent have died and not do so.
+closes, which it sees as soon as it is idle. While it compares, the kernel counts its processor time
+and ends it by `TIME_OVER` at the limit: a machine that is busy with others does not shorten it.
 """
 
 import json
@@ -18,6 +18,10 @@ MEMORY_BYTES = 2 << 30
 """Address space of a worker: powers of powers fill the memory of the machine before their time."""
 
 
+TIME_OVER = signal.SIGPROF
+"""The signal that a process dies of when a task has used up its processor time."""
+
+
 def main() -> None:
     """Answers tasks until there are no more."""
     limit_seconds = float(sys.argv[1])
@@ -25,7 +29,7 @@ def main() -> None:
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    signal.signal(TIME_OVER, signal.SIG_DFL)
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
     # math-verify warns that its timers are off, and tells of every text it cannot read.
     logging.getLogger("math_verify").setLevel(logging.ERROR)
@@ -33,9 +37,9 @@ def main() -> None:
     print(json.dumps("ready"), file=answers, flush=True)
     for line in sys.stdin:
         task = json.loads(line)
-        signal.setitimer(signal.ITIMER_REAL, limit_seconds + 1)
+        signal.setitimer(signal.ITIMER_PROF, limit_seconds)
         reason = RULES[task["eval_func"]](task["completion"], task["reference"])
-        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.setitimer(signal.ITIMER_PROF, 0)
         print(json.dumps(reason), file=answers, flush=True)
 
 

@@ -1,4 +1,4 @@
-"""Rules in processes of their own, which are killed when an answer takes too long."""
+"""Rules in processes of their own, which end when an answer takes too long."""
 
 import json
 import os
@@ -14,9 +14,14 @@ from typing import Self
 
 from alignctl.errors import RunError
 from alignctl.rewards.rules import Reason, Verdict
+from alignctl.rewards.worker import TIME_OVER
 
 START_SECONDS = 120.0
 """How long a worker may take to import its libraries, on a machine that is busy."""
+
+CLOCK_FACTOR = 20.0
+"""How many times its processor time a task may take by the clock, on a machine that is busy: only a
+process that waits, for memory that is on a disk say, reaches this limit before the other."""
 
 
 @dataclass(frozen=True)
@@ -57,10 +62,10 @@ class _Worker:
         self.place: int | None = None
         self.deadline = time.monotonic() + START_SECONDS
 
-    def send(self, place: int, task: Task, limit_seconds: float) -> None:
+    def send(self, place: int, task: Task, clock_seconds: float) -> None:
         """Gives a task to a worker that waits for one, so that the pipe takes it at once."""
         self.place = place
-        self.deadline = time.monotonic() + limit_seconds
+        self.deadline = time.monotonic() + clock_seconds
         try:
             self.tasks.write(json.dumps(vars(task)).encode() + b"\n")
             self.tasks.flush()
@@ -79,8 +84,9 @@ class _Worker:
 class RuleWorkers:
     """Worker processes for rules; a context manager, which ends them.
 
-    A worker is at one task at a time. One that exceeds its time is killed and replaced, its answer
-    counts as `timeout`; one that dies is replaced, its answer counts as `crashed`.
+    A worker is at one task at a time. One that exceeds its time is replaced, and its task is tried
+    once more when all others are done, by one process while the others rest; then it counts as
+    `timeout`. A process that dies is replaced, and its task counts as `crashed`.
     """
 
     def __init__(self, num_workers: int = 2, limit_seconds: float = 5.0) -> None:
@@ -88,7 +94,7 @@ class RuleWorkers:
 
         Args:
             num_workers: Processes.
-            limit_seconds: Time for one answer, as a clock on the wall tells it.
+            limit_seconds: Processor time for one answer; by the clock, `CLOCK_FACTOR` times it.
         """
         self._num_workers = num_workers
         self._limit_seconds = limit_seconds
@@ -117,34 +123,41 @@ class RuleWorkers:
         Raises:
             RunError: When workers do not start, for which their messages in the log say why.
         """
-        found: dict[int, Verdict] = {}
-        waiting = deque(range(len(tasks)))
-        while len(found) < len(tasks):
+        found = self._reasons(tasks, range(len(tasks)))
+        for place in [place for place, reason in found.items() if reason == "timeout"]:
+            found |= self._reasons(tasks, [place])
+        return [Verdict(found[place]) for place in range(len(tasks))]
+
+    def _reasons(self, tasks: Sequence[Task], places: Sequence[int]) -> dict[int, Reason]:
+        """What the workers say of the tasks at these places."""
+        found: dict[int, Reason] = {}
+        waiting = deque(places)
+        while len(found) < len(places):
             for worker in [w for w in self._workers if w.is_ready and w.place is None]:
                 if worker.process.poll() is not None:  # it died while it was idle
                     self._end(worker)
                     self._start()
                 elif waiting:
                     place = waiting.popleft()
-                    worker.send(place, tasks[place], self._limit_seconds)
-            for place, reason in self._wait():
-                found[place] = Verdict(reason)
-        return [found[place] for place in range(len(tasks))]
+                    worker.send(place, tasks[place], CLOCK_FACTOR * self._limit_seconds)
+            found |= self._wait()
+        return found
 
-    def _wait(self) -> list[tuple[int, Reason]]:
-        """Waits until something happens; the tasks that are done, with their reasons."""
+    def _wait(self) -> dict[int, Reason]:
+        """Waits until something happens; the reasons of the tasks that are done."""
         busy = [w for w in self._workers if w.place is not None or not w.is_ready]
         seconds = min(worker.deadline for worker in busy) - time.monotonic()
-        done: list[tuple[int, Reason]] = []
+        done: dict[int, Reason] = {}
         for key, _ in self._selector.select(max(seconds, 0)):
             worker: _Worker = key.data
             line = worker.reasons.readline()
             if not line.endswith(b"\n"):
-                self._replace(worker, "crashed", done)
+                is_over = worker.process.wait() == -TIME_OVER
+                self._replace(worker, "timeout" if is_over else "crashed", done)
             elif not worker.is_ready:
                 worker.is_ready = True
             elif worker.place is not None:
-                done.append((worker.place, json.loads(line)))
+                done[worker.place] = json.loads(line)
                 worker.place = None
         for worker in [w for w in busy if w in self._workers]:
             is_busy = worker.place is not None or not worker.is_ready
@@ -152,7 +165,7 @@ class RuleWorkers:
                 self._replace(worker, "timeout", done)
         return done
 
-    def _replace(self, worker: _Worker, reason: Reason, done: list[tuple[int, Reason]]) -> None:
+    def _replace(self, worker: _Worker, reason: Reason, done: dict[int, Reason]) -> None:
         if not worker.is_ready:
             raise RunError(
                 "a process for rule rewards "
@@ -160,7 +173,7 @@ class RuleWorkers:
                 "the log has its own message; `alignctl doctor` looks for math-verify",
             )
         if worker.place is not None:
-            done.append((worker.place, reason))
+            done[worker.place] = reason
         self._end(worker)
         self._start()
 
