@@ -51,18 +51,35 @@ def check(config: OnPolicyConfig) -> None:
 
     Raises:
         UserError: vLLM is missing; a model is missing, is of the wrong role, cannot be cut as the
-            policy is, or reads other tokens.
+            policy is, or reads other tokens; end tokens are named that the policy has not.
     """
     from alignctl.rollouts.library import check_vllm
 
     if warning := check_vllm(config.model):
         console.say(f"warning: {warning}")
+    _check_ends(config)
     if config.needs_reward_model:
         _check_reward(config)
     if isinstance(config, RLHFConfig) and config.value.load is not None:
         from alignctl.checkpoints.source import find
 
         _check_fits(config, find(config.value.load), "value.load")
+
+
+def _check_ends(config: OnPolicyConfig) -> None:
+    """What the files beside the policy say about its answers: the same as the ranks will read."""
+    from alignctl.checkpoints import generation_config
+    from alignctl.checkpoints.preflight import open_model
+
+    policy = open_model(config)
+    eos_id = load_tokenizer(policy.tokenizer_folder(config.tokenizer)).eos_id
+    vocab_size = policy.model.vocab_size
+    ends = generation_config.end_token_ids(policy.companions, eos_id, vocab_size=vocab_size)
+    if len(ends) > 1:
+        console.say(f"answers end at the tokens {', '.join(map(str, ends))}")
+    penalty = config.rollout.repetition_penalty
+    if warning := generation_config.unheeded(policy.companions, repetition_penalty=penalty):
+        console.say(f"warning: {warning}")
 
 
 def _check_reward(config: OnPolicyConfig) -> None:

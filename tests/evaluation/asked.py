@@ -1,7 +1,9 @@
 """What the models of the tests are asked, and the process that asks several of them."""
 
 import json
+import shutil
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ LIMIT = 40
 
 PENALTIES = (1.0, 1.3)
 LENGTH = 24
+EOS = 2
 
 QUESTIONS = ["so and " * (number // 4) + f"{number} + {3 * number % 7}" for number in range(24)]
 """Texts of one token per byte, and of 20 bytes more in the HH form."""
@@ -42,6 +45,14 @@ def asked(model: Path, wanted: Generation) -> tuple[list[list[int]], list[list[A
     return [prompt.tokens.tolist() for prompt in prompts], answers
 
 
+def write_with_second_end(folder: Path, token: int) -> None:
+    """Writes llama-ends: llama-gqa, whose generation_config.json has a second end token."""
+    shutil.copytree(folder / "llama-gqa", folder / "llama-ends")
+    file = folder / "llama-ends" / "generation_config.json"
+    content = json.loads(file.read_text()) | {"eos_token_id": [EOS, token]}
+    file.write_text(json.dumps(content))
+
+
 def main(folder: Path, results: Path) -> None:
     import torch
 
@@ -61,6 +72,17 @@ def main(folder: Path, results: Path) -> None:
         convert(find(folder / "llama-gqa"), written, target)
         _, answers = asked(written, settings())
         found[target.format] = [[*each[0].tokens] for each in answers]
+    ends = folder / "mcore-ends"
+    ends.mkdir()
+    write_with_second_end(
+        folder,
+        Counter(token for row in found["llama-gqa 1.0"] for token in row).most_common(1)[0][0],
+    )
+    convert(find(folder / "llama-ends"), ends, Target("mcore", tp=2))
+    _, answers = asked(ends, settings())
+    found["ends"] = [[*each[0].tokens] for each in answers]
+    found["ends finish"] = [each[0].finish for each in answers]
+    found["ends text"] = [each[0].text for each in answers]
     drawn = settings(temperature=1.0, top_k=50, top_p=0.95, samples=2, seed=7)
     with Generator(folder / "llama-gqa", drawn) as generator:
         every = generator.prompts(questions())

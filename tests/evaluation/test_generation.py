@@ -1,5 +1,6 @@
 """Answers of real models by vLLM, compared with transformers' own."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -7,15 +8,14 @@ import pytest
 import torch
 
 from alignctl.config.generation import Generation
+from alignctl.data.tokenizer import load_tokenizer
 from alignctl.errors import UserError
 from alignctl.evaluation.generation import Generator
 from tests import tiny
-from tests.evaluation.asked import LENGTH, LIMIT, PENALTIES, QUESTIONS
-
-EOS = 2
+from tests.evaluation.asked import EOS, LENGTH, LIMIT, PENALTIES, QUESTIONS
 
 
-def said_by_transformers(folder: Path, prompts: list[list[int]], penalty: float) -> list[list[int]]:
+def said_by_transformers(folder: Path, prompts: list[list[int]], **more: object) -> list[list[int]]:
     """The likeliest tokens, prompt by prompt, without any padding."""
     from transformers import AutoModelForCausalLM
 
@@ -25,9 +25,8 @@ def said_by_transformers(folder: Path, prompts: list[list[int]], penalty: float)
             torch.tensor([prompt]),
             max_new_tokens=LENGTH,
             do_sample=False,
-            repetition_penalty=penalty,
-            eos_token_id=EOS,
             pad_token_id=3,
+            **more,
         )[0, len(prompt) :].tolist()
         for prompt in prompts
     ]
@@ -38,7 +37,10 @@ def said_by_transformers(folder: Path, prompts: list[list[int]], penalty: float)
 def test_greedy_answers_are_those_of_transformers_token_for_token(
     model: str, penalty: float, models: Path, found: dict[str, Any]
 ) -> None:
-    expected = said_by_transformers(models / model, found[f"{model} prompts"], penalty)
+    prompts = found[f"{model} prompts"]
+    expected = said_by_transformers(
+        models / model, prompts, repetition_penalty=penalty, eos_token_id=EOS
+    )
     assert found[f"{model} {penalty}"] == expected
     assert len({tuple(tokens) for tokens in expected}) > len(expected) // 2
 
@@ -48,6 +50,30 @@ def test_a_megatron_checkpoint_says_what_the_hugging_face_folder_says(
     format: str, found: dict[str, Any]
 ) -> None:
     assert found[format] == found["llama-gqa 1.0"]
+
+
+def test_every_end_token_of_generation_config_json_ends_an_answer(
+    models: Path, found: dict[str, Any]
+) -> None:
+    """Where transformers ends it, by the file beside the model; here through a Megatron folder.
+
+    The second end token is an ordinary one: it is no part of what was said.
+    """
+    expected = said_by_transformers(models / "llama-ends", found["llama-gqa prompts"])
+    assert found["ends"] == expected
+    kept = models / "mcore-ends" / "hf" / "generation_config.json"
+    ends = json.loads(kept.read_text())["eos_token_id"]
+    assert found["ends finish"] == [
+        "stop" if tokens[-1] in ends else "length" for tokens in expected
+    ]
+    tokenizer = load_tokenizer(models / "llama-ends")
+    assert found["ends text"] == [
+        tokenizer.decode_answer([token for token in tokens if token not in ends])
+        for tokens in expected
+    ]
+    by_second = [tokens for tokens in expected if tokens[-1] == ends[1]]
+    assert len(by_second) > len(expected) // 4
+    assert found["ends"] != found["llama-gqa 1.0"]
 
 
 def test_a_long_prompt_keeps_its_last_tokens(found: dict[str, Any]) -> None:

@@ -56,6 +56,19 @@ def test_parts_joined_are_the_whole(samples: Samples, data: st.DataObject) -> No
     assert [a.tolist() for a in found.answers] == [a.tolist() for a in samples.answers]
 
 
+def test_what_ended_an_answer_is_not_said_and_is_scored_as_eos(tokenizer: Tokenizer) -> None:
+    """The first ended with EOS, the second with another end token, the third was cut."""
+    samples = scripted.samples(tokenizer, (0, 1, "2."), (0, 1, "3."), (1, 4, "5"))
+    last = samples.answers[2].tolist()
+    samples.answers[1][-1] = 87
+    assert samples.said(0) == scripted.tokens_of(tokenizer, "2.")
+    assert samples.said(1) == scripted.tokens_of(tokenizer, "3.")
+    assert samples.said(2) == last
+    ended = samples.ended_by(scripted.EOS)
+    assert [answer[-1] for answer in ended.answers] == [scripted.EOS, scripted.EOS, last[-1]]
+    assert samples.answers[1][-1] == 87, "what the policy learns from stays as it was sampled"
+
+
 @given(episodes(), st.integers(1, 4), st.integers(1, 3), st.data())
 def test_micro_batches_of_all_ranks_hold_every_answer_once(
     samples: Samples, size: int, num_ranks: int, data: st.DataObject

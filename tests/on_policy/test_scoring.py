@@ -103,6 +103,26 @@ def test_an_answer_that_did_not_end(
     assert found.metrics["accuracy"] == 0.5, "what the rule found is told as it was"
 
 
+def test_an_answer_that_ended_with_another_end_token_has_ended(
+    folder: Path, tokenizer: Tokenizer, samples: Samples, judges: RuleWorkers
+) -> None:
+    """As the second does here, which says the digit 2 after that of a right answer, as an end.
+
+    The rule reads `#### 2` in both, nothing is taken for cut, and the reward model reads both with
+    EOS at the end, where it has learned to score, so that they are one text to it.
+    """
+    (two,) = scripted.tokens_of(tokenizer, "2")
+    right = scripted.samples(tokenizer, (0, 1, "#### 2."), (0, 1, "#### 2."))
+    right.answers[1][-1] = two
+    score = {"source": "merge", "missing_eos": "replace", "missing_eos_score": -9.0}
+    made = scorer(folder, tokenizer, score, judges)
+    made.crew.reward = ScriptedReward(lambda tokens: float(tokens[-1]))  # type: ignore[assignment]
+    made.crew.end_token_ids = (scripted.EOS, two)
+    found = made.score(right)
+    assert found.scores.tolist() == [scripted.EOS + OFFSET + 1] * 2
+    assert made.crew.reward.num_scored == 1  # type: ignore[union-attr]
+
+
 def test_the_running_deviation_includes_the_scores_it_divides(
     folder: Path, tokenizer: Tokenizer, samples: Samples
 ) -> None:

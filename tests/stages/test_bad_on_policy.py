@@ -114,6 +114,15 @@ def test_a_reward_model_writes_nothing(refuse: Refuse, models: Path, stage: str)
     assert f"this is a reward model, and alignctl {stage} trains a policy" in said
 
 
+@pytest.mark.parametrize("stage", STAGES)
+def test_end_tokens_that_the_policy_has_not(refuse: Refuse, tmp_path: Path, stage: str) -> None:
+    policy = write_llama(tmp_path / "policy")
+    file = policy / "generation_config.json"
+    file.write_text('{"eos_token_id": [2, 4096]}')
+    said = refuse(stage, load=policy)
+    assert f"{file}: eos_token_id has 4096, which is no token of this model" in said
+
+
 def test_a_reward_model_that_reads_other_tokens(refuse: Refuse, tmp_path: Path) -> None:
     other = write_llama(tmp_path / "other", is_reward=True, num_extra=3)
     said = refuse("rlhf", reward_load=other)

@@ -10,7 +10,7 @@ from alignctl.evaluation.generation import Generator, Prompt
 from alignctl.evaluation.prompts import TEXT_SUFFIX, PromptFile
 from alignctl.reporting.answers_progress import AnswersProgress
 
-FORMAT = 1
+FORMAT = 2
 """Part of the key; raised when the same command would write something else."""
 
 
@@ -104,6 +104,7 @@ def _key(generator: Generator, file: PromptFile, output: Path) -> str:
             "format": FORMAT,
             "model": identity(generator.source),
             "tokenizer": generator.tokenizer.fingerprint,
+            "end_token_ids": generator.end_token_ids,
             "knobs": knobs,
             "max_prompt_length": generator.max_prompt_length,
             "data": file.digest,

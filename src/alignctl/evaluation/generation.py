@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from alignctl import console
+from alignctl.checkpoints import generation_config
 from alignctl.config.generation import Generation
 from alignctl.config.problems import refuse
 from alignctl.config.sections import Model
@@ -57,7 +58,7 @@ class Answer:
     """What a model said.
 
     Attributes:
-        text: Without special tokens.
+        text: Without the token that ended it, and without special tokens.
         tokens: Token ids; the one that ended it is the last one.
         finish: Why it ended: "stop" with an end token, "length" because it may not be longer.
     """
@@ -75,6 +76,7 @@ class Generator:
         tokenizer: Its tokenizer.
         settings: How it answers, as far as the model can: see `Generation.fitted`.
         max_prompt_length: Most tokens of a prompt.
+        end_token_ids: Tokens that end an answer.
     """
 
     def __init__(
@@ -94,7 +96,8 @@ class Generator:
             model: The architecture it must have; None: what it says itself.
 
         Raises:
-            UserError: It is no policy, vLLM cannot run it here, or the settings do not fit it.
+            UserError: It is no policy, vLLM cannot run it here, the settings do not fit it, or the
+                files beside it name end tokens that it has not.
         """
         library.be_quiet()
         self._load, self._model = load, model
@@ -114,7 +117,16 @@ class Generator:
         self.max_prompt_length = self._longest - self.settings.max_new_tokens
         self._render = renderer(self.settings.template, self.tokenizer)
         drawing = self.settings.rollout(self.source.model)
-        self._sampling = Sampling.of(drawing, (self.tokenizer.eos_id,))
+        self.end_token_ids = generation_config.end_token_ids(
+            self.source.companions,
+            self.tokenizer.eos_id,
+            vocab_size=self.source.model.vocab_size,
+        )
+        if warning := generation_config.unheeded(
+            self.source.companions, repetition_penalty=drawing.repetition_penalty
+        ):
+            console.say(f"warning: {warning}")
+        self._sampling = Sampling.of(drawing, self.end_token_ids)
         self._stack = ExitStack()
 
     def __enter__(self) -> Self:
@@ -197,8 +209,10 @@ class Generator:
         return int(seeds.generate_state(1)[0]) >> 1
 
     def _answer(self, completion: Completion) -> Answer:
-        tokens = completion.tokens.tolist()
-        return Answer(self.tokenizer.decode_answer(tokens), tuple(tokens), completion.finish)
+        tokens = tuple(completion.tokens.tolist())
+        # Not every end token is a special one, which decoding would leave out.
+        said = tokens[:-1] if completion.finish == "stop" else tokens
+        return Answer(self.tokenizer.decode_answer(said), tokens, completion.finish)
 
 
 @contextmanager

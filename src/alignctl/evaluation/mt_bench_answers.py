@@ -94,7 +94,8 @@ class ModelAuthor:
         self.generator = generator
         knobs = generator.settings.model_dump(mode="json", exclude=RESOURCES)
         weights = identity(generator.source)
-        self.file = folder / file_name(name, weights, generator.tokenizer.fingerprint, knobs)
+        tokens = generator.tokenizer.fingerprint, generator.end_token_ids
+        self.file = folder / file_name(name, weights, *tokens, knobs)
 
     def known(self, questions: Sequence[Question]) -> Answers | None:
         """The answers, if all were given before."""

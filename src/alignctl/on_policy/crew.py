@@ -16,6 +16,7 @@ import numpy as np
 import torch.distributed as dist
 from numpy.typing import NDArray
 
+from alignctl.checkpoints.generation_config import end_token_ids
 from alignctl.checkpoints.preflight import open_model
 from alignctl.checkpoints.source import Source
 from alignctl.config.on_policy_run import OnPolicyConfig, RLHFConfig
@@ -39,7 +40,7 @@ class Crew:
         policy: Log-probabilities at the sampling's temperature.
         source: What the policy started from.
         rollout: The sampler; it is awake except while the others compute.
-        stop_token_ids: Tokens that end an answer.
+        end_token_ids: Tokens that end an answer; the first one is the tokenizer's EOS.
         reference: None where nothing is compared with it.
         reward: None where a rule alone scores.
         score_offset: What is added to the reward model's scores.
@@ -53,7 +54,7 @@ class Crew:
     policy: MegatronEngine
     source: Source
     rollout: Rollout
-    stop_token_ids: tuple[int, ...]
+    end_token_ids: tuple[int, ...]
     reference: MegatronEngine | None = None
     reward: MegatronEngine | None = None
     score_offset: float = 0.0
@@ -150,7 +151,8 @@ def _policy(config: OnPolicyConfig, folder: RunFolder) -> tuple[Crew, int]:
     engine = policy_engine(config)
     step = _load(engine, source, folder.latest_checkpoint(), seed=config.train.seed)
     eos_id = load_tokenizer(source.tokenizer_folder(config.tokenizer)).eos_id
-    return Crew(config, engine, source, None, (eos_id,)), step  # type: ignore[arg-type]
+    ends = end_token_ids(source.companions, eos_id, vocab_size=source.model.vocab_size)
+    return Crew(config, engine, source, None, ends), step  # type: ignore[arg-type]
 
 
 def _add_value(crew: Crew, config: RLHFConfig, folder: RunFolder, step: int) -> None:

@@ -1,7 +1,7 @@
 """Answers that the policy has given: what every on-policy step learns from."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Self
 
@@ -23,7 +23,7 @@ class Samples:
         groups: Answers to one prompt have one number `[S]`; a prompt that is asked twice in one
             episode makes two groups.
         questions: Token ids of the prompt of each answer.
-        answers: Token ids of each answer, the stop token included where it stopped; at least one.
+        answers: Token ids of each answer, the end token included where it ended; at least one.
         logprobs: What the sampler says of the answers' tokens, end to end `[N]`.
         is_finished: Whether an answer ended by itself, before the limit `[S]`.
     """
@@ -89,6 +89,23 @@ class Samples:
     def tokens(self, sample: int) -> int:
         """Tokens of a prompt and its answer."""
         return len(self.questions[sample]) + len(self.answers[sample])
+
+    def said(self, sample: int) -> list[int]:
+        """The tokens of an answer without the one that ended it, which need not be special."""
+        tokens: list[int] = self.answers[sample].tolist()
+        return tokens[:-1] if self.is_finished[sample] else tokens
+
+    def ended_by(self, eos_id: int) -> Self:
+        """The same answers with EOS for whatever token ended them, as a reward model reads them.
+
+        It learned at EOS what an answer is worth, and the policy may end one by other tokens too.
+        """
+        eos = np.asarray([eos_id], np.int32)
+        answers = [
+            np.concatenate([answer[:-1], eos]) if is_finished else answer
+            for answer, is_finished in zip(self.answers, self.is_finished, strict=True)
+        ]
+        return replace(self, answers=answers)
 
     def document(self, sample: int) -> Document:
         """Prompt and answer; the answer is learned, and the number is the document's row."""

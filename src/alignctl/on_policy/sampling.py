@@ -137,8 +137,8 @@ def answer(
 def _sampling(crew: Crew, *, is_greedy: bool) -> Sampling:
     settings = crew.config.rollout
     if is_greedy:
-        return Sampling(settings.max_new_tokens, crew.stop_token_ids, temperature=0.0)
-    return Sampling.of(settings, crew.stop_token_ids)
+        return Sampling(settings.max_new_tokens, crew.end_token_ids, temperature=0.0)
+    return Sampling.of(settings, crew.end_token_ids)
 
 
 def _seed(*numbers: int) -> int:

@@ -117,7 +117,7 @@ class Scorer:
             RunError: The reward model gives a score that is not finite.
         """
         settings = self.settings
-        model = self._by_model(samples)
+        model = self._by_model(samples.ended_by(self.crew.end_token_ids[0]))
         reasons = self._by_rule(samples)
         has_eos = torch.from_numpy(samples.is_finished)
         shaped = np.zeros(len(samples))
@@ -182,7 +182,7 @@ class Scorer:
             prompt = int(samples.prompts[sample])
             rule, expected = self.data.eval_funcs[prompt], self.data.answers[prompt]
             if rule is not None and expected is not None:
-                text = self.tokenizer.decode_answer(samples.answers[sample].tolist())
+                text = self.tokenizer.decode_answer(samples.said(sample))
                 tasks.append(Task(text, expected, rule))
                 places.append(sample)
         for place, verdict in zip(places, self.judges.verdicts(tasks), strict=True):
