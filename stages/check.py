@@ -28,11 +28,21 @@ from alignctl.errors import UserError
 from alignctl.reporting.preview import plain, render, visible
 from alignctl.reporting.rows_progress import RowsProgress
 from alignctl.rewards.rules import RULES
+from alignctl.stages import course
 from alignctl.stages.on_policy import check_rules
 
 
 def run(config: TrainingConfig, samples: int) -> None:
-    """Prints what becomes of the rows, how long they are, and some of them.
+    """Prints what `report` says."""
+    for line in report(config, samples):
+        if isinstance(line, Text):
+            Console(file=sys.stdout).print(line, soft_wrap=True)
+        else:
+            console.emit(line)
+
+
+def report(config: TrainingConfig, samples: int) -> Iterator[str | Text]:
+    """Says what becomes of the rows, how far the run goes with them, how long they are, and some.
 
     Args:
         config: The stage's configuration; its model, engine and layout are not used.
@@ -46,21 +56,12 @@ def run(config: TrainingConfig, samples: int) -> None:
     tokenizer = load_tokenizer(config.tokenizer)
     check_fits(tokenizer, config.model.vocab_size)
     with TemporaryDirectory(prefix="alignctl-check-") as scratch:
-        for line in _report(config, tokenizer, Path(scratch), samples):
-            if isinstance(line, Text):
-                Console(file=sys.stdout).print(line, soft_wrap=True)
-            else:
-                console.emit(line)
-
-
-def _report(
-    config: TrainingConfig, tokenizer: Tokenizer, scratch: Path, samples: int
-) -> Iterator[str | Text]:
-    if isinstance(config, OnPolicyConfig):
-        return _prompts(config, tokenizer, scratch, samples)
-    if isinstance(config, SFTConfig):
-        return _documents(config, tokenizer, scratch, samples)
-    return _preferences(config, tokenizer, scratch, samples)
+        if isinstance(config, OnPolicyConfig):
+            yield from _prompts(config, tokenizer, Path(scratch), samples)
+        elif isinstance(config, SFTConfig):
+            yield from _documents(config, tokenizer, Path(scratch), samples)
+        else:
+            yield from _preferences(config, tokenizer, Path(scratch), samples)
 
 
 def _documents(
@@ -70,6 +71,7 @@ def _documents(
     folder = sft.prepare(config.data, config.batch.seq_length, tokenizer, scratch, progress)
     data = SFTData.open(folder)
     yield data.summary.describe()
+    yield str(course.of_documents(config, data.summary))
     yield from describe_lengths(np.diff(data.train.offsets))
     for number in range(min(samples, data.summary.train.documents)):
         yield f"\n{data.where(number)}: what is learned stands in {_marks()}"
@@ -84,6 +86,7 @@ def _preferences(
     folder = preferences.prepare(settings, length, tokenizer, scratch, progress)  # type: ignore[arg-type]  # of reward and dpo
     data = PreferenceData.open(folder)
     yield data.summary.describe()
+    yield str(course.of_preferences(config, data.summary))
     yield from describe_lengths(np.diff(data.train.offsets))
     for group in range(min(samples, data.summary.train.groups)):
         start, end = data.train.bounds[group : group + 2]
@@ -100,6 +103,7 @@ def _prompts(
     data = PromptData.open(folder)
     yield data.summary.describe()
     check_rules(config, data)
+    yield str(course.of_prompts(config, data.summary))
     yield from describe_lengths(np.diff(data.prompts.offsets))
     for number in data.train[:samples].tolist():
         yield f"\n{data.where(number)}: {len(data.prompts[number])} tokens"

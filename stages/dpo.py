@@ -30,7 +30,7 @@ from alignctl.launch import worker
 from alignctl.launch.attempt import Attempt
 from alignctl.launch.nodes import Nodes
 from alignctl.launch.run_folder import RunFolder
-from alignctl.stages import launcher, training
+from alignctl.stages import course, launcher, training
 
 if TYPE_CHECKING:
     from alignctl.algorithms.dpo import DPO
@@ -45,7 +45,9 @@ def launch(config: DPOConfig, *, nodes: Nodes, dry_run: bool, resume: bool) -> i
         from alignctl.checkpoints.identity import identity
 
         folder = launcher.prepare_rows(prepare, config, source, attempt)
-        console.say(PreferenceData.open(folder).summary.describe())
+        summary = PreferenceData.open(folder).summary
+        console.say(summary.describe())
+        console.say(str(course.of_preferences(config, summary)))
         reference_cache.choose(
             attempt.folder.data,
             config.data.reference_cache or config.output.parent / ".cache" / "reference",

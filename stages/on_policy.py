@@ -12,7 +12,7 @@ from alignctl.errors import UserError
 from alignctl.launch.attempt import Attempt
 from alignctl.launch.nodes import Nodes
 from alignctl.launch.run_folder import RunFolder
-from alignctl.stages import launcher, training
+from alignctl.stages import course, launcher, training
 
 if TYPE_CHECKING:
     from alignctl.checkpoints.source import Source
@@ -41,6 +41,7 @@ def launch(config: OnPolicyConfig, *, nodes: Nodes, dry_run: bool, resume: bool)
         )
         data = PromptData.open(folder)
         console.say(data.summary.describe())
+        console.say(str(course.of_prompts(config, data.summary)))
         check_rules(config, data)
 
     return launcher.launch(config, prepare_data, nodes=nodes, dry_run=dry_run, resume=resume)

@@ -25,7 +25,7 @@ from alignctl.launch import worker
 from alignctl.launch.attempt import Attempt
 from alignctl.launch.nodes import Nodes
 from alignctl.launch.run_folder import RunFolder
-from alignctl.stages import launcher, training
+from alignctl.stages import course, launcher, training
 
 if TYPE_CHECKING:
     from alignctl.algorithms.reward import BradleyTerry
@@ -38,7 +38,9 @@ def launch(config: RewardConfig, *, nodes: Nodes, dry_run: bool, resume: bool) -
 
     def prepare_data(source: "Source", attempt: Attempt) -> None:
         folder = launcher.prepare_rows(prepare, config, source, attempt)
-        console.say(PreferenceData.open(folder).summary.describe())
+        summary = PreferenceData.open(folder).summary
+        console.say(summary.describe())
+        console.say(str(course.of_preferences(config, summary)))
         if source.role == "policy":
             console.say("head: a new one, since the model is a policy")
 

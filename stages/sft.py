@@ -22,7 +22,7 @@ from alignctl.launch import worker
 from alignctl.launch.attempt import Attempt
 from alignctl.launch.nodes import Nodes
 from alignctl.launch.run_folder import RunFolder
-from alignctl.stages import launcher, training
+from alignctl.stages import course, launcher, training
 
 if TYPE_CHECKING:
     from alignctl.checkpoints.source import Source
@@ -33,7 +33,9 @@ def launch(config: SFTConfig, *, nodes: Nodes, dry_run: bool, resume: bool) -> i
 
     def prepare_data(source: "Source", attempt: Attempt) -> None:
         folder = launcher.prepare_rows(prepare, config, source, attempt)
-        console.say(SFTData.open(folder).summary.describe())
+        summary = SFTData.open(folder).summary
+        console.say(summary.describe())
+        console.say(str(course.of_documents(config, summary)))
 
     return launcher.launch(config, prepare_data, nodes=nodes, dry_run=dry_run, resume=resume)
 

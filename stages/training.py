@@ -238,6 +238,7 @@ def _step(task: Task, progress: Progress, metrics: MetricsWriter) -> "StepMetric
         micro_batch_size=config.batch.micro_batch_size,
         dp_rank=engine.data_parallel_rank,
         dp_size=engine.data_parallel_size,
+        capacity=config.pack_capacity,
     )
     lr = learning_rate(progress.step, config.schedule, total_steps=progress.total)
     try:
@@ -278,6 +279,7 @@ def _validate(task: Task, progress: Progress, metrics: MetricsWriter) -> None:
         dp_rank=engine.data_parallel_rank,
         dp_size=engine.data_parallel_size,
         max_sequences=limit and limit * config.batch.global_batch_size,
+        capacity=config.pack_capacity,
     )
     result = engine.evaluate(batches, task.loss)
     progress.validation = {"loss": result.loss, **task.report(result)}

@@ -5,6 +5,7 @@ import pytest
 from alignctl.config import presets
 from alignctl.config.load import STAGES, load_preset, resolve
 from alignctl.config.on_policy_run import OnPolicyConfig
+from alignctl.config.run import SFTConfig
 from alignctl.config.sections import Model
 from alignctl.rollouts.library import CPU_HEAD_DIMS
 
@@ -99,6 +100,23 @@ def test_on_policy_stages_have_the_tutorials_layouts(
         found = (parallel.tp, parallel.pp, config.data_parallel_size, config.rollout.tp)
         assert found == layout
         assert config.world_size == {"llama2-13b": 16, "llama2-70b": 32}.get(name, 8)
+
+
+@pytest.mark.parametrize("name", REAL)
+def test_steps_take_as_many_rows_as_the_tutorials_scripts(name: str) -> None:
+    """Upstream's batches count padded rows: 64 of each copy of the model; of DPO 128.
+
+    Steps are 1000 of SFT; of reward models 1000 (Llama 2) or 3600 (Bloom); 200 episodes of 1024
+    rows of DPO. The 560M model is ours: its eight copies would make a batch of 512.
+    """
+    steps = {"sft": 1000, "reward": 1000 if name.startswith("llama2") else 3600, "dpo": 1600}
+    for stage, expected in steps.items():
+        config = resolve(STAGES[stage], name, {"output": Path("runs")})
+        copies = 2 if name == "bloom-560m" else config.data_parallel_size
+        rows = 128 if stage == "dpo" else 64 * copies
+        assert (config.total_steps(0), config.batch.global_batch_size) == (expected, rows)
+        if isinstance(config, SFTConfig):
+            assert config.data.packing == "step"
 
 
 @pytest.mark.parametrize("name", REAL)

@@ -124,7 +124,7 @@ def preset(family: Family = "llama-gqa") -> dict[str, Any]:
         "parallel": {"tp": 1, "pp": 1},
         "launch": {"nproc_per_node": 2, "timeout_minutes": 1},
         "batch": {"micro_batch_size": 2, "global_batch_size": 4, "seq_length": 64},
-        "data": {"validation_fraction": 0.1, "packing": False},
+        "data": {"validation_fraction": 0.1, "packing": "none"},
         "optimizer": {"lr": 1e-2, "min_lr": 1e-3, "warmup_steps": 2},
         "train": {"steps": 4, "eval_interval": 100},
         "checkpoint": {"save_interval": 2},

@@ -8,7 +8,13 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from alignctl import console
-from alignctl.flags import OverridesArgument, PresetFlag, ValidationDataFlag, example
+from alignctl.flags import (
+    OverridesArgument,
+    PresetFlag,
+    RowsStage,
+    ValidationDataFlag,
+    example,
+)
 
 if TYPE_CHECKING:
     from alignctl.sources.formats import Name
@@ -350,7 +356,7 @@ def inspect(
 )
 def check(
     stage: Annotated[
-        Literal["sft", "reward", "dpo", "rlhf", "online-dpo", "grpo"],
+        RowsStage,
         typer.Argument(metavar="STAGE", help="Stage that will read the rows.", show_default=False),
     ],
     data: Annotated[Path, typer.Argument(metavar="PATH", help="File or folder of rows.")],

@@ -7,7 +7,7 @@ import typer
 
 from alignctl import console
 from alignctl.errors import UserError
-from alignctl.flags import OverridesArgument, PresetArgument, example
+from alignctl.flags import OverridesArgument, PresetArgument, RowsStage, example
 
 app = typer.Typer(
     name="presets",
@@ -34,17 +34,51 @@ def list_presets() -> None:
 
 
 @app.command(
-    "show", epilog=example("alignctl presets show llama2-7b optimizer.lr=1e-5 parallel.tp=8")
+    "show",
+    epilog=example(
+        "alignctl presets show llama2-7b optimizer.lr=1e-5 parallel.tp=8",
+        "alignctl presets show llama2-7b --stage sft --data data/sft --tokenizer models/llama2-7b",
+    ),
 )
 def show_preset(
     preset: PresetArgument,
     overrides: OverridesArgument = None,
     json: Annotated[bool, typer.Option("--json", help="JSON instead of YAML.")] = False,
+    stage: Annotated[
+        RowsStage | None, typer.Option(metavar="STAGE", help="The stage that reads --data.")
+    ] = None,
+    data: Annotated[
+        Path | None,
+        typer.Option(metavar="PATH", help="Rows, to say how far the stage goes with them."),
+    ] = None,
+    tokenizer: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="The model's tokenizer, for --data.")
+    ] = None,
 ) -> None:
-    """Print a preset with every default and override filled in."""
-    from alignctl.config.load import render_preset
+    """Print a preset with every default and override filled in, and say how far its stages go."""
+    from alignctl.config.load import render_preset, resolve_all, section_of
+    from alignctl.stages import course
 
+    given = [each for each in (stage, data, tokenizer) if each is not None]
+    if len(given) not in (0, 3):
+        raise UserError(
+            f"{len(given)} of --stage, --data and --tokenizer given: they are all needed to say "
+            "how far a stage goes with rows"
+        )
     console.emit(render_preset(preset, overrides or [], as_json=json))
+    configs = resolve_all(preset, overrides or [])
+    for each in configs.values():
+        console.say(f"{each.stage}: {course.planned(each)}")
+    if stage is not None:
+        from alignctl.stages import check
+
+        if section_of(stage) not in configs:
+            raise UserError(f"{preset} has no section {section_of(stage)!r}")
+        config = configs[section_of(stage)]
+        rows = config.data.model_copy(update={"train": data})
+        config = config.model_copy(update={"data": rows, "tokenizer": tokenizer})
+        for line in check.report(config, samples=0):
+            console.say(str(line))
 
 
 @app.command("copy", epilog=example("alignctl presets copy llama2-7b my-model.yaml"))

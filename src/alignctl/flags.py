@@ -108,6 +108,8 @@ MaxRestartsFlag = Annotated[
 NoResumeFlag = Annotated[
     bool, typer.Option("--no-resume", help="Refuse a run folder that was already started.")
 ]
+RowsStage = Literal["sft", "reward", "dpo", "rlhf", "online-dpo", "grpo"]
+"""The stages that read rows."""
 PresetArgument = Annotated[str, typer.Argument(metavar="NAME|FILE", help="A preset.")]
 OverridesArgument = Annotated[
     list[str] | None,

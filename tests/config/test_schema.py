@@ -26,4 +26,6 @@ def test_the_schema_refuses_a_misspelt_key() -> None:
 
 def test_the_schema_carries_the_text_below_each_knob() -> None:
     knob = SCHEMA["$defs"]["Batch"]["properties"]["global_batch_size"]
-    assert knob["description"] == "Sequences per optimizer step, over all data-parallel ranks."
+    assert knob["description"] == (
+        "Sequences per optimizer step, over all data-parallel ranks; with data.packing=step rows."
+    )

@@ -86,19 +86,34 @@ def test_every_knob_is_documented(config: type[Section]) -> None:
     assert len(known_keys(config)) > 40
 
 
+RUN = {
+    "preset": "x",
+    "output": "runs/x",
+    "model": LLAMA,
+    "precision": "fp32",
+    "parallel": {"tp": 2, "pp": 2},
+    "launch": {"nproc_per_node": 4, "nnodes": 4},
+    "batch": {"micro_batch_size": 2, "global_batch_size": 64, "seq_length": 128},
+    "optimizer": {"lr": 1e-3},
+    "train": {"epochs": 1.5},
+}
+
+
 def test_the_ranks_divide_into_copies_and_micro_batches() -> None:
     """4 nodes x 4 processes at TP 2 x PP 2 are 4 copies; 64 / (2 x 4) = 8 micro batches."""
-    config = SFTConfig.model_validate(
-        {
-            "preset": "x",
-            "output": "runs/x",
-            "model": LLAMA,
-            "precision": "fp32",
-            "parallel": {"tp": 2, "pp": 2},
-            "launch": {"nproc_per_node": 4, "nnodes": 4},
-            "batch": {"micro_batch_size": 2, "global_batch_size": 64, "seq_length": 128},
-            "optimizer": {"lr": 1e-3},
-            "train": {"epochs": 1.5},
-        }
-    )
+    config = SFTConfig.model_validate(RUN)
     assert (config.world_size, config.data_parallel_size, config.num_micro_batches) == (16, 4, 8)
+
+
+def test_a_batch_of_packed_rows_need_not_divide_among_the_ranks() -> None:
+    """Of 65 rows there are at most 65 sequences: nine micro batches on the fullest of four."""
+    batch = {**RUN["batch"], "global_batch_size": 65}  # type: ignore[dict-item]
+    config = SFTConfig.model_validate(RUN | {"batch": batch, "data": {"packing": "step"}})
+    assert (config.pack_capacity, config.num_micro_batches) == (128, 9)
+    with pytest.raises(ValidationError, match="65 is not divisible"):
+        SFTConfig.model_validate(RUN | {"batch": batch})
+
+
+@pytest.mark.parametrize(("written", "meant"), [(True, "all"), (False, "none")])
+def test_packing_may_still_be_written_as_true_or_false(written: bool, meant: str) -> None:
+    assert SFTConfig.model_validate(RUN | {"data": {"packing": written}}).data.packing == meant

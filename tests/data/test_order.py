@@ -96,6 +96,61 @@ def test_a_step_has_the_same_sequences_at_every_layout(
     assert sorted(row for part in parts for row in rows(part)) == sorted(expected.tolist())
 
 
+@given(
+    st.lists(st.integers(1, 9), min_size=1, max_size=20),
+    st.integers(1, 12),
+    st.integers(1, 4),
+    st.integers(1, 3),
+)
+def test_a_packed_step_has_the_rows_of_an_unpacked_one_in_fewer_sequences(
+    lengths: list[int], global_batch_size: int, dp_size: int, micro_batch_size: int
+) -> None:
+    """Whatever their number: a batch of rows need not divide by anything."""
+    split = split_of(lengths)
+    parts = [
+        train_batches(
+            split,
+            step=2,
+            seed=5,
+            global_batch_size=global_batch_size,
+            micro_batch_size=micro_batch_size,
+            dp_rank=rank,
+            dp_size=dp_size,
+            capacity=10,
+        )
+        for rank in range(dp_size)
+    ]
+    assert len({len(part) for part in parts}) == 1
+    assert all(b.num_tokens <= 10 * micro_batch_size for part in parts for b in part)
+    expected = step_sequences(
+        len(lengths), global_batch_size=global_batch_size, seed=5, step=2
+    ).tolist()
+    assert sorted(row for part in parts for row in rows(part)) == sorted(expected)
+    learned = sum(batch.num_targets for part in parts for batch in part)
+    assert learned == sum(lengths[row] for row in expected)
+
+
+def test_a_steps_rows_are_packed_into_few_sequences() -> None:
+    """8 rows of 24 tokens in all fill three sequences of 8: two micro batches of two at most."""
+    split = split_of([5, 3, 2, 6, 4, 1, 1, 2])
+
+    def of(capacity: int | None) -> list[int]:
+        batches = train_batches(
+            split,
+            step=0,
+            seed=0,
+            global_batch_size=8,
+            micro_batch_size=2,
+            dp_rank=0,
+            dp_size=1,
+            capacity=capacity,
+        )
+        return [batch.num_tokens for batch in batches]
+
+    assert of(8) == [16, 8]
+    assert len(of(None)) == 4
+
+
 @pytest.mark.parametrize("micro_batch_size", [1, 2])
 def test_a_rank_gets_the_same_sequences_at_every_micro_batch_size(micro_batch_size: int) -> None:
     split = split_of([3, 1, 4, 1, 5, 9, 2, 6])
@@ -121,9 +176,14 @@ def test_a_rank_gets_the_same_sequences_at_every_micro_batch_size(micro_batch_si
     st.integers(1, 5),
     st.integers(1, 4),
     st.none() | st.integers(1, 25),
+    st.none() | st.integers(9, 20),
 )
 def test_validation_takes_each_sequence_once_with_as_many_batches_on_every_rank(
-    lengths: list[int], dp_size: int, micro_batch_size: int, max_sequences: int | None
+    lengths: list[int],
+    dp_size: int,
+    micro_batch_size: int,
+    max_sequences: int | None,
+    capacity: int | None,
 ) -> None:
     split = split_of(lengths)
     parts = [
@@ -133,6 +193,7 @@ def test_validation_takes_each_sequence_once_with_as_many_batches_on_every_rank(
             dp_rank=rank,
             dp_size=dp_size,
             max_sequences=max_sequences,
+            capacity=capacity,
         )
         for rank in range(dp_size)
     ]

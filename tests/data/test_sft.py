@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from alignctl.data.masks import Truncation
-from alignctl.data.sft import prepare
+from alignctl.data.sft import Packing, prepare
 from alignctl.data.store import SFTData, Split
 from alignctl.data.templates import Choice
 from alignctl.data.tokenizer import Tokenizer
@@ -25,7 +25,7 @@ class Settings:
     train: Path | None
     validation: Path | None = None
     validation_fraction: float = 0.0
-    packing: bool = True
+    packing: Packing = "all"
     template: Choice = "auto"
     truncation: Truncation = "keep_response"
 
@@ -73,10 +73,21 @@ def test_packed_sequences_hold_every_document_once(
 def test_without_packing_a_sequence_is_a_document(
     tmp_path: Path, tokenizer: Tokenizer, write_rows: WriteRows
 ) -> None:
-    settings = Settings(write_rows(rows(7)), packing=False)
+    settings = Settings(write_rows(rows(7)), packing="none")
     data = SFTData.open(prepare(settings, 32, tokenizer, tmp_path / "data"))
     assert data.train.num_sequences == 7
     assert data.train.batch([3]).rows == (3,)
+
+
+def test_rows_that_are_packed_step_by_step_are_stored_as_they_are(
+    tmp_path: Path, tokenizer: Tokenizer, write_rows: WriteRows
+) -> None:
+    settings = Settings(write_rows(rows(7)), packing="step")
+    folder = prepare(settings, 32, tokenizer, tmp_path / "data")
+    data = SFTData.open(folder)
+    assert (data.train.num_sequences, data.summary.train.documents) == (7, 7)
+    assert "full" not in data.summary.describe()
+    assert prepare(replace(settings, packing="none"), 32, tokenizer, tmp_path / "data") == folder
 
 
 def test_a_folder_brings_its_own_validation_file(
@@ -146,7 +157,7 @@ def test_the_same_content_is_prepared_once(
     others = {
         prepare(settings, 31, make_tokenizer(), out),
         prepare(settings, 32, make_tokenizer(bos=True), out),
-        prepare(replace(settings, packing=False), 32, make_tokenizer(), out),
+        prepare(replace(settings, packing="none"), 32, make_tokenizer(), out),
         prepare(replace(settings, template="hh"), 32, make_tokenizer(), out),
         prepare(replace(settings, truncation="left"), 32, make_tokenizer(), out),
         prepare(replace(settings, validation_fraction=0.5), 32, make_tokenizer(), out),

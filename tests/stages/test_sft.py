@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from alignctl.launch.run_folder import RunFolder
+from alignctl.reporting.metrics import recorded
 from tests import commands, tiny
 from tests.stages.conftest import Alignctl, refused, snapshot
 from tests.stages.full_disk import alignctl_on_full_disk
@@ -60,6 +61,24 @@ def test_a_finished_run_is_said_to_be_finished_and_nothing_is_done(
         f"{finished} holds this run already, finished; choose another --output to repeat it\n"
     )
     assert snapshot(finished) == before
+
+
+@pytest.mark.slow
+def test_packing_the_rows_of_a_step_changes_nothing_but_its_shape(
+    workspace: Path, tmp_path: Path
+) -> None:
+    """The same rows in each step, so the same losses and norms, but for the order of sums."""
+    courses = []
+    for packing in ("none", "step"):
+        output = tmp_path / packing
+        outcome = commands.alignctl(*sft(workspace, output, f"data.packing={packing}"))
+        assert outcome.code == 0, outcome.text
+        assert "course: 4 steps of 4 rows, 0.44 passes over 36;" in outcome.err
+        courses.append(recorded(RunFolder(output), until=4))
+    assert len(courses[0]) > 4
+    for one, other in zip(*courses, strict=True):
+        for name in {"loss", "grad_norm", "tokens", "token_accuracy"} & one.keys():
+            assert other[name] == pytest.approx(one[name], rel=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,8 @@
 """The sections of a run's configuration that say what is learned from."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from alignctl.config.sections import FilePath, Section
 
@@ -38,11 +38,18 @@ class Documents(Rows):
     """What goes when a row exceeds seq_length: its context's start, its start, its end, or all."""
 
 
+def _packing(value: Any) -> Any:
+    """What true and false meant, which is all there was to say before `step`."""
+    return {True: "all", False: "none"}[value] if isinstance(value, bool) else value
+
+
 class Data(Documents):
     """What is learned from, and how rows become sequences."""
 
-    packing: bool = True
-    """Put several documents into one sequence, without attention from one to another."""
+    packing: Annotated[Literal["none", "step", "all"], BeforeValidator(_packing)] = "all"
+    """Which rows share a sequence, without attention from one to another. step: those of an
+    optimizer step, so batch.global_batch_size counts rows, whatever their lengths. all: any rows,
+    packed beforehand, so it counts full sequences. none: each row is a sequence of its own."""
 
 
 class Preferences(Documents):

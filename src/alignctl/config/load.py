@@ -194,6 +194,24 @@ def options(
     return found
 
 
+def resolve_all(name_or_file: str, overrides: Sequence[str]) -> dict[str, TrainingConfig]:
+    """The configuration of each stage that a preset has a section for, by that section.
+
+    Args:
+        name_or_file: Name or path of the preset.
+        overrides: `section.key=value`, relative to a stage's section, for all that have such a key.
+    """
+    preset = load_preset(name_or_file)
+    present = {stage: known_keys(STAGES[stage]) for stage in STAGES if getattr(preset, stage)}
+    configs = {}
+    for stage, known in present.items():
+        others = {key for other, keys in present.items() if other != stage for key in keys}
+        elsewhere = others - set(known)
+        mine = [each for each in overrides if each.partition("=")[0] not in elsewhere]
+        configs[stage] = resolve(STAGES[stage], name_or_file, {"output": Path("runs")}, mine)
+    return configs
+
+
 def render_preset(name_or_file: str, overrides: Sequence[str], *, as_json: bool = False) -> str:
     """A preset with every default and override filled in: itself a valid preset.
 
@@ -204,16 +222,10 @@ def render_preset(name_or_file: str, overrides: Sequence[str], *, as_json: bool 
     """
     preset = load_preset(name_or_file)
     tree = preset.model_dump(mode="json", exclude=set(STAGES))
-    present = {stage: known_keys(STAGES[stage]) for stage in STAGES if getattr(preset, stage)}
-    for stage, known in present.items():
-        settings, config_class = getattr(preset, stage), STAGES[stage]
-        others = {key for other, keys in present.items() if other != stage for key in keys}
-        elsewhere = others - set(known)
-        mine = [each for each in overrides if each.partition("=")[0] not in elsewhere]
-        config = resolve(config_class, name_or_file, {"output": Path("runs")}, mine)
+    for stage, config in resolve_all(name_or_file, overrides).items():
         document = config.model_dump(mode="json")
         tree["model"] = document["model"]
-        tree[stage] = {key: document[key] for key in type(settings).model_fields}
+        tree[stage] = {key: document[key] for key in type(getattr(preset, stage)).model_fields}
     if as_json:
         return json.dumps(tree, indent=2)
     return yaml.safe_dump(tree, sort_keys=False).rstrip()

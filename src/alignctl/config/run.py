@@ -4,6 +4,7 @@ import math
 from typing import Literal, Self
 
 from pydantic import model_validator
+from typing_extensions import override
 
 from alignctl.config.data import Data, Inputs, Preferences, ReferencedPreferences, Rows
 from alignctl.config.sections import (
@@ -129,11 +130,18 @@ class TrainingConfig(TrainingSettings, RunConfig):
         return max(1, math.ceil(sequences / self.batch.global_batch_size))
 
     @property
+    def pack_capacity(self) -> int | None:
+        """Tokens of the sequences that the rows of a step are packed into; None: they are not."""
+        return None
+
+    @property
     def num_micro_batches(self) -> int:
-        """Forward passes of one data-parallel rank in one optimizer step."""
-        return self.batch.global_batch_size // (
-            self.batch.micro_batch_size * self.data_parallel_size
-        )
+        """Forward passes of one data-parallel rank in one optimizer step.
+
+        With rows that are packed step by step as many as there can be: when each fills a sequence.
+        """
+        share = self.batch.micro_batch_size * self.data_parallel_size
+        return -(-self.batch.global_batch_size // share)
 
     def _problems(self) -> list[str]:
         return [
@@ -177,7 +185,7 @@ class TrainingConfig(TrainingSettings, RunConfig):
         batch, model = self.batch, self.model
         replicas, rest = divmod(self.world_size, self.parallel.tp * self.parallel.pp)
         share = batch.micro_batch_size * replicas
-        if rest == 0 and batch.global_batch_size % share:
+        if rest == 0 and self.pack_capacity is None and batch.global_batch_size % share:
             problems.append(
                 f"batch.global_batch_size {batch.global_batch_size} is not divisible by "
                 f"batch.micro_batch_size {batch.micro_batch_size} x {replicas} data-parallel "
@@ -216,6 +224,11 @@ class SFTConfig(SFTSettings, TrainingConfig):
 
     stage: Literal["sft"] = "sft"
     """The subcommand."""
+
+    @property
+    @override
+    def pack_capacity(self) -> int | None:
+        return self.batch.seq_length if self.data.packing == "step" else None
 
 
 class RewardSettings(TrainingSettings):

@@ -204,7 +204,7 @@ class Batch(Section):
     """Sequences in one forward pass on one data-parallel rank."""
 
     global_batch_size: Count
-    """Sequences per optimizer step, over all data-parallel ranks."""
+    """Sequences per optimizer step, over all data-parallel ranks; with data.packing=step rows."""
 
     seq_length: Annotated[int, Field(ge=2)]
     """Longest sequence in tokens; with packing, the capacity that documents are packed into."""

@@ -63,7 +63,7 @@ def prepare(config: PretrainConfig, tokenizer: Tokenizer, out_dir: Path) -> Path
     _check(datasets, config, tokenizer)
     recipe = _recipe(config, tokenizer, train, held_out)
     _check_ids(datasets, config.architecture.vocab_size)
-    _describe(recipe, train, held_out)
+    _describe(recipe, train, held_out, config.tokens_per_step)
     everything = {
         "format": FORMAT,
         "recipe": recipe.model_dump(),
@@ -216,7 +216,9 @@ def _documents(datasets: Sequence[Indexed]) -> str:
     return f"{count:,} {'document' if count == 1 else 'documents'}{where}"
 
 
-def _describe(recipe: Recipe, train: Sequence[Share], held_out: Sequence[Indexed]) -> None:
+def _describe(
+    recipe: Recipe, train: Sequence[Share], held_out: Sequence[Indexed], per_step: int
+) -> None:
     """Says what will be read, and how often."""
     datasets = _datasets(train)
     tokens = {each.prefix: tokens_of(each, recipe.split, "train") for each in datasets}
@@ -229,7 +231,7 @@ def _describe(recipe: Recipe, train: Sequence[Share], held_out: Sequence[Indexed
     total = sum(tokens.values())
     console.say(
         f"data: {_documents(datasets)}; {total:,} tokens to train on, {validated:,} held out; "
-        f"the run takes {taken:,}, {taken / total:.2f} passes"
+        f"the run takes {taken:,} in steps of {per_step:,}, {taken / total:.2f} passes"
     )
     weights = math.fsum(part.weight for part in recipe.train)
     for share in train if len(train) > 1 else ():

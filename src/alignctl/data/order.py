@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from alignctl.data.batch import TokenBatch
+from alignctl.data.packing import pack
 
 
 class Sequences(Protocol):
@@ -145,6 +146,7 @@ def train_batches(
     micro_batch_size: int,
     dp_rank: int,
     dp_size: int,
+    capacity: int | None = None,
 ) -> list[TokenBatch]:
     """The micro batches of one data-parallel rank for one optimizer step.
 
@@ -152,18 +154,26 @@ def train_batches(
         split: The training split.
         step: Steps done before this one.
         seed: The run's seed.
-        global_batch_size: Sequences per step; a multiple of micro_batch_size x dp_size.
-        micro_batch_size: Sequences per micro batch.
+        global_batch_size: Sequences of the split per step; a multiple of micro_batch_size x
+            dp_size, unless they are packed.
+        micro_batch_size: Sequences per micro batch, as they are after packing.
         dp_rank: This data-parallel rank.
         dp_size: Data-parallel ranks.
+        capacity: The step's sequences are packed into longer ones of at most so many tokens; None:
+            they stay as they are.
 
     Returns:
-        global_batch_size / (micro_batch_size x dp_size) batches.
+        As many batches on every rank; a rank that runs out ends with fillers. Without packing,
+        global_batch_size / (micro_batch_size x dp_size).
     """
-    assert global_batch_size % (micro_batch_size * dp_size) == 0
+    assert capacity is not None or global_batch_size % (micro_batch_size * dp_size) == 0
     sequences = taken(split, global_batch_size=global_batch_size, seed=seed, step=step)
-    hand = deal(split.lengths(sequences).tolist(), dp_size)[dp_rank]
-    return _micro_batches(split, sequences[hand].tolist(), micro_batch_size, len(hand))
+    laid = _laid(split, sequences, capacity)
+    lengths = [int(split.lengths(each).sum()) for each in laid]
+    hands = dealt_micro_batches(
+        lengths, micro_batch_size=micro_batch_size, dp_rank=dp_rank, dp_size=dp_size
+    )
+    return [_batch(split, [laid[place] for place in hand]) for hand in hands]
 
 
 def validation_batches(
@@ -173,15 +183,17 @@ def validation_batches(
     dp_rank: int,
     dp_size: int,
     max_sequences: int | None = None,
+    capacity: int | None = None,
 ) -> list[TokenBatch]:
     """The micro batches of one rank that, over all ranks, hold each sequence exactly once.
 
     Args:
         split: The held-out split.
-        micro_batch_size: Sequences per micro batch.
+        micro_batch_size: Sequences per micro batch, as they are after packing.
         dp_rank: This data-parallel rank.
         dp_size: Data-parallel ranks.
         max_sequences: Only the first so many sequences, or all: the same ones at every layout.
+        capacity: As `train_batches` has it.
 
     Returns:
         As many batches on every rank; a rank that runs out ends with fillers.
@@ -189,15 +201,23 @@ def validation_batches(
     total = split.num_sequences
     if max_sequences is not None:
         total = min(total, max_sequences)
-    own = list(range(dp_rank, total, dp_size))
-    most = -(-total // dp_size)
-    return _micro_batches(split, own, micro_batch_size, most)
-
-
-def _micro_batches(
-    split: Sequences, sequences: list[int], micro_batch_size: int, most: int
-) -> list[TokenBatch]:
+    laid = _laid(split, np.arange(total), capacity)
+    own, most = laid[dp_rank::dp_size], -(-len(laid) // dp_size)
     return [
-        split.batch(sequences[start : start + micro_batch_size])
+        _batch(split, own[start : start + micro_batch_size])
         for start in range(0, most, micro_batch_size)
     ]
+
+
+def _laid(
+    split: Sequences, sequences: NDArray[np.int64], capacity: int | None
+) -> list[NDArray[np.int64]]:
+    """The sequences of a forward pass, each as those of the split that it is made of."""
+    if capacity is None:
+        return list(sequences[:, None])
+    order, bounds = pack(split.lengths(sequences), capacity)
+    return np.split(sequences[order], bounds[1:-1])
+
+
+def _batch(split: Sequences, laid: list[NDArray[np.int64]]) -> TokenBatch:
+    return split.batch(number for each in laid for number in each.tolist())

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,12 +19,16 @@ FORMAT = 1
 """Part of the content key; raised when the same rows would give other arrays."""
 
 
+Packing = Literal["none", "step", "all"]
+"""Which documents may share a sequence: none, those of an optimizer step, or all of a split."""
+
+
 class DataSettings(DocumentSettings, Protocol):
     """The settings of `data.*` that decide the content."""
 
     @property
-    def packing(self) -> bool:
-        """Whether several documents share a sequence."""
+    def packing(self) -> Packing:
+        """Which documents may share a sequence; those of a step are packed when it is taken."""
 
 
 def prepare(
@@ -62,7 +66,7 @@ def prepare(
 
     state = {
         "format": FORMAT,
-        "packing": settings.packing,
+        "packing": settings.packing == "all",
         "seq_length": seq_length,
         "tokenizer": tokenizer.fingerprint,
         "truncation": settings.truncation,
@@ -112,7 +116,7 @@ def _write_splits(
 
     def write(name: str, documents: NDArray[np.int64]) -> SplitSummary:
         order, bounds = np.arange(len(documents)), np.arange(len(documents) + 1)
-        if settings.packing:
+        if settings.packing == "all":
             order, bounds = pack(lengths[documents], seq_length)
         write_array(folder / f"{name}_members.npy", documents[order])
         write_array(folder / f"{name}_bounds.npy", bounds)

@@ -73,9 +73,10 @@ class Summary:
                 counts.append(f"{number:,} {words}")
         train = self.train
         held_out = self.validation.documents if self.validation else 0
+        packed = f"{train.sequences:,} sequences, {100 * train.efficiency:.0f} % full; "
         return (
             f"data: {', '.join(counts)}; {train.documents:,} to train on, {held_out:,} held out; "
-            f"{train.sequences:,} sequences, {100 * train.efficiency:.0f} % full; "
+            f"{packed if train.sequences < train.documents else ''}"
             f"{train.supervised_tokens:,} of {train.tokens:,} tokens learned"
         )
 
