@@ -47,7 +47,7 @@ def job(config: TrainingConfig, nodes: Nodes) -> Job:
         node_rank=nodes.node_rank,
         master_addr=nodes.master_addr,
         master_port=nodes.master_port,
-        env=worker_environment(config.launch.nproc_per_node, os.environ),
+        env=worker_environment(config.launch.nproc_per_node, os.environ, nnodes=nodes.nnodes),
     )
 
 

@@ -5,7 +5,7 @@
 The launcher half (`launch`) looks at every dataset and computes the order of the sequences before
 a process is started; the worker half (`run`) is what torchrun starts on every rank:
 
-    python -m torch.distributed.run --nproc-per-node 8 ... -m alignctl.stages.pretrain runs/NAME
+    python -m alignctl.engines.torchrun --nproc-per-node 8 ... -m alignctl.stages.pretrain runs/NAME
 
 With `extra_vocab_size` the model gets rows for the tokens of a larger tokenizer; checkpoints, and
 what is exported from them, have that many more.

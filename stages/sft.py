@@ -5,7 +5,7 @@
 The launcher half (`launch`) checks every input and prepares the data before a process is started;
 the worker half (`run`) is what torchrun starts on every rank:
 
-    python -m torch.distributed.run --nproc-per-node 8 ... -m alignctl.stages.sft runs/NAME
+    python -m alignctl.engines.torchrun --nproc-per-node 8 ... -m alignctl.stages.sft runs/NAME
 
 Departures from the tutorials' systems: the loss is divided by the tokens learned in the whole
 optimizer step (not per micro batch), rows are not padded, all assistant turns are learned.

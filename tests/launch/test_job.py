@@ -6,11 +6,11 @@ import pytest
 from alignctl.launch.job import Job, worker_environment
 
 
-def test_a_single_node_lets_torchrun_choose_the_port() -> None:
+def test_a_single_node_meets_on_loopback_at_any_free_port() -> None:
     job = Job("alignctl.stages.sft", ("runs/a b",), nproc=2, master_port=0)
     assert job.command() == [
-        *(sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"),
-        *("--standalone", "--nnodes", "1", "--local-addr", "127.0.0.1"),
+        *(sys.executable, "-m", "alignctl.engines.torchrun", "--nproc-per-node", "2"),
+        *("--nnodes", "1", "--node-rank", "0", "--master-addr", "127.0.0.1", "--master-port", "0"),
         *("-m", "alignctl.stages.sft", "runs/a b"),
     ]
 
@@ -36,7 +36,7 @@ def test_an_unknown_address_is_left_for_the_shell_to_fill_in() -> None:
 
 
 def test_ranks_share_the_cores_and_what_the_user_set_stays() -> None:
-    assert dict(worker_environment(2, {})) == {
+    assert dict(worker_environment(2, {}, nnodes=2)) == {
         "CUDA_DEVICE_MAX_CONNECTIONS": "1",
         "OMP_NUM_THREADS": "1",
         "PYTHONUNBUFFERED": "1",
@@ -44,3 +44,9 @@ def test_ranks_share_the_cores_and_what_the_user_set_stays() -> None:
     }
     assert "OMP_NUM_THREADS" not in dict(worker_environment(1, {}))
     assert "OMP_NUM_THREADS" not in dict(worker_environment(2, {"OMP_NUM_THREADS": "4"}))
+
+
+def test_ranks_of_one_node_listen_on_loopback_unless_the_user_chose_an_interface() -> None:
+    interfaces = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
+    found = dict(worker_environment(2, {"GLOO_SOCKET_IFNAME": "eth0"}))
+    assert [found.get(name) for name in interfaces] == [None, "lo"]

@@ -274,7 +274,7 @@ def test_the_command_explains_itself_and_shows_what_it_would_run(
     assert f"alignctl {stage} --preset llama2-7b" in shown.out
     outcome = alignctl(stage, "--preset", "llama2-70b", "--nnodes", 4, "--dry-run")
     assert outcome.code == 0, outcome.text
-    commands = [line for line in outcome.out.splitlines() if "torch.distributed.run" in line]
+    commands = [line for line in outcome.out.splitlines() if "alignctl.engines.torchrun" in line]
     assert len(commands) == 4
     assert f" -m alignctl.stages.{stage.replace('-', '_')} runs/llama2-70b-{stage}" in commands[0]
     assert f'"stage": "{stage}"' in outcome.out

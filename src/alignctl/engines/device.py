@@ -6,8 +6,19 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 
+from alignctl.launch.address import ON_LOOPBACK
+
 IS_GPU = torch.cuda.is_available()
 DEVICE = torch.device("cuda" if IS_GPU else "cpu")
+
+
+def stay_on_loopback() -> None:
+    """Lets process groups whose ranks are all on this machine listen where no other reaches them.
+
+    To be called before there is one; what the user has set already stays.
+    """
+    for name, value in ON_LOOPBACK.items():
+        os.environ.setdefault(name, value)
 
 
 def join(timeout_minutes: float) -> None:

@@ -17,6 +17,7 @@ from typing_extensions import override
 
 from alignctl.checkpoints.lazy import LazyTensor
 from alignctl.config.sections import Head, Model, Parallel
+from alignctl.engines.device import stay_on_loopback
 from alignctl.engines.streamed_forward import Probe, Scratch, StreamedForward, one_layer
 from alignctl.models.attention import DocumentAttention, Documents
 from alignctl.models.megatron import build, transformer_config
@@ -28,6 +29,7 @@ def single_rank() -> Iterator[None]:
     """Megatron's parallel state over this process alone, made only where there is none."""
     with ExitStack() as stack:
         if not dist.is_initialized():
+            stay_on_loopback()
             store = dist.HashStore()  # type: ignore[attr-defined]
             dist.init_process_group("gloo", store=store, rank=0, world_size=1)
             stack.callback(dist.destroy_process_group)

@@ -20,6 +20,7 @@ from alignctl.config.generation import Generation
 from alignctl.config.sections import Model
 from alignctl.errors import UserError
 from alignctl.launch.job import worker_environment
+from alignctl.launch.nodes import LOOPBACK
 from alignctl.launch.worker import die_with_parent
 from alignctl.rollouts import library
 from alignctl.rollouts.samples import Request, Sampling
@@ -64,9 +65,9 @@ class Ranks:
             UserError: There are not so many GPUs.
         """
         import torch
-        import torch.distributed as dist
 
         from alignctl.engines.device import IS_GPU
+        from alignctl.engines.torchrun import listening_store
         from alignctl.rollouts import alone
 
         if IS_GPU and self._number > torch.cuda.device_count():
@@ -74,9 +75,7 @@ class Ranks:
         if self._number == 1:
             self._stack.enter_context(alone.process_group())
             return self
-        store = dist.TCPStore(  # type: ignore[attr-defined]
-            "127.0.0.1", 0, is_master=True, wait_for_workers=False
-        )
+        store = listening_store(LOOPBACK, 0, None)
         self._are_dismissed.clear()
         with ExitStack() as stack:
             stack.callback(self._end)
@@ -160,7 +159,7 @@ def follow(port: int, rank: int, number: int) -> None:
     from alignctl.evaluation.generation import open_weights, started
     from alignctl.rollouts import alone
 
-    store = dist.TCPStore("127.0.0.1", port, is_master=False)  # type: ignore[attr-defined]
+    store = dist.TCPStore(LOOPBACK, port, is_master=False)  # type: ignore[attr-defined]
     with alone.process_group(store, rank, number):
         start: Start = _broadcast(None)
         source = open_weights(start.load, start.model)

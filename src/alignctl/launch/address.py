@@ -6,9 +6,15 @@ import socket
 import struct
 
 from alignctl.errors import UserError
-from alignctl.launch.nodes import Nodes
+from alignctl.launch.nodes import LOOPBACK, Nodes
 
 _SIOCGIFADDR = 0x8915
+
+ON_LOOPBACK = {"GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "lo", "VLLM_HOST_IP": LOOPBACK}
+"""Variables by which the ranks of one node listen where no other machine can reach them.
+
+They would take the address that the machine's name has; what Linux calls loopback is always lo.
+"""
 
 
 def check_rendezvous(nodes: Nodes) -> None:
@@ -22,15 +28,38 @@ def check_rendezvous(nodes: Nodes) -> None:
     address = _resolve(nodes.master_addr)
     if nodes.node_rank > 0:
         return
-    with socket.socket(address[0], socket.SOCK_STREAM) as probe:
-        # As torchrun's store does: a port that an earlier attempt has just left is free.
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((address[1], nodes.master_port))
-            # Binding alone succeeds beside a socket that listens on all addresses.
-            probe.listen()
-        except OSError as error:
-            raise _explain(nodes, error) from error
+    try:
+        _listen(address, nodes.master_port).close()
+    except OSError as error:
+        raise _explain(nodes, error) from error
+
+
+def listen(name: str, port: int) -> socket.socket:
+    """Listens at one address of this machine.
+
+    Args:
+        name: Name or address, which has to be this machine's.
+        port: The port; 0 is any free one.
+
+    Raises:
+        OSError: The port is taken, or the address is not this machine's.
+        UserError: The name cannot be resolved.
+    """
+    return _listen(_resolve(name), port)
+
+
+def _listen(address: tuple[int, str], port: int) -> socket.socket:
+    listener = socket.socket(address[0], socket.SOCK_STREAM)
+    try:
+        # A port that an earlier attempt has just left is free.
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((address[1], port))
+        # Binding alone succeeds beside a socket that listens on all addresses.
+        listener.listen()
+    except OSError:
+        listener.close()
+        raise
+    return listener
 
 
 def _resolve(name: str) -> tuple[int, str]:

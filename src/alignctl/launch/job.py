@@ -8,6 +8,9 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
+from alignctl.launch.address import ON_LOOPBACK
+from alignctl.launch.nodes import LOOPBACK
+
 
 @dataclass(frozen=True)
 class Job:
@@ -23,33 +26,24 @@ class Job:
     """Nodes in the job."""
     node_rank: int = 0
     """Which of the nodes this is, from 0."""
-    master_addr: str = "127.0.0.1"
+    master_addr: str = LOOPBACK
     """Host name or address of node 0, as the other nodes reach it."""
     master_port: int = 29500
-    """Port of the rendezvous on node 0; 0 (one node only) lets torchrun take a free one."""
+    """Port of the rendezvous on node 0; 0 (one node only) is any free one."""
     env: tuple[tuple[str, str], ...] = ()
     """Environment variables to set on top of the launcher's own."""
 
     def command(self) -> list[str]:
         """The command of this node, as an argument list: no shell is involved."""
         return [
-            *(sys.executable, "-m", "torch.distributed.run"),
+            *(sys.executable, "-m", "alignctl.engines.torchrun"),
             *("--nproc-per-node", str(self.nproc)),
-            *self._rendezvous(),
-            *("-m", self.module),
-            *self.args,
-        ]
-
-    def _rendezvous(self) -> list[str]:
-        if self.nnodes == 1 and self.master_port == 0:
-            # torchrun binds the free port itself, so nothing can take it in between. Without a
-            # local address it would look up the machine's own name, which may not resolve.
-            return ["--standalone", "--nnodes", "1", "--local-addr", "127.0.0.1"]
-        return [
             *("--nnodes", str(self.nnodes)),
             *("--node-rank", str(self.node_rank)),
             *("--master-addr", self.master_addr),
             *("--master-port", str(self.master_port)),
+            *("-m", self.module),
+            *self.args,
         ]
 
     def describe_rendezvous(self) -> str:
@@ -75,12 +69,15 @@ class Job:
         return " ".join([*settings, *words])
 
 
-def worker_environment(nproc: int, environ: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
+def worker_environment(
+    nproc: int, environ: Mapping[str, str], *, nnodes: int = 1
+) -> tuple[tuple[str, str], ...]:
     """The variables a job adds for its ranks; whatever the user has set already stays.
 
     Args:
         nproc: Ranks on each node.
         environ: The launcher's environment.
+        nnodes: Nodes in the job.
 
     Returns:
         Pairs for `Job.env`, in a fixed order.
@@ -96,4 +93,6 @@ def worker_environment(nproc: int, environ: Mapping[str, str]) -> tuple[tuple[st
     if nproc > 1:
         # Several ranks share the cores; each taking all of them is slower than one each.
         wanted["OMP_NUM_THREADS"] = "1"
+    if nnodes == 1:
+        wanted |= ON_LOOPBACK
     return tuple((name, value) for name, value in sorted(wanted.items()) if name not in environ)

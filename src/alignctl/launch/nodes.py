@@ -14,6 +14,9 @@ from alignctl.errors import UserError
 DEFAULT_PORT = 29500
 """The rendezvous port of a job on several nodes when nothing else is said: torchrun's own."""
 
+LOOPBACK = "127.0.0.1"
+"""Where the processes of one node meet, whatever address others know it by."""
+
 UNKNOWN_ADDRESS = "$MASTER_ADDR"
 """Stands for the address of node 0 where commands are only printed."""
 
@@ -74,7 +77,7 @@ def nodes_from(
     if nnodes == 1:
         if flags.node_rank:
             raise UserError(f"--node-rank {flags.node_rank} needs more than one node (--nnodes)")
-        return Nodes(1, 0, flags.master_addr or "127.0.0.1", port)
+        return Nodes(1, 0, LOOPBACK, port)
     node_rank = _node_rank(flags, found, nnodes, is_dry_run)
     return Nodes(nnodes, node_rank, _master_address(flags, found, nnodes, is_dry_run), port)
 

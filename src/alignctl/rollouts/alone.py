@@ -9,7 +9,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from alignctl.engines.device import IS_GPU
+from alignctl.engines.device import IS_GPU, stay_on_loopback
 
 
 @contextlib.contextmanager
@@ -19,14 +19,14 @@ def process_group(store: Any = None, rank: int = 0, num_ranks: int = 1) -> Itera
     Where there is a group already, it is the one that is used, and stays.
 
     Args:
-        store: One of torch's, where the ranks meet; None: this process is the only one, and no port
-            is opened.
+        store: One of torch's, where the ranks meet; None: this process is the only one.
         rank: Of this process.
         num_ranks: Processes, all of them on this machine.
     """
     if dist.is_initialized():
         yield
         return
+    stay_on_loopback()
     # vLLM reads these, and nothing else does.
     os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(num_ranks))
     if IS_GPU:
