@@ -12,8 +12,7 @@ it gets its name: a folder that is there is complete and right.
 import os
 import time
 import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -48,7 +47,7 @@ def run(direction: Direction, options: ConvertOptions) -> None:
     memory.keep_freed()
     # The threads of NumPy's BLAS would wait busily for something to multiply.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-    from alignctl.checkpoints.conversion import Target, convert
+    from alignctl.checkpoints.conversion import Target
     from alignctl.checkpoints.dtypes import BY_FLAG
     from alignctl.checkpoints.source import find
 
@@ -70,14 +69,15 @@ def run(direction: Direction, options: ConvertOptions) -> None:
         tokenizer=options.tokenizer,
         max_shard_bytes=options.max_shard_size,
     )
-    with _folder(options, target) as folder:
+    with atomic.new_folder(options.save) as partial:
         total = sum(tensor.num_bytes for tensor in source.tensors.values())
         if target.dtype is not None:
             total = sum(tensor.numel * target.dtype.itemsize for tensor in source.tensors.values())
         with BytesProgress("converting", total) as progress:
-            convert(source, folder, target, on_bytes=progress.advance)
+            _write(source, partial, target, progress.advance)
+        written = _opened(source, partial, target)
         if options.verify != "none":
-            _verify(source, folder, target, is_full=options.verify == "full")
+            _verify(source, written, target, is_full=options.verify == "full")
     console.say(f"to: {options.save} ({_description(target)})")
     if source.companions is None and options.tokenizer is None:
         console.say(
@@ -105,16 +105,38 @@ def _write_adapters(options: ConvertOptions, source: "Source") -> None:
     console.emit(str(options.save))
 
 
-@contextmanager
-def _folder(options: ConvertOptions, target: "Target") -> Iterator[Path]:
-    """The folder for the weights, under a name that shows it is not complete yet."""
-    with atomic.new_folder(options.save) as partial:
-        if target.format == "hf":
-            yield partial
-        else:
-            (partial / RELEASE).mkdir()
-            yield partial / RELEASE
-            (partial / LATEST).write_text(RELEASE, encoding="utf-8")
+def _write(
+    source: "Source", folder: Path, target: "Target", on_bytes: Callable[[int], None]
+) -> None:
+    """Writes a model; a Megatron checkpoint in a folder of its own, which the tracker names."""
+    from alignctl.checkpoints.conversion import convert
+
+    if target.format == "hf":
+        convert(source, folder, target, on_bytes=on_bytes)
+        return
+    (folder / RELEASE).mkdir()
+    convert(source, folder / RELEASE, target, on_bytes=on_bytes)
+    (folder / LATEST).write_text(RELEASE, encoding="utf-8")
+
+
+def _opened(source: "Source", folder: Path, target: "Target") -> "Source":
+    """Opens what was written as a user would, from its top.
+
+    Raises:
+        RunError: It is not the model that was read, or no model.
+    """
+    from alignctl.checkpoints.source import find
+    from alignctl.models.families import differences
+
+    try:
+        written = find(folder, vocab_divisor=source.model.vocab_divisor)
+    except UserError as error:
+        raise RunError(f"what was written cannot be read again: {error.message}") from error
+    found = [(written.kind, target.format), (written.head, source.head)]
+    problems = [f"{ours} != {wanted}" for ours, wanted in found if ours != wanted]
+    if problems := problems + differences(written.model, source.model):
+        raise RunError("what was written is read as another model:\n  " + "\n  ".join(problems))
+    return written
 
 
 def _description(target: "Target") -> str:
@@ -169,14 +191,13 @@ def check(direction: Direction, options: ConvertOptions, source: "Source") -> No
         check_fits(load_tokenizer(options.tokenizer), source.model.vocab_size)
 
 
-def _verify(source: "Source", folder: Path, target: "Target", *, is_full: bool) -> None:
-    """Opens what was written as anybody would, and compares it with the source.
+def _verify(source: "Source", written: "Source", target: "Target", *, is_full: bool) -> None:
+    """Compares what was written with the source.
 
     Raises:
         RunError: They differ.
     """
     from alignctl.checkpoints.comparison import compare
-    from alignctl.checkpoints.source import find
 
     # Of libraries that are not needed here, and of names that will go some day.
     warnings.filterwarnings("ignore", module=r"megatron\.")
@@ -186,7 +207,6 @@ def _verify(source: "Source", folder: Path, target: "Target", *, is_full: bool) 
     from alignctl.engines import streamed
 
     started = time.perf_counter()
-    written = find(folder, vocab_divisor=source.model.vocab_divisor)
     dtype = next(iter(written.tensors.values())).dtype
     wanted: Mapping[str, LazyTensor] = {
         name: tensor.to(dtype) for name, tensor in source.tensors.items()

@@ -6,8 +6,23 @@ from alignctl.checkpoints.companions import copy_companions, read_json
 from alignctl.errors import UserError
 
 
-def test_everything_but_weights_hidden_files_and_folders_travels(tmp_path: Path) -> None:
-    kept = ["config.json", "tokenizer.model", "LICENSE.txt", "chat_template.jinja"]
+def test_what_belongs_to_a_hugging_face_model_travels_and_nothing_else(tmp_path: Path) -> None:
+    """What trackers, trainers and other formats leave beside a model means nothing elsewhere."""
+    kept = [
+        "config.json",
+        "generation_config.json",
+        "tokenizer.model",
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "special_tokens_map.json",
+        "added_tokens.json",
+        "merges.txt",
+        "qwen.tiktoken",
+        "chat_template.jinja",
+        "tokenization_own.py",
+        "LICENSE.txt",
+        "README.md",
+    ]
     left = [
         "model.safetensors",
         "model.safetensors.index.json",
@@ -17,6 +32,15 @@ def test_everything_but_weights_hidden_files_and_folders_travels(tmp_path: Path)
         "consolidated.00.pth",
         "weights.GGUF",
         ".gitattributes",
+        "latest_checkpointed_iteration.txt",
+        "latest",
+        "zero_to_fp32.py",
+        "trainer_state.json",
+        "training_args.bin",
+        "metadata.json",
+        "adapter_config.json",
+        "alignctl.json",
+        "pytorch_model.bin.bak",
     ]
     source = tmp_path / "source"
     (source / "original").mkdir(parents=True)
@@ -65,3 +89,12 @@ def test_a_file_that_holds_no_json_object_is_named(
         read_json(file)
     assert error.value.message.startswith(f"{file}: ")
     assert complaint in error.value.message
+
+
+def test_a_link_to_a_file_that_is_gone_is_named(tmp_path: Path) -> None:
+    """Half of a hub cache, without the blobs that its links mean."""
+    source = tmp_path / "source"
+    source.mkdir()
+    (source / "tokenizer.json").symlink_to("../../blobs/0123")
+    with pytest.raises(UserError, match=r"a link to \.\./\.\./blobs/0123, which is not there"):
+        copy_companions(source, tmp_path / "target")

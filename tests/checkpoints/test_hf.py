@@ -1,16 +1,17 @@
 import json
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from alignctl.checkpoints import hf
 from alignctl.checkpoints.dtypes import FLOAT32
-from alignctl.checkpoints.hf import INDEX, SINGLE
+from alignctl.checkpoints.hf_files import INDEX, SINGLE
 from alignctl.config.sections import Head, Model
 from alignctl.errors import UserError
 from tests.checkpoints.folders import (
@@ -370,3 +371,80 @@ def test_a_config_of_another_model_shows_in_the_tensors(tmp_path: Path) -> None:
     shallow = model.model_copy(update={"num_layers": 1})
     error = refusal(write_single(tmp_path, shallow, random_weights(model)))
     assert "9 tensors do not belong to a llama2 model" in error.message
+
+
+def test_of_several_sets_of_weights_the_one_that_transformers_takes_is_read(tmp_path: Path) -> None:
+    """Saved as one file over a model in shards, which leaves the index and the shards behind."""
+    model = architecture("llama2")
+    sets = [random_weights(model, seed=seed) for seed in range(4)]
+    write_hf(tmp_path, model, sets[0])
+    (tmp_path / "old").mkdir()
+    write_weights(tmp_path / "old", sets[1], max_shard_bytes=8192)
+    for file in (tmp_path / "old").iterdir():
+        file.rename(tmp_path / file.name)
+    torch.save(sets[2], tmp_path / "pytorch_model.bin")
+    torch.save(sets[3], tmp_path / "part.bin")
+    index = {"metadata": {}, "weight_map": dict.fromkeys(sets[3], "part.bin")}
+    (tmp_path / "pytorch_model.bin.index.json").write_text(json.dumps(index))
+    others = "model-00001-of-00003.safetensors to pytorch_model.bin.index.json (6 files)"
+    for number, start in enumerate((SINGLE, INDEX, "pytorch_model.bin", None)):
+        config = AutoConfig.from_pretrained(tmp_path)
+        theirs = AutoModelForCausalLM.from_pretrained(tmp_path, config=config).state_dict()
+        assert is_identical(read(tmp_path), sets[number])
+        assert is_identical({name: theirs[name] for name in sets[number]}, sets[number])
+        if start == SINGLE:
+            assert hf.read(tmp_path).files == f"{SINGLE}; not read: {others}"
+        if start:
+            (tmp_path / start).unlink()
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda name: f"module.{name}",
+        lambda name: f"_orig_mod.{name}",
+        lambda name: f"module._orig_mod.module.{name}",
+        lambda name: name.replace(".layers.0.", ".layers.0._orig_mod."),
+        lambda name: (
+            "_fsdp_wrapped_module." + name.replace("mlp.", "mlp._checkpoint_wrapped_module.")
+        ),
+    ],
+)
+def test_what_wrappers_put_into_names_is_taken_off(
+    wrap: Callable[[str], str], tmp_path: Path
+) -> None:
+    model = architecture("llama2")
+    weights = random_weights(model)
+    write_single(tmp_path, model, {wrap(name): tensor for name, tensor in weights.items()})
+    assert is_identical(read(tmp_path), weights)
+    assert hf.read(tmp_path).prefix == "model."
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["base_model.model.model.norm.weight", "model.layers.0.self_attn.q_proj.base_layer.weight"],
+)
+def test_names_of_peft_are_refused_as_that(name: str, tmp_path: Path) -> None:
+    model = architecture("llama2")
+    weights = random_weights(model) | {name: torch.ones(1)}
+    error = refusal(write_single(tmp_path, model, weights))
+    assert f"{name!r} in it is a name of PEFT's" in error.message
+    assert "merge_and_unload" in str(error.hint)
+
+
+def test_names_that_are_none_of_ours_are_shown(tmp_path: Path) -> None:
+    model = architecture("llama2")
+    weights = {f"policy.{name}": tensor for name, tensor in random_weights(model).items()}
+    error = refusal(write_single(tmp_path, model, weights))
+    assert "21 of 21 tensors are missing" in error.message
+    assert error.message.endswith("model.safetensors: policy.lm_head.weight")
+    assert error.hint == "the names are those of another program, or the config is of another model"
+
+
+def test_a_folder_of_other_weights_names_them(tmp_path: Path) -> None:
+    write_config(tmp_path, architecture("llama2"))
+    for name in ("model.fp16.safetensors", "llama.gguf", "training_args.bin"):
+        (tmp_path / name).touch()
+    error = refusal(tmp_path)
+    assert "no weights beside config.json" in error.message
+    assert "of another kind: llama.gguf to model.fp16.safetensors (2 files)" in error.message

@@ -1,16 +1,21 @@
 """Megatron-LM's files by rank as others wrote them over the years."""
 
+import enum
+import io
 import shutil
+import signal
+import sys
 from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+from alignctl.checkpoints import torch_file
 from alignctl.checkpoints.comparison import compare
 from alignctl.checkpoints.conversion import Target, convert
 from alignctl.checkpoints.source import Source, find
@@ -224,6 +229,75 @@ def test_megatron_cores_names_in_files_by_rank_are_read(head: Head, tmp_path: Pa
     found = find(save(tmp_path / "theirs", ranks))
     assert "Megatron Core by rank, TP 2, PP 2" in found.description
     assert same(found, source)
+
+
+def _extra_states() -> dict[str, Any]:
+    """Of Transformer Engine 1, 2, and of layers without it."""
+    return {
+        "decoder.layers.0.self_attention.linear_qkv._extra_state": io.BytesIO(
+            b"a pickle of its own"
+        ),
+        "decoder.layers.0.mlp.linear_fc1._extra_state": torch.zeros(7, dtype=torch.uint8),
+        "decoder.layers.0.mlp.linear_fc2._extra_state": None,
+    }
+
+
+@pytest.mark.parametrize("is_oldest", [False, True])
+def test_what_transformer_engine_keeps_beside_weights_is_neither_kept_nor_run(
+    is_oldest: bool, tmp_path: Path
+) -> None:
+    source, ranks = foreign(tmp_path, "llama2", tp=2)
+    for tree in ranks.values():
+        tree["model"] |= _extra_states()
+    folder = save(tmp_path / "theirs", ranks)
+    if is_oldest:
+        for file in folder.rglob("*.pt"):
+            tree = torch.load(file, weights_only=False)
+            torch.save(tree, file, _use_new_zipfile_serialization=False)
+    assert same(find(folder), source)
+    (state,) = [
+        value
+        for name, value in torch_file.read(next(folder.rglob("*.pt")))["model"].items()
+        if name.endswith("linear_qkv._extra_state")
+    ]
+    assert vars(state) == {}
+
+
+def test_settings_of_megatrons_own_kinds_in_the_arguments_are_not_run(tmp_path: Path) -> None:
+    """Enums of a version that is not installed, and of one that is not known."""
+    source, ranks = foreign(tmp_path, "llama2")
+    module = ModuleType("megatron.core.some_later_version")
+    Scope = enum.Enum("Scope", {"FULL": 1}, module=module.__name__)
+    setattr(module, "Scope", Scope)  # noqa: B010
+    sys.modules[module.__name__] = module
+    for tree in ranks.values():
+        tree["args"].scope = list(Scope)
+        tree["args"].exit_signal = signal.SIGTERM
+    folder = save(tmp_path / "theirs", ranks)
+    del sys.modules[module.__name__]
+    assert same(find(folder), source)
+
+
+def test_a_checkpoint_without_arguments_is_told_its_architecture_by_a_preset(
+    tmp_path: Path,
+) -> None:
+    source, ranks = foreign(tmp_path, "llama2", tp=2, pp=2)
+    for tree in ranks.values():
+        del tree["args"]
+    folder = save(tmp_path / "theirs", ranks)
+    with pytest.raises(UserError, match="no `args` in it") as error:
+        find(folder)
+    assert error.value.hint == "tell it with --preset FILE, the preset of this model"
+    found = find(folder, expected=source.model)
+    assert found.model == source.model
+    assert same(found, source)
+
+
+def test_names_from_within_a_wrapper_are_read(tmp_path: Path) -> None:
+    source, ranks = foreign(tmp_path, "llama2")
+    for tree in ranks.values():
+        tree["model"] = {"module": tree["model"]}
+    assert same(find(save(tmp_path / "theirs", ranks)), source)
 
 
 def test_a_tied_output_layer_of_megatron_core_is_a_copy(tmp_path: Path) -> None:

@@ -42,7 +42,8 @@ def test_a_hugging_face_folder_is_found_by_its_config(tmp_path: Path) -> None:
     assert (source.kind, source.path, source.companions) == ("hf", tmp_path, tmp_path)
     assert source.model == MODEL.model_copy(update={"vocab_divisor": 2})
     assert (source.manifest, source.role) == (None, "policy")
-    assert source.description == f"{tmp_path}: Hugging Face llama2, 2 layers, float32"
+    about = "Hugging Face llama2, 2 layers, float32, from model.safetensors"
+    assert source.description == f"{tmp_path}: {about}"
 
 
 def test_one_checkpoint_is_found_by_its_manifest(tmp_path: Path) -> None:
@@ -104,3 +105,90 @@ def test_a_tracker_that_points_nowhere_is_refused(tmp_path: Path) -> None:
     (tmp_path / LATEST).write_text("5")
     with pytest.raises(UserError, match="names iter_0000005, which is not there"):
         find(tmp_path)
+
+
+def test_a_folder_of_two_models_is_refused_and_both_are_named(tmp_path: Path) -> None:
+    write_checkpoint(tmp_path / "release")
+    write_hf(tmp_path, MODEL)
+    (tmp_path / LATEST).write_text("release")
+    with pytest.raises(UserError) as error:
+        find(tmp_path)
+    assert "two models are in it: one of Hugging Face, and release" in error.value.message
+    assert str(error.value.hint).startswith(f"for the second one give {tmp_path / 'release'}")
+    (tmp_path / LATEST).write_text("7")
+    with pytest.raises(UserError) as error:
+        find(tmp_path)
+    assert "names iter_0000007, which is not there" in error.value.message
+    assert str(error.value.hint) == (
+        f"a Hugging Face model is there: if that one is meant, remove {LATEST}"
+    )
+
+
+def test_a_model_with_a_folder_named_checkpoints_is_no_run(tmp_path: Path) -> None:
+    write_hf(tmp_path, MODEL)
+    (tmp_path / "checkpoints").mkdir()
+    assert find(tmp_path).kind == "hf"
+
+
+@pytest.mark.parametrize("has_reference", [True, False])
+def test_the_cache_of_the_hub_points_to_the_version_that_is_meant(
+    has_reference: bool, tmp_path: Path
+) -> None:
+    cache = tmp_path / "models--owner--name"
+    for version in ("a1", "b2"):
+        write_hf(cache / "snapshots" / version, MODEL)
+    (cache / "refs").mkdir()
+    if has_reference:
+        (cache / "refs/main").write_text("a1")
+    with pytest.raises(UserError) as error:
+        find(cache)
+    assert (
+        error.value.message == f"{cache}: the hub's cache of a model, which keeps 2 of its versions"
+    )
+    meant = "a1" if has_reference else "b2"
+    assert error.value.hint == f"give the folder of a version: --load {cache}/snapshots/{meant}"
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
+def test_a_link_to_what_is_gone_is_called_that(name: str, tmp_path: Path) -> None:
+    """A hub cache that was copied without its blobs, and a link to a folder that was moved."""
+    folder = write_hf(tmp_path / "hf", MODEL)
+    (folder / "pytorch_model.bin").write_bytes(b"the next that would be read")
+    (folder / name).unlink()
+    (folder / name).symlink_to("../../blobs/0123")
+    with pytest.raises(UserError, match=rf"{name}: a link to \.\./\.\./blobs/0123, which is not"):
+        find(folder)
+    (tmp_path / "link").symlink_to("elsewhere")
+    with pytest.raises(UserError, match="link: a link to elsewhere, which is not there"):
+        find(tmp_path / "link")
+
+
+def test_adapters_of_peft_are_called_that(tmp_path: Path) -> None:
+    (tmp_path / "adapter_config.json").write_text("{}")
+    with pytest.raises(UserError, match="adapters of PEFT's, without the model"):
+        find(tmp_path)
+    write_hf(tmp_path, MODEL)
+    with pytest.raises(UserError, match=r"adapter_config\.json lies beside the weights"):
+        find(tmp_path)
+
+
+@pytest.mark.parametrize("has_common", [True, False])
+def test_a_distributed_checkpoint_without_arguments_asks_for_a_preset_and_takes_its_word(
+    has_common: bool, tmp_path: Path
+) -> None:
+    """As NeMo writes it, whose names have `module.` before them."""
+    full = {
+        f"module.{name}": torch.zeros(full_shape(row, MODEL))
+        for name, row in weight_map(MODEL).items()
+    }
+    with Recorder() as recorder:
+        weights = map(bits_of, full.values())
+        mcore.write(tmp_path, lazy(full), weights, num_layers=2, recorder=recorder)
+    if not has_common:
+        (tmp_path / mcore.COMMON).unlink()
+    with pytest.raises(UserError) as error:
+        find(tmp_path)
+    if has_common:
+        assert error.value.hint == "tell it with --preset FILE, the preset of this model"
+    found = find(tmp_path, expected=MODEL)
+    assert (found.model, found.kind, found.manifest) == (MODEL, "mcore", None)

@@ -2,9 +2,12 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from megatron.core.datasets.indexed_dataset import IndexedDatasetBuilder
 
 from alignctl.corpus.datasets import Indexed, find
 from alignctl.errors import UserError
@@ -53,6 +56,39 @@ def test_another_content_has_another_fingerprint(corpus: Path) -> None:
     assert Indexed.open(corpus).fingerprint() == before
     tiny.write_corpus(corpus, [*DOCUMENTS, [5, 2]])
     assert Indexed.open(corpus).fingerprint() != before
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "int8", "int16", "int32", "int64", "uint16"])
+def test_tokens_of_every_whole_type_that_megatrons_builder_writes_are_read(
+    dtype: str, tmp_path: Path
+) -> None:
+    found = Indexed.open(tiny.write_corpus(tmp_path / dtype, DOCUMENTS, dtype=dtype))
+    assert found.data.tokens.dtype == np.dtype(dtype)
+    assert [found.data.document(number).tolist() for number in range(3)] == DOCUMENTS
+    with pytest.raises(UserError, match="token id 12 is beyond"):
+        found.check_ids(12)
+
+
+def _write(prefix: Path, kind: type[np.number[Any]], *, is_multimodal: bool = False) -> Path:
+    builder = IndexedDatasetBuilder(f"{prefix}.bin", dtype=kind, multimodal=is_multimodal)
+    for document in DOCUMENTS:
+        builder.add_item(torch.tensor(document), *([0] if is_multimodal else []))
+        builder.end_document()
+    builder.finalize(f"{prefix}.idx")
+    return prefix
+
+
+def test_an_index_of_something_else_is_refused_as_what_it_is(tmp_path: Path) -> None:
+    for kind in (np.float32, np.float64):
+        words = f"its tokens are of {kind.__name__}, which are no token ids"
+        with pytest.raises(UserError, match=words):
+            find(_write(tmp_path / "floats", kind))
+    with pytest.raises(UserError, match="a multimodal dataset: each of its 3 sequences has a kind"):
+        find(_write(tmp_path / "pictures", np.int32, is_multimodal=True))
+    old = tiny.write_corpus(tmp_path / "old", DOCUMENTS).with_suffix(".idx")
+    old.write_bytes(b"TNTIDX\0\0" + old.read_bytes()[8:])
+    with pytest.raises(UserError, match="an index of the kind before MMIDIDX"):
+        find(tmp_path / "old")
 
 
 def _cut(file: Path) -> None:

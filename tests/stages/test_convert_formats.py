@@ -1,14 +1,16 @@
 """The conversions between formats and roles, and `alignctl verify`, as commands."""
 
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from alignctl.checkpoints import companions
 from alignctl.checkpoints.dtypes import Bits
 from alignctl.checkpoints.torch_writer import Writer
-from tests import tiny
+from tests import commands, tiny
 from tests.stages.conftest import Alignctl, refused, snapshot
 
 
@@ -175,3 +177,73 @@ def test_verify_refuses_models_of_different_shapes(alignctl: Alignctl) -> None:
     said = refused(alignctl("verify", "hf", "bloom"))
     assert "A and B are different models" in said
     assert "family: llama2 != bloom" in said
+
+
+@pytest.fixture(scope="module")
+def pai(workspace: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Bloom as PAI-Megatron-Patch's converter leaves it.
+
+    Its JSON files (an index of Hugging Face's weights among them) and the tracker lie beside
+    `release`, and the last stage has a copy of the tied embedding.
+    """
+    folder = tmp_path_factory.mktemp("pai") / "mg"
+    flags = ["--format", "legacy", "--tp", "2", "--pp", "2", "--verify", "none"]
+    made = commands.alignctl(
+        "convert-hf2mg", "--load", workspace / "bloom", "--save", folder, *flags
+    )
+    assert made.code == 0, made.text
+    for file in (folder / "release/hf").iterdir():
+        file.rename(folder / file.name)
+    (folder / "release/hf").rmdir()
+    (folder / "release/alignctl.json").unlink()
+    (folder / "pytorch_model.bin.index.json").write_text('{"weight_map": {"a": "b.bin"}}')
+    for rank in ("00", "01"):
+        first, last = (
+            folder / f"release/mp_rank_{rank}_00{stage}/model_optim_rng.pt" for stage in (0, 1)
+        )
+        tree = torch.load(last, weights_only=False)
+        embedding = torch.load(first, weights_only=False)["model"]["language_model"]["embedding"]
+        tree["model"]["word_embeddings_for_head"] = {
+            "weight": embedding["word_embeddings"]["weight"]
+        }
+        torch.save(tree, last)
+    return folder
+
+
+@pytest.mark.parametrize("verify", ["full", "none"])
+def test_a_folder_of_pais_converter_becomes_a_model_that_every_stage_reads(
+    alignctl: Alignctl, pai: Path, workspace: Path, tmp_path: Path, verify: str
+) -> None:
+    """Nothing of the other format comes along, so the result is read as what it is."""
+    flags = ["--save", tmp_path / "hf", "--verify", verify]
+    outcome = alignctl("convert-mg2hf", "--load", pai, *flags)
+    assert outcome.code == 0, outcome.text
+    assert {file.name for file in (tmp_path / "hf").iterdir()} == {
+        "alignctl.json",
+        *(file.name for file in (workspace / "bloom").iterdir()),
+    }
+    assert alignctl("verify", tmp_path / "hf", workspace / "bloom").code == 0
+
+
+def test_what_cannot_be_read_again_is_not_left_behind(
+    alignctl: Alignctl, pai: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file that makes another kind of folder of the result, whatever put it there."""
+    monkeypatch.setattr(companions, "is_companion", lambda name: name.endswith((".json", ".txt")))
+    flags = ["--save", tmp_path / "hf", "--verify", "none"]
+    outcome = alignctl("convert-mg2hf", "--load", pai, *flags)
+    assert outcome.code == 1
+    assert "what was written cannot be read again: " in outcome.err
+    assert "names release, which is not there" in outcome.err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_two_sets_of_weights_are_read_as_transformers_reads_them_and_it_is_said(
+    alignctl: Alignctl, workspace: Path, tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(workspace / "hf", tmp_path / "in"))
+    (folder / "model.safetensors.index.json").write_text('{"weight_map": {"a": "b.safetensors"}}')
+    outcome = alignctl("convert-hf2mg", "--load", folder, "--save", tmp_path / "mg")
+    assert outcome.code == 0, outcome.text
+    words = "float32, from model.safetensors; not read: model.safetensors.index.json"
+    assert outcome.err.splitlines()[0].endswith(words)

@@ -9,17 +9,25 @@ from typing import Any
 
 from alignctl.errors import UserError
 
-_NOT_COMPANIONS = re.compile(
-    r".*\.(safetensors|bin|pt|pth|h5|msgpack|onnx|gguf)(\.index\.json)?|alignctl\.json|\..*",
-    re.IGNORECASE,
-)
-"""Weights of any kind, what describes them, and hidden files."""
-
 _TOKENIZER = re.compile(
     r"(tokenizer|special_tokens_map|added_tokens|chat_template|vocab|merges|sentencepiece|spiece)"
-    r"[^/]*\.(json|jinja|model|txt)"
+    r"[^/]*\.(json|jinja|model|txt)|[^/]+\.tiktoken"
 )
 """Files that make up a tokenizer; another tokenizer replaces all of them."""
+
+_COMPANION = re.compile(
+    rf"config\.json|generation_config\.json|{_TOKENIZER.pattern}"
+    r"|(configuration|modeling|tokenization)_\w+\.py"
+    r"|(LICEN[CS]E|NOTICE|COPYING|USE_POLICY|README|MODEL_CARD|Responsible-Use)[^/]*",
+    re.IGNORECASE,
+)
+"""All that belongs to a Hugging Face model beside its weights. What else lies there belongs to
+whatever program put it there: trackers, training states, logs."""
+
+
+def is_companion(name: str) -> bool:
+    """Whether a file of this name belongs to a Hugging Face model, and travels with it."""
+    return _COMPANION.fullmatch(name) is not None
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -27,12 +35,27 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror}") from error
+        raise missing(path, error) from error
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: not valid JSON: {error}") from error
     if not isinstance(content, dict):
         raise UserError(f"{path}: a JSON object was expected, found {type(content).__name__}")
     return content
+
+
+def missing(path: Path, error: OSError) -> UserError:
+    """Return what is wrong with a file that could not be opened."""
+    if path.is_symlink() and not path.exists():
+        return dangling(path)
+    return UserError(f"{path}: cannot be read: {error.strerror}")
+
+
+def dangling(path: Path) -> UserError:
+    """Return what is wrong with a link to something that is not there."""
+    return UserError(
+        f"{path}: a link to {path.readlink()}, which is not there",
+        "the folder was moved or copied without what its links mean: copy it again with cp -rL",
+    )
 
 
 def copy_companions(
@@ -42,7 +65,7 @@ def copy_companions(
     tokenizer: Path | None = None,
     config: Mapping[str, Any] | None = None,
 ) -> None:
-    """Copies the files beside the weights; neither the weights nor folders.
+    """Copies the files that belong to a model, without its weights.
 
     Args:
         source: Folder of a model; None for one that has nothing beside it.
@@ -56,10 +79,10 @@ def copy_companions(
     target.mkdir(parents=True, exist_ok=True)
     for file in sorted(source.iterdir()) if source else []:
         is_replaced = tokenizer is not None and _TOKENIZER.fullmatch(file.name)
-        if file.is_file() and not is_replaced and not _NOT_COMPANIONS.fullmatch(file.name):
+        if is_companion(file.name) and not is_replaced and not file.is_dir():
             _copy(file, target)
     for file in sorted(tokenizer.iterdir()) if tokenizer else []:
-        if file.is_file() and _TOKENIZER.fullmatch(file.name):
+        if _TOKENIZER.fullmatch(file.name) and not file.is_dir():
             _copy(file, target)
     if config is not None:
         _settle_config(target, config)
@@ -77,7 +100,7 @@ def _copy(file: Path, folder: Path) -> None:
     try:
         source = file.open("rb")
     except OSError as error:
-        raise UserError(f"{file}: cannot be read: {error.strerror}") from error
+        raise missing(file, error) from error
     with source, (folder / file.name).open("wb") as copy:
         shutil.copyfileobj(source, copy)
 

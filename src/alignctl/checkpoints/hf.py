@@ -1,26 +1,26 @@
-"""Hugging Face folders: their weights by name, whatever files they are in, and the way back."""
+"""Hugging Face folders: their weights by name, and the way back."""
 
 import json
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from alignctl.checkpoints import safetensors_file, torch_file
+from alignctl.checkpoints import hf_files, safetensors_file
 from alignctl.checkpoints.companions import read_json
 from alignctl.checkpoints.dtypes import FLOAT32, FLOATS, Bits, DType
+from alignctl.checkpoints.hf_files import INDEX, SINGLE
 from alignctl.checkpoints.lazy import LazyTensor, Spec
 from alignctl.checkpoints.manifest import Recorder
+from alignctl.checkpoints.wrapped_names import unwrapped
 from alignctl.config.sections import Head, Model
 from alignctl.errors import UserError
 from alignctl.models.families import FAMILIES, head_of, model_from_hf, weight_map
 from alignctl.models.weight_map import SCORE_HEADS, Weight, full_shape, hf_shapes
 
-INDEX = "model.safetensors.index.json"
-SINGLE = "model.safetensors"
-_KINDS = ((INDEX, SINGLE), ("pytorch_model.bin.index.json", "pytorch_model.bin"))
-"""Index and single file of each kind of weights, the preferred kind first."""
+_PEFT = re.compile(r"\.lora_[AB]\.|\.base_layer\.|\.modules_to_save\.|^base_model\.model\.")
+"""In the names of a model that PEFT has changed."""
 
 _REWARD_PREFIX = re.compile(r"^rwtran[a-z]*\.")
 """Of the reward models of DeepSpeed-Chat; PAI-Megatron-Patch spells it in another way."""
@@ -42,6 +42,7 @@ class HFFolder:
         head: What is on top of the layers.
         prefix: Of the stored names of the model below the head; may be empty.
         tensors: By their normalised names.
+        files: One line that says which files were read, and which were not.
     """
 
     path: Path
@@ -50,6 +51,7 @@ class HFFolder:
     head: Head
     prefix: str
     tensors: Mapping[str, LazyTensor]
+    files: str = ""
 
 
 def read(path: Path, *, vocab_divisor: int = 128) -> HFFolder:
@@ -61,7 +63,8 @@ def read(path: Path, *, vocab_divisor: int = 128) -> HFFolder:
     """
     config = read_json(path / "config.json")
     model = model_from_hf(config, where=str(path / "config.json"), vocab_divisor=vocab_divisor)
-    return normalise(path, config, model, _weights(path))
+    tensors, files = hf_files.read(path)
+    return replace(normalise(path, config, model, tensors), files=files)
 
 
 def normalise(
@@ -80,9 +83,15 @@ def normalise(
     """
     family = FAMILIES[model.family]
     check_depth(path, stored, model)
+    if changed := next(filter(_PEFT.search, stored), None):
+        raise UserError(
+            f"{path}: {changed!r} in it is a name of PEFT's: the model was saved with its adapters "
+            "not merged",
+            "load it with PEFT, call merge_and_unload(), and save the result",
+        )
     names: dict[str, LazyTensor] = {}
     for name, tensor in stored.items():
-        plain = _REWARD_PREFIX.sub("", name).replace("v_head.", "score.")
+        plain = _REWARD_PREFIX.sub("", unwrapped(name)).replace("v_head.", "score.")
         if plain in names:
             raise UserError(f"{tensor.where}: the same weight as {names[plain].where}")
         if not plain.endswith(family.HF_IGNORED):
@@ -129,13 +138,18 @@ def check_names(
     Raises:
         UserError: A tensor is missing, unknown, misshapen, or of a type that cannot be trained.
     """
-    if missing := [name for name in expected if name not in tensors]:
+    missing = [name for name in expected if name not in tensors]
+    unknown = sorted(set(tensors) - set(expected))
+    if missing:
+        found = f"; instead there is {tensors[unknown[0]].where}" if unknown else ""
         raise UserError(
             f"{path}: {len(missing)} of {len(expected)} tensors are missing, "
-            f"the first is {missing[0]!r}",
-            "the folder is incomplete, or its config belongs to another model",
+            f"the first is {missing[0]!r}{found}",
+            "the names are those of another program, or the config is of another model"
+            if len(missing) == len(expected) and unknown
+            else "the folder is incomplete, or its config belongs to another model",
         )
-    if unknown := sorted(set(tensors) - set(expected)):
+    if unknown:
         raise UserError(
             f"{path}: {len(unknown)} tensors do not belong to a {model.family} model,"
             f" the first is {unknown[0]!r}",
@@ -172,11 +186,6 @@ def common_dtype(path: Path, tensors: Iterable[LazyTensor]) -> DType:
     return next(iter(examples))
 
 
-def has_weights(path: Path) -> bool:
-    """Whether a folder holds weights under a name that Hugging Face gives them."""
-    return any((path / name).is_file() for kind in _KINDS for name in kind)
-
-
 def merged(folder: HFFolder) -> dict[str, LazyTensor]:
     """The full Megatron tensors of a folder, by our Megatron names."""
     return {
@@ -195,64 +204,6 @@ def _merged(row: Weight, parts: Sequence[LazyTensor], model: Model) -> LazyTenso
         lambda: row.layout.merge([part.bits() for part in same], model),
         parts[0].where,
     )
-
-
-def _weights(path: Path) -> dict[str, LazyTensor]:
-    """The tensors by the names stored in the files."""
-    for index, single in _KINDS:
-        if (path / index).is_file():
-            return _indexed(path, path / index)
-        if (path / single).is_file():
-            return _file(path / single)
-    raise UserError(
-        f"{path}: no weights beside config.json: none of "
-        + ", ".join(name for kind in _KINDS for name in kind)
-    )
-
-
-def _file(file: Path) -> dict[str, LazyTensor]:
-    if file.suffix == ".safetensors":
-        return safetensors_file.read(file)
-    content = torch_file.read(file)
-    if not isinstance(content, dict) or not content:
-        raise UserError(f"{file}: holds no weights by name, but a {type(content).__name__}")
-    for name, tensor in content.items():
-        if not isinstance(name, str) or not isinstance(tensor, LazyTensor):
-            raise UserError(
-                f"{file}: {name!r} is no tensor: this is not a file of weights alone",
-                "a training checkpoint is read from its own folder",
-            )
-    return content
-
-
-def _indexed(path: Path, index: Path) -> dict[str, LazyTensor]:
-    """The tensors of several files, each of which must hold what the index says, and no more."""
-    places = read_json(index).get("weight_map")
-    if not isinstance(places, dict) or not places:
-        raise UserError(f"{index}: no `weight_map` in it")
-    found: dict[str, LazyTensor] = {}
-    for shard in sorted({str(place) for place in places.values()}):
-        if Path(shard).name != shard:
-            raise UserError(f"{index}: {shard!r} lies outside the model folder")
-        if not (path / shard).is_file():
-            raise UserError(
-                f"{index}: shard {shard} is missing", "copy or download the missing file"
-            )
-        listed = {name for name, place in places.items() if place == shard}
-        tensors = _file(path / shard)
-        if gone := sorted(listed - set(tensors)):
-            raise UserError(
-                f"{path / shard}: tensor {gone[0]!r}, which {index.name} places here, is not in "
-                "the file"
-            )
-        if extra := sorted(set(tensors) - listed):
-            where = f"in {places[extra[0]]}" if extra[0] in places else "nowhere"
-            raise UserError(
-                f"{path / shard}: holds tensor {extra[0]!r}, which {index.name} places {where}",
-                "files of two models may have been mixed: copy or download the folder again",
-            )
-        found |= tensors
-    return found
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
+from alignctl.checkpoints.companions import dangling
 from alignctl.checkpoints.dtypes import Bits, DType, bits_of, dtype_of, tensor_of
 from alignctl.errors import UserError
 
@@ -149,7 +150,7 @@ def lazily(tree: Any, kind: type[T], lazy: Callable[[T, str], LazyTensor], at: s
 def unreadable(file: Path, kind: str, error: Exception) -> UserError:
     """What is wrong with a weight file that its library refused."""
     if not file.is_file():
-        return UserError(f"{file}: no such file")
+        return dangling(file) if file.is_symlink() else UserError(f"{file}: no such file")
     if not os.access(file, os.R_OK):  # which safetensors reports as a file that is not there
         return UserError(f"{file}: cannot be read: permission denied")
     with file.open("rb") as stream:

@@ -17,6 +17,7 @@ from alignctl.checkpoints.lazy import LazyTensor
 from alignctl.checkpoints.megatron_args import family_of
 from alignctl.checkpoints.rank_files import Grid, grid
 from alignctl.checkpoints.restricted_pickle import Inert
+from alignctl.config.sections import Model
 from alignctl.errors import UserError
 from alignctl.models.families import FAMILIES
 from alignctl.models.weight_map import REPLICATED, SCORE_HEADS, VOCABULARY, Layout
@@ -61,8 +62,12 @@ class LegacyCheckpoint:
     tensors: Mapping[str, LazyTensor]
 
 
-def read(folder: Path) -> LegacyCheckpoint:
+def read(folder: Path, expected: Model | None = None) -> LegacyCheckpoint:
     """Reads the descriptions in all ranks' files; no weight is read yet.
+
+    Args:
+        folder: The checkpoint.
+        expected: The architecture of a preset, believed where the files have no arguments.
 
     Raises:
         UserError: A rank is missing, a file is damaged or wants to run code, or the ranks do not
@@ -70,7 +75,7 @@ def read(folder: Path) -> LegacyCheckpoint:
     """
     found = grid(folder)
     try:
-        return _read(folder, found)
+        return _read(folder, found, expected)
     except _NOT_AS_EXPECTED as error:
         raise UserError(
             f"{folder}: not a checkpoint of Megatron's: {error!r}",
@@ -78,12 +83,17 @@ def read(folder: Path) -> LegacyCheckpoint:
         ) from error
 
 
-def _read(folder: Path, found: Grid) -> LegacyCheckpoint:
+def _read(folder: Path, found: Grid, expected: Model | None) -> LegacyCheckpoint:
     trees = {place: _tree(file) for place, file in found.files.items()}
     first = trees[0, 0]
     args = first.get("args")
     if args is None or isinstance(args, Inert):
-        raise UserError(f"{found.files[0, 0]}: no `args` in it, which tell the architecture")
+        if expected is None:
+            raise UserError(
+                f"{found.files[0, 0]}: no `args` in it, which tell the architecture",
+                "tell it with --preset FILE, the preset of this model",
+            )
+        args = expected
     _check_layout(folder, found, args)
     version = first.get("checkpoint_version") or 0
     names: Literal["legacy", "mcore"] = (

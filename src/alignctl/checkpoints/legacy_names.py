@@ -10,6 +10,8 @@ import re
 from collections.abc import Mapping
 from typing import Literal
 
+from alignctl.checkpoints.wrapped_names import unwrapped
+
 _RULES = tuple(
     (re.compile(pattern), ours)
     for pattern, ours in (
@@ -57,6 +59,7 @@ _NORMS: Mapping[str, Mapping[str, str]] = {
 
 def ours(stored: str) -> str:
     """Our Megatron name of a stored one (nesting joined by dots); unknown ones are kept."""
+    stored = unwrapped(stored)
     for pattern, replacement in _RULES:
         stored = pattern.sub(replacement, stored)
     return stored

@@ -20,6 +20,7 @@ from alignctl.checkpoints.dtypes import Bits
 from alignctl.checkpoints.lazy import LazyTensor, Spec
 from alignctl.checkpoints.manifest import METADATA, Recorder
 from alignctl.checkpoints.mcore_index import Chunk, Entry, Place
+from alignctl.checkpoints.wrapped_names import unwrapped
 from alignctl.errors import UserError
 
 COMMON = "common.pt"
@@ -133,20 +134,27 @@ def read(folder: Path) -> dict[str, LazyTensor]:
         UserError: The index is missing, damaged, or would import something beyond its classes.
     """
     found: dict[str, LazyTensor] = {}
-    for key, entry in mcore_index.read(folder).items():
-        if not key.startswith(_PARTS):
+    for stored, entry in mcore_index.read(folder).items():
+        key = unwrapped(stored)
+        if not key.startswith(_PARTS) or "._extra_state" in key:
             continue
-        if not key.startswith("decoder.layers.") or _LAYER.match(key):
-            found[plain_name(key)] = _lazy(folder, key, entry, None)
-            continue
-        if not entry.shape or entry.shape[0] > _MAX_LAYERS:
-            raise UserError(
-                f"{folder / METADATA}: {key} is of shape {list(entry.shape)}: no layers"
-            )
-        for layer in range(entry.shape[0]):
-            name = key.replace("decoder.layers.", f"decoder.layers.{layer}.", 1)
-            found[plain_name(name)] = _lazy(folder, key, entry, layer)
+        for name, layer in _parts(folder, key, entry):
+            if name in found:
+                raise UserError(f"{folder / METADATA}: {stored} is in it under another name too")
+            found[name] = _lazy(folder, stored, entry, layer)
     return found
+
+
+def _parts(folder: Path, key: str, entry: Entry) -> Iterator[tuple[str, int | None]]:
+    """Return our names of what an entry holds, each with its place in the stack of layers."""
+    if not key.startswith("decoder.layers.") or _LAYER.match(key):
+        yield plain_name(key), None
+        return
+    if not entry.shape or entry.shape[0] > _MAX_LAYERS:
+        raise UserError(f"{folder / METADATA}: {key} is of shape {list(entry.shape)}: no layers")
+    for layer in range(entry.shape[0]):
+        name = key.replace("decoder.layers.", f"decoder.layers.{layer}.", 1)
+        yield plain_name(name), layer
 
 
 def _lazy(folder: Path, key: str, entry: Entry, layer: int | None) -> LazyTensor:

@@ -38,7 +38,7 @@ def model_from(
     """Reads an architecture.
 
     Args:
-        args: The stored namespace; any object with attributes.
+        args: The stored namespace: any object with attributes, or None where there is none.
         tensors: Full tensors by our Megatron names, vocabulary padding included.
         where: The checkpoint, for messages.
         expected: The architecture of a preset, believed where the checkpoint says nothing.
@@ -71,7 +71,8 @@ def _model_from(
     if is_tied and not is_scored and getattr(args, "untie_embeddings_and_output_weights", False):
         raise UserError(f"{where}: no output_layer.weight in it, which its arguments tell of")
     sizes = {
-        key: _size(args, key, where) for key in ("num_layers", "hidden_size", "num_attention_heads")
+        key: _size(args, key, where, expected)
+        for key in ("num_layers", "hidden_size", "num_attention_heads")
     }
     heads = sizes["num_attention_heads"]
     embedding = tensors["embedding.word_embeddings.weight"]
@@ -118,8 +119,10 @@ def _first(args: Any, *names: str) -> Any:
     return next((found for name in names if (found := getattr(args, name, None)) is not None), None)
 
 
-def _size(args: Any, name: str, where: str) -> int:
-    value = getattr(args, name, None)
+def _size(args: Any, name: str, where: str, expected: Model | None) -> int:
+    value = _first(args, name)
+    if value is None and expected is not None:
+        value = getattr(expected, name)
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise UserError(f"{where}: {name} = {value!r} in its arguments is no size")
     return value

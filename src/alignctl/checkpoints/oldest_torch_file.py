@@ -10,7 +10,7 @@ from typing import Any, BinaryIO
 
 from alignctl.checkpoints.lazy import LazyTensor, lazily, unreadable
 from alignctl.checkpoints.restricted_pickle import Forbidden, Inert
-from alignctl.checkpoints.torch_names import HARMLESS, KEPT
+from alignctl.checkpoints.torch_names import DROPPED, HARMLESS, KEPT, Dropped
 
 
 def read(file: Path, stream: BinaryIO) -> Any:
@@ -27,6 +27,7 @@ def read(file: Path, stream: BinaryIO) -> Any:
     import torch
 
     allowed: list[Any] = [*KEPT, *((Inert, name) for name in HARMLESS)]
+    allowed += [(Dropped, name) for name in DROPPED]
     try:
         with torch.serialization.safe_globals(allowed):
             tree = torch.load(stream, map_location="cpu", weights_only=True)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from alignctl.checkpoints import hf, safetensors_file
+from alignctl.checkpoints import hf_files, safetensors_file
 from alignctl.checkpoints.adapted import verify
 from alignctl.checkpoints.lazy import LazyTensor
 from alignctl.config.sections import Head, Lora, Model
@@ -22,7 +22,7 @@ from alignctl.models.weight_map import HEAD_MODULES, SCORE_HEADS
 if TYPE_CHECKING:
     from alignctl.checkpoints.source import Source
 
-CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+CONFIG, WEIGHTS = hf_files.ADAPTERS, "adapter_model.safetensors"
 
 
 def names(model: Model, lora: Lora, head: Head) -> dict[str, str]:
@@ -99,7 +99,7 @@ def write_config(folder: Path, model: Model, lora: Lora, head: Head, base: Path)
         head: What is on top.
         base: The model they belong to; PEFT loads it by itself if it is one of Hugging Face's.
     """
-    is_hf = (base / "config.json").is_file() and hf.has_weights(base)
+    is_hf = (base / "config.json").is_file() and hf_files.has_weights(base)
     config: dict[str, Any] = {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM" if head == "lm" else "SEQ_CLS",

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from alignctl.checkpoints.companions import dangling
 from alignctl.errors import UserError
 
 FILE_NAMES = ("model_optim_rng.pt", "model_rng.pt")
@@ -39,7 +40,11 @@ def folder_name(tp_rank: int, pp_rank: int, pp: int) -> str:
 
 def has_ranks(folder: Path) -> bool:
     """Whether a folder is such a checkpoint, complete or not."""
-    return any(_FOLDER.fullmatch(child.name) for child in folder.iterdir() if child.is_dir())
+    return any(
+        _FOLDER.fullmatch(child.name)
+        for child in folder.iterdir()
+        if child.is_dir() or child.is_symlink()
+    )
 
 
 def grid(folder: Path) -> Grid:
@@ -55,6 +60,8 @@ def grid(folder: Path) -> Grid:
     files: dict[tuple[int, int], Path] = {}
     for child in sorted(folder.iterdir()):
         match = _FOLDER.fullmatch(child.name)
+        if match and child.is_symlink() and not child.exists():
+            raise dangling(child)
         if match and child.is_dir():
             place = int(match[1]), int(match[2] or 0)
             files.setdefault(place, _weights(child))
@@ -74,6 +81,8 @@ def _weights(folder: Path) -> Path:
     for name in FILE_NAMES:
         if (folder / name).is_file():
             return folder / name
+        if (folder / name).is_symlink():
+            raise dangling(folder / name)
     raise UserError(
         f"{folder}: neither {' nor '.join(FILE_NAMES)} is in it",
         "the checkpoint was not copied or written completely",

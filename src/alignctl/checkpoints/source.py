@@ -6,9 +6,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from alignctl.checkpoints import hf, legacy, manifest, mcore, peft, rank_files, torch_file, zero
+from alignctl.checkpoints import (
+    hf,
+    hf_files,
+    legacy,
+    manifest,
+    mcore,
+    peft,
+    rank_files,
+    torch_file,
+    zero,
+    zero_files,
+)
 from alignctl.checkpoints.adapted import Adapters, base_folder, check_base, merged
-from alignctl.checkpoints.companions import read_json
+from alignctl.checkpoints.companions import dangling, read_json
 from alignctl.checkpoints.lazy import LazyTensor
 from alignctl.checkpoints.manifest import HF_FOLDER, METADATA, Manifest
 from alignctl.checkpoints.megatron_args import model_from
@@ -107,30 +118,65 @@ def find(path: Path, *, vocab_divisor: int = 128, expected: Model | None = None)
 
 def _find(path: Path, vocab_divisor: int, expected: Model | None) -> Source:
     if not path.exists():
-        raise UserError(f"{path}: no such folder")
+        raise dangling(path) if path.is_symlink() else UserError(f"{path}: no such folder")
     if not path.is_dir():
         raise UserError(f"{path}: a folder was expected, this is a file")
-    if (path / "checkpoints").is_dir():
+    for name in ("config.json", LATEST, METADATA, zero_files.LATEST):
+        if (path / name).is_symlink() and not (path / name).exists():
+            raise dangling(path / name)
+    if (path / "checkpoints").is_dir() and not hf_files.has_weights(path):
         if not (path / "checkpoints" / LATEST).is_file():
             raise UserError(f"{path}: this run has no checkpoint yet")
         return _find(path / "checkpoints", vocab_divisor, expected)
     if (path / LATEST).is_file():
         latest = _latest(path)
+        if _has_config(path) and hf_files.has_weights(path):
+            raise UserError(
+                f"{path}: two models are in it: one of Hugging Face, and {latest.name}, which "
+                f"{LATEST} names",
+                f"for the second one give {latest}; for the first one move {LATEST} elsewhere",
+            )
         # DeepSpeed's checkpoints are Hugging Face folders with its training state in a sub-folder.
         is_hf = _has_config(latest) and not is_megatron(latest)
         return _hf(latest, vocab_divisor) if is_hf else _megatron(latest, expected)
     if is_megatron(path):
         return _megatron(path, expected)
-    if (path / "config.json").is_file() and hf.has_weights(path):
+    if (path / "config.json").is_file() and hf_files.has_weights(path):
         return _hf(path, vocab_divisor)
     if (tag := zero.find(path)) is not None:
         return _zero(path, tag, vocab_divisor)
     if (path / "config.json").is_file():
         return _hf(path, vocab_divisor)
-    raise UserError(
+    raise _no_model(path)
+
+
+def _no_model(path: Path) -> UserError:
+    """Return what a folder is, that is no model."""
+    if (path / "snapshots").is_dir() and any((path / name).is_dir() for name in ("refs", "blobs")):
+        return _hub_cache(path)
+    if (path / hf_files.ADAPTERS).is_file():
+        return UserError(
+            f"{path}: adapters of PEFT's, without the model that they belong to",
+            "load both with PEFT, call merge_and_unload(), and save the result",
+        )
+    return UserError(
         f"{path}: not a model: neither config.json (Hugging Face) nor {LATEST}, {METADATA} or "
         "mp_rank_00 (Megatron) is in it",
         _nearby(path),
+    )
+
+
+def _hub_cache(path: Path) -> UserError:
+    """Return which folder is meant by the one under which a download is cached."""
+    main = path / "refs" / "main"
+    name = main.read_text(encoding="utf-8", errors="replace").strip() if main.is_file() else ""
+    snapshots = sorted(child for child in (path / "snapshots").iterdir() if child.is_dir())
+    meant = [child for child in snapshots if child.name == name] or snapshots
+    return UserError(
+        f"{path}: the hub's cache of a model, which keeps {len(snapshots)} of its versions",
+        f"give the folder of a version: --load {meant[-1]}"
+        if meant
+        else "none was downloaded completely: download the model again",
     )
 
 
@@ -153,7 +199,9 @@ def _latest(path: Path) -> Path:
     if not folder.is_dir():
         raise UserError(
             f"{path / LATEST} names {folder.name}, which is not there",
-            "put the folder back, or write the number of another one into the file",
+            f"a Hugging Face model is there: if that one is meant, remove {LATEST}"
+            if _has_config(path) and hf_files.has_weights(path)
+            else "put the folder back, or write the number of another one into the file",
         )
     return folder
 
@@ -199,6 +247,7 @@ def _from_hf(
     text: str,
 ) -> Source:
     model = folder.model
+    files = f", from {folder.files}" if folder.files else ""
     return Source(
         kind=kind,
         path=path,
@@ -208,7 +257,7 @@ def _from_hf(
         manifest=found,
         hf_prefix=folder.prefix,
         tensors=hf.merged(folder),
-        description=f"{path}: {text} {_about(model, folder.head, folder.tensors)}",
+        description=f"{path}: {text} {_about(model, folder.head, folder.tensors)}{files}",
     )
 
 
@@ -221,7 +270,7 @@ def _megatron(path: Path, expected: Model | None) -> Source:
         tensors = peft.read(path, found.model, found.adapted.lora, found.head)
         return _adapted("hf", path, found, found.adapted, tensors)
     if rank_files.has_ranks(path):
-        ranks = legacy.read(path)
+        ranks = legacy.read(path, expected)
         text = (
             f"Megatron {'legacy' if ranks.names == 'legacy' else 'Core by rank'}, TP {ranks.tp}, "
             f"PP {ranks.pp}, version {ranks.version:g},"
@@ -237,13 +286,14 @@ def _megatron(path: Path, expected: Model | None) -> Source:
     if found is not None and found.adapted is not None:
         return _adapted("mcore", path, found, found.adapted, tensors)
     if found is None:
-        common = torch_file.read(path / mcore.COMMON)
+        has_common = (path / mcore.COMMON).exists() or expected is None
+        common = torch_file.read(path / mcore.COMMON) if has_common else None
         args = common.get("args") if isinstance(common, dict) else None
-        if args is None:
+        if args is None and expected is None:
             raise UserError(
                 f"{path}: neither {manifest.NAME} nor arguments in {mcore.COMMON} tell the "
                 "architecture",
-                "the folder is incomplete, or its writer left them out",
+                "tell it with --preset FILE, the preset of this model",
             )
     return _from_megatron("mcore", path, tensors, args, found, expected, "Megatron-Core")
 

@@ -100,7 +100,7 @@ def _subclass(function: Any, _kind: Any, arguments: Any, _state: Any) -> Any:
     return function(*arguments)
 
 
-TENSORS: Mapping[str, Any] = {
+TENSORS: dict[str, Any] = {
     "collections.OrderedDict": OrderedDict,
     "collections.Counter": Counter,
     "builtins.set": set,
@@ -127,6 +127,21 @@ TENSORS: Mapping[str, Any] = {
 
 KEPT = (argparse.Namespace, types.SimpleNamespace)
 """Plain containers, which are kept as they are."""
+
+
+class Dropped:
+    """Stands for an object of which nothing is kept, whatever it holds."""
+
+    def __init__(self, *_: object) -> None: ...
+
+    def __setstate__(self, _: object) -> None: ...
+
+
+DROPPED = ("_io.BytesIO",)
+"""What Transformer Engine before 2.0 keeps in `_extra_state`: a pickle of its own, as bytes."""
+
+_PROGRAMS = ("megatron.", "megatron_patch.", "transformer_engine.", "deepspeed.", "chatlearn.")
+"""Whatever these programs call their enums and settings, by version, it is read as `Inert`."""
 
 HARMLESS = (
     # The state of random generators.
@@ -168,8 +183,21 @@ HARMLESS = (
     "deepspeed.utils.tensor_fragment.tensor_fragment",
     "pathlib.PosixPath",
     "datetime.timedelta",
+    "signal.Signals",
 )
 """Names that such files hold beside tensors; whatever they are, they are read as `Inert`."""
 
-ALLOWED: Mapping[str, Any] = {**TENSORS, **dict.fromkeys(HARMLESS, Inert)}
-"""All that a file of `torch.save` may name."""
+
+class _Allowed(dict[str, Any]):
+    def __contains__(self, name: object) -> bool:
+        return super().__contains__(name) or str(name).startswith(_PROGRAMS)
+
+    def __missing__(self, _: str) -> type[Inert]:
+        return Inert
+
+
+ALLOWED: Mapping[str, Any] = _Allowed(
+    TENSORS | dict.fromkeys(HARMLESS, Inert) | dict.fromkeys(DROPPED, Dropped)
+)
+"""All that a file of `torch.save` may name. Nothing of it is imported or run, so what the programs
+themselves define needs no list."""

@@ -4,14 +4,16 @@ The .idx, little-endian (megatron/core/datasets/indexed_dataset.py, 0.16.1):
 
     9 bytes   MMIDIDX and two zeros
     uint64    version, 1
-    uint8     type of the tokens: 4 is int32, 8 is uint16
+    uint8     type of the tokens: `_CODES`
     uint64    sequences S
     uint64    document boundaries D + 1
     int32     tokens of each sequence [S]
     int64     byte in the .bin at which each sequence starts [S]
     int64     the sequence at which each document starts, and S [D + 1]
+    int8      kind of each sequence [S]; only where there are pictures or sounds beside text
 
-Here a document is one sequence, as Megatron's own preprocessing has it without sentence splitting.
+What we write is int32 or uint16, and a document is one sequence, as Megatron's own preprocessing
+has it without sentence splitting. What others wrote may be of any whole numbers.
 """
 
 import struct
@@ -28,8 +30,21 @@ from alignctl.errors import UserError
 _MAGIC = b"MMIDIDX\x00\x00"
 _VERSION = 1
 _HEADER = struct.Struct("<9sQBQQ")
-_CODES: dict[str, int] = {"int32": 4, "uint16": 8}
+_OLD_MAGIC = b"TNTIDX\x00\x00"
+"""Of the index before that one, which Megatron-LM gave up in 2023."""
+_CODES: dict[str, int] = {
+    "uint8": 1,
+    "int8": 2,
+    "int16": 3,
+    "int32": 4,
+    "int64": 5,
+    "float64": 6,
+    "float32": 7,
+    "uint16": 8,
+}
+"""All types that Megatron-Core's builder writes."""
 _PART = 1 << 20
+_AGAIN = "write it with: alignctl prepare tokenize"
 
 Dtype = Literal["uint16", "int32"]
 
@@ -64,6 +79,22 @@ def write_index(file: Path, lengths: NDArray[np.int32], dtype: Dtype) -> None:
             stream.write(np.arange(start, end, dtype="<i8").tobytes())
 
 
+def _type(index: Path, magic: bytes, version: int, code: int) -> np.dtype[Any]:
+    """Return the type of the tokens, by the head of an index."""
+    if magic.startswith(_OLD_MAGIC):
+        raise UserError(f"{index}: an index of the kind before MMIDIDX, which is not read", _AGAIN)
+    names = {number: name for name, number in _CODES.items()}
+    if magic != _MAGIC or version != _VERSION or code not in names:
+        raise UserError(f"{index}: not an index of tokens as Megatron writes it", _AGAIN)
+    dtype = np.dtype(names[code])
+    if dtype.kind == "f":
+        raise UserError(
+            f"{index}: its tokens are of {dtype.name}, which are no token ids",
+            f"types that are read: {', '.join(n for n in _CODES if not n.startswith('float'))}",
+        )
+    return dtype
+
+
 @dataclass(frozen=True, eq=False)
 class IndexedTokens:
     """An indexed dataset, memory-mapped.
@@ -96,15 +127,20 @@ class IndexedTokens:
             size = data.stat().st_size
         except (OSError, ValueError, struct.error) as error:
             raise UserError(f"{index}: not a readable index: {error}") from error
-        names = {number: name for name, number in _CODES.items()}
         expected = _HEADER.size + 12 * sequences + 8 * boundaries
-        if magic != _MAGIC or version != _VERSION or code not in names or len(raw) != expected:
+        dtype = _type(index, magic, version, code)
+        if len(raw) == expected + sequences > expected:
+            raise UserError(
+                f"{index}: the index of a multimodal dataset: each of its {sequences:,} sequences "
+                "has a kind",
+                "alignctl trains on text alone: write the text to a dataset of its own",
+            )
+        if len(raw) != expected:
             raise UserError(
                 f"{index}: not an index of tokens as Megatron writes it, or cut short "
                 f"({len(raw):,} bytes)",
-                "write it with: alignctl prepare tokenize",
+                _AGAIN,
             )
-        dtype = np.dtype(names[code])
         if not size or size % dtype.itemsize:
             raise UserError(f"{data}: {size:,} bytes are not whole tokens of {dtype.name}")
 
