@@ -318,7 +318,7 @@ def _with_culprits(error: Exception, task: Task, progress: Progress) -> RunError
     rows = list(dict.fromkeys(data.where(row) for row in data.train.batch(sequences.tolist()).rows))
     more = f" and {len(rows) - _ROWS_SHOWN} more" if len(rows) > _ROWS_SHOWN else ""
     saved = folder.latest_checkpoint()
-    hint = "lower optimizer.lr or raise optimizer.warmup_steps, and look at these rows"
+    hint = "lower optimizer.lr or raise optimizer.warmup_fraction, and look at these rows"
     if saved is not None:
         hint += f"; a new run can start from the checkpoint: --load {folder.path} --output NEW"
     elif progress.step == 0:

@@ -47,6 +47,40 @@ def test_every_preset_is_valid(name: str) -> None:
     assert (preset.model.attention_dropout, preset.model.hidden_dropout) == (0, 0)
 
 
+@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("name", presets.names())
+def test_a_short_run_needs_no_other_knob(name: str, stage: str) -> None:
+    for steps in (1, 10):
+        output = {"output": Path("runs/x"), "reward_load": None}
+        config = resolve(STAGES[stage], name, output, [f"train.steps={steps}"])
+        assert config.optimizer.warmup_steps is None, "a share, which is shorter in a shorter run"
+
+
+# What the tutorials' scripts say: warm-up and decay, in optimizer steps.
+COURSES = {
+    ("llama2", "sft"): (40, 1000),
+    ("llama2", "reward"): (300, 1000),
+    ("bloom", "sft"): (40, 1000),
+    ("bloom", "reward"): (300, 3600),
+}
+
+
+@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("name", REAL)
+def test_a_whole_run_warms_up_for_as_many_steps_as_in_the_tutorials(name: str, stage: str) -> None:
+    """100 of 12,000 where ChatLearn's YAML files say so; of PAI's tokens a tenth."""
+    config = resolve(STAGES[stage], name, {"output": Path("runs/x")})
+    if stage == "pretrain":
+        total = config.total_steps(0)
+        assert config.schedule.warmup(total) == total // 10
+        return
+    warmup, decay = COURSES.get((config.model.family, stage), (100, 12000))
+    steps = config.train.steps
+    assert steps is not None
+    assert config.optimizer.warmup(steps) == warmup
+    assert (config.optimizer.decay_steps or steps) == decay
+
+
 @pytest.mark.parametrize("name", presets.names())
 def test_every_preset_opens_with_a_runbook_of_ascii(name: str) -> None:
     text = (presets.folder() / f"{name}.yaml").read_bytes().decode("ascii")

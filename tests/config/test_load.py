@@ -87,10 +87,10 @@ def test_a_misspelt_key_in_a_file_names_the_line_and_the_nearest_key(preset_file
 
 
 def test_a_misspelt_key_inside_of_a_section_is_named_with_its_section(preset_file: Path) -> None:
-    line = edit(preset_file, "    warmup_steps: 20", "    warmup_step: 20")
+    line = edit(preset_file, "    warmup_fraction: 0.1 # 20", "    warmup_fractoin: 0.1 # 20")
     assert refused(preset=str(preset_file)) == (
-        f"{preset_file}:{line}: unknown key 'optimizer.warmup_step'; "
-        "did you mean 'optimizer.warmup_steps'?"
+        f"{preset_file}:{line}: unknown key 'optimizer.warmup_fractoin'; "
+        "did you mean 'optimizer.warmup_fraction'?"
     )
 
 
@@ -160,6 +160,36 @@ def test_a_missing_key_names_the_section_it_belongs_in(preset_file: Path) -> Non
 
 
 @pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        ([], 20),
+        (["train.steps=10"], 1),
+        (["train.steps=1"], 0),
+        (["optimizer.warmup_steps=5"], 5),
+        (["optimizer.warmup_steps=0"], 0),
+        (["optimizer.warmup_fraction=0.29", "train.steps=100"], 29),
+        (["optimizer.warmup_fraction=0.29", "optimizer.decay_steps=50"], 14),
+        (["optimizer.warmup_fraction=null"], 0),
+    ],
+)
+def test_the_knob_that_is_typed_says_how_long_the_warm_up_is(
+    overrides: list[str], expected: int
+) -> None:
+    """The preset has 0.1 of 200 steps. Shares are rounded down: 0.29 of 50 are 14.5."""
+    config = resolve(SFTConfig, "tiny-llama", OUTPUT, overrides)
+    assert config.train.steps is not None
+    assert config.optimizer.warmup(config.train.steps) == expected
+
+
+def test_a_share_that_is_typed_takes_the_place_of_a_presets_steps(preset_file: Path) -> None:
+    edit(preset_file, "    warmup_fraction: 0.1 # 20 steps", "    warmup_steps: 20")
+    preset = str(preset_file)
+    assert resolve(SFTConfig, preset, OUTPUT).optimizer.warmup_steps == 20
+    found = resolve(SFTConfig, preset, OUTPUT, ["optimizer.warmup_fraction=0.05"]).optimizer
+    assert (found.warmup_steps, found.warmup_fraction, found.warmup(200)) == (None, 0.05, 10)
+
+
+@pytest.mark.parametrize(
     ("overrides", "problem"),
     [
         (
@@ -183,8 +213,20 @@ def test_a_missing_key_names_the_section_it_belongs_in(preset_file: Path) -> Non
         ),
         (["train.epochs=2"], "both of train.steps and train.epochs set"),
         (["train.steps=null"], "neither of train.steps and train.epochs set"),
-        (["train.steps=10"], "optimizer.warmup_steps 20 is not less than train.steps 10"),
-        (["optimizer.decay_steps=20"], "warmup_steps 20 is not less than optimizer.decay_steps 20"),
+        (
+            ["train.steps=10", "optimizer.warmup_steps=20"],
+            "optimizer.warmup_steps 20 is not less than train.steps 10: lower it, or give a share "
+            "of the steps in its place, such as optimizer.warmup_fraction=0.1",
+        ),
+        (
+            ["optimizer.decay_steps=20", "optimizer.warmup_steps=20"],
+            "warmup_steps 20 is not less than optimizer.decay_steps 20: lower it, or",
+        ),
+        (
+            ["optimizer.warmup_steps=2", "optimizer.warmup_fraction=0.1"],
+            "optimizer.warmup_steps 2 and optimizer.warmup_fraction 0.1: give one (null unsets)",
+        ),
+        (["optimizer.warmup_fraction=1.0"], "optimizer.warmup_fraction must be less than 1"),
         (["optimizer.lr=1e-5"], "optimizer.min_lr 0.0002 exceeds optimizer.lr 1e-05"),
     ],
 )

@@ -79,7 +79,9 @@ def refused(preset: str, stage: str, *overrides: str, **flags: Any) -> str:
         (
             ALL,
             ["optimizer.warmup_steps=8"],
-            "optimizer.warmup_steps 8 is not less than the 8 updates of train.steps 4 episodes",
+            "optimizer.warmup_steps 8 is not less than the 8 updates of train.steps 4 episodes: "
+            "lower it, or give a share of the steps in its place, such as "
+            "optimizer.warmup_fraction=0.1",
         ),
         (
             ALL,
@@ -95,12 +97,20 @@ def refused(preset: str, stage: str, *overrides: str, **flags: Any) -> str:
             ["rlhf"],
             ["value.optimizer.warmup_steps=8"],
             "value.optimizer.warmup_steps 8 is not less than the 8 updates of train.steps 4 "
-            "episodes",
+            "episodes: lower it, or give a share of the steps in its place, such as "
+            "value.optimizer.warmup_fraction=0.1",
         ),
         (
             ["rlhf"],
             ["value.warmup_steps=4"],
-            "value.warmup_steps 4 is not less than train.steps 4: the policy would learn nothing",
+            "value.warmup_steps 4 is not less than train.steps 4: the policy would learn nothing; "
+            "lower it, or give a share of the episodes in its place, such as "
+            "value.warmup_fraction=0.1",
+        ),
+        (
+            ["rlhf"],
+            ["value.warmup_steps=1", "value.warmup_fraction=0.5"],
+            "value.warmup_steps 1 and value.warmup_fraction 0.5: give one (null unsets)",
         ),
         (
             ["rlhf"],

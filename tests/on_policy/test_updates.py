@@ -84,13 +84,13 @@ def updated(engine: ScriptedEngine, count: int, **settings: Any) -> dict[str, fl
 
 
 def test_metrics_are_means_by_weight_and_rates_follow_the_updates_of_the_run() -> None:
-    """(2 x 1 + 4 x 3) / 4 = 3.5; updates 3 and 4 of a warm-up of 4: 3/4 and 1."""
+    """(2 x 1 + 4 x 3) / 4 = 3.5; updates 3 and 4 of a warm-up of 4: 2/4 and 3/4."""
     engine = ScriptedEngine(result(2, 1, 0.0, norm=1), result(4, 3, 0.1, norm=2))
     found = updated(engine, 2)
     assert found == pytest.approx(
         {"loss": 3.5, "approx_kl": 0.075, "kl": 0.15, "grad_norm": 1.5, "updates": 2}
     )
-    assert engine.rates == [0.75, 1.0]
+    assert engine.rates == [0.5, 0.75]
     assert of_policy(found).keys() == {"loss", "approx_kl", "token_kl", "grad_norm", "updates"}
 
 

@@ -197,9 +197,9 @@ def adamw(model: Any, settings: Optimizer) -> torch.optim.AdamW:
 
 
 def learning_rate(step: int) -> float:
-    """Linear warm-up over 4 steps to 2e-3, then a cosine to 2e-4 at step 20."""
+    """Linear warm-up over 4 steps, 0 to 2e-3, then a cosine to 2e-4 at step 20, as Megatron's."""
     if step < 4:
-        return 2e-3 * (step + 1) / 4
+        return 2e-3 * step / 4
     return 2e-4 + 1.8e-3 * (1 + float(np.cos(np.pi * (step - 4) / 16))) / 2
 
 

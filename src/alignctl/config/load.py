@@ -31,7 +31,7 @@ from alignctl.config.run import (
     SFTSettings,
     TrainingConfig,
 )
-from alignctl.config.sections import Model, Section
+from alignctl.config.sections import WARMUPS, Model, Section
 from alignctl.errors import UserError
 
 Config = TypeVar("Config", bound=RunConfig)
@@ -296,7 +296,10 @@ def _is_table(model: type[BaseModel], key: str) -> bool:
 
 
 def _put(document: Document, key: str, value: Any, source: str) -> None:
-    """Set a dotted key that is known to exist; a section that is no mapping is left as it is."""
+    """Set a dotted key that is known to exist; a section that is no mapping is left as it is.
+
+    Of the knobs that say how long a warm-up is, one takes the place of the preset's.
+    """
     *sections, last = key.split(".")
     place = document.tree
     for section in sections:
@@ -305,5 +308,10 @@ def _put(document: Document, key: str, value: Any, source: str) -> None:
         place = place[section]
         if not isinstance(place, dict):
             return
+    if last in WARMUPS and value is not None:
+        for other in set(WARMUPS) - {last}:
+            origin = document.origins.get((*sections, other))
+            if origin is None or not origin.is_command_line:
+                place.pop(other, None)
     place[last] = value
     document.origins[tuple(key.split("."))] = Origin(source, is_command_line=True)

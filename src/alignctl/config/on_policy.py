@@ -208,8 +208,12 @@ class Value(Section):
     clipped_only: bool = False
     """ChatLearn's variant of clipping, in which a value that has gone too far stays there."""
 
-    warmup_steps: Annotated[int, Field(ge=0)] = 0
-    """Episodes at the start in which only the value model learns."""
+    warmup_steps: Annotated[int, Field(ge=0)] | None = None
+    """Episodes at the start in which only the value model learns; null: warmup_fraction says how
+    many."""
+
+    warmup_fraction: Annotated[float, Field(ge=0, lt=1)] | None = None
+    """The same as a share of all episodes, rounded down; null: none."""
 
     bootstrap_cut: bool = False
     """Whether an answer that the limit cut counts as going on, rather than as ended there."""

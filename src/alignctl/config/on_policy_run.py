@@ -16,7 +16,7 @@ from alignctl.config.on_policy import (
 )
 from alignctl.config.rollout import Rollout
 from alignctl.config.run import TrainingConfig, TrainingSettings
-from alignctl.config.sections import DPOLoss, FilePath, Optimizer
+from alignctl.config.sections import DPOLoss, FilePath, Optimizer, one_warmup, share_of
 
 
 class OnPolicySettings(TrainingSettings):
@@ -179,6 +179,12 @@ class RLHFConfig(RLHFSettings, OnPolicyConfig):
     stage: Literal["rlhf"] = "rlhf"
     """The subcommand."""
 
+    def value_warmup(self, num_episodes: int) -> int:
+        """Episodes in which only the value model learns, of so many."""
+        if self.value.warmup_steps is not None:
+            return self.value.warmup_steps
+        return share_of(self.value.warmup_fraction or 0.0, num_episodes)
+
     def _optimizer_problems(self) -> list[str]:
         value = self._course_problems("value.optimizer", self.value.optimizer)
         return [*super()._optimizer_problems(), *value]
@@ -195,10 +201,13 @@ class RLHFConfig(RLHFSettings, OnPolicyConfig):
                 "value.load is missing: without a reward model there is none to start values from; "
                 "give a model folder"
             )
-        if self.train.steps is not None and self.value.warmup_steps >= self.train.steps:
+        problems += one_warmup("value", self.value)
+        steps = self.train.steps
+        if steps is not None and self.value_warmup(steps) >= steps:
             problems.append(
                 f"value.warmup_steps {self.value.warmup_steps} is not less than train.steps "
-                f"{self.train.steps}: the policy would learn nothing"
+                f"{steps}: the policy would learn nothing; lower it, or give a share of the "
+                "episodes in its place, such as value.warmup_fraction=0.1"
             )
         if self.value.clip is None and self.value.clipped_only:
             problems.append("value.clipped_only has no effect with value.clip null")

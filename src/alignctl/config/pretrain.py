@@ -8,7 +8,7 @@ from typing_extensions import override
 
 from alignctl.config.data import Inputs
 from alignctl.config.run import TrainingConfig, TrainingSettings
-from alignctl.config.sections import Count, FilePath, Model, Optimizer, Train
+from alignctl.config.sections import Count, FilePath, Model, Optimizer, Train, one_warmup
 
 
 def _shares(text: str) -> str:
@@ -51,8 +51,8 @@ class TokenSchedule(Optimizer):
     """AdamW and its learning-rate schedule."""
 
     warmup_tokens: Annotated[int, Field(ge=0)] | None = None
-    """Tokens over which the learning rate rises from 0 to lr: rounded down to whole steps; acts
-    only where `warmup_steps` is 0."""
+    """Tokens over which the learning rate rises from 0 to lr, rounded down to whole steps; in the
+    place of warmup_steps or warmup_fraction."""
 
 
 class PretrainSettings(TrainingSettings):
@@ -86,10 +86,10 @@ class PretrainConfig(PretrainSettings, TrainingConfig):
     @property
     @override
     def schedule(self) -> Optimizer:
-        if self.optimizer.warmup_tokens is None or self.optimizer.warmup_steps:
+        if self.optimizer.warmup_tokens is None:
             return self.optimizer
         steps = self.optimizer.warmup_tokens // self.tokens_per_step
-        return self.optimizer.model_copy(update={"warmup_steps": steps})
+        return self.optimizer.model_copy(update={"warmup_steps": steps, "warmup_tokens": None})
 
     @override
     def total_steps(self, num_sequences: int) -> int:
@@ -144,4 +144,8 @@ class PretrainConfig(PretrainSettings, TrainingConfig):
         train = self.train
         total = None if train.epochs is not None else self.total_steps(0)
         described = f"the {total} steps of train.{'tokens' if self._counts_tokens else 'steps'}"
-        return self.schedule.problems("optimizer", total, described)
+        if several := one_warmup("optimizer", self.optimizer):
+            return several
+        tokens, steps = self.optimizer.warmup_tokens, self.schedule.warmup_steps
+        warmup = None if tokens is None else f"optimizer.warmup_tokens {tokens}, {steps} steps,"
+        return self.schedule.problems("optimizer", total, described, warmup=warmup)

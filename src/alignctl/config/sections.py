@@ -1,5 +1,7 @@
 """The sections of a run's configuration: each knob once, with its unit, its bounds, its default."""
 
+import math
+from fractions import Fraction
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
@@ -259,8 +261,13 @@ class Optimizer(Section):
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
     """Course of the learning rate from lr to min_lr after the warm-up."""
 
-    warmup_steps: Annotated[int, Field(ge=0)] = 0
-    """Optimizer steps over which the learning rate rises from 0 to lr."""
+    warmup_steps: Annotated[int, Field(ge=0)] | None = None
+    """Optimizer steps over which the learning rate rises from 0 to lr; null: warmup_fraction says
+    how many."""
+
+    warmup_fraction: Annotated[float, Field(ge=0, lt=1)] | None = None
+    """The same as a share of decay_steps, rounded down to whole steps, so that a shorter run warms
+    up for a shorter time; null: the learning rate is lr from the first step on."""
 
     decay_steps: Count | None = None
     """Optimizer step at which min_lr is reached, warm-up included; null: the last step."""
@@ -280,22 +287,51 @@ class Optimizer(Section):
     eps: Annotated[float, Field(gt=0)] = 1e-8
     """Added to the square root of the second moment."""
 
-    def problems(self, key: str, total: int | None, described: str) -> list[str]:
+    def problems(
+        self, key: str, total: int | None, described: str, *, warmup: str | None = None
+    ) -> list[str]:
         """Why the learning rate cannot take this course, one line per reason.
 
         Args:
             key: What the user writes before the names of these knobs.
             total: Optimizer steps of the run, where they are known.
             described: That number as the user knows it.
+            warmup: Likewise the steps of the warm-up, where that is not `warmup_steps`.
         """
         problems = []
         if self.min_lr > self.lr:
             problems.append(f"{key}.min_lr {self.min_lr} exceeds {key}.lr {self.lr}")
         if self.decay_steps is not None:
             total, described = self.decay_steps, f"{key}.decay_steps {self.decay_steps}"
-        if total is not None and self.warmup_steps >= total:
-            problems.append(f"{key}.warmup_steps {self.warmup_steps} is not less than {described}")
-        return problems
+        if total is not None and self.warmup(total) >= total:
+            warmup = warmup or f"{key}.warmup_steps {self.warmup_steps}"
+            problems.append(
+                f"{warmup} is not less than {described}: lower it, or give a share of the steps "
+                f"in its place, such as {key}.warmup_fraction=0.1"
+            )
+        return problems + one_warmup(key, self)
+
+    def warmup(self, total_steps: int) -> int:
+        """Optimizer steps of the warm-up in a run of so many."""
+        if self.warmup_steps is not None:
+            return self.warmup_steps
+        return share_of(self.warmup_fraction or 0.0, self.decay_steps or total_steps)
+
+
+WARMUPS = ("warmup_steps", "warmup_fraction", "warmup_tokens")
+"""The knobs of which one says how long a warm-up is."""
+
+
+def one_warmup(key: str, section: Section) -> list[str]:
+    """A line if a section, which the user calls `key`, has several of them."""
+    values = {name: getattr(section, name, None) for name in WARMUPS}
+    given = [f"{key}.{name} {value}" for name, value in values.items() if value is not None]
+    return [f"{' and '.join(given)}: give one (null unsets)"] if len(given) > 1 else []
+
+
+def share_of(fraction: float, total: int) -> int:
+    """A share of steps, rounded down; 0.29 of 100 are 29, though the float 0.29 is less."""
+    return math.floor(Fraction(str(fraction)) * total)
 
 
 LORA_TARGETS: dict[str, dict[str, tuple[str, ...]]] = {

@@ -25,17 +25,20 @@ class PPO:
     crew: Crew
     controller: FixedKL | AdaptiveKL
     total_updates: int
+    num_alone: int
+    """Episodes at the start in which only the value model learns."""
 
     @classmethod
     def make(cls, config: RLHFConfig, crew: Crew, data: PromptData) -> "PPO":
         """As the configuration says."""
-        penalty = config.penalty
+        penalty, episodes = config.penalty, config.num_episodes(len(data.train))
         adaptive = AdaptiveKL(penalty.coef, penalty.target, penalty.horizon)
         return cls(
             config,
             crew,
             adaptive if penalty.controller == "adaptive" else FixedKL(penalty.coef),
-            config.num_episodes(len(data.train)) * config.updates_per_step,
+            episodes * config.updates_per_step,
+            config.value_warmup(episodes),
         )
 
     @property
@@ -112,7 +115,7 @@ class PPO:
             )
         metrics |= {f"value_{name}": each for name, each in report(found).items()}
         metrics |= {"value_loss": found["loss"], "value_grad_norm": found["grad_norm"]}
-        if step < config.value.warmup_steps:
+        if step < self.num_alone:
             return Lesson(metrics, kl.numpy())
         with crew.turn(crew.policy) as policy:
             found = update(

@@ -138,7 +138,7 @@ def update(
         except NonFiniteError as error:
             raise RunError(
                 f"update {number + 1}: {error}; no weight was changed by it",
-                "lower optimizer.lr or raise optimizer.warmup_steps; samples/ shows the answers",
+                "lower optimizer.lr or raise optimizer.warmup_fraction; samples/ shows the answers",
             ) from error
         results.append(result)
         if max_kl is not None and result.metrics["approx_kl"] > max_kl:

@@ -120,7 +120,9 @@ def _shortened(config: OnPolicyConfig, stage: int) -> OnPolicyConfig:
     batch = config.batch.model_copy(update={"global_batch_size": units})
     update: dict[str, Any] = {"experience": experience, "batch": batch}
     if isinstance(config, RLHFConfig):
-        update["value"] = config.value.model_copy(update={"warmup_steps": 0})
+        update["value"] = config.value.model_copy(
+            update={"warmup_steps": 0, "warmup_fraction": None}
+        )
     return config.model_copy(update=update)
 
 
