@@ -42,7 +42,9 @@ def launch(config: DPOConfig, *, nodes: Nodes, dry_run: bool, resume: bool) -> i
     """Checks and prepares everything, then runs the job: see `launcher.launch`."""
 
     def prepare_data(source: "Source", attempt: Attempt) -> None:
+        from alignctl.checkpoints import origin
         from alignctl.checkpoints.identity import identity
+        from alignctl.checkpoints.preflight import open_model
 
         folder = launcher.prepare_rows(prepare, config, source, attempt)
         summary = PreferenceData.open(folder).summary
@@ -52,7 +54,11 @@ def launch(config: DPOConfig, *, nodes: Nodes, dry_run: bool, resume: bool) -> i
             attempt.folder.data,
             config.data.reference_cache or config.output.parent / ".cache" / "reference",
             # The prepared folder's name stands for rows, template, tokenizer and length.
-            lambda: {"data": folder.name, "dtype": config.precision, **identity(source)},
+            lambda: {
+                "data": folder.name,
+                "dtype": config.precision,
+                **identity(open_model(origin.settled(config, attempt.folder))),
+            },
         )
 
     return launcher.launch(config, prepare_data, nodes=nodes, dry_run=dry_run, resume=resume)
@@ -63,7 +69,7 @@ def run(folder: RunFolder) -> None:
     from alignctl.checkpoints.preflight import open_model
 
     config = DPOConfig.model_validate_json(folder.config.read_text(encoding="utf-8"))
-    training.initialize(config, folder)
+    config = training.initialize(config, folder)
     data = PreferenceData.open(launcher.prepared_data(folder))
     cache = reference_cache.chosen(folder.data)
     cached = cache.read(data.num_documents)

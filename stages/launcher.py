@@ -13,7 +13,7 @@ from alignctl import atomic, console
 from alignctl.config.load import section_of
 from alignctl.config.run import TrainingConfig
 from alignctl.config.sections import Role
-from alignctl.data.tokenizer import load_tokenizer
+from alignctl.data.tokenizer import Tokenizer, load_tokenizer
 from alignctl.errors import AlignctlError, LostError, UserError
 from alignctl.launch import local
 from alignctl.launch.address import check_rendezvous, interface_towards
@@ -59,6 +59,7 @@ def launch(
     dry_run: bool,
     resume: bool,
     roles: tuple[Role, ...] = ("policy",),
+    beside: "Callable[[Any], dict[str, Source]] | None" = None,
 ) -> int:
     """Checks the inputs, opens the run folder, prepares the data and runs the job.
 
@@ -69,6 +70,9 @@ def launch(
         dry_run: Only print each node's command and the configuration.
         resume: Whether a run folder that was started before may be continued.
         roles: What the stage can start from.
+        beside: Checks and returns the models beside the one that is loaded, by their keys in the
+            configuration. A stage that has such ones needs all of them again when it is resumed;
+            others go on from their own checkpoint alone.
 
     Returns:
         The exit code, 0.
@@ -94,12 +98,12 @@ def launch(
             silence_seconds=settings.node_timeout_seconds,
         )
     try:
-        source = _check(config, nodes, roles)
+        models = _check(config, nodes, roles, beside)
         if peers is not None:
             todo = _at_the_right_interface(todo)
         for restart in range(config.launch.max_restarts + 1):
             try:
-                _attempt(config, prepare, source, todo, resume=resume or restart > 0, peers=peers)
+                _attempt(config, prepare, models, todo, resume=resume or restart > 0, peers=peers)
                 break
             except LostError as error:
                 if restart == config.launch.max_restarts:
@@ -115,10 +119,16 @@ def launch(
     return 0
 
 
-def _check(config: TrainingConfig, nodes: Nodes, roles: tuple[Role, ...]) -> "Source":
+def _check(
+    config: TrainingConfig,
+    nodes: Nodes,
+    roles: tuple[Role, ...],
+    beside: "Callable[[Any], dict[str, Source]] | None",
+) -> "dict[str, Source]":
     """Looks at all that this node can know before the run folder is touched."""
     import torch
 
+    from alignctl.checkpoints import origin
     from alignctl.checkpoints.preflight import (
         check_devices,
         check_engine,
@@ -126,12 +136,16 @@ def _check(config: TrainingConfig, nodes: Nodes, roles: tuple[Role, ...]) -> "So
         check_resumable,
     )
 
+    folder = RunFolder(config.output)
+    config = origin.settled(config, folder)
+    found = beside(config) if beside else {}
     check_rendezvous(nodes)
     check_engine(config)
     check_devices(config, torch.cuda.device_count())
-    source = check_model(config, roles=roles)
-    check_resumable(config, RunFolder(config.output))
-    return source
+    checkpoint = None if beside else folder.latest_checkpoint()
+    found["load"] = check_model(config, roles=roles, checkpoint=checkpoint)
+    check_resumable(config, folder)
+    return found
 
 
 def _at_the_right_interface(todo: Job) -> Job:
@@ -145,7 +159,7 @@ def _at_the_right_interface(todo: Job) -> Job:
 def _attempt(
     config: TrainingConfig,
     prepare: Callable[["Source", Attempt], None],
-    source: "Source",
+    models: "dict[str, Source]",
     todo: Job,
     *,
     resume: bool,
@@ -162,20 +176,20 @@ def _attempt(
         config.output, config, argv=sys.argv, resume=resume, node_rank=todo.node_rank
     ) as attempt:
         if attempt.state != "finished":
-            console.say(f"model: {source.description}")
+            console.say(f"model: {models['load'].description}")
             if config.lora is not None:
                 console.say(describe(config.model, config.lora))
             if peers is not None:
                 console.say(f"rendezvous: {todo.describe_rendezvous()}")
             if todo.node_rank == 0:
-                _make_ready(prepare, config, source, attempt, peers)
+                _make_ready(prepare, config, models, attempt, peers)
         local.run(todo, attempt, display(), peers)
 
 
 def _make_ready(
     prepare: Callable[["Source", Attempt], None],
     config: TrainingConfig,
-    source: "Source",
+    models: "dict[str, Source]",
     attempt: Attempt,
     peers: Peers | None,
 ) -> None:
@@ -183,14 +197,22 @@ def _make_ready(
 
     A new run folder is taken back when the rows, or another node, turn out to be wrong.
     """
+    from alignctl.checkpoints import origin
+
     try:
         if peers is not None:
             others = peers.nodes.nnodes - 1
             console.say(f"waiting for {others} other node{'s' if others > 1 else ''} to join")
             peers.gather(facts(config, attempt.folder))
         with nullcontext() if peers is None else peers.beating():
+            for path in origin.hold(config, attempt.folder, models):
+                console.say(
+                    f"warning: {path} cannot be marked as needed by this run: take care that the "
+                    "run it belongs to does not remove it (its checkpoint.keep)"
+                )
             attempt.folder.data.mkdir(exist_ok=True)
-            prepare(source, attempt)
+            prepare(origin.with_own_files(models["load"], attempt.folder), attempt)
+            origin.keep(config, attempt.folder, models)
         if peers is not None:
             peers.start()
     except AlignctlError as error:
@@ -220,12 +242,19 @@ def prepare_rows(
         UserError: For whatever is wrong with the rows, or when they are no longer those that the
             run was started with.
     """
-    tokenizer = load_tokenizer(source.tokenizer_folder(config.tokenizer))
+    tokenizer = open_tokenizer(config, source, attempt.folder)
     data: Any = config.data
     progress = RowsProgress("tokenising")
     folder = prepare(data, config.batch.seq_length, tokenizer, attempt.folder.data, progress)
     choose_data(folder, f"{config.data.train}: the rows", attempt)
     return folder
+
+
+def open_tokenizer(config: TrainingConfig, source: "Source", folder: RunFolder) -> Tokenizer:
+    """The tokenizer of a run: the copy that it keeps, once it has been started."""
+    from alignctl.checkpoints import origin
+
+    return load_tokenizer(source.tokenizer_folder(origin.settled(config, folder).tokenizer))
 
 
 def choose_data(folder: Path, what: str, attempt: Attempt) -> None:

@@ -23,8 +23,6 @@ if TYPE_CHECKING:
 
 def launch(config: OnPolicyConfig, *, nodes: Nodes, dry_run: bool, resume: bool) -> int:
     """Checks and prepares everything, then runs the job: see `launcher.launch`."""
-    if not dry_run:
-        check(config)
 
     def prepare_data(source: "Source", attempt: Attempt) -> None:
         from alignctl.data.prompt_store import PromptData
@@ -44,11 +42,17 @@ def launch(config: OnPolicyConfig, *, nodes: Nodes, dry_run: bool, resume: bool)
         console.say(str(course.of_prompts(config, data.summary)))
         check_rules(config, data)
 
-    return launcher.launch(config, prepare_data, nodes=nodes, dry_run=dry_run, resume=resume)
+    return launcher.launch(
+        config, prepare_data, nodes=nodes, dry_run=dry_run, resume=resume, beside=check
+    )
 
 
-def check(config: OnPolicyConfig) -> None:
+def check(config: OnPolicyConfig) -> "dict[str, Source]":
     """Looks at the models beside the policy and at the sampler, without loading a weight.
+
+    Returns:
+        The models, by their keys in the configuration; the value model also where it starts from
+        the reward model.
 
     Raises:
         UserError: vLLM is missing; a model is missing, is of the wrong role, cannot be cut as the
@@ -59,12 +63,16 @@ def check(config: OnPolicyConfig) -> None:
     if warning := check_vllm(config.model):
         console.say(f"warning: {warning}")
     _check_ends(config)
+    found = {}
     if config.needs_reward_model:
-        _check_reward(config)
-    if isinstance(config, RLHFConfig) and config.value.load is not None:
-        from alignctl.checkpoints.source import find
+        found["reward_load"] = _check_reward(config)
+    if isinstance(config, RLHFConfig):
+        from alignctl.on_policy.opening import open_value
 
-        _check_fits(config, find(config.value.load), "value.load")
+        found["value.load"] = open_value(config)
+        if config.value.load is not None:
+            _check_fits(config, found["value.load"], "value.load")
+    return found
 
 
 def _check_ends(config: OnPolicyConfig) -> None:
@@ -83,7 +91,7 @@ def _check_ends(config: OnPolicyConfig) -> None:
         console.say(f"warning: {warning}")
 
 
-def _check_reward(config: OnPolicyConfig) -> None:
+def _check_reward(config: OnPolicyConfig) -> "Source":
     from alignctl.checkpoints.source import require_reward
     from alignctl.on_policy.opening import open_reward
 
@@ -91,6 +99,7 @@ def _check_reward(config: OnPolicyConfig) -> None:
     require_reward(source, f"--reward-load {source.path}")
     console.say(f"reward: {source.description}")
     _check_fits(config, source, "--reward-load")
+    return source
 
 
 def _check_fits(config: OnPolicyConfig, source: "Source", name: str) -> None:
@@ -172,7 +181,7 @@ def run(
     from alignctl.on_policy.scoring import Scorer
     from alignctl.rewards.workers import RuleWorkers
 
-    training.initialize(config, folder)
+    config = training.initialize(config, folder)
     data = PromptData.open(launcher.prepared_data(folder))
     crew, step = assemble(config, folder, with_reference=with_reference)
     tokenizer = load_tokenizer(crew.source.tokenizer_folder(config.tokenizer))

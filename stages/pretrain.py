@@ -23,7 +23,6 @@ from typing import TYPE_CHECKING
 from alignctl.config.pretrain import PretrainConfig
 from alignctl.corpus.preparation import prepare
 from alignctl.corpus.samples import PretrainData
-from alignctl.data.tokenizer import load_tokenizer
 from alignctl.launch import worker
 from alignctl.launch.attempt import Attempt
 from alignctl.launch.nodes import Nodes
@@ -40,7 +39,7 @@ def launch(config: PretrainConfig, *, nodes: Nodes, dry_run: bool, resume: bool)
 
     def prepare_data(source: "Source", attempt: Attempt) -> None:
         warnings.filterwarnings("ignore", module=r"megatron\.")  # of libraries it can do without
-        tokenizer = load_tokenizer(source.tokenizer_folder(config.tokenizer))
+        tokenizer = launcher.open_tokenizer(config, source, attempt.folder)
         folder = prepare(config, tokenizer, attempt.folder.data)
         launcher.choose_data(folder, "the datasets", attempt)
 
@@ -52,7 +51,7 @@ def run(folder: RunFolder) -> None:
     from alignctl.algorithms.sft import CrossEntropy
 
     config = PretrainConfig.model_validate_json(folder.config.read_text(encoding="utf-8"))
-    training.initialize(config, folder)
+    config = training.initialize(config, folder)
     data = PretrainData.open(launcher.prepared_data(folder))
     checkpoint, source = training.newest_model(config, folder)
     engine = training.build_engine(config, head="lm")

@@ -59,7 +59,7 @@ def run(folder: RunFolder) -> None:
     from alignctl.algorithms.reward import report
 
     config = RewardConfig.model_validate_json(folder.config.read_text(encoding="utf-8"))
-    training.initialize(config, folder)
+    config = training.initialize(config, folder)
     data = PreferenceData.open(launcher.prepared_data(folder))
     checkpoint, source = training.newest_model(config, folder)
     engine = training.build_engine(

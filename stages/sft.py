@@ -45,7 +45,7 @@ def run(folder: RunFolder) -> None:
     from alignctl.algorithms.sft import CrossEntropy
 
     config = SFTConfig.model_validate_json(folder.config.read_text(encoding="utf-8"))
-    training.initialize(config, folder)
+    config = training.initialize(config, folder)
     data = SFTData.open(launcher.prepared_data(folder))
     checkpoint, source = training.newest_model(config, folder)
     engine = training.build_engine(config, head="lm")

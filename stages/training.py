@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from operator import attrgetter
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from alignctl.config.run import TrainingConfig
 from alignctl.config.sections import Head
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from alignctl.checkpoints.source import Source
     from alignctl.engines.metrics import StepMetrics
     from alignctl.engines.protocol import Engine
+
+C = TypeVar("C", bound=TrainingConfig)
 
 _ROWS_SHOWN = 8
 
@@ -87,8 +89,11 @@ class Progress:
 # ---- the engine ----
 
 
-def initialize(config: TrainingConfig, folder: RunFolder) -> None:
+def initialize(config: C, folder: RunFolder) -> C:
     """Calls the roll of all ranks and joins the job's process groups, once per process.
+
+    Returns:
+        The configuration, with the exact folders of the models that the run has started from.
 
     Raises:
         UserError: A rank is about to run something else than the others.
@@ -96,6 +101,7 @@ def initialize(config: TrainingConfig, folder: RunFolder) -> None:
     """
     import torch.distributed as dist
 
+    from alignctl.checkpoints import origin
     from alignctl.engines import roll_call
 
     seed, timeout_minutes = config.train.seed, config.launch.timeout_minutes
@@ -117,15 +123,19 @@ def initialize(config: TrainingConfig, folder: RunFolder) -> None:
     roll_call.check_groups(
         groups, start_seconds=patience, give_up=lambda error: worker.leave_failed(folder, error)
     )
+    return origin.settled(config, folder)
 
 
 def newest_model(config: TrainingConfig, folder: RunFolder) -> "tuple[Path | None, Source]":
-    """The checkpoint to go on from, None when the run starts; and that, or the model to load."""
-    from alignctl.checkpoints.preflight import open_model
-    from alignctl.checkpoints.source import find
+    """The checkpoint to go on from, None when the run starts; and that, or the model to load.
+
+    Its config and tokenizer are those in the run folder: checkpoints are removed in time.
+    """
+    from alignctl.checkpoints import origin, preflight
 
     checkpoint = folder.latest_checkpoint()
-    return checkpoint, open_model(config) if checkpoint is None else find(checkpoint)
+    source = preflight.newest_model(config, checkpoint)
+    return checkpoint, origin.with_own_files(source, folder)
 
 
 def build_engine(config: TrainingConfig, head: Head) -> "Engine":

@@ -181,6 +181,7 @@ def start(
     from alignctl.config.inputs import require_inputs
     from alignctl.config.load import STAGES, resolve, section_of
     from alignctl.launch.nodes import NodeFlags, nnodes_in, nodes_from
+    from alignctl.launch.run_folder import RunFolder
 
     flags = {
         **flags,
@@ -200,7 +201,7 @@ def start(
         simulation = import_module("alignctl.stages.simulation")
         raise typer.Exit(simulation.launch(config, gpu_memory_gib=simulated_gpu_gib))
     if not dry_run:
-        require_inputs(config)
+        require_inputs(config, is_started=RunFolder(config.output).origin.is_dir())
     place = nodes_from(
         NodeFlags(*nodes),
         os.environ,

@@ -40,6 +40,10 @@ def test_inputs_that_are_there_are_accepted(tmp_path: Path) -> None:
     rows = tmp_path / "rows.jsonl"
     rows.touch()
     require_inputs(config(load=tmp_path, data=rows, validation=rows))
+    gone = config(load=tmp_path / "gone", data=rows)
+    require_inputs(gone, is_started=True)
+    with pytest.raises(UserError, match="gone does not exist"):
+        require_inputs(gone)
 
 
 def on_policy(*overrides: str, **flags: Path) -> RLHFConfig:

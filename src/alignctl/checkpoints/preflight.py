@@ -1,6 +1,7 @@
 """What can be known about a run's model and checkpoint before a process is started for it."""
 
 import importlib.util
+from pathlib import Path
 
 from alignctl.checkpoints import manifest
 from alignctl.checkpoints.extension import extended
@@ -31,25 +32,40 @@ def _grown(source: Source, config: RunConfig) -> Source:
     return source
 
 
-def check_model(config: RunConfig, *, roles: tuple[Role, ...] = ("policy",)) -> Source:
+def newest_model(config: TrainingConfig, checkpoint: Path | None) -> Source:
+    """The model of the checkpoint that a run goes on from, or the one that it starts from.
+
+    What a checkpoint has no need of is not looked for: it may be gone.
+    """
+    return open_model(config) if checkpoint is None else find(checkpoint)
+
+
+def check_model(
+    config: TrainingConfig,
+    *,
+    roles: tuple[Role, ...] = ("policy",),
+    checkpoint: Path | None = None,
+) -> Source:
     """Looks at the model and the tokenizer as the ranks will, without loading a weight.
 
     Args:
         config: The run.
         roles: What the stage can start from: a policy, or also a reward model.
+        checkpoint: Where a run goes on that needs nothing else; None for what it starts from.
 
     Raises:
         UserError: The folder is no model, one of another role, or another model than the preset
             says; tensors are missing or misshapen; the tokenizer has more tokens than the
             embedding has rows.
     """
-    source = _found(config)
+    source = _found(config) if checkpoint is None else find(checkpoint)
+    expected = config.model if checkpoint is None else config.architecture
     if source.role not in roles:
         raise UserError(
             f"{source.path}: this is a reward model, and alignctl {config.stage} trains a policy",
             "give --load the policy that it was made from",
         )
-    if found := differences(config.model, source.model):
+    if found := differences(expected, source.model):
         raise UserError(
             f"preset {config.preset} and {source.path} describe different models:\n  "
             + "\n  ".join(found),
@@ -62,7 +78,7 @@ def check_model(config: RunConfig, *, roles: tuple[Role, ...] = ("policy",)) -> 
         check_fits(tokenizer, config.architecture.vocab_size, hint)
     else:
         check_fits(tokenizer, config.model.vocab_size)
-    return _grown(source, config)
+    return _grown(source, config) if checkpoint is None else source
 
 
 def check_resumable(config: TrainingConfig, folder: RunFolder) -> None:

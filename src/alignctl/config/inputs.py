@@ -11,12 +11,16 @@ from alignctl.config.problems import refuse
 from alignctl.config.run import TrainingConfig
 
 
-def require_inputs(config: TrainingConfig, *, are_here: bool = True) -> None:
+def require_inputs(
+    config: TrainingConfig, *, are_here: bool = True, is_started: bool = False
+) -> None:
     """Refuse a run whose model or data is not named, not there or not readable.
 
     Args:
         config: The run.
         are_here: Whether it reads them on this machine; otherwise they only have to be named.
+        is_started: Whether it has been started before: then it knows its models, and needs those
+            no longer that it has taken something of its own from.
 
     Raises:
         UserError: With every missing input and its flag.
@@ -28,8 +32,9 @@ def require_inputs(config: TrainingConfig, *, are_here: bool = True) -> None:
         *_beside_the_policy(config),
     ]
     problems, hint = [], None
+    known = {"--load", "--tokenizer", "--reward-load", "value.load"} if is_started else set()
     for flag, meaning, path, is_required in inputs:
-        if path is not None and are_here:
+        if path is not None and are_here and flag not in known:
             problems += [f"{flag} {path} {what}" for what in _unreadable(path)]
         elif path is None and is_required:
             problems.append(f"{flag} is missing: {meaning}")

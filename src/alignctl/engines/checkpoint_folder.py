@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 
 from alignctl import atomic
+from alignctl.checkpoints import holds
 from alignctl.launch.run_folder import LATEST, RunFolder
 
 
@@ -57,15 +58,23 @@ def go_back(checkpoints: Path, step: int) -> None:
         (checkpoints / LATEST).unlink(missing_ok=True)
 
 
-def _remove(checkpoint: Path) -> None:
+def _remove(checkpoint: Path, *, unless_held: bool = False) -> None:
     """Removes a checkpoint: its name goes first, so that no half of it can pass for a whole."""
-    if checkpoint.exists():
-        shutil.rmtree(checkpoint.rename(checkpoint.with_name(f".{checkpoint.name}.removed")))
+    if not checkpoint.exists() or (unless_held and holds.is_held(checkpoint)):
+        return
+    hidden = checkpoint.rename(checkpoint.with_name(f".{checkpoint.name}.removed"))
+    if unless_held and holds.is_held(checkpoint):  # since a moment ago
+        hidden.rename(checkpoint)
+        return
+    shutil.rmtree(hidden)
 
 
 def _remove_old(checkpoints: Path, step: int, keep: int | None) -> None:
-    """Removes all but the newest; one of a later step, which nobody points to, does not count."""
+    """Removes all but the newest, and those that other runs need.
+
+    One of a later step, which nobody points to, does not count.
+    """
     newest_first = sorted(checkpoints.glob("iter_" + 7 * "[0-9]"), reverse=True)
     finished = [each for each in newest_first if int(each.name.removeprefix("iter_")) <= step]
     for old in finished[keep:] if keep else []:
-        _remove(old)
+        _remove(old, unless_held=True)

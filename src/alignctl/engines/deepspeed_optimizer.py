@@ -67,11 +67,20 @@ class ZeroOptimizer:
         raise AssertionError(type(self._zero))
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Master weights, moments and step counters by name; the tensors are not copies."""
+        """Master weights, moments and step counters by name; the tensors are not copies.
+
+        Moments are made in the first step only; before it they are those that it begins with.
+        """
         found = {}
         for number, master in enumerate(self.masters):
             found[f"{number}.master"] = master.detach()
-            for name, value in self._adamw.state[master].items():
+            if not (moments := self._adamw.state[master]):
+                moments |= {
+                    "step": torch.zeros((), device=master.device),
+                    "exp_avg": torch.zeros_like(master),
+                    "exp_avg_sq": torch.zeros_like(master),
+                }
+            for name, value in moments.items():
                 found[f"{number}.{name}"] = value
         return found
 

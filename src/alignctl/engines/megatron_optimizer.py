@@ -45,6 +45,33 @@ def create(wrapped: Any, settings: Optimizer, *, dtype: torch.dtype, is_distribu
     return optimizer
 
 
+def adamws(optimizer: Any) -> list[torch.optim.AdamW]:
+    """The optimizers that are torch's own; Transformer Engine's keep their state differently."""
+    found = [each.optimizer for each in optimizer.chained_optimizers]
+    return [each for each in found if isinstance(each, torch.optim.AdamW)]
+
+
+def allocate_moments(optimizer: Any) -> None:
+    """Gives an optimizer that has not taken a step the moments that it would begin with.
+
+    They are made in the first step only; a checkpoint before it is to hold them too, and room for
+    them is needed where one is loaded. (The policy of `rlhf` waits while the value model learns.)
+    """
+    own = adamws(optimizer)
+    for each in optimizer.chained_optimizers:
+        if each.optimizer not in own:
+            each.init_state_fn(each.optimizer, each.config)
+            continue
+        for group in each.optimizer.param_groups:
+            for parameter in group["params"]:
+                if not each.optimizer.state[parameter]:
+                    each.optimizer.state[parameter] = {
+                        "step": torch.zeros(()),
+                        "exp_avg": torch.zeros_like(parameter),
+                        "exp_avg_sq": torch.zeros_like(parameter),
+                    }
+
+
 def clip(optimizer: Any, settings: Optimizer, grad_norm: float) -> None:
     """Scales all gradients down to the largest norm that is allowed, if there is one."""
     parameters = optimizer.get_parameters()

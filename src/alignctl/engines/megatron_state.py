@@ -17,7 +17,7 @@ from alignctl.checkpoints.companions import copy_companions
 from alignctl.checkpoints.dtypes import dtype_of
 from alignctl.checkpoints.manifest import HF_FOLDER, Adapted, FileRecord, Manifest
 from alignctl.checkpoints.source import Source, find
-from alignctl.engines import checkpoint_folder, megatron_lora
+from alignctl.engines import checkpoint_folder, megatron_lora, megatron_optimizer
 from alignctl.engines.base_model import base_of, gathered
 from alignctl.engines.device import IS_GPU
 from alignctl.engines.megatron_writer import InProcessStrategy
@@ -108,6 +108,10 @@ def _state(engine: "MegatronEngine", *, is_loading: bool) -> dict[str, Any]:
         model, is_loading=is_loading, **({"metadata": metadata} if metadata else {})
     )
     _zero_gaps(optimizer)
+    if not metadata and megatron_optimizer.adamws(engine.optimizer):
+        # Megatron-Core 0.16.1 leaves the counter out before the first step.
+        plain = optimizer.get("optimizer", optimizer)["state"]
+        plain.setdefault("common_step", torch.zeros(()))
     return {"model": model, "optimizer": optimizer, "random": _random_state()}
 
 
@@ -157,6 +161,7 @@ def save(
     if is_first:
         checkpoint_folder.start(checkpoints, step)
     dist.barrier()
+    megatron_optimizer.allocate_moments(engine.optimizer)
     dist_checkpointing.save(
         _state(engine, is_loading=False),
         str(partial),
@@ -221,7 +226,7 @@ def resume(engine: "MegatronEngine", checkpoint: Path) -> int:
     if source.adapted and found.adapted:
         load_weights(engine, source.adapted.base)
         engine.base = found.adapted.base
-    _allocate_optimizer_state(engine)
+    megatron_optimizer.allocate_moments(engine.optimizer)
     loaded = dist_checkpointing.load(
         _state(engine, is_loading=True), str(checkpoint), validate_access_integrity=False
     )
@@ -234,30 +239,12 @@ def resume(engine: "MegatronEngine", checkpoint: Path) -> int:
     return found.iteration
 
 
-def _adamws(engine: "MegatronEngine") -> list[torch.optim.AdamW]:
-    """The optimizers that are torch's own; Transformer Engine's keep their state differently."""
-    optimizers = [each.optimizer for each in engine.optimizer.chained_optimizers]
-    return [each for each in optimizers if isinstance(each, torch.optim.AdamW)]
-
-
-def _allocate_optimizer_state(engine: "MegatronEngine") -> None:
-    """Makes room for what is loaded: torch's AdamW does so in its first step only."""
-    for optimizer in _adamws(engine):
-        for group in optimizer.param_groups:
-            for parameter in group["params"]:
-                optimizer.state[parameter] = {
-                    "step": torch.zeros(()),
-                    "exp_avg": torch.zeros_like(parameter),
-                    "exp_avg_sq": torch.zeros_like(parameter),
-                }
-
-
 def _set_step_counters(engine: "MegatronEngine") -> None:
     """Counts on from the saved step, which the distributed optimizer leaves in the groups.
 
     Megatron-Core 0.16.1 writes the counters of the state it allocated, zeros, over it.
     """
-    for optimizer in _adamws(engine):
+    for optimizer in megatron_optimizer.adamws(engine.optimizer):
         for group in optimizer.param_groups:
             for parameter in group["params"] if "step" in group else []:
                 optimizer.state[parameter]["step"] = torch.tensor(float(group["step"]))

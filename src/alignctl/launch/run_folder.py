@@ -72,6 +72,11 @@ class RunFolder:
         return self.path / "data"
 
     @property
+    def origin(self) -> Path:
+        """What the run started from: see `alignctl.checkpoints.origin`."""
+        return self.path / "origin"
+
+    @property
     def stop_file(self) -> Path:
         """While it exists, ranks finish their step, save and leave."""
         return self.path / "stop"

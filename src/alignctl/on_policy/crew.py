@@ -16,6 +16,7 @@ import numpy as np
 import torch.distributed as dist
 from numpy.typing import NDArray
 
+from alignctl.checkpoints import origin
 from alignctl.checkpoints.generation_config import end_token_ids
 from alignctl.checkpoints.preflight import open_model
 from alignctl.checkpoints.source import Source
@@ -146,8 +147,8 @@ def assemble(
 
 
 def _policy(config: OnPolicyConfig, folder: RunFolder) -> tuple[Crew, int]:
-    # Also where a run goes on, whose own checkpoints are removed in time.
-    source = open_model(config)
+    # Also where a run goes on: the reference is the policy as it was at the start.
+    source = origin.with_own_files(open_model(config), folder)
     engine = policy_engine(config)
     step = _load(engine, source, folder.latest_checkpoint(), seed=config.train.seed)
     eos_id = load_tokenizer(source.tokenizer_folder(config.tokenizer)).eos_id
@@ -163,7 +164,7 @@ def _add_value(crew: Crew, config: RLHFConfig, folder: RunFolder, step: int) -> 
         checkpoint_folder.go_back(checkpoints, step)
     dist.barrier()
     checkpoint = checkpoint_folder.final_name(checkpoints, step) if step else None
-    source = open_value(config)
+    source = origin.with_own_files(open_value(config), folder, "value.load")
     crew.value = value_engine(config, source.model, source.head)
     _load(crew.value, source, checkpoint, seed=config.train.seed)
     crew.value_source, crew.value_offset = source, _offset(source)
