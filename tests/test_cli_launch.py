@@ -51,6 +51,17 @@ def test_a_stage_becomes_a_manifest_whose_paths_are_the_pods(run: Run) -> None:
     assert spec["pytorchReplicaSpecs"]["Worker"]["replicas"] == 7
 
 
+def test_a_stage_becomes_a_train_job_of_the_runtime_that_was_named(run: Run) -> None:
+    flags = "--image i --volume c:/d --kind TrainJob --runtime gpus"
+    code, out, err = run(
+        f"launch kubernetes {flags} sft --preset llama2-70b --load /d/mg --data /d/rows"
+    )
+    assert code == 0, err
+    found = yaml.safe_load(out)
+    assert (found["kind"], found["spec"]["runtimeRef"]) == ("TrainJob", {"name": "gpus"})
+    assert found["spec"]["trainer"]["numNodes"] == 4
+
+
 def test_the_environment_of_another_job_has_no_say(
     run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -74,6 +85,8 @@ def test_the_environment_of_another_job_has_no_say(
         (f"slurm --option a\\b=x sft {INPUTS}", "is not an option of sbatch"),
         (f"kubernetes sft {INPUTS}", "Missing option '--image'"),
         (f"kubernetes --image i --volume data sft {INPUTS}", "should be CLAIM:/path"),
+        (f"kubernetes --image i --kind Job sft {INPUTS}", "'Job' is not one of"),
+        (f"kubernetes --image i --runtime r sft {INPUTS}", "has no meaning for a PyTorchJob"),
         (f"kubernetes --image i --name A sft {INPUTS}", "cannot be the name of a Kubernetes"),
         ("slurm", "Missing argument 'STAGE ...'"),
     ],

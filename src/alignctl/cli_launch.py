@@ -4,7 +4,7 @@ import re
 import shutil
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -45,6 +45,8 @@ GpusFlag = Annotated[
     int | None,
     typer.Option(min=0, metavar="N", help="GPUs of each node; default: one per process."),
 ]
+
+Kind = Literal["PyTorchJob", "TrainJob"]
 
 
 @app.callback(invoke_without_command=True)
@@ -143,13 +145,24 @@ def kubernetes(
     service_account: Annotated[
         str | None, typer.Option(metavar="NAME", help="Service account of the pods.")
     ] = None,
+    kind: Annotated[
+        Kind, typer.Option(help="PyTorchJob: training operator 1; TrainJob: Kubeflow Trainer 2.")
+    ] = "PyTorchJob",
+    runtime: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME", help="ClusterTrainingRuntime of a TrainJob [torch-distributed]."
+        ),
+    ] = None,
 ) -> None:
-    """Print a PyTorchJob of Kubeflow's training operator: one pod per node."""
+    """Print a job of Kubeflow: one pod per node."""
     from alignctl.config.inputs import require_inputs
     from alignctl.launch import scheduled
 
     config, planned = _planned(context, stage, name)
     require_inputs(config, are_here=False)
+    if kind != "TrainJob" and runtime is not None:
+        raise UserError(f"--runtime {runtime} has no meaning for a {kind}", "add --kind TrainJob")
     settings = scheduled.Kubernetes(
         image=image,
         namespace=namespace,
@@ -159,8 +172,10 @@ def kubernetes(
         memory=memory,
         service_account=service_account,
         restarts=config.launch.max_restarts,
+        **({} if runtime is None else {"runtime": runtime}),
     )
-    console.emit(scheduled.pytorch_job(planned, settings).rstrip())
+    write = scheduled.train_job if kind == "TrainJob" else scheduled.pytorch_job
+    console.emit(write(planned, settings).rstrip())
 
 
 def _planned(

@@ -206,6 +206,7 @@ def start(
         NodeFlags(*nodes),
         os.environ,
         configured=config.launch.nnodes,
+        nproc=config.launch.nproc_per_node,
         is_dry_run=dry_run,
     )
     program = import_module(f"alignctl.stages.{section_of(stage)}")

@@ -126,8 +126,8 @@ def test_generation_listens_on_loopback_only(tmp_path: Path, tp: int) -> None:
 def test_evaluation_by_a_reward_model_listens_on_loopback_only(tmp_path: Path) -> None:
     inputs = tiny_on_policy.write(tmp_path / "inputs")
     pairs = tiny.write_pairs(tmp_path / "pairs.jsonl")
-    flags = ["--reward-load", inputs / "reward", "--data", pairs, "--output", tmp_path / "out"]
-    assert_loopback(listened(tmp_path, "eval", "preference", *flags))
+    words = [inputs / "reward", "--data", pairs, "--output", tmp_path / "out"]
+    assert_loopback(listened(tmp_path, "eval", "preference", *words))
 
 
 @pytest.mark.slow

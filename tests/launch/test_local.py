@@ -173,6 +173,17 @@ def test_when_the_launcher_is_killed_the_ranks_save_and_nobody_else_gets_in_befo
     wait_for(lambda: not any(is_alive(pid) for pid in rank_processes(folder)))
 
 
+def test_what_an_operator_sets_for_torchrun_is_not_torchruns(
+    launch: Launch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are defaults of its flags: another rendezvous, and restarts that nobody watches."""
+    for name, value in {"RDZV_BACKEND": "c10d", "RDZV_ENDPOINT": "x:1", "STANDALONE": "1"}.items():
+        monkeypatch.setenv(f"PET_{name}", value)
+    process = launch("succeed")
+    _, words = process.communicate()
+    assert process.returncode == 0, words
+
+
 def test_when_torchrun_is_killed_its_ranks_go_too_and_the_launcher_says_so(
     folder: RunFolder, launch: Launch
 ) -> None:

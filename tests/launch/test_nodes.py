@@ -37,6 +37,60 @@ def test_flags_win_over_all_variables() -> None:
     assert nodes_from(flags, SLURM | TUTORIAL) == Nodes(2, 1, "10.0.0.5", 9)
 
 
+# By kubeflow/training-operator's setPodEnv: with `nprocPerNode: 8`, WORLD_SIZE counts processes.
+OPERATOR = {
+    "WORLD_SIZE": "32",
+    "RANK": "2",
+    "MASTER_ADDR": "job-master-0",
+    "MASTER_PORT": "23456",
+    "PET_NPROC_PER_NODE": "8",
+    "PET_NNODES": "4",
+    "PET_NODE_RANK": "2",
+}
+# By kubeflow/trainer's torch plugin: nothing else.
+TRAINER = {
+    "PET_NNODES": "4",
+    "PET_NPROC_PER_NODE": "auto",
+    "PET_NODE_RANK": "1",
+    "PET_MASTER_ADDR": "job-node-0-0.job",
+    "PET_MASTER_PORT": "29400",
+}
+
+
+def test_kubeflows_operator_says_nodes_beside_a_world_size_of_processes() -> None:
+    assert nodes_from(NodeFlags(), OPERATOR) == Nodes(4, 2, "job-master-0", 23456)
+    assert nnodes_in(OPERATOR) == 4
+    single = OPERATOR | {"WORLD_SIZE": "8", "RANK": "0", "PET_NNODES": "1", "PET_NODE_RANK": "0"}
+    assert nodes_from(NodeFlags(), single) == Nodes(1, 0, "127.0.0.1", 23456)
+
+
+def test_an_operator_that_says_processes_of_a_node_alone_is_understood() -> None:
+    """32 processes, 8 on each of 4 nodes; RANK is the pod's. A word says nothing of WORLD_SIZE."""
+    said = {
+        name: OPERATOR[name] for name in OPERATOR if name not in ("PET_NNODES", "PET_NODE_RANK")
+    }
+    assert nodes_from(NodeFlags(), said) == Nodes(4, 2, "job-master-0", 23456)
+    assert nnodes_in(said | {"PET_NPROC_PER_NODE": "auto"}) == 32
+
+
+def test_kubeflows_trainer_is_understood() -> None:
+    assert nodes_from(NodeFlags(), TRAINER) == Nodes(4, 1, "job-node-0-0.job", 29400)
+    assert nodes_from(NodeFlags(), TUTORIAL | TRAINER) == Nodes(4, 1, "job-node-0-0.job", 29400)
+
+
+def test_an_elastic_job_has_to_have_one_size() -> None:
+    assert nnodes_in(TRAINER | {"PET_NNODES": "3:3"}) == 3
+    with pytest.raises(UserError, match="PET_NNODES='2:4' should be an integer from 1 on"):
+        nodes_from(NodeFlags(), TRAINER | {"PET_NNODES": "2:4"})
+
+
+def test_more_than_slurm_has_given_are_processes() -> None:
+    """Scripts for `srun --ntasks-per-node=8 python` export them; fewer may be a part of the job."""
+    exported = {"WORLD_SIZE": "32", "RANK": "24", "MASTER_ADDR": "gpu07", "MASTER_PORT": "1234"}
+    assert nodes_from(NodeFlags(), SLURM | exported) == Nodes(4, 3, "gpu07", 1234)
+    assert nnodes_in(SLURM | {"WORLD_SIZE": "2"}) == 2
+
+
 @pytest.mark.parametrize("marker", ["LOCAL_RANK", "TORCHELASTIC_RUN_ID"])
 def test_inside_of_a_rank_world_size_means_ranks_and_is_not_read(marker: str) -> None:
     assert nodes_from(NodeFlags(), TUTORIAL | {marker: "0"}) == Nodes(1, 0, "127.0.0.1", 0)
@@ -95,6 +149,10 @@ def test_what_is_missing_or_out_of_range_is_named(
 def test_the_configuration_and_the_environment_must_agree() -> None:
     with pytest.raises(UserError, match=r"WORLD_SIZE says 4 nodes, but launch\.nnodes is 2"):
         nodes_from(NodeFlags(), TUTORIAL, configured=2)
+    processes = r"WORLD_SIZE=4 is 2 nodes \(launch\.nnodes\) x 2 processes"
+    with pytest.raises(UserError, match=processes) as caught:
+        nodes_from(NodeFlags(), TUTORIAL, configured=2, nproc=2)
+    assert caught.value.hint == "give --nnodes 2"
     assert nodes_from(NodeFlags(), TUTORIAL, configured=4).nnodes == 4
 
 

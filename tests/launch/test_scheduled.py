@@ -14,10 +14,18 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from kubeflow.training import ApiClient
+from kubeflow_trainer_api.models import TrainerV1alpha1TrainJob
 
 from alignctl import cli
 from alignctl.errors import UserError
-from alignctl.launch.scheduled import Kubernetes, Slurm, Stage, pytorch_job, sbatch_script
+from alignctl.launch.scheduled import (
+    Kubernetes,
+    Slurm,
+    Stage,
+    pytorch_job,
+    sbatch_script,
+    train_job,
+)
 
 SHELLCHECK = str(Path(sys.executable).with_name("shellcheck"))
 STAGE = Stage(
@@ -147,6 +155,58 @@ def test_a_key_that_kubernetes_does_not_know_would_be_found() -> None:
         kubernetes_validate.validate(pod, kubernetes_validate.latest_version(), strict=True)
 
 
+def trained(stage: Stage = STAGE, job: Kubernetes = KUBERNETES) -> dict[str, Any]:
+    loaded: dict[str, Any] = yaml.safe_load(train_job(stage, job))
+    return loaded
+
+
+def patched_pod(content: dict[str, Any]) -> dict[str, Any]:
+    """The pod that a TrainJob changes its runtime's to."""
+    (patch,) = content["spec"]["runtimePatches"]
+    (job,) = patch["trainingRuntimeSpec"]["template"]["spec"]["replicatedJobs"]
+    assert job["name"] == "node"
+    pod: dict[str, Any] = job["template"]["spec"]["template"]["spec"]
+    return pod
+
+
+@pytest.mark.parametrize("job", [KUBERNETES, FULL, Kubernetes(image="x")], ids=str)
+def test_the_trainers_own_classes_know_every_key_of_a_train_job(job: Kubernetes) -> None:
+    """They drop what they do not know, as those of the operator before."""
+    content = trained(job=job)
+    parsed = TrainerV1alpha1TrainJob.from_dict(content)
+    assert parsed.to_dict() == content
+    content["spec"]["trainer"]["numProcs"] = 8
+    assert TrainerV1alpha1TrainJob.from_dict(content).to_dict() != content
+
+
+@pytest.mark.parametrize("job", [KUBERNETES, FULL, Kubernetes(image="x")], ids=str)
+def test_what_a_train_job_changes_of_pods_is_valid_by_kubernetes_own_schema(
+    job: Kubernetes,
+) -> None:
+    content = trained(job=job)
+    pod, trainer = patched_pod(content), content["spec"]["trainer"]
+    (container,) = pod["containers"]
+    container |= {"image": trainer["image"], "command": trainer["command"]}
+    container |= {"resources": trainer.get("resourcesPerNode", {})}
+    pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "p"}, "spec": pod}
+    kubernetes_validate.validate(pod, kubernetes_validate.latest_version(), strict=True)
+
+
+def test_both_kinds_of_jobs_say_the_same() -> None:
+    old, new = manifest(job=FULL), trained(job=FULL)
+    pod = old["spec"]["pytorchReplicaSpecs"]["Master"]["template"]["spec"]
+    changed, trainer = patched_pod(new), new["spec"]["trainer"]
+    (container,), (node,) = pod["containers"], changed["containers"]
+    assert new["metadata"] == old["metadata"]
+    assert trainer["numNodes"] == STAGE.nnodes
+    assert trainer["command"] == container["command"]
+    assert trainer["resourcesPerNode"] == container["resources"]
+    assert (node["name"], node["volumeMounts"]) == ("node", container["volumeMounts"])
+    for key in ("volumes", "serviceAccountName", "terminationGracePeriodSeconds"):
+        assert changed[key] == pod[key]
+    assert new["spec"]["runtimeRef"] == {"name": "torch-distributed"}
+
+
 def test_one_pod_leads_and_the_others_follow() -> None:
     specs = manifest()["spec"]["pytorchReplicaSpecs"]
     assert {name: spec["replicas"] for name, spec in specs.items()} == {"Master": 1, "Worker": 3}
@@ -172,8 +232,9 @@ def test_a_volume_is_a_claim_and_a_path(volume: str) -> None:
 
 @pytest.mark.parametrize("name", ["Sft", "7b", "a_b", "a" * 51, ""])
 def test_a_name_that_kubernetes_would_refuse_is_refused(name: str) -> None:
-    with pytest.raises(UserError, match="cannot be the name of a Kubernetes object"):
-        manifest(replace(STAGE, name=name))
+    for write in (pytorch_job, train_job):
+        with pytest.raises(UserError, match="cannot be the name of a Kubernetes object"):
+            write(replace(STAGE, name=name), KUBERNETES)
 
 
 def test_what_a_stage_needs_has_to_be_named_but_not_to_be_here(

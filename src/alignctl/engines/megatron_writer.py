@@ -9,9 +9,11 @@ as what they are.
 from pathlib import Path
 from typing import Any
 
-from megatron.core.dist_checkpointing.strategies.base import SaveShardedStrategy
+import torch
+import torch.distributed as dist
 from megatron.core.dist_checkpointing.strategies.torch import (
     MCoreSavePlanner,
+    TorchDistSaveShardedStrategy,
     _replace_state_dict_keys_with_sharded_keys,
     mcore_to_pyt_state_dict,
 )
@@ -19,11 +21,11 @@ from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.filesystem import FileSystemWriter
 from torch.distributed.checkpoint.state_dict_saver import save
 
+from alignctl.checkpoints import mcore
 
-class InProcessStrategy(SaveShardedStrategy):
+
+class InProcessStrategy(TorchDistSaveShardedStrategy):
     """Megatron's `torch_dist` format, one file for each rank."""
-
-    can_handle_sharded_objects = True
 
     def __init__(self) -> None:
         super().__init__("torch_dist", 1)
@@ -34,6 +36,10 @@ class InProcessStrategy(SaveShardedStrategy):
         Raises:
             OSError: A rank could not write; raised on all of them.
         """
+        # What is not a tensor: up to 0.18 Megatron itself has written this file by now.
+        common = sharded_state_dict.pop("common_state", None)
+        if common is not None and dist.get_rank() == 0:
+            torch.save(common.data, Path(checkpoint_dir) / mcore.COMMON)
         tensors, _, _ = _replace_state_dict_keys_with_sharded_keys(sharded_state_dict, True)
         # One thread: torch's further ones lose their errors.
         writer = FileSystemWriter(checkpoint_dir, thread_count=1, sync_files=True)

@@ -6,6 +6,7 @@ Here the rendezvous is the static one, without pickles, and node 0 gives its sto
 bound already: to loopback where there is one node, else to the address that the others are told.
 """
 
+import os
 import sys
 from datetime import timedelta
 
@@ -88,6 +89,8 @@ def _handler(parameters: RendezvousParameters) -> RendezvousHandler:
 @record
 def main() -> None:
     """Runs one node's part of a job, as torchrun does when it is given these flags."""
+    for name in [name for name in os.environ if name.startswith("PET_")]:
+        del os.environ[name]  # Kubeflow's defaults for flags; `launch.nodes` has read what counts
     rendezvous_handler_registry.register(_NAME, _handler)
     config, command, arguments = run.config_from_args(run.parse_args(sys.argv[1:]))
     config.rdzv_backend = _NAME

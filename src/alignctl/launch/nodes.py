@@ -1,7 +1,9 @@
-"""Which nodes a job runs on, from flags, the tutorials' variables (also PAI-DLC's) or Slurm's.
+"""Which nodes a job runs on, from flags, or the variables of Kubeflow, the tutorials or Slurm.
 
-The tutorials mean nodes by `WORLD_SIZE` and the node's number by `RANK`; torchrun later gives its
-ranks variables of the same names with another meaning, so those are not read inside of a rank.
+The tutorials, and PAI-DLC, mean nodes by `WORLD_SIZE` and the node's number by `RANK`; torchrun
+later gives its ranks variables of the same names with another meaning, so those are not read inside
+of a rank. Kubeflow's operators count processes in `WORLD_SIZE` where a job says `nprocPerNode`, and
+say `PET_NNODES` and so on beside it, which torchrun would read; its Trainer 2 says only these.
 """
 
 import ipaddress
@@ -54,14 +56,18 @@ def nodes_from(
     environ: Mapping[str, str],
     *,
     configured: int | None = None,
+    nproc: int = 1,
     is_dry_run: bool = False,
 ) -> Nodes:
-    """Decides on nodes, node rank and rendezvous; flags win, then the tutorials' variables, Slurm.
+    """Decides on nodes, node rank and rendezvous.
+
+    Flags win, then Kubeflow's variables, the tutorials', Slurm's.
 
     Args:
         flags: The command line's flags.
         environ: The environment.
         configured: `launch.nnodes` of the configuration, which has to agree.
+        nproc: Processes on each node, for a message.
         is_dry_run: Commands are only printed, for every node: a missing node rank is 0 and a
             missing address is left for the shell to fill in.
 
@@ -72,7 +78,7 @@ def nodes_from(
         UserError: When something is missing, contradictory or out of range.
     """
     found = _environment(environ)
-    nnodes = _number_of_nodes(flags, found, configured)
+    nnodes = _number_of_nodes(flags, found, configured, nproc)
     port = _port(flags, found, default=0 if nnodes == 1 else DEFAULT_PORT)
     if nnodes == 1:
         if flags.node_rank:
@@ -110,27 +116,66 @@ def first_host(node_list: str) -> str:
 
 
 def _environment(environ: Mapping[str, str]) -> dict[str, _Found]:
-    found: dict[str, _Found] = {}
-    variables = {
-        "nnodes": "SLURM_NNODES",
-        "node_rank": "SLURM_NODEID",
-        "node_list": "SLURM_JOB_NODELIST",
-    }
-    for name, variable in variables.items():
-        if environ.get(variable):
-            found[name] = _Found(environ[variable], variable)
+    found = _named(environ, _SLURM)
     if "LOCAL_RANK" in environ or "TORCHELASTIC_RUN_ID" in environ:
         return found  # set by torchrun for its ranks, as WORLD_SIZE and the others are then
-    variables = {
-        "nnodes": "WORLD_SIZE",
-        "node_rank": "RANK",
-        "master_addr": "MASTER_ADDR",
-        "master_port": "MASTER_PORT",
+    tutorial, kubeflow = _named(environ, _TUTORIAL), _named(environ, _KUBEFLOW)
+    if "nnodes" in kubeflow:
+        low, _, high = kubeflow["nnodes"].value.partition(":")
+        if low == high:  # an elastic job that cannot change its size
+            kubeflow["nnodes"] = _Found(low, kubeflow["nnodes"].source)
+    elif "nnodes" in tutorial:
+        _count_nodes(tutorial, found.get("nnodes"), environ.get("PET_NPROC_PER_NODE", ""))
+    return found | tutorial | kubeflow
+
+
+def _count_nodes(tutorial: dict[str, _Found], slurm: _Found | None, per_node: str) -> None:
+    """Puts right a `WORLD_SIZE` that counts processes, where others tell how many nodes there are.
+
+    Slurm starts no more tasks of one node each than it has given nodes: who exports more counts
+    processes, in `RANK` too. Kubeflow's `RANK` is that of the pod.
+
+    Args:
+        tutorial: The tutorials' variables, `WORLD_SIZE` among them; changed.
+        slurm: The number of nodes that Slurm has given.
+        per_node: `PET_NPROC_PER_NODE`, which may be a word.
+    """
+    world = tutorial["nnodes"].value
+    if not world.isdecimal():
+        return
+    if slurm is not None and slurm.value.isdecimal() and int(world) > int(slurm.value):
+        del tutorial["nnodes"]
+        tutorial.pop("node_rank", None)
+    elif per_node.isdecimal() and int(per_node) and int(world) % int(per_node) == 0:
+        tutorial["nnodes"] = _Found(str(int(world) // int(per_node)), "WORLD_SIZE")
+
+
+_SLURM = {
+    "nnodes": "SLURM_NNODES",
+    "node_rank": "SLURM_NODEID",
+    "node_list": "SLURM_JOB_NODELIST",
+}
+_TUTORIAL = {
+    "nnodes": "WORLD_SIZE",
+    "node_rank": "RANK",
+    "master_addr": "MASTER_ADDR",
+    "master_port": "MASTER_PORT",
+}
+_KUBEFLOW = {
+    "nnodes": "PET_NNODES",
+    "node_rank": "PET_NODE_RANK",
+    "master_addr": "PET_MASTER_ADDR",
+    "master_port": "PET_MASTER_PORT",
+}
+
+
+def _named(environ: Mapping[str, str], variables: Mapping[str, str]) -> dict[str, _Found]:
+    """Those of the variables that are set, and not empty."""
+    return {
+        name: _Found(environ[variable], variable)
+        for name, variable in variables.items()
+        if environ.get(variable)
     }
-    for name, variable in variables.items():
-        if environ.get(variable):
-            found[name] = _Found(environ[variable], variable)
-    return found
 
 
 def _integer(found: _Found, *, at_least: int) -> int:
@@ -139,7 +184,9 @@ def _integer(found: _Found, *, at_least: int) -> int:
     return int(found.value)
 
 
-def _number_of_nodes(flags: NodeFlags, found: Mapping[str, _Found], configured: int | None) -> int:
+def _number_of_nodes(
+    flags: NodeFlags, found: Mapping[str, _Found], configured: int | None, nproc: int
+) -> int:
     if flags.nnodes is not None:
         nnodes, source = flags.nnodes, "--nnodes"
     elif "nnodes" in found:
@@ -148,6 +195,12 @@ def _number_of_nodes(flags: NodeFlags, found: Mapping[str, _Found], configured: 
         return configured or 1
     if nnodes < 1:
         raise UserError(f"{source} {nnodes} should be at least 1")
+    if configured is not None and nnodes == configured * nproc > configured:
+        raise UserError(
+            f"{source}={nnodes} is {configured} nodes (launch.nnodes) x {nproc} processes; it is "
+            "read as a number of nodes",
+            f"give --nnodes {configured}",
+        )
     if configured is not None and configured != nnodes:
         raise UserError(
             f"{source} says {nnodes} nodes, but launch.nnodes is {configured}",

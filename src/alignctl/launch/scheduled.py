@@ -141,7 +141,7 @@ def _by_flag(words: Sequence[str]) -> list[str]:
 
 @dataclass(frozen=True)
 class Kubernetes:
-    """What a PyTorchJob is to be told beside the stage's own needs."""
+    """What Kubeflow is to be told beside the stage's own needs."""
 
     image: str
     namespace: str | None = None
@@ -152,73 +152,137 @@ class Kubernetes:
     memory: str | None = None
     service_account: str | None = None
     restarts: int = 0
-    """How often a pod that ended with a signal or lost its node is made anew."""
+    """How often a pod that ended with a signal or lost its node is made anew: by a PyTorchJob."""
+    runtime: str = "torch-distributed"
+    """The ClusterTrainingRuntime of a TrainJob."""
 
 
-def pytorch_job(stage: Stage, kubernetes: Kubernetes) -> str:
-    """A PyTorchJob of Kubeflow's training operator (kubeflow.org/v1), as YAML.
+def train_job(stage: Stage, kubernetes: Kubernetes) -> str:
+    """A TrainJob of Kubeflow Trainer 2 (trainer.kubeflow.org/v1alpha1), as YAML.
 
-    Without `nprocPerNode` the operator's WORLD_SIZE and RANK mean pods, as alignctl reads them.
+    Pods are those of the runtime, whose policy decides what becomes of one that fails; volumes are
+    added to them.
 
     Raises:
         UserError: A name or a volume is not of the form that Kubernetes wants.
     """
+    volumes, mounts = _volumes(kubernetes)
+    # The runtime's job, and the container in its pods, are both of this name.
+    pod = {"containers": [{"name": "node", "volumeMounts": mounts}], "volumes": volumes}
+    job = {
+        "name": "node",
+        "template": _nested("spec", "template", "spec", pod | _policy(kubernetes)),
+    }
+    trainer: dict[str, Any] = {
+        "image": kubernetes.image,
+        "command": _command(stage),
+        "numNodes": stage.nnodes,
+    }
+    if resources := _resources(kubernetes):
+        trainer["resourcesPerNode"] = resources
+    spec = {
+        "runtimeRef": {"name": kubernetes.runtime},
+        "trainer": trainer,
+        "runtimePatches": [
+            {
+                "manager": "alignctl",
+                "trainingRuntimeSpec": _nested("template", "spec", "replicatedJobs", [job]),
+            }
+        ],
+    }
+    return _manifest(stage, kubernetes, "trainer.kubeflow.org/v1alpha1", "TrainJob", spec)
+
+
+def pytorch_job(stage: Stage, kubernetes: Kubernetes) -> str:
+    """A PyTorchJob of Kubeflow's training operator 1 (kubeflow.org/v1), as YAML.
+
+    Raises:
+        UserError: A name or a volume is not of the form that Kubernetes wants.
+    """
+    replicas = {"Master": _replica(stage, kubernetes, 1)}
+    if stage.nnodes > 1:
+        replicas["Worker"] = _replica(stage, kubernetes, stage.nnodes - 1)
+    spec = {
+        "runPolicy": {"cleanPodPolicy": "None", "backoffLimit": kubernetes.restarts},
+        "pytorchReplicaSpecs": replicas,
+    }
+    return _manifest(stage, kubernetes, "kubeflow.org/v1", "PyTorchJob", spec)
+
+
+def _manifest(
+    stage: Stage, kubernetes: Kubernetes, version: str, kind: str, spec: dict[str, Any]
+) -> str:
     if not _NAME.fullmatch(stage.name) or len(stage.name) > _MAX_NAME:
         raise UserError(
             f"--name {stage.name!r} cannot be the name of a Kubernetes object",
             f"use a to z, 0 to 9 and dashes, a letter first, {_MAX_NAME} characters at most",
         )
-    replicas = {"Master": _replica(stage, kubernetes, 1)}
-    if stage.nnodes > 1:
-        replicas["Worker"] = _replica(stage, kubernetes, stage.nnodes - 1)
     metadata = {"name": stage.name}
     if kubernetes.namespace is not None:
         metadata["namespace"] = kubernetes.namespace
-    manifest = {
-        "apiVersion": "kubeflow.org/v1",
-        "kind": "PyTorchJob",
-        "metadata": metadata,
-        "spec": {
-            "runPolicy": {"cleanPodPolicy": "None", "backoffLimit": kubernetes.restarts},
-            "pytorchReplicaSpecs": replicas,
-        },
-    }
+    manifest = {"apiVersion": version, "kind": kind, "metadata": metadata, "spec": spec}
     return f"# {stage.title}\n{yaml.safe_dump(manifest, sort_keys=False, width=96)}"
 
 
 def _replica(stage: Stage, kubernetes: Kubernetes, count: int) -> dict[str, Any]:
-    """One of the two kinds of pods; they differ in their number alone."""
+    """One of the two kinds of a PyTorchJob's pods; they differ in their number alone."""
+    volumes, mounts = _volumes(kubernetes)
+    container: dict[str, Any] = {
+        "name": "pytorch",  # the operator looks for a container of this name, and for this port
+        "image": kubernetes.image,
+        "command": _command(stage),
+        "ports": [{"name": "pytorchjob-port", "containerPort": _PORT}],
+        "volumeMounts": mounts,
+    }
+    if resources := _resources(kubernetes):
+        container["resources"] = resources
+    return {
+        "replicas": count,
+        "restartPolicy": "OnFailure" if kubernetes.restarts else "Never",
+        "template": {"spec": {"containers": [container], "volumes": volumes} | _policy(kubernetes)},
+    }
+
+
+def _command(stage: Stage) -> list[str]:
+    """The container's command; Kubernetes would put variables into its words."""
+    return ["alignctl", *(word.replace("$(", "$$(") for word in stage.words)]
+
+
+def _resources(kubernetes: Kubernetes) -> dict[str, Any]:
     amounts = {
         "cpu": kubernetes.cpus,
         "memory": kubernetes.memory,
         "nvidia.com/gpu": str(kubernetes.gpus_per_node) if kubernetes.gpus_per_node else None,
     }
     limits = {name: amount for name, amount in amounts.items() if amount is not None}
+    return {"limits": limits, "requests": dict(limits)} if limits else {}
+
+
+def _volumes(kubernetes: Kubernetes) -> tuple[list[dict[str, Any]], list[dict[str, str]]]:
+    """A pod's volumes, and where its container mounts them."""
     # NCCL and the data loader share memory; a pod has 64 MiB of it otherwise.
     volumes: list[dict[str, Any]] = [{"name": "shm", "emptyDir": {"medium": "Memory"}}]
     mounts = [{"name": "shm", "mountPath": "/dev/shm"}]
     for number, (claim, path) in enumerate(map(_claim, kubernetes.claims)):
         volumes.append({"name": f"volume-{number}", "persistentVolumeClaim": {"claimName": claim}})
         mounts.append({"name": f"volume-{number}", "mountPath": path})
-    container: dict[str, Any] = {
-        "name": "pytorch",  # the operator looks for a container of this name, and for this port
-        "image": kubernetes.image,
-        "command": ["alignctl", *(word.replace("$(", "$$(") for word in stage.words)],
-        "ports": [{"name": "pytorchjob-port", "containerPort": _PORT}],
-        "volumeMounts": mounts,
-    }
-    if limits:
-        container["resources"] = {"limits": limits, "requests": dict(limits)}
-    spec: dict[str, Any] = {"containers": [container], "volumes": volumes}
-    if kubernetes.service_account is not None:
-        spec["serviceAccountName"] = kubernetes.service_account
-    # A stop saves first, which the default of half a minute may not be enough for.
-    spec["terminationGracePeriodSeconds"] = _SECONDS_TO_TELL
-    return {
-        "replicas": count,
-        "restartPolicy": "OnFailure" if kubernetes.restarts else "Never",
-        "template": {"spec": spec},
-    }
+    return volumes, mounts
+
+
+def _policy(kubernetes: Kubernetes) -> dict[str, Any]:
+    """Whom a pod acts for; and a stop saves first, for which half a minute may not be enough."""
+    account = kubernetes.service_account
+    named = {} if account is None else {"serviceAccountName": account}
+    return {**named, "terminationGracePeriodSeconds": _SECONDS_TO_TELL}
+
+
+def _nested(*keys_and_value: Any) -> dict[str, Any]:
+    """A value below keys, each in the one before it."""
+    *keys, value = keys_and_value
+    for key in reversed(keys):
+        value = {key: value}
+    found: dict[str, Any] = value
+    return found
 
 
 def _claim(text: str) -> tuple[str, str]:
