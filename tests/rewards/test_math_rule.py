@@ -17,8 +17,9 @@ CASES = [
     (r"\boxed{\frac{3}{4}} in total", "0.75", "correct"),
     (r"\boxed {72}", "72", "correct"),
     (r"\boxed{72} and not 73", "72", "correct"),
-    (r"\boxed{72", "72", "correct"),
-    (r"\boxed{3} so \boxed{7", "3", "correct"),
+    # A box that is open at the end was cut: 72 may have become 720.
+    (r"\boxed{72", "72", "no_answer"),
+    (r"\boxed{3} so \boxed{7", "3", "no_answer"),
     ("48 + 24 = 72\n#### 72", "72", "correct"),
     ("#### 3\n#### 72 clips\nI am done at 5.", "72", "correct"),
     ("####72", "72", "correct"),
@@ -34,7 +35,7 @@ CASES = [
     ("72", "72", "correct"),
     ("72 clips, 3 boxes", "72", "wrong"),
     ("so x=5", "5", "correct"),
-    ("It is 10-15", "15", "correct"),
+    ("It is 10-15", "15", "wrong"),
     ("It fell to -3", "-3", "correct"),
     ("5-3", "-3", "wrong"),
     # How a number is written.

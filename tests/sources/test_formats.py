@@ -9,6 +9,7 @@ from alignctl.data.preference_schemas import preference_schema_of
 from alignctl.data.prompt_schemas import prompt_schema_of
 from alignctl.data.schemas import schema_of
 from alignctl.errors import UserError
+from alignctl.rewards.math_rule import math_rule
 from alignctl.sources.formats import FORMATS, Kind, Made, Name, check_keys
 
 PARSERS: dict[Kind, list[Callable[[Row], Callable[[Row], Any]]]] = {
@@ -84,6 +85,27 @@ def test_gsm8ks_answer_is_its_last_number_and_its_calculations_go() -> None:
 
 def test_maths_answer_is_what_its_last_box_holds() -> None:
     assert made("math").rows["math"]["answer"] == r"\frac{1}{2}"
+
+
+@pytest.mark.parametrize(
+    ("solution", "expected"),
+    [
+        (r"The largest root is $\boxed 5$.", "5"),
+        (r"It is $\boxed\frac72$.", r"\frac72"),
+        (r"It is $\boxed{-2}$ or $\boxed{3}$.", "-2, 3"),
+        (r"First $\boxed{3}$, so the area is $\fbox{9}$.", "9"),
+    ],
+)
+def test_maths_answer_is_found_as_the_rule_finds_it(solution: str, expected: str) -> None:
+    """TeX boxes the next token where there is no brace; the rule reads the solution's box alike."""
+    assert made("math", solution=solution).rows["math"]["answer"] == expected
+    assert math_rule(solution, expected) == "correct"
+
+
+def test_a_heading_is_not_gsm8ks_mark() -> None:
+    solution = "#### 2. Sum\n3 + 4 = 7"
+    assert reason("gsm8k", answer=solution) == "no_final_answer"
+    assert made("gsm8k", answer=f"{solution}\n#### 7").rows["math"]["answer"] == "7"
 
 
 def test_a_conversation_goes_from_a_question_to_an_answer() -> None:

@@ -170,7 +170,7 @@ class RuleWorkers:
             raise RunError(
                 "a process for rule rewards "
                 + ("died on its start" if reason == "crashed" else "did not start in time"),
-                "the log has its own message; `alignctl doctor` looks for math-verify",
+                "the log has its own message; `alignctl doctor` looks for latex2sympy2_extended",
             )
         if worker.place is not None:
             done[worker.place] = reason

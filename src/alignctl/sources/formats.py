@@ -2,7 +2,7 @@ r"""What a row of a well-known data set becomes: a row for each stage that can u
 
 - hh: Anthropic's preferences `{chosen, rejected}`.
 - gsm8k: `{question, answer}`, the answer a solution that ends in `#### N`.
-- math: Hendrycks' MATH `{problem, solution}`, the answer in the solution's last `\boxed{}`.
+- math: Hendrycks' MATH `{problem, solution}`, the answer in the solution's last box.
 - alpaca: `{instruction, input, output}`.
 - sharegpt: `{conversations: [{from, value}, ...]}`.
 
@@ -19,7 +19,7 @@ from alignctl.data.files import Row
 from alignctl.data.preference_schemas import preference_schema_of
 from alignctl.data.schemas import ASSISTANT, HUMAN, Conversation, mismatch, text_at
 from alignctl.errors import UserError
-from alignctl.rewards.extraction import boxed_answer
+from alignctl.rewards.extraction import boxed_answer, marked_answer
 
 Kind = Literal["sft", "reward", "alignment", "math"]
 Name = Literal["hh", "gsm8k", "math", "alpaca", "sharegpt"]
@@ -34,7 +34,6 @@ DROPPED = {
 }
 """Why a row is left out, and how that is told."""
 
-_FINAL = "####"
 # GSM8K writes each calculation twice: 48/2 = <<48/2=24>>24.
 _CALCULATION = re.compile(r"<<[^<>]*>>")
 _ROLES = {
@@ -112,9 +111,8 @@ def _prompt_and_answer(conversation: Conversation) -> tuple[str, str]:
 
 def _gsm8k(row: Row) -> Made | str:
     question, solution = text_at(row, "question").strip(), text_at(row, "answer")
-    _, mark, answer = solution.rpartition(_FINAL)
-    answer = answer.strip().replace(",", "")
-    if not mark or not answer:
+    answer = (marked_answer(solution) or "").strip().replace(",", "")
+    if not answer:
         return "no_final_answer"
     return _solved(question, _CALCULATION.sub("", solution).strip(), answer)
 
