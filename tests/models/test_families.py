@@ -1,3 +1,4 @@
+from copy import deepcopy
 from typing import Any
 
 import pytest
@@ -102,7 +103,18 @@ def test_bloom_configs_of_bigscience_are_understood() -> None:
     ("change", "culprit"),
     [
         ({"rope_scaling": {"type": "linear", "factor": 2.0}}, "rope_scaling"),
-        ({"rope_parameters": {"rope_type": "llama3", "rope_theta": 5e5}}, "rope_scaling"),
+        ({"rope_parameters": {"rope_type": "llama3", "rope_theta": 5e5}}, "rope_parameters"),
+        # An empty one beside it changes nothing, one that says more takes its place.
+        ({"rope_parameters": {"rope_type": "linear", "factor": 2}, "rope_scaling": {}}, "'linear'"),
+        ({"rope_parameters": {}, "rope_scaling": {"type": "dynamic", "factor": 2}}, "'dynamic'"),
+        (
+            {
+                "rope_parameters": {"rope_type": "default", "rope_theta": 1e4},
+                "rope_scaling": {"type": "linear", "factor": 2.0},
+            },
+            "rope_scaling = {'type': 'linear'",
+        ),
+        ({"rope_parameters": {"full_attention": {"rope_type": "default"}}}, "full_attention"),
         ({"attention_bias": True}, "attention_bias = True"),
         ({"mlp_bias": True}, "mlp_bias = True"),
         ({"hidden_act": "gelu"}, "hidden_act = 'gelu'"),
@@ -118,6 +130,88 @@ def test_what_llama_2_does_not_have_is_refused_by_name(
     assert culprit in error.value.message
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        {},
+        {"rope_theta": 1e6},
+        {"rope_parameters": {"rope_theta": 5e5}},
+        {"rope_parameters": {"rope_theta": 5e5}, "rope_theta": 1e6},
+        {"rope_parameters": {"rope_type": "default"}, "rope_theta": 1e6},
+        {"rope_scaling": {"rope_type": "default", "rope_theta": 3e5}, "rope_theta": 1e6},
+        {"rope_scaling": {"type": "default"}, "rope_parameters": {}, "rope_theta": 2e4},
+        {"rope_scaling": {"rope_type": "default", "type": "linear"}},
+    ],
+)
+def test_the_base_of_rotary_positions_is_the_one_that_transformers_takes(
+    change: dict[str, Any],
+) -> None:
+    theirs = LlamaConfig(**LLAMA, **deepcopy(change)).rope_parameters
+    assert isinstance(theirs, dict)
+    assert theirs["rope_type"] == "default"
+    ours = model_from_hf({"model_type": "llama", **LLAMA, **change}, where="c").rotary_base
+    assert ours == theirs["rope_theta"]
+
+
+@pytest.mark.parametrize(
+    ("family", "change", "words"),
+    [
+        ("llama", {"rope_scaling": "linear"}, "rope_scaling = 'linear' is no mapping"),
+        ("llama", {"rope_parameters": [1]}, r"rope_parameters = \[1\] is no mapping"),
+        (
+            "llama",
+            {"rope_scaling": {"type": "default"}, "rope_parameters": {"rope_theta": 5e5}},
+            "rope_scaling and rope_parameters contradict each other: rope_theta 10000.0 and 50",
+        ),
+        ("llama", {"rope_theta": 0}, "rope_theta = 0 is no base"),
+        ("llama", {"rope_theta": None}, "rope_theta = None is no base"),
+        ("llama", {"rope_parameters": {"partial_rotary_factor": 0.5}}, "only a part of each head"),
+        ("llama", {"num_key_value_heads": 0}, "num_key_value_heads = 0 does not divide num_att"),
+        ("llama", {"num_key_value_heads": 4}, "num_key_value_heads = 4 does not divide num_att"),
+        ("llama", {"num_attention_heads": 16, "num_key_value_heads": 1}, "heads of 3 cannot be"),
+        ("llama", {"hidden_size": 50}, "num_attention_heads = 6 does not divide hidden_size = 50"),
+        ("llama", {"quantization_config": {"quant_method": "gptq"}}, "quantization_config = {'qua"),
+        ("llama", {"sliding_window": 4096}, "sliding_window = 4096 is not supported"),
+        ("llama", {"layer_types": ["sliding_attention"] * 3}, "layer_types = "),
+        ("llama", {"per_layer_config": {"0": {"intermediate_size": 8}}}, "per_layer_config = "),
+        ("llama", {"transformers_weights": "a.safetensors"}, "transformers_weights = "),
+        ("llama", {"auto_map": {"AutoModelForCausalLM": "modeling.Model"}}, "auto_map = "),
+        ("llama", {"is_causal": False}, "is_causal = False is not supported"),
+        ("llama", {"is_causal": None}, "is_causal = None is not supported"),
+        ("llama", {"partial_rotary_factor": 0.5}, "partial_rotary_factor = 0.5 is not supported"),
+        ("llama", {"tie_word_embeddings": None}, "tie_word_embeddings = None is neither"),
+        ("bloom", {"tie_word_embeddings": "yes"}, "tie_word_embeddings = 'yes' is neither"),
+        ("bloom", {"n_embed": 64}, "hidden_size = 48 and n_embed = 64 contradict each other"),
+        ("bloom", {"num_hidden_layers": 2}, "n_layer = 3 and num_hidden_layers = 2 contradict"),
+        ("bloom", {"num_attention_heads": 3}, "n_head = 6 and num_attention_heads = 3 contradict"),
+        ("bloom", {"n_inner": 100}, "n_inner = 100 is not four times hidden_size = 48"),
+        ("bloom", {"slow_but_exact": True, "pretraining_tp": 4}, "with pretraining_tp = 4 is not"),
+        ("bloom", {"quantization_config": {}}, "quantization_config = {} is not supported"),
+    ],
+)
+def test_whatever_else_changes_what_transformers_computes_is_refused_by_name(
+    family: str, change: dict[str, Any], words: str
+) -> None:
+    shape = {"llama": LLAMA, "bloom": BLOOM | {"layer_norm_epsilon": 1e-5}}[family]
+    with pytest.raises(UserError, match=words):
+        model_from_hf({"model_type": family, **shape, **change}, where="c")
+
+
+@pytest.mark.parametrize(
+    ("family", "change"),
+    [
+        ("llama", {"pretraining_tp": 2, "hidden_act": "swish", "sliding_window": None}),
+        ("llama", {"auto_map": {"AutoTokenizer": ["tokenization.Own", None]}, "head_dim": 8}),
+        ("bloom", {"slow_but_exact": True, "pretraining_tp": 1, "n_inner": None}),
+        ("bloom", {"num_hidden_layers": 3, "n_embed": 48, "bias_dropout_fusion": True}),
+    ],
+)
+def test_what_changes_nothing_is_taken(family: str, change: dict[str, Any]) -> None:
+    shape = {"llama": LLAMA, "bloom": BLOOM | {"layer_norm_epsilon": 1e-5}}[family]
+    plain = model_from_hf({"model_type": family, **shape}, where="c")
+    assert model_from_hf({"model_type": family, **shape, **change}, where="c") == plain
+
+
 def test_a_bloom_with_another_residual_is_refused() -> None:
     config = {"model_type": "bloom", **BLOOM, "apply_residual_connection_post_layernorm": True}
     with pytest.raises(UserError, match="apply_residual_connection_post_layernorm"):
@@ -129,8 +223,11 @@ def test_a_bloom_with_another_residual_is_refused() -> None:
     [
         ({"model_type": "llama", **LLAMA, "intermediate_size": None}, "ffn_hidden_size"),
         ({"model_type": "llama"}, "num_attention_heads"),
-        ({"model_type": "bloom"}, "n_embed"),
-        ({"model_type": "llama", **LLAMA, "num_attention_heads": 7}, "num_attention_heads 7"),
+        ({"model_type": "bloom"}, "hidden_size"),
+        (
+            {"model_type": "llama", **LLAMA, "num_attention_heads": 7},
+            "num_attention_heads = 7",
+        ),
         ({"model_type": "llama", **LLAMA, "vocab_size": "many"}, "vocab_size"),
         ({"model_type": "llama", **LLAMA, "hidden_size": "48"}, "'str' and 'int'"),
         ({"model_type": "llama", **LLAMA, "num_attention_heads": 0}, "by zero"),

@@ -88,7 +88,10 @@ NORM = "model.norm.weight"
         (lambda f: configure(f, vocab_size=262), "but the model's config asks for [262, 32]"),
         (lambda f: configure(f, intermediate_size=65), "but the model's config asks for [65, 32]"),
         (lambda f: configure(f, hidden_size="32"), "config.json: "),
-        (lambda f: configure(f, rope_parameters=[1]), "config.json: a value in it is of the wrong"),
+        (
+            lambda f: configure(f, rope_parameters=[1]),
+            "config.json: rope_parameters = [1] is no",
+        ),
         (lambda f: (f / "config.json").write_text("[" * 100_000), "config.json: not valid JSON"),
         (lambda f: (f / "config.json").write_bytes(b"\xff"), "config.json: not valid JSON"),
         (lambda f: change(f, lambda w: w.pop(NORM)), "1 of 21 tensors are missing, the first is"),

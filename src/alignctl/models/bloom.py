@@ -5,6 +5,7 @@ from typing import Any
 
 from alignctl.config.sections import Model
 from alignctl.errors import UserError
+from alignctl.models.hf_config import first_of
 from alignctl.models.weight_map import COLUMN, REPLICATED, ROW, VOCABULARY, Layout, Weight
 
 HF_MODEL_TYPE = "bloom"
@@ -57,18 +58,29 @@ def from_hf(config: Mapping[str, Any], *, where: str, vocab_divisor: int) -> Mod
     """Reads a transformers `BloomConfig`, old key names included.
 
     Raises:
-        UserError: The residual connection comes after the norm (no published Bloom has that).
+        UserError: The residual connection comes after the norm (no published Bloom has that), two
+            keys contradict each other, or biases are left out.
     """
     if config.get("apply_residual_connection_post_layernorm"):
         raise UserError(
             f"{where}: apply_residual_connection_post_layernorm = true is not supported",
             "every published Bloom model has it false",
         )
-    hidden = config.get("hidden_size") or config["n_embed"]
-    heads = config.get("n_head") or config["num_attention_heads"]
+    hidden = first_of(config, where, "hidden_size", "n_embed")
+    heads = first_of(config, where, "n_head", "num_attention_heads")
+    if config.get("slow_but_exact") and config.get("pretraining_tp", 1) != 1:
+        raise UserError(
+            f"{where}: slow_but_exact = true with pretraining_tp = {config['pretraining_tp']} is "
+            "not supported",
+            "transformers then leaves out two biases of every layer; set slow_but_exact to false",
+        )
+    if config.get("n_inner") not in (None, 4 * hidden):
+        raise UserError(
+            f"{where}: n_inner = {config['n_inner']} is not four times hidden_size = {hidden}"
+        )
     return Model(
         family="bloom",
-        num_layers=config.get("n_layer") or config["num_hidden_layers"],
+        num_layers=first_of(config, where, "n_layer", "num_hidden_layers"),
         hidden_size=hidden,
         num_attention_heads=heads,
         num_query_groups=heads,
@@ -78,7 +90,7 @@ def from_hf(config: Mapping[str, Any], *, where: str, vocab_divisor: int) -> Mod
         max_position_embeddings=config.get("seq_length") or 2048,
         norm_epsilon=config["layer_norm_epsilon"],
         rotary_base=None,
-        tie_embeddings=bool(config.get("tie_word_embeddings", True)),
+        tie_embeddings=config.get("tie_word_embeddings", True),
         vocab_divisor=vocab_divisor,
     )
 

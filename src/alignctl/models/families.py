@@ -8,7 +8,7 @@ from pydantic import ValidationError
 
 from alignctl.config.sections import Head, Model
 from alignctl.errors import UserError
-from alignctl.models import bloom, llama2
+from alignctl.models import bloom, hf_config, llama2
 from alignctl.models.weight_map import SCORE_HEADS, Weight, expand
 
 FAMILIES: dict[str, ModuleType] = {"llama2": llama2, "bloom": bloom}
@@ -73,6 +73,7 @@ def model_from_hf(config: Mapping[str, Any], *, where: str, vocab_divisor: int =
     """
     for family in FAMILIES.values():
         if config.get("model_type") == family.HF_MODEL_TYPE:
+            hf_config.check(config, where)
             try:
                 model: Model = family.from_hf(config, where=where, vocab_divisor=vocab_divisor)
             except KeyError as error:
