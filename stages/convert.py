@@ -79,6 +79,8 @@ def run(direction: Direction, options: ConvertOptions) -> None:
         if options.verify != "none":
             _verify(source, written, target, is_full=options.verify == "full")
     console.say(f"to: {options.save} ({_description(target)})")
+    if source.unchecked:
+        console.say(f"note: not checked: {source.unchecked}")
     if source.companions is None and options.tokenizer is None:
         console.say(
             "note: no tokenizer was found beside the source; --tokenizer DIR takes one along"
@@ -191,6 +193,11 @@ def check(direction: Direction, options: ConvertOptions, source: "Source") -> No
         check_fits(load_tokenizer(options.tokenizer), source.model.vocab_size)
 
 
+def _loadable(source: "Source") -> Path | None:
+    """Return the folder of a source that transformers can load without us."""
+    return source.path if source.kind == "hf" and source.adapted is None else None
+
+
 def _verify(source: "Source", written: "Source", target: "Target", *, is_full: bool) -> None:
     """Compares what was written with the source.
 
@@ -218,19 +225,21 @@ def _verify(source: "Source", written: "Source", target: "Target", *, is_full: b
         if not result.is_identical:
             raise RunError(f"the written model differs from its source: {result.describe()}")
     # transformers reads what has Hugging Face's names, Megatron-Core the other side.
-    theirs, ours = wanted, written.tensors
+    theirs, ours, folder = wanted, written.tensors, _loadable(source)
     if target.format == "hf":
-        theirs, ours = ours, wanted
+        theirs, ours, folder = ours, wanted, written.path
     per_layer = num_bytes // source.model.num_layers
     num_layers = source.model.num_layers if is_full else min(3, source.model.num_layers)
     with BytesProgress("running both", per_layer * num_layers) as progress:
         outputs = streamed.compare(
-            theirs,
+            source.tensors if folder == source.path else theirs,
             ours,
             source.model,
             source.head,
             layers="all" if is_full else "spot",
             on_layer=lambda _: progress.advance(per_layer),
+            folder=folder,
+            is_padded=target.format == "hf",
         )
     if not outputs.is_same:
         raise RunError(

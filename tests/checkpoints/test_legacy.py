@@ -30,7 +30,7 @@ from tests.checkpoints.folders import (
     made,
     write_hf,
 )
-from tests.checkpoints.legacy_folders import contents, foreign, save, source_of, write_legacy
+from tests.checkpoints.legacy_folders import FILE, contents, foreign, save, source_of, write_legacy
 
 
 def same(found: Source, source: Source) -> bool:
@@ -400,3 +400,58 @@ def test_a_model_without_a_tokenizer_asks_for_one(tmp_path: Path) -> None:
         found.tokenizer_folder(None)
     assert "--tokenizer" in str(error.value.hint)
     assert found.tokenizer_folder(tmp_path) == tmp_path
+
+
+def _swap(folder: Path, first: str, second: str) -> None:
+    paths = [next((folder / f"mp_rank_{name}").glob("*.pt")) for name in (first, second)]
+    contents = [path.read_bytes() for path in paths]
+    for path, content in zip(paths, reversed(contents), strict=True):
+        path.write_bytes(content)
+
+
+@pytest.mark.parametrize("is_mapped_otherwise", [False, True])
+def test_files_of_exchanged_ranks_are_found_by_what_their_arguments_say(
+    is_mapped_otherwise: bool, tmp_path: Path
+) -> None:
+    """TP 2, PP 2, DP 3: 12 ranks. Of the first replica, stage 1 is ranks 6 and 7, or 2 and 3."""
+    source, ranks = foreign(tmp_path, "llama2", tp=2, pp=2)
+    for tp in (0, 1):
+        for pp in (0, 1):
+            args = ranks[f"mp_rank_0{tp}_00{pp}"]["args"]
+            args.rank = tp + pp * (2 if is_mapped_otherwise else 6)
+            args.world_size, args.use_tp_pp_dp_mapping = 12, is_mapped_otherwise
+    found = find(save(tmp_path / "theirs", ranks))
+    assert same(found, source)
+    assert found.unchecked is None
+    _swap(tmp_path / "theirs", "00_001", "01_001")
+    rank = 3 if is_mapped_otherwise else 7
+    with pytest.raises(UserError) as error:
+        find(tmp_path / "theirs")
+    assert error.value.message.endswith(
+        f"mp_rank_00_001/{FILE}: written by rank {rank} of 12, which is mp_rank_01_001"
+    )
+
+
+@pytest.mark.parametrize("told", [0, None])
+def test_what_nothing_tells_of_ranks_is_said(told: int | None, tmp_path: Path) -> None:
+    """A converter writes all files in one process; PAI's says rank 0 in each of them."""
+    _, ranks = foreign(tmp_path, "llama2", tp=2)
+    for tree in ranks.values():
+        tree["args"].rank = told
+    found = find(save(tmp_path / "theirs", ranks))
+    assert found.unchecked is not None
+    assert "nothing in these 2 files says which rank wrote them" in found.unchecked
+    _, ranks = foreign(tmp_path / "one", "llama2")
+    assert find(save(tmp_path / "alone", ranks)).unchecked is None
+
+
+def test_two_files_of_one_rank_have_to_be_the_same(tmp_path: Path) -> None:
+    """PAI's preparation for PPO copies mp_rank_00 to mp_rank_00_000."""
+    source, ranks = foreign(tmp_path, "llama2")
+    folder = save(tmp_path / "theirs", ranks)
+    shutil.copytree(folder / "mp_rank_00", folder / "mp_rank_00_000")
+    assert same(find(folder), source)
+    ranks["mp_rank_00"]["model"]["language_model"]["encoder"]["final_norm.weight"] *= 2
+    save(folder, {"mp_rank_00_000": ranks["mp_rank_00"]})
+    with pytest.raises(UserError, match="both are of one rank, and differ"):
+        find(folder)

@@ -9,9 +9,10 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -215,6 +216,7 @@ def test_every_weight_has_the_bits_that_deepspeed_itself_recovers(name: str, wri
     expected = theirs | {name: weights[name] for name in frozen}
     assert is_identical(made(checkpoint.tensors), {n: t.float() for n, t in expected.items()})
     assert (checkpoint.stage, checkpoint.num_ranks) == (case.stage, WORLD)
+    assert checkpoint.is_order_told == (case.stage < 3)
     for tensor in checkpoint.tensors.values():
         assert tensor.make().shape == tensor.shape
         assert tensor.dtype == FLOAT32
@@ -601,3 +603,88 @@ def test_a_frozen_weight_must_be_on_every_rank(tmp_path: Path) -> None:
 
 if __name__ == "__main__":
     main(Path(sys.argv[1]))
+
+
+# ---- which rank wrote a file ----
+
+
+def _swap(tag: Path) -> None:
+    files = sorted(tag.glob("*_optim_states.pt"))[:2]
+    contents = [file.read_bytes() for file in files]
+    for file, content in zip(files, reversed(contents), strict=True):
+        file.write_bytes(content)
+
+
+def _change(tag: Path, change: Callable[[dict[str, Any], int], object]) -> Path:
+    for rank, file in enumerate(sorted(tag.glob("*_optim_states.pt"))):
+        tree = torch.load(file, weights_only=False)
+        change(tree["optimizer_state_dict"], rank)
+        torch.save(tree, file)
+    return tag
+
+
+@pytest.fixture
+def address() -> Iterator[type]:
+    """DeepSpeed's class for a place in a rank's share, without DeepSpeed."""
+    name = "deepspeed.utils.tensor_fragment"
+    kind = type("fragment_address", (), {"__module__": name})
+    with pytest.MonkeyPatch.context() as context:
+        for part in ("deepspeed", "deepspeed.utils", name):
+            context.setitem(sys.modules, part, ModuleType(part))
+        setattr(sys.modules[name], "fragment_address", kind)  # noqa: B010
+        yield kind
+
+
+@pytest.mark.parametrize("stage", [1, 2])
+def test_exchanged_ranks_are_found_by_the_weights_that_they_say_they_have(
+    stage: int, address: type, tmp_path: Path
+) -> None:
+    """Ten elements: a has 6 and b has 4, so rank 0 has 5 of a, rank 1 has 1 of a and all of b."""
+    weights = {"a": torch.arange(6.0), "b": torch.arange(6.0, 10.0)}
+    tag = write_by_hand(tmp_path / "x", weights, stage, 2) / TAG
+    assert not read(tag.parent).is_order_told
+    slices = [{"a": 5}, {"a": 1, "b": 4}]
+
+    def tell(state: dict[str, Any], rank: int) -> None:
+        row = {}
+        for name, count in slices[rank].items():
+            row[name] = address()
+            row[name].__dict__ |= {"numel": count, "start": 0}
+        state["param_slice_mappings"] = [row]
+
+    checkpoint = read(_change(tag, tell).parent)
+    assert checkpoint.is_order_told
+    assert is_identical(made(checkpoint.tensors), weights)
+    _swap(tag)
+    with pytest.raises(UserError, match=r"rank_0_.* has the weights that .*rank_1_.* should have"):
+        read(tag.parent)
+
+
+@pytest.mark.parametrize("stage", [2, 3])
+def test_exchanged_ranks_are_found_by_the_gpu_that_they_were_on(
+    stage: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tag = by_hand(tmp_path, stage)
+    assert not read(tag.parent).is_order_told
+
+    def put(_: dict[str, Any], rank: int) -> None:
+        monkeypatch.setattr("torch.serialization.location_tag", lambda _: f"cuda:{rank}")
+
+    # Read on the CPU, and saved as if from the rank's own GPU.
+    _change(tag, put)
+    assert read(tag.parent).is_order_told
+    _swap(tag)
+    with pytest.raises(UserError, match=r"its weights were on GPU 1, and those of .*rank_1"):
+        read(tag.parent)
+
+
+def test_exchanged_ranks_are_found_by_the_number_that_they_have(tmp_path: Path) -> None:
+    tag = by_hand(tmp_path, 3)
+
+    def number(state: dict[str, Any], rank: int) -> None:
+        state["ds_zero_partition_groups"] = [{"partition_rank": rank}]
+
+    assert read(_change(tag, number).parent).is_order_told
+    _swap(tag)
+    with pytest.raises(UserError, match=r"rank_0_.*: says that it is of rank 1"):
+        read(tag.parent)

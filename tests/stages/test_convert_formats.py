@@ -1,15 +1,18 @@
 """The conversions between formats and roles, and `alignctl verify`, as commands."""
 
+import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from alignctl.checkpoints import companions
+from alignctl.checkpoints import companions, padding
 from alignctl.checkpoints.dtypes import Bits
 from alignctl.checkpoints.torch_writer import Writer
+from alignctl.models import llama2
 from tests import commands, tiny
 from tests.stages.conftest import Alignctl, refused, snapshot
 
@@ -247,3 +250,81 @@ def test_two_sets_of_weights_are_read_as_transformers_reads_them_and_it_is_said(
     assert outcome.code == 0, outcome.text
     words = "float32, from model.safetensors; not read: model.safetensors.index.json"
     assert outcome.err.splitlines()[0].endswith(words)
+
+
+# ---- what is verified ----
+
+
+def configure(folder: Path, name: str = "config.json", **changes: object) -> None:
+    config = json.loads((folder / name).read_text())
+    (folder / name).write_text(json.dumps(config | changes))
+
+
+def test_a_mistake_in_reading_a_config_is_found_by_transformers_own_load(
+    alignctl: Alignctl, workspace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As if `rope_scaling` were overlooked: its factor halves all positions."""
+    folder = Path(shutil.copytree(workspace / "hf", tmp_path / "in"))
+    configure(folder, rope_scaling={"type": "linear", "factor": 2.0})
+    flags = ["--load", folder, "--save", tmp_path / "mg"]
+    assert "rope_scaling = {'type': 'linear'" in refused(alignctl("convert-hf2mg", *flags))
+    monkeypatch.setattr(llama2, "_rotary_base", lambda *_: 10000.0)
+    for layers in ("full", "fast"):
+        outcome = alignctl("convert-hf2mg", *flags, "--verify", layers)
+        assert outcome.code == 1
+        assert "computes something else than its source" in outcome.err
+        assert "the first difference is at layer 0" in outcome.err
+    assert [path.name for path in tmp_path.iterdir()] == ["in"]
+
+
+def as_bin(folder: Path) -> None:
+    torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+
+
+def rename(folder: Path, change: Callable[[str], str]) -> None:
+    weights = load_file(folder / "model.safetensors")
+    save_file({change(name): each for name, each in weights.items()}, folder / "model.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("hf", as_bin),
+        ("hf", lambda folder: rename(folder, lambda name: f"module._orig_mod.{name}")),
+        ("hf", lambda folder: rename(folder, lambda name: name.replace("mlp.", "_orig_mod.mlp."))),
+        ("bloom", lambda folder: rename(folder, lambda name: name.removeprefix("transformer."))),
+        ("hf", lambda folder: configure(folder, dtype="float16")),
+    ],
+)
+def test_what_transformers_reads_by_itself_is_the_same(
+    alignctl: Alignctl,
+    workspace: Path,
+    tmp_path: Path,
+    name: str,
+    change: Callable[[Path], object],
+) -> None:
+    folder = Path(shutil.copytree(workspace / name, tmp_path / "in"))
+    change(folder)
+    outcome = alignctl("convert-hf2mg", "--load", folder, "--save", tmp_path / "mg")
+    assert outcome.code == 0, outcome.text
+    assert "logits of 32 tokens x 261 rows differ by at most" in outcome.err
+
+
+def test_an_exported_reward_model_scores_padded_texts_as_it_was_trained_to(
+    alignctl: Alignctl, reward: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Padded with the token that ends a text, transformers would score the token before it."""
+    folder, mg = Path(shutil.copytree(reward, tmp_path / "in")), tmp_path / "mg"
+    configure(folder, pad_token_id=2)
+    configure(folder, "tokenizer_config.json", pad_token="</s>")
+    assert alignctl("convert-hf2mg", "--load", folder, "--save", mg).code == 0
+    with monkeypatch.context() as context:
+        context.setattr(padding, "settle", lambda *_: None)
+        outcome = alignctl("convert-mg2hf", "--load", mg, "--save", tmp_path / "hf")
+        assert outcome.code == 1
+        assert "the first difference is at texts in a batch with padding" in outcome.err
+    outcome = alignctl("convert-mg2hf", "--load", mg, "--save", tmp_path / "hf")
+    assert outcome.code == 0, outcome.text
+    assert "; those of padded texts by " in outcome.err
+    assert json.loads((tmp_path / "hf/config.json").read_text())["pad_token_id"] == 3

@@ -105,7 +105,7 @@ def _copy(file: Path, folder: Path) -> None:
         shutil.copyfileobj(source, copy)
 
 
-def write_config(folder: Path, config: Mapping[str, Any]) -> None:
-    """Writes a model's config.json, in transformers' own form."""
+def write_config(folder: Path, config: Mapping[str, Any], name: str = "config.json") -> None:
+    """Writes a model's config.json, or its tokenizer's, in transformers' own form."""
     text = json.dumps(config, indent=2, sort_keys=True)
-    (folder / "config.json").write_text(text + "\n", encoding="utf-8")
+    (folder / name).write_text(text + "\n", encoding="utf-8")

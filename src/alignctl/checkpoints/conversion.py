@@ -12,7 +12,7 @@ from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
-from alignctl.checkpoints import adapted, hf, legacy_writer, manifest, mcore
+from alignctl.checkpoints import adapted, hf, legacy_writer, manifest, mcore, padding
 from alignctl.checkpoints.companions import copy_companions, read_json, write_config
 from alignctl.checkpoints.dtypes import Bits, DType, tensor_of
 from alignctl.checkpoints.lazy import LazyTensor
@@ -209,7 +209,8 @@ def _ahead(make: Callable[[str], T], names: Iterable[str]) -> Iterator[T]:
 def write_companions(source: Source, dtype: DType, folder: Path, target: Target) -> None:
     """Writes config and tokenizer files.
 
-    The config stays as it is, byte for byte, unless its type or its head would be wrong.
+    The config stays as it is, byte for byte, unless its type or its head would be wrong, or a
+    reward model's padding.
 
     Args:
         source: Where they come from, and the head that is written.
@@ -223,6 +224,8 @@ def write_companions(source: Source, dtype: DType, folder: Path, target: Target)
         old = read_json(beside / "config.json")
         if (new := _config(source, dtype, old)) != old:
             write_config(beside, new)
+        if source.head == "linear":
+            padding.settle(beside, source.model.vocab_size)
 
 
 def _config(source: Source, dtype: DType, old: Mapping[str, Any]) -> dict[str, Any]:

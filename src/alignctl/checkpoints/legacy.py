@@ -15,7 +15,7 @@ from alignctl.checkpoints import legacy_names, torch_file
 from alignctl.checkpoints.dtypes import Bits
 from alignctl.checkpoints.lazy import LazyTensor
 from alignctl.checkpoints.megatron_args import family_of
-from alignctl.checkpoints.rank_files import Grid, grid
+from alignctl.checkpoints.rank_files import Grid, folder_name, grid
 from alignctl.checkpoints.restricted_pickle import Inert
 from alignctl.config.sections import Model
 from alignctl.errors import UserError
@@ -51,6 +51,7 @@ class LegacyCheckpoint:
         pp: Pipeline stages.
         iteration: Training steps taken.
         tensors: Full tensors by our Megatron names, vocabulary padding included.
+        is_order_told: Whether the files themselves say which rank each of them is of.
     """
 
     args: Any
@@ -60,6 +61,7 @@ class LegacyCheckpoint:
     pp: int
     iteration: int
     tensors: Mapping[str, LazyTensor]
+    is_order_told: bool
 
 
 def read(folder: Path, expected: Model | None = None) -> LegacyCheckpoint:
@@ -126,7 +128,43 @@ def _read(folder: Path, found: Grid, expected: Model | None) -> LegacyCheckpoint
             )
             for name, parts in shards.items()
         },
+        is_order_told=_check_order(
+            found, {place: tree.get("args") for place, tree in trees.items()}
+        ),
     )
+
+
+def _check_order(found: Grid, args: Mapping[tuple[int, int], Any]) -> bool:
+    """Compares the rank of the process that wrote a file with the folder that it lies in.
+
+    Megatron numbers tensor-parallel ranks first and pipeline stages last; with
+    `use_tp_pp_dp_mapping` data-parallel ranks come last. Converters write all files in one process
+    and say nothing of ranks.
+
+    Returns:
+        Whether the files say it.
+
+    Raises:
+        UserError: They are of other ranks.
+    """
+    told = {place: getattr(each, "rank", None) for place, each in args.items()}
+    ranks = {place: rank for place, rank in told.items() if type(rank) is int}
+    if len(set(ranks.values())) < len(args):
+        return len(args) == 1
+    for (tp_rank, pp_rank), rank in ranks.items():
+        own = args[tp_rank, pp_rank]
+        world = getattr(own, "world_size", None) or found.tp * found.pp
+        if getattr(own, "use_tp_pp_dp_mapping", False):
+            stage = rank // found.tp % found.pp
+        else:
+            stage = rank // max(1, world // found.pp)
+        if (rank % found.tp, stage) != (tp_rank, pp_rank):
+            raise UserError(
+                f"{found.files[tp_rank, pp_rank]}: written by rank {rank} of {world}, which is "
+                f"{folder_name(rank % found.tp, stage, found.pp)}",
+                "files were exchanged or renamed: copy the checkpoint again",
+            )
+    return True
 
 
 def _tree(file: Path) -> dict[str, Any]:

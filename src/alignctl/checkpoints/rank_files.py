@@ -5,6 +5,7 @@ mp_rank_TT_PPP/        several
 """
 
 import re
+import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -63,8 +64,13 @@ def grid(folder: Path) -> Grid:
         if match and child.is_symlink() and not child.exists():
             raise dangling(child)
         if match and child.is_dir():
-            place = int(match[1]), int(match[2] or 0)
-            files.setdefault(place, _weights(child))
+            place, file = (int(match[1]), int(match[2] or 0)), _weights(child)
+            other = files.setdefault(place, file)
+            if other != file and _contents(other) != _contents(file):
+                raise UserError(
+                    f"{other} and {file}: both are of one rank, and differ",
+                    "two checkpoints have been mixed: move the folders of one of them elsewhere",
+                )
     tp, pp = (1 + max(ranks) for ranks in zip(*files, strict=True))
     for tp_rank in range(tp):
         for pp_rank in range(pp):
@@ -75,6 +81,14 @@ def grid(folder: Path) -> Grid:
                     "the checkpoint was not copied or written completely",
                 )
     return Grid(tp, pp, files)
+
+
+def _contents(file: Path) -> object:
+    """Return what tells a file of `torch.save` from another: checksums of what is in it."""
+    if not zipfile.is_zipfile(file):
+        return file.stat().st_size
+    with zipfile.ZipFile(file) as archive:
+        return [(e.filename.partition("/")[2], e.file_size, e.CRC) for e in archive.infolist()]
 
 
 def _weights(folder: Path) -> Path:

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -57,6 +57,7 @@ class Source:
             with adapters they are merged ones.
         description: One line that says what was found.
         adapted: Of a checkpoint with adapters, what it is made of.
+        unchecked: What nothing in the files tells, so that nobody can check it; None: all is told.
     """
 
     kind: Kind
@@ -69,6 +70,7 @@ class Source:
     tensors: Mapping[str, LazyTensor]
     description: str
     adapted: Adapters | None = None
+    unchecked: str | None = None
 
     @property
     def role(self) -> Role:
@@ -93,6 +95,12 @@ class Source:
                 "give the folder of its tokenizer: --tokenizer DIR",
             )
         return chosen or self.companions  # type: ignore[return-value]
+
+
+_NO_ORDER = (
+    "nothing in these {} files says which rank wrote them, so their names were believed: had two "
+    "been exchanged, the weights would be scrambled"
+)
 
 
 def find(path: Path, *, vocab_divisor: int = 128, expected: Model | None = None) -> Source:
@@ -235,7 +243,9 @@ def _zero(path: Path, tag: Path, vocab_divisor: int) -> Source:
     stored = zero.read(tag)
     folder = hf.normalise(tag, content, model, stored.tensors)
     text = f"DeepSpeed ZeRO-{stored.stage} of {stored.num_ranks} ranks,"
-    return _from_hf("zero", tag, folder, config, None, text)
+    source = _from_hf("zero", tag, folder, config, None, text)
+    unchecked = None if stored.is_order_told else _NO_ORDER.format(stored.num_ranks)
+    return replace(source, unchecked=unchecked)
 
 
 def _from_hf(
@@ -275,7 +285,10 @@ def _megatron(path: Path, expected: Model | None) -> Source:
             f"Megatron {'legacy' if ranks.names == 'legacy' else 'Core by rank'}, TP {ranks.tp}, "
             f"PP {ranks.pp}, version {ranks.version:g},"
         )
-        return _from_megatron("legacy", path, ranks.tensors, ranks.args, found, expected, text)
+        source = _from_megatron("legacy", path, ranks.tensors, ranks.args, found, expected, text)
+        is_told = ranks.is_order_told or found is not None
+        unchecked = None if is_told else _NO_ORDER.format(ranks.tp * ranks.pp)
+        return replace(source, unchecked=unchecked)
     if not (path / METADATA).is_file():
         raise UserError(
             f"{path}: {METADATA} is missing"

@@ -33,9 +33,11 @@ class FlatTensor(LazyTensor):
     Attributes:
         part: Reads the elements from one place up to another. The checksum is that of the
             whole, which is read once for it.
+        device: Where it was when it was written, as `cuda:3`.
     """
 
     part: Callable[[int, int], Bits]
+    device: str
 
 
 def narrow(tensor: LazyTensor, start: int, stop: int) -> LazyTensor:
@@ -164,7 +166,7 @@ def _lazy_tensor(archive: Archive, described: Described, at: str) -> LazyTensor:
         return np.ascontiguousarray(np.lib.stride_tricks.as_strided(elements, shape, strides))
 
     if stride == (1,):
-        return FlatTensor(shape, dtype, bits, where, part)
+        return FlatTensor(shape, dtype, bits, where, part, described.storage.device)
     return LazyTensor(shape, dtype, bits, where)
 
 

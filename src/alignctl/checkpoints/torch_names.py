@@ -37,11 +37,13 @@ class Storage:
         dtype: Of its elements.
         key: Its name in the archive.
         numel: Its elements.
+        device: Where it was when it was written, as `cuda:3`.
     """
 
     dtype: DType
     key: str
     numel: int
+    device: str = ""
 
 
 @dataclass(frozen=True)
@@ -69,11 +71,11 @@ def storage(identity: Any) -> Storage:
     Raises:
         ValueError: It means something else.
     """
-    kind, dtype, key, _, numel = identity
+    kind, dtype, key, device, numel = identity
     if kind != "storage" or not isinstance(dtype, DType) or not isinstance(key, str):
         raise ValueError(f"{kind!r} is no storage")
     (size,) = sizes((numel,))
-    return Storage(dtype, key, size)
+    return Storage(dtype, key, size, device if isinstance(device, str) else "")
 
 
 def _tensor(storage: Any, offset: Any, shape: Any, stride: Any, *_: object) -> Described:

@@ -9,8 +9,8 @@ _WRAPPERS = re.compile(
 before all of them, or before those of the modules that were wrapped. No model of ours has a part
 of such a name."""
 
-PATTERN, REPLACEMENT = _WRAPPERS.pattern, ""
-"""The same for transformers, which renames what it reads."""
+PATTERNS = tuple(_WRAPPERS.pattern + "(?:)" * number for number in range(8))
+"""The same for transformers, which takes off one at a time, each by a pattern of its own."""
 
 
 def unwrapped(name: str) -> str:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from alignctl.checkpoints import torch_file
+from alignctl.checkpoints import torch_file, zero_order
 from alignctl.checkpoints.dtypes import FLOAT32, Bits
 from alignctl.checkpoints.lazy import LazyTensor
 from alignctl.checkpoints.zero_files import (
@@ -42,11 +42,13 @@ class ZeroCheckpoint:
             the types in which they are stored.
         stage: Of ZeRO; 0 where the model's own weights are all there is.
         num_ranks: Ranks over which the weights are spread.
+        is_order_told: Whether the files themselves say which rank each of them is of.
     """
 
     tensors: dict[str, LazyTensor]
     stage: int
     num_ranks: int
+    is_order_told: bool
 
 
 def find(path: Path) -> Path | None:
@@ -102,13 +104,16 @@ def read(folder: Path) -> ZeroCheckpoint:
     if stage < 3:
         model = read_model(folder / WHOLE)
         found = dict(_from_groups(model, shares))
+        is_told = zero_order.check_slices(model, shares)
     else:
         ranks = {rank: file for rank, file in models.items() if rank is not None}
         check_ranks(folder, "model", ranks, num_ranks)
         parts = [read_model(ranks[rank]) for rank in range(num_ranks)]
         model = parts[0]
         found = dict(_from_ranks(model, shares)) | dict(_frozen(parts))
-    return ZeroCheckpoint(_completed(model, found), stage, num_ranks)
+        is_told = False
+    is_told |= zero_order.check(shares)
+    return ZeroCheckpoint(_completed(model, found), stage, num_ranks, is_told or num_ranks == 1)
 
 
 def _from_groups(
@@ -244,4 +249,4 @@ def _unpartitioned(model: ModelStates) -> ZeroCheckpoint:
                 f"of which there are none in {model.file.parent}",
                 "copy the files *_optim_states.pt of all ranks into the folder too",
             )
-    return ZeroCheckpoint(dict(model.stored), 0, model.num_ranks)
+    return ZeroCheckpoint(dict(model.stored), 0, model.num_ranks, is_order_told=True)

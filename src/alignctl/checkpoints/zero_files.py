@@ -9,6 +9,7 @@ from typing import Any
 from alignctl.checkpoints import torch_file
 from alignctl.checkpoints.dtypes import FLOATS
 from alignctl.checkpoints.lazy import LazyTensor
+from alignctl.checkpoints.torch_file import FlatTensor
 from alignctl.errors import UserError
 
 LATEST = "latest"
@@ -55,6 +56,8 @@ class OptimStates:
         num_ranks: Ranks over which the weights are spread.
         groups: The rank's part of each parameter group, flat.
         paddings: Elements left free behind each weight, by group; empty where there are none.
+        slices: Of stages 1 and 2, by group, how many elements of which weights the rank has.
+        ranks: What the file says of its rank; empty where it says nothing.
     """
 
     file: Path
@@ -62,6 +65,15 @@ class OptimStates:
     num_ranks: int
     groups: Sequence[LazyTensor]
     paddings: Sequence[Sequence[int]]
+    slices: Sequence[Mapping[str, int]] = ()
+    ranks: frozenset[int] = frozenset()
+
+    @property
+    def device(self) -> int | None:
+        """The number of the GPU that the rank had, if it had one."""
+        devices = {group.device for group in self.groups if isinstance(group, FlatTensor)}
+        match = re.fullmatch(r"cuda:(\d+)", devices.pop()) if len(devices) == 1 else None
+        return int(match[1]) if match else None
 
 
 def has_ranks(folder: Path) -> bool:
@@ -158,12 +170,24 @@ def read_optimizer(file: Path) -> OptimStates:
         paddings = [_sizes(row) for row in state.get("param_alignment_paddings") or ()]
         if len(paddings) not in (0, len(groups)):
             raise ValueError(f"paddings of {len(paddings)} groups, and {len(groups)} groups")
-        return OptimStates(file, stage, int(num_ranks), groups, paddings)
+        slices = [_slices(row) for row in state.get("param_slice_mappings") or ()]
+        ranks = {row["partition_rank"] for row in state.get("ds_zero_partition_groups") or ()}
+        return OptimStates(file, stage, int(num_ranks), groups, paddings, slices, frozenset(ranks))
     except NOT_AS_EXPECTED as error:
         raise UserError(
             f"{file}: not the optimizer of a ZeRO checkpoint: {error!r}",
             "models with experts, and the oldest versions of DeepSpeed, are not supported",
         ) from error
+
+
+def _slices(row: Mapping[str, Any]) -> Mapping[str, int]:
+    """Return how many elements of each weight a rank says it has: DeepSpeed's addresses, inert."""
+    states = {plain_name(name): getattr(each, "state", None) for name, each in row.items()}
+    return {
+        name: int(state["numel"])
+        for name, state in states.items()
+        if isinstance(state, Mapping) and state.get("numel")
+    }
 
 
 def plain_name(name: str) -> str:

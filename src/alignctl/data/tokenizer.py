@@ -198,7 +198,9 @@ def _special_tokens(backend: Any, settings: dict[str, Any], folder: Path) -> dic
         if value is None and name not in settings:
             number = model.get(f"{name}_id")
             number = number[0] if isinstance(number, list) and number else number
-            value = backend.id_to_token(number) if isinstance(number, int) else None
+            # Configs of the first Llama have -1 where there is no such token.
+            is_id = isinstance(number, int) and number >= 0
+            value = backend.id_to_token(number) if is_id else None
         if value is not None:
             special[name] = str(value)
     return special

@@ -1,20 +1,24 @@
 """Whether a converted model computes the same as its source, one tensor in memory at a time.
 
-Transformers runs the source and Megatron-Core the written tensors, whatever the format of either:
-two implementations that share no code (but the heads of reward models, which transformers does not
-have), on the same tokens, layer by layer side by side.
+Transformers runs the side that has Hugging Face's names and Megatron-Core the other one: two
+implementations that share no code (but the two-layer heads of reward models, which transformers
+does not have), on the same tokens, layer by layer side by side. A Hugging Face folder is loaded by
+transformers itself, so that what alignctl reads in it is compared with what everybody else reads.
 """
 
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import torch
 from torch import Tensor
 
+from alignctl.checkpoints.companions import read_json
 from alignctl.checkpoints.lazy import LazyTensor
 from alignctl.config.sections import Head, Model
+from alignctl.engines.streamed_folder import FolderForward
 from alignctl.engines.streamed_forward import SEED, Probe, Scratch
 from alignctl.engines.streamed_hf import TransformersForward
 from alignctl.engines.streamed_megatron import MegatronForward, single_rank
@@ -72,6 +76,7 @@ class Comparison:
         num_layers: How many layers were compared.
         num_tokens: How many tokens ran through them.
         num_columns: Logits per token: the compared rows of the vocabulary; 1 for scores.
+        texts: Of the scores of whole texts in a batch with padding; None where none was run.
     """
 
     output: Difference
@@ -79,11 +84,13 @@ class Comparison:
     num_layers: int
     num_tokens: int
     num_columns: int
+    texts: Difference | None = None
 
     @property
     def is_same(self) -> bool:
         """Whether both compute the same, up to rounding, at every place that was compared."""
-        return self.output.is_rounding and self.hidden.is_rounding
+        parts = (self.output, self.hidden, *([self.texts] if self.texts else []))
+        return all(part.is_rounding for part in parts)
 
     def describe(self) -> str:
         """One line for the user."""
@@ -93,9 +100,13 @@ class Comparison:
             f"{output.place} of {self.num_tokens} tokens{columns} differ by at most"
             f" {output.absolute:.1e}, {output.relative:.1e} of the largest ({output.largest:.2g})"
         )
+        if self.texts:
+            found += f"; those of padded texts by {self.texts.absolute:.1e}"
         if self.is_same:
             return f"{found}; {self.num_layers} layers compared"
         first = output if hidden.is_rounding else hidden
+        if self.texts and first.is_rounding:
+            first = self.texts
         limit = f"rounding makes {TOLERANCE:.0e} at most"
         return f"{found}; {limit}; the first difference is at {first.place} ({first.relative:.1e})"
 
@@ -108,6 +119,8 @@ def compare(
     *,
     layers: Layers,
     on_layer: Callable[[int], None],
+    folder: Path | None = None,
+    is_padded: bool = False,
 ) -> Comparison:
     """Runs both and compares them; needs memory for the largest tensor, in its type and float32.
 
@@ -122,28 +135,56 @@ def compare(
         head: What is on top.
         layers: Which layers run, and on what.
         on_layer: Called with the number of each layer after it ran on both sides.
+        folder: The Hugging Face folder that the source is of, which transformers then loads
+            itself; None where it could not: then its modules get the tensors.
+        is_padded: Whether a reward model's folder also has to score texts in a batch with padding
+            on the right as Megatron scores each of them: by its last token.
 
     Raises:
         RunError: A tensor does not have the shape that the model needs.
+        UserError: Transformers cannot load the folder.
     """
-    probe, scratch = Probe.of(model), Scratch()
+    is_padded = is_padded and head == "linear" and folder is not None
+    stop = _stop(folder) if is_padded and folder else None
+    probe, scratch = Probe.of(model, stop=stop), Scratch()
+    numbers = _numbers(model.num_layers, layers)
+    random = None
+    if layers == "spot":
+        random = _random_hidden(torch.empty(len(probe.tokens), model.hidden_size))
     rounded = {name: source[name].to(written[name].dtype) for name in weight_map(model, head)}
     differences: list[Difference] = []
+    theirs: FolderForward | TransformersForward
     with single_rank(), torch.no_grad():
-        theirs = TransformersForward(rounded, model, head, probe, scratch)
+        if folder is None:
+            theirs = TransformersForward(rounded, model, head, probe, scratch)
+        else:
+            theirs = FolderForward(
+                folder,
+                source,
+                head,
+                probe,
+                scratch,
+                dtype=next(iter(rounded.values())).dtype.torch,
+                numbers=numbers,
+                random=random,
+                is_padded=is_padded,
+            )
         ours = MegatronForward(written, model, head, probe, scratch)
         right, found = theirs.embed(), ours.embed()
         differences.append(_difference("embedding", right, found))
-        random = _random_hidden(right)
-        for number in _numbers(model.num_layers, layers):
-            if layers == "spot":
+        for number in numbers:
+            if random is not None:
                 right = found = random
             right, found = theirs.layer(number, right), ours.layer(number, found)
             differences.append(_difference(f"layer {number}", right, found))
             on_layer(number)
-        if layers == "spot":
+        if random is not None:
             right = found = random
         right, found = theirs.output(right), ours.output(found)
+    texts = None
+    if isinstance(theirs, FolderForward) and theirs.pooled is not None:
+        last = found[torch.tensor(probe.ends) - 1, 0]
+        texts = _difference("texts in a batch with padding", theirs.pooled, last)
     wrong = [each for each in differences if not each.is_rounding]
     return Comparison(
         output=_difference("logits" if head == "lm" else "scores", right, found),
@@ -151,7 +192,14 @@ def compare(
         num_layers=len(differences) - 1,
         num_tokens=right.shape[0],
         num_columns=right.shape[1],
+        texts=texts,
     )
+
+
+def _stop(folder: Path) -> int | None:
+    """Return the token that ends a text, by a folder's config."""
+    told = read_json(folder / "config.json").get("eos_token_id")
+    return next(iter(told), None) if isinstance(told, list) else told
 
 
 def _numbers(num_layers: int, layers: Layers) -> list[int]:

@@ -39,16 +39,22 @@ class Probe:
     Attributes:
         rows: The vocabulary rows that are kept `[R]`, ascending.
         tokens: The sequence `[T]`, as places in `rows`.
+        ends: How many of its tokens, from the first one on, are a document each; the longest first.
     """
 
     rows: Tensor
     tokens: Tensor
+    ends: tuple[int, ...]
 
     @classmethod
-    def of(cls, model: Model) -> "Probe":
+    def of(cls, model: Model, *, stop: int | None = None) -> "Probe":
         """The first and the last rows, where special and added tokens are, and random others.
 
         The tokens are spread over the rows, first and last included, in a random order.
+
+        Args:
+            model: The whole model.
+            stop: A token that ends each of the documents, if they end with one.
         """
         generator = torch.Generator().manual_seed(SEED)
         rows, quarter = torch.arange(model.vocab_size), MAX_ROWS // 4
@@ -58,7 +64,16 @@ class Probe:
             rows = torch.cat([rows[:quarter], others, rows[-quarter:]])
         num_tokens = min(NUM_TOKENS, model.max_position_embeddings)
         spread = torch.linspace(0, len(rows) - 1, num_tokens).long()
-        return cls(rows, spread[torch.randperm(num_tokens, generator=generator)])
+        tokens = spread[torch.randperm(num_tokens, generator=generator)]
+        ends = tuple(
+            sorted({max(1, num_tokens * part // 4) for part in (4, 3, 2, 1)}, reverse=True)
+        )
+        if stop is not None:
+            ids = rows[tokens]
+            rows = torch.cat([rows, torch.tensor([stop])]).unique()
+            ids[torch.tensor(ends) - 1] = stop
+            tokens = torch.searchsorted(rows, ids)
+        return cls(rows, tokens, ends)
 
     @property
     def token_ids(self) -> Tensor:
