@@ -216,7 +216,8 @@ def test_every_weight_has_the_bits_that_deepspeed_itself_recovers(name: str, wri
     expected = theirs | {name: weights[name] for name in frozen}
     assert is_identical(made(checkpoint.tensors), {n: t.float() for n, t in expected.items()})
     assert (checkpoint.stage, checkpoint.num_ranks) == (case.stage, WORLD)
-    assert checkpoint.is_order_told == (case.stage < 3)
+    is_shuffled = "round_robin_gradients" in case.settings  # among ranks, as nothing tells
+    assert checkpoint.is_order_told == (case.stage < 3 and not is_shuffled)
     for tensor in checkpoint.tensors.values():
         assert tensor.make().shape == tensor.shape
         assert tensor.dtype == FLOAT32

@@ -180,6 +180,7 @@ def test_the_base_of_rotary_positions_is_the_one_that_transformers_takes(
         ("llama", {"is_causal": None}, "is_causal = None is not supported"),
         ("llama", {"partial_rotary_factor": 0.5}, "partial_rotary_factor = 0.5 is not supported"),
         ("llama", {"tie_word_embeddings": None}, "tie_word_embeddings = None is neither"),
+        ("llama", {"pad_token_id": 509}, "pad_token_id = 509 is beyond the 509 rows of vocab_size"),
         ("bloom", {"tie_word_embeddings": "yes"}, "tie_word_embeddings = 'yes' is neither"),
         ("bloom", {"n_embed": 64}, "hidden_size = 48 and n_embed = 64 contradict each other"),
         ("bloom", {"num_hidden_layers": 2}, "n_layer = 3 and num_hidden_layers = 2 contradict"),

@@ -65,6 +65,12 @@ def check(config: Mapping[str, Any], where: str) -> None:
     for key, (is_harmless, hint) in _HARMLESS.items():
         if key in config and not is_harmless(config[key]):
             raise UserError(f"{where}: {key} = {shown(config[key])} is not supported", hint)
+    pad, rows = config.get("pad_token_id"), config.get("vocab_size")
+    if isinstance(pad, int) and isinstance(rows, int) and not -rows <= pad < rows:
+        raise UserError(
+            f"{where}: pad_token_id = {pad} is beyond the {rows} rows of vocab_size",
+            "transformers cannot load such a model; write null, or the id of a token that it has",
+        )
     if not isinstance(tied := config.get("tie_word_embeddings", False), bool):
         raise UserError(f"{where}: tie_word_embeddings = {shown(tied)} is neither true nor false")
 
