@@ -19,9 +19,12 @@ from numpy.typing import NDArray
 from alignctl import console
 from alignctl.config.generation import WinOptions
 from alignctl.data.files import read_rows
-from alignctl.data.masks import cut_prompt, encode_prompts
-from alignctl.data.prompts import prompt_text
-from alignctl.data.templates import renderer
+from alignctl.data.masks import cut_prompt, encode, encode_prompts
+from alignctl.data.prompt_schemas import Question
+from alignctl.data.prompts import render_prompt
+from alignctl.data.schemas import Rendered
+from alignctl.data.templates import Renderer
+from alignctl.data.tokenizer import Tokenizer
 from alignctl.errors import UserError
 from alignctl.evaluation import prompts, results
 from alignctl.evaluation.answering import answer
@@ -115,15 +118,10 @@ def _scores(
     options: WinOptions,
 ) -> tuple[dict[str, NDArray[np.float64]], int]:
     """The score of every answer, by model; and the texts that were cut at their start."""
-    render = renderer(options.template, reward.tokenizer)
-    before = [prompt_text(question, render) for question in file.questions]
-    texts, ends = [], []
-    for rows in said.values():
-        texts += [text + row["response"] for text, row in zip(before, rows, strict=True)]
-        ends += [[reward.tokenizer.eos_id] * (row.get("finish") != "length") for row in rows]
     documents = [
-        np.concatenate([tokens, np.asarray(end, np.int32)])
-        for tokens, end in zip(encode_prompts(texts, reward.tokenizer), ends, strict=True)
+        tokens
+        for rows in said.values()
+        for tokens in _documents(file.questions, rows, options.template, reward.tokenizer)
     ]
     num_cut = sum(len(tokens) > reward.max_length for tokens in documents)
     cut = [cut_prompt(each, reward.max_length, reward.tokenizer.bos_id) for each in documents]
@@ -136,6 +134,44 @@ def _scores(
     with reward:
         found = reward.scores(cut, RowsProgress("scoring"))
     return dict(zip(said, np.split(found, len(said)), strict=True)), num_cut
+
+
+def _documents(
+    questions: list[Question], rows: list[dict[str, Any]], template: str, tokenizer: Tokenizer
+) -> list[NDArray[np.int32]]:
+    """The tokens that the reward model reads: those it would be trained on with these answers.
+
+    A blank answer, from which no row of training is made, is its prompt's tokens, and EOS.
+    """
+    render = Renderer(template, tokenizer)
+    texts = [
+        render(question.answered(row["response"]))
+        if row["response"].strip()
+        else render_prompt(question, render)
+        for question, row in zip(questions, rows, strict=True)
+    ]
+    is_whole = [row.get("finish") != "length" for row in rows]
+    documents = [
+        text if whole else _without_end(text, row["response"])
+        for text, whole, row in zip(texts, is_whole, rows, strict=True)
+    ]
+    said, asked = encode(documents, tokenizer), encode_prompts(texts, tokenizer)
+    end = np.asarray([tokenizer.eos_id], np.int32)
+    return [
+        document.tokens
+        if row["response"].strip()
+        else np.concatenate([prompt, end if whole else end[:0]])
+        for document, prompt, whole, row in zip(said, asked, is_whole, rows, strict=True)
+    ]
+
+
+def _without_end(text: Rendered, response: str) -> Rendered:
+    """A text up to an answer that was cut: without EOS, or what a template writes before it."""
+    said = response.strip()
+    start = text.spans[-1][0]
+    place = text.text.rfind(said, start)
+    end = place + len(said) if place >= 0 else len(text.text)
+    return Rendered(text.text[:end], (*text.spans[:-1], (start, end)), append_eos=False)
 
 
 def _measure(own: NDArray[np.float64], baseline: NDArray[np.float64]) -> dict[str, Any]:

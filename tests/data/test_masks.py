@@ -21,7 +21,7 @@ from alignctl.data.masks import (
     truncate_answers,
 )
 from alignctl.data.schemas import Rendered
-from alignctl.data.templates import render_hh, renderer
+from alignctl.data.templates import Renderer, render_hh
 from alignctl.data.tokenizer import Tokenizer
 from tests.data.conftest import MakeTokenizer
 from tests.data.test_templates import CHATML, LLAMA2, MARKED, chat
@@ -57,10 +57,14 @@ def test_an_eos_in_the_text_is_not_doubled(make_tokenizer: MakeTokenizer) -> Non
     assert shown(make_tokenizer(), own("qa</s>", (1, 6))) == "q[a][</s>]"
 
 
-def test_a_token_across_the_start_of_a_turn_is_learned(make_tokenizer: MakeTokenizer) -> None:
-    """ "A: Sure" becomes A, :, " S", u, r, e: the model must learn " S" to begin its answer."""
+def test_a_token_across_the_start_of_a_turn_is_parted(make_tokenizer: MakeTokenizer) -> None:
+    """The text "A: Sure" is A, :, " S", u, r, e. A prompt "A: " is A, :, " ", so the model goes on
+    after " ": with S, which it has to learn there."""
     tokenizer = make_tokenizer(merges=[("\u0120", "S")])
-    assert shown(tokenizer, own("A: Sure", (3, 7))) == "A:[\u0120S][u][r][e][</s>]"
+    assert shown(tokenizer, own("A: Sure", (3, 7))) == "A:\u0120[S][u][r][e][</s>]"
+    assert shown(tokenizer, own("A: Sure", (2, 7))) == "A:[\u0120S][u][r][e][</s>]"
+    parted, whole = encode([own("A: Sure", (3, 7)), own("A: Sure", (2, 7))], tokenizer)
+    assert (parted.is_parted, whole.is_parted) == (True, False)
 
 
 def test_a_token_across_the_end_of_a_turn_is_not_learned(make_tokenizer: MakeTokenizer) -> None:
@@ -79,8 +83,8 @@ def test_hh_turns_are_all_learned_and_eos_comes_once(make_tokenizer: MakeTokeniz
     text = shown(make_tokenizer(), render_hh(chat("q", "ab", "r", "c")))
     newlines, space = "\u010a\u010a", "\u0120"
     assert text == (
-        f"{newlines}Human:{space}q{newlines}Assistant:{space}[a][b]"
-        f"{newlines}Human:{space}r{newlines}Assistant:{space}[c][</s>]"
+        f"{newlines}Human:{space}q{newlines}Assistant:[{space}][a][b]"
+        f"{newlines}Human:{space}r{newlines}Assistant:[{space}][c][</s>]"
     )
 
 
@@ -105,7 +109,7 @@ def test_chat_templates_give_one_leading_bos_and_learn_every_eos(
 ) -> None:
     """CHATML writes no BOS, MARKED and LLAMA2 do: the document has one either way."""
     tokenizer = make_tokenizer(bos=True, chat_template=template)
-    assert shown(tokenizer, renderer("auto", tokenizer)(chat("q", "a", "r", "b"))) == expected
+    assert shown(tokenizer, Renderer("auto", tokenizer)(chat("q", "a", "r", "b"))) == expected
 
 
 def test_a_llama_like_tokenizer_learns_its_first_word(llama_like: Tokenizer) -> None:
@@ -153,7 +157,7 @@ def _trained() -> Tokenizer:
         show_progress=False,
     )
     backend.train_from_iterator(["0 1\n0 1 \u00e9\u00e9 00 0."] * 4, trainer)
-    return Tokenizer(Path(), backend, {"eos_token": "</s>"}, None, 0, None, False, None)
+    return Tokenizer(Path(), backend, {"eos_token": "</s>"}, None, 0, None, False, {})
 
 
 def document(pattern: str) -> Encoded:
@@ -209,18 +213,16 @@ def test_truncation_never_exceeds_the_window_and_keeps_bos_and_a_learned_tail(
         assert cut.has_target
 
 
-def test_answers_are_learned_from_where_their_tokens_part(make_tokenizer: MakeTokenizer) -> None:
-    """ " S" straddles the end of the prompt, so " N" is learned with both of its tokens: both
-    answers then follow the same tokens "A:"."""
+def test_answers_follow_the_same_tokens_of_their_prompt(make_tokenizer: MakeTokenizer) -> None:
+    """ " S" would straddle the end of the prompt "A: ", " N" would not: both follow A, :, " "."""
     tokenizer = make_tokenizer(merges=[("\u0120", "S")])
     encoded = encode([own("A: So", (3, 5)), own("A: No", (3, 5))], tokenizer)
-    assert [int(answer.supervised.argmax()) for answer in encoded] == [2, 3]
     answers, prompt = share_prompt(encoded)
-    assert prompt == 2
+    assert prompt == 3
     assert [answer.supervised.tolist() for answer in answers] == [
-        [False, False, True, True, True],
-        [False, False, True, True, True, True],
-    ]
+        [False, False, False, True, True, True]
+    ] * 2
+    assert [answer.is_parted for answer in answers] == [True, False]
 
 
 def test_answers_that_begin_alike_are_learned_from_their_beginning() -> None:
@@ -307,7 +309,7 @@ def test_whatever_is_cut_answers_follow_the_same_tokens_and_fit(
 
 def test_a_llama_like_tokenizer_with_llama_2s_template(llama_like: Tokenizer) -> None:
     """Brackets, slashes and some letters are no tokens here, so they fall back to bytes."""
-    tokenizer = replace(llama_like, chat_template=LLAMA2)
-    text = shown(tokenizer, renderer("auto", tokenizer)(chat("Hi", "Sure", "Hi", "Hi!")))
+    tokenizer = replace(llama_like, chat_templates={"default": LLAMA2})
+    text = shown(tokenizer, Renderer("auto", tokenizer)(chat("Hi", "Sure", "Hi", "Hi!")))
     text = re.sub("<0x(..)>", lambda byte: chr(int(byte[1], 16)), text).replace("\u2581", "_")
     assert text == ("<s>_[INST]_Hi_[/INST][_Sure][_][</s>]<s>_[INST]_Hi_[/INST][_Hi][!][_][</s>]")

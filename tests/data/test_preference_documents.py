@@ -21,7 +21,7 @@ from alignctl.data.preference_documents import (
     stream,
 )
 from alignctl.data.store import ArrayWriter
-from alignctl.data.templates import renderer
+from alignctl.data.templates import Renderer
 from alignctl.data.tokenizer import Tokenizer
 from alignctl.errors import UserError
 from tests.data.conftest import MakeTokenizer
@@ -43,7 +43,7 @@ def run(
     """The counts; and of each group its documents' prompts, answers and scores, as text."""
     folder = file.parent
     recipe = PreferenceRecipe(
-        Recipe(renderer("auto", tokenizer), tokenizer, truncation, window), max_response, select
+        Recipe(Renderer("auto", tokenizer), tokenizer, truncation, window), max_response, select
     )
     with (
         DocumentWriter(folder, [file]) as writer,
@@ -87,25 +87,33 @@ def test_every_answer_follows_its_prompt_and_ends_with_eos(
 def test_only_the_last_turn_of_hh_text_is_an_answer(
     make_tokenizer: MakeTokenizer, write_rows: WriteRows
 ) -> None:
-    prompt = "\n\nHuman: a\n\nAssistant: b\n\nHuman: c\n\nAssistant: "
-    file = write_rows([{"chosen": prompt + "d", "rejected": prompt + "e"}])
+    prompt = "\n\nHuman: a\n\nAssistant: b\n\nHuman: c\n\nAssistant:"
+    file = write_rows([{"chosen": prompt + " d", "rejected": prompt + " e"}])
     _, groups = run(file, make_tokenizer(), window=90)
-    assert groups == [[(prompt, "d</s>", 1), (prompt, "e</s>", 0)]]
+    assert groups == [[(prompt, " d</s>", 1), (prompt, " e</s>", 0)]]
 
 
 @pytest.mark.parametrize(
-    ("template", "prompt", "end"),
-    [(CHATML, "<|user|>a</s>\n<|assistant|>", "</s>"), (NO_EOS, "user: a\nassistant: ", "\n</s>")],
+    ("template", "prompt", "space", "end"),
+    [
+        (CHATML, "<|user|>a</s>\n<|assistant|>", "", "</s>"),
+        (NO_EOS, "user: a\nassistant:", " ", "\n</s>"),
+    ],
     ids=["with EOS", "without EOS"],
 )
 def test_chats_are_written_by_the_template_and_end_with_one_eos(
-    make_tokenizer: MakeTokenizer, write_rows: WriteRows, template: str, prompt: str, end: str
+    make_tokenizer: MakeTokenizer,
+    write_rows: WriteRows,
+    template: str,
+    prompt: str,
+    space: str,
+    end: str,
 ) -> None:
     turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
     other = [turns[0], {"role": "assistant", "content": "c"}]
     file = write_rows([{"chosen": turns, "rejected": other}])
     tally, groups = run(file, make_tokenizer(chat_template=template))
-    assert groups == [[(prompt, "b" + end, 1), (prompt, "c" + end, 0)]]
+    assert groups == [[(prompt, f"{space}b{end}", 1), (prompt, f"{space}c{end}", 0)]]
     assert tally.without_eos == 0
 
 

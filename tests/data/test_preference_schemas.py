@@ -5,14 +5,14 @@ from pathlib import Path
 import pytest
 
 from alignctl.data.files import Row
+from alignctl.data.messages import Message
 from alignctl.data.preference_schemas import Comparison, preference_schema_of
-from alignctl.data.schemas import Message
 from alignctl.errors import UserError
 
 
 def parse(record: dict[str, object]) -> Comparison:
     row = Row(Path("train.jsonl"), 3, record)
-    return preference_schema_of(row)(row)
+    return preference_schema_of(row).parse(row)
 
 
 def texts(comparison: Comparison) -> list[str]:
@@ -28,16 +28,18 @@ def texts(comparison: Comparison) -> list[str]:
 def test_a_query_has_any_number_of_answers_with_scores() -> None:
     """Scores stay what they are: cast to integers, 0.7 and 0.2 would tie."""
     found = parse({"query": "Hi?", "response": ["a", "b", "c"], "score": [0.7, 0.2, -3]})
-    assert texts(found) == [f"\n\nHuman: Hi?\n\nAssistant: |{answer}" for answer in "abc"]
+    assert texts(found) == [f"\n\nHuman: Hi?\n\nAssistant:| {answer}" for answer in "abc"]
     assert found.scores == (0.7, 0.2, -3.0)
 
 
-@pytest.mark.parametrize("end", ["\n\nAssistant:", "\n\nAssistant: "])
-def test_a_query_with_a_marker_of_its_own_is_not_wrapped_again(end: str) -> None:
+@pytest.mark.parametrize("key", ["query", "prompt"])
+@pytest.mark.parametrize("space", ["", " "])
+def test_a_prompt_with_a_marker_of_its_own_ends_with_its_colon(space: str, key: str) -> None:
     """The tutorials' reward data: `query` is the whole prompt of Dahoas/rm-static."""
-    query = "\n\nHuman: Hi?" + end
-    found = parse({"query": query, "response": [" a", " b"], "score": [1, 0]})
-    assert texts(found) == [f"{query}| a", f"{query}| b"]
+    prompt = "\n\nHuman: Hi?\n\nAssistant:"
+    responses = ["a", "b"] if space else [" a", " b"]
+    found = parse({key: prompt + space, "response": responses, "score": [1, 0]})
+    assert texts(found) == [f"{prompt}| a", f"{prompt}| b"]
 
 
 def test_a_prompt_with_scored_answers_stays_as_it_is() -> None:
@@ -54,17 +56,17 @@ def test_a_pair_of_texts_follows_its_prompt(better: str) -> None:
 
 
 def test_the_prompt_of_two_hh_texts_ends_at_the_last_assistant_marker() -> None:
-    prompt = "\n\nHuman: a\n\nAssistant: b\n\nHuman: c\n\nAssistant: "
-    found = parse({"chosen": prompt + "yes, d", "rejected": prompt + "yes, e"})
-    assert texts(found) == [f"{prompt}|yes, d", f"{prompt}|yes, e"]
+    prompt = "\n\nHuman: a\n\nAssistant: b\n\nHuman: c\n\nAssistant:"
+    found = parse({"chosen": prompt + " yes, d", "rejected": prompt + " yes, e"})
+    assert texts(found) == [f"{prompt}| yes, d", f"{prompt}| yes, e"]
     assert found.scores == (1.0, 0.0)
 
 
 def test_an_answer_may_play_both_parts() -> None:
     """As some of Anthropic's do; where the texts part decides, not their own last marker."""
-    prompt = "\n\nHuman: a\n\nAssistant: "
-    found = parse({"chosen": prompt + "b", "rejected": prompt + "c\n\nAssistant: d"})
-    assert texts(found) == [f"{prompt}|b", f"{prompt}|c\n\nAssistant: d"]
+    prompt = "\n\nHuman: a\n\nAssistant:"
+    found = parse({"chosen": prompt + " b", "rejected": prompt + " c\n\nAssistant: d"})
+    assert texts(found) == [f"{prompt}| b", f"{prompt}| c\n\nAssistant: d"]
     assert [answer.messages[-1].content for answer in found.answers] == ["b", "c\n\nAssistant: d"]
     assert all(answer.messages[:-1] == (Message("user", "a"),) for answer in found.answers)
 

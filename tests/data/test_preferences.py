@@ -10,7 +10,6 @@ from alignctl.data.masks import Truncation
 from alignctl.data.preference_documents import Select
 from alignctl.data.preference_store import PreferenceData, PreferenceSplit
 from alignctl.data.preferences import prepare
-from alignctl.data.templates import Choice
 from alignctl.data.tokenizer import Tokenizer
 from alignctl.errors import UserError
 from tests.data.conftest import MakeTokenizer
@@ -25,7 +24,7 @@ class Settings:
     train: Path | None
     validation: Path | None = None
     validation_fraction: float = 0.0
-    template: Choice = "auto"
+    template: str = "auto"
     truncation: Truncation = "keep_response"
     max_response: int | None = None
     select: Select = "firstk"

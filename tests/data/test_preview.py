@@ -19,10 +19,10 @@ def shown(tokenizer: Tokenizer, rendered: Rendered) -> list[tuple[str, bool]]:
 
 def test_pieces_show_text_and_special_tokens(make_tokenizer: MakeTokenizer) -> None:
     assert shown(make_tokenizer(bos=True), render_hh(chat("\u00e9?", "\U0001f642", "a", "b"))) == [
-        ("<s>\n\nHuman: \u00e9?\n\nAssistant: ", False),
-        ("\U0001f642", True),
-        ("\n\nHuman: a\n\nAssistant: ", False),
-        ("b</s>", True),
+        ("<s>\n\nHuman: \u00e9?\n\nAssistant:", False),
+        (" \U0001f642", True),
+        ("\n\nHuman: a\n\nAssistant:", False),
+        (" b</s>", True),
     ]
 
 

@@ -11,7 +11,7 @@ from alignctl.errors import UserError
 
 def parse(**record: object) -> Question:
     row = Row(Path("p.jsonl"), 3, record)
-    return prompt_schema_of(row)(row)
+    return prompt_schema_of(row).parse(row)
 
 
 def asked(question: Question) -> list[tuple[str, str]]:
@@ -27,15 +27,17 @@ def own_prompt(question: Question) -> str:
     return own.text[: own.spans[-1][0]]
 
 
-def test_a_prompt_stays_as_it_is() -> None:
+def test_a_prompt_stays_as_it_is_but_for_the_space_of_its_marker() -> None:
+    """The space after `Assistant:` belongs to the answer, as in fine-tuning; others stay."""
     assert own_prompt(parse(prompt="\n\nHuman: Hi\n\nAssistant: ", response="ignored")) == (
-        "\n\nHuman: Hi\n\nAssistant: "
+        "\n\nHuman: Hi\n\nAssistant:"
     )
+    assert own_prompt(parse(prompt="Q: Hi\nA: ")) == "Q: Hi\nA: "
 
 
 def test_a_query_is_wrapped() -> None:
     question = parse(query="Hi")
-    assert own_prompt(question) == "\n\nHuman: Hi\n\nAssistant: "
+    assert own_prompt(question) == "\n\nHuman: Hi\n\nAssistant:"
     assert asked(question) == [("user", "Hi")]
     assert (question.answer, question.eval_func) == (None, None)
 

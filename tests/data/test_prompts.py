@@ -11,11 +11,12 @@ from hypothesis import strategies as st
 
 from alignctl.config.on_policy import Prompts
 from alignctl.data.masks import encode
+from alignctl.data.messages import Message
 from alignctl.data.order import step_sequences
 from alignctl.data.prompt_store import PromptData
 from alignctl.data.prompts import prepare
-from alignctl.data.schemas import Conversation, Message
-from alignctl.data.templates import renderer
+from alignctl.data.schemas import Conversation
+from alignctl.data.templates import Renderer
 from alignctl.data.tokenizer import Tokenizer
 from alignctl.errors import UserError
 from tests.data.conftest import MakeTokenizer
@@ -64,8 +65,8 @@ def test_every_row_becomes_a_prompt(
 @pytest.mark.parametrize(
     ("template", "chat_template", "expected"),
     [
-        ("auto", None, "\n\nHuman: Q\n\nAssistant: "),
-        ("hh", CHATML, "\n\nHuman: Q\n\nAssistant: "),
+        ("auto", None, "\n\nHuman: Q\n\nAssistant:"),
+        ("hh", CHATML, "\n\nHuman: Q\n\nAssistant:"),
         ("auto", CHATML, "<user>Q</s><assistant>"),
         ("tokenizer", LLAMA2, "[INST] Q [/INST]"),
     ],
@@ -101,7 +102,7 @@ def test_a_prompt_is_what_fine_tuning_puts_before_an_answer(
     """Tokens of one byte straddle nothing, so what is not learned of a document is its prompt."""
     tokenizer = make_tokenizer(chat_template=chat_template) if chat_template else make_tokenizer()
     messages = (Message("user", question), Message("assistant", answer))
-    written = renderer("auto", tokenizer)(Conversation("here", messages, None))
+    written = Renderer("auto", tokenizer)(Conversation("here", messages, None))
     [document] = encode([written], tokenizer)
     file = write_rows([{"messages": [{"role": "user", "content": question}]}])
     prompt = opened(tmp_path, tokenizer, train=file).prompts[0]
@@ -171,7 +172,7 @@ def test_a_validation_file_is_held_out(
     data = opened(tmp_path, tokenizer, train=train.parent, validation=held_out)
     assert data.train.tolist() == [0, 1, 2]
     assert data.validation.tolist() == [3]
-    assert texts(data, tokenizer)[3] == "\n\nHuman: Q\n\nAssistant: "
+    assert texts(data, tokenizer)[3] == "\n\nHuman: Q\n\nAssistant:"
     assert data.where(3) == f"{held_out}:1"
 
 

@@ -5,13 +5,14 @@ from pathlib import Path
 import pytest
 
 from alignctl.data.files import Row
-from alignctl.data.schemas import Conversation, Message, schema_of
+from alignctl.data.messages import Message
+from alignctl.data.schemas import Conversation, schema_of
 from alignctl.errors import UserError
 
 
 def parse(record: dict[str, object], line: int = 1) -> Conversation:
     row = Row(Path("train.jsonl"), line, record)
-    return schema_of(row)(row)
+    return schema_of(row).parse(row)
 
 
 def learned(conversation: Conversation) -> tuple[str, list[str]]:
@@ -28,14 +29,14 @@ def test_prompt_and_response_are_joined_as_they_are() -> None:
 def test_a_query_is_wrapped() -> None:
     text, spans = learned(parse({"query": "Hi?", "response": "Yes."}))
     assert text == "\n\nHuman: Hi?\n\nAssistant: Yes."
-    assert spans == ["Yes."]
+    assert spans == [" Yes."]
 
 
 @pytest.mark.parametrize("key", ["text", "chosen"])
 def test_every_assistant_turn_of_hh_text_is_learned(key: str) -> None:
     text = "\n\nHuman: a\n\nAssistant: b\n\nHuman: c\n\nAssistant: d"
     conversation = parse({key: text, "rejected": "..."})
-    assert learned(conversation) == (text, ["b", "d"])
+    assert learned(conversation) == (text, [" b", " d"])
     assert conversation.messages == (
         Message("user", "a"),
         Message("assistant", "b"),
@@ -46,7 +47,7 @@ def test_every_assistant_turn_of_hh_text_is_learned(key: str) -> None:
 
 def test_hh_text_ends_with_the_last_turn_that_says_something() -> None:
     text = "Human: a\n\nAssistant: b\n\nHuman: c\n\nAssistant:\n\nHuman: d\n\nAssistant: "
-    assert learned(parse({"text": text})) == ("Human: a\n\nAssistant: b", ["b"])
+    assert learned(parse({"text": text})) == ("Human: a\n\nAssistant: b", [" b"])
 
 
 def test_text_without_an_assistant_teaches_nothing() -> None:
@@ -81,9 +82,9 @@ def test_an_unknown_schema_names_what_was_found_and_what_is_accepted() -> None:
 
 
 def test_a_row_of_another_schema_than_the_first_is_named() -> None:
-    parser = schema_of(Row(Path("t.jsonl"), 1, {"prompt": "a", "response": "b"}))
+    schema = schema_of(Row(Path("t.jsonl"), 1, {"prompt": "a", "response": "b"}))
     with pytest.raises(UserError, match=r"t\.jsonl:9: no key 'prompt' in this row .*query"):
-        parser(Row(Path("t.jsonl"), 9, {"query": "a", "response": "b"}))
+        schema.parse(Row(Path("t.jsonl"), 9, {"query": "a", "response": "b"}))
 
 
 @pytest.mark.parametrize(
@@ -95,8 +96,8 @@ def test_a_row_of_another_schema_than_the_first_is_named() -> None:
         ({"messages": [{"role": "user"}]}, r"messages\[0\].content is null, where text is"),
         ({"messages": [{"content": "a"}]}, r"messages\[0\].role is null, where text is"),
         (
-            {"messages": [{"role": "assistant", "content": "", "tool_calls": [1]}]},
-            "tool_calls, which are not supported",
+            {"messages": [{"role": "assistant", "content": "a", "weight": 0.5}]},
+            r"messages\[0\].weight is 0.5: a turn is learned \(1\) or not \(0\)",
         ),
         ({"prompt": "ab\ud83d", "response": "b"}, "half a surrogate pair .* at character 3"),
     ],

@@ -10,7 +10,6 @@ import pytest
 from alignctl.data.masks import Truncation
 from alignctl.data.sft import Packing, prepare
 from alignctl.data.store import SFTData, Split
-from alignctl.data.templates import Choice
 from alignctl.data.tokenizer import Tokenizer
 from alignctl.errors import RunError, UserError
 from tests.data.conftest import MakeTokenizer
@@ -26,7 +25,7 @@ class Settings:
     validation: Path | None = None
     validation_fraction: float = 0.0
     packing: Packing = "all"
-    template: Choice = "auto"
+    template: str = "auto"
     truncation: Truncation = "keep_response"
 
 

@@ -6,8 +6,9 @@ from typing import Any
 import pytest
 
 from alignctl.data.files import Row
-from alignctl.data.schemas import Conversation, Message, Rendered, schema_of
-from alignctl.data.templates import Choice, render_hh, renderer
+from alignctl.data.messages import Message
+from alignctl.data.schemas import Conversation, Rendered, schema_of
+from alignctl.data.templates import Renderer, render_hh
 from alignctl.errors import UserError
 from tests.data.conftest import MakeTokenizer
 
@@ -47,7 +48,7 @@ def parts(rendered: Rendered) -> list[str]:
 def test_the_hh_form_learns_every_assistant_turn_and_ends_with_the_last() -> None:
     rendered = render_hh(chat("a", "b", "c", "d", "e"))
     assert rendered.text == "\n\nHuman: a\n\nAssistant: b\n\nHuman: c\n\nAssistant: d"
-    assert parts(rendered) == ["b", "d"]
+    assert parts(rendered) == [" b", " d"]
     assert rendered.append_eos
 
 
@@ -60,7 +61,7 @@ def test_the_hh_form_puts_a_system_message_first_and_refuses_other_roles() -> No
 
 
 def test_a_chat_template_learns_each_turn_with_its_eos(make_tokenizer: MakeTokenizer) -> None:
-    write = renderer("auto", make_tokenizer(chat_template=CHATML))
+    write = Renderer("auto", make_tokenizer(chat_template=CHATML))
     rendered = write(chat("a", "b", "c", "d"))
     assert rendered.text == ("<|user|>a</s>\n<|assistant|>b</s>\n<|user|>c</s>\n<|assistant|>d</s>")
     assert parts(rendered) == ["b</s>", "d</s>"]
@@ -70,7 +71,7 @@ def test_a_chat_template_learns_each_turn_with_its_eos(make_tokenizer: MakeToken
 def test_generation_marks_decide_and_a_following_eos_is_learned(
     make_tokenizer: MakeTokenizer,
 ) -> None:
-    write = renderer("auto", make_tokenizer(chat_template=MARKED))
+    write = Renderer("auto", make_tokenizer(chat_template=MARKED))
     rendered = write(chat("a", "b", "c", "d"))
     assert rendered.text == "<s>U:aA:b</s>U:cA:d</s>"
     assert parts(rendered) == ["b</s>", "d</s>"]
@@ -80,7 +81,7 @@ def test_a_template_without_generation_prompt_learns_the_space_it_does_not_give(
     make_tokenizer: MakeTokenizer,
 ) -> None:
     """Llama 2's prompt ends with [/INST]: the space after it is the model's to produce."""
-    write = renderer("auto", make_tokenizer(chat_template=LLAMA2))
+    write = Renderer("auto", make_tokenizer(chat_template=LLAMA2))
     assert parts(write(chat("a", "b", "c", "d"))) == [" b </s>", " d </s>"]
 
 
@@ -88,20 +89,20 @@ def test_a_template_without_generation_prompt_does_not_learn_its_headers(
     make_tokenizer: MakeTokenizer,
 ) -> None:
     """The content "a" is also inside the header <assistant>, which must not confuse the search."""
-    write = renderer("auto", make_tokenizer(chat_template=HEADERS))
+    write = Renderer("auto", make_tokenizer(chat_template=HEADERS))
     assert parts(write(chat("q", "a"))) == ["a</s>"]
 
 
 def test_eos_is_appended_when_the_template_writes_none(make_tokenizer: MakeTokenizer) -> None:
-    rendered = renderer("auto", make_tokenizer(chat_template=NO_EOS))(chat("a", "b", "c", "d"))
+    rendered = Renderer("auto", make_tokenizer(chat_template=NO_EOS))(chat("a", "b", "c", "d"))
     assert rendered.append_eos
-    assert parts(rendered) == ["b\n", "d\n"]
+    assert parts(rendered) == [" b\n", " d\n"]
 
 
 def test_turns_after_the_last_answer_and_blank_answers_are_left_out(
     make_tokenizer: MakeTokenizer,
 ) -> None:
-    write = renderer("auto", make_tokenizer(chat_template=CHATML))
+    write = Renderer("auto", make_tokenizer(chat_template=CHATML))
     rendered = write(chat("a", " ", "b", "c", "d", ""))
     assert rendered.text.endswith("<|assistant|>c</s>")
     assert parts(rendered) == ["c</s>"]
@@ -109,15 +110,29 @@ def test_turns_after_the_last_answer_and_blank_answers_are_left_out(
     assert write(chat()).spans == ()
 
 
-def test_a_template_that_rewrites_earlier_turns_is_refused(make_tokenizer: MakeTokenizer) -> None:
-    write = renderer("auto", make_tokenizer(chat_template=FORGETFUL))
-    assert parts(write(chat("a", "b"))) == ["b</s>"]
+def test_turns_that_a_template_rewrites_later_are_learned_in_documents_of_their_own(
+    make_tokenizer: MakeTokenizer,
+) -> None:
+    """FORGETFUL writes an answer only where it is last: "b" is learned while it is."""
+    write = Renderer("auto", make_tokenizer(chat_template=FORGETFUL))
+    assert [parts(each) for each in write.documents(chat("a", "b"))] == [[" b</s>"]]
+    first, whole = write.documents(chat("a", "b", "c", "d"))
+    assert (first.text, parts(first)) == ("user: a</s>assistant: b</s>", [" b</s>"])
+    assert whole.text == "user: a</s>assistant: </s>user: c</s>assistant: d</s>"
+    assert parts(whole) == [" d</s>"]
+    assert write(chat("a", "b", "c", "d")) == whole
+
+
+def test_a_template_whose_turns_change_what_is_before_them_is_refused(
+    make_tokenizer: MakeTokenizer,
+) -> None:
+    write = Renderer("auto", make_tokenizer(chat_template="{{ messages|length }}" + NO_EOS))
     with pytest.raises(UserError, match=r"train\.jsonl:5: the chat template .* rewrites earlier"):
-        write(chat("a", "b", "c", "d"))
+        write(chat("a", "b"))
 
 
 def test_what_a_template_raises_is_told_with_the_row(make_tokenizer: MakeTokenizer) -> None:
-    write = renderer("auto", make_tokenizer(chat_template=LLAMA2))
+    write = Renderer("auto", make_tokenizer(chat_template=LLAMA2))
     conversation = Conversation(
         "t.jsonl:3", (Message("system", "x"), *chat("a", "b").messages), None
     )
@@ -147,13 +162,13 @@ CHAT_FORM = "<|user|>p</s>\n<|assistant|>r</s>"
     ],
 )
 def test_the_setting_decides_for_each_schema(
-    make_tokenizer: MakeTokenizer, choice: Choice, has_template: bool, texts: list[str | None]
+    make_tokenizer: MakeTokenizer, choice: str, has_template: bool, texts: list[str | None]
 ) -> None:
     settings: dict[str, Any] = {"chat_template": CHATML} if has_template else {}
-    write = renderer(choice, make_tokenizer(**settings))
+    write = Renderer(choice, make_tokenizer(**settings))
     for record, text in zip(RECORDS, texts, strict=True):
         row = Row(Path("train.jsonl"), 1, record)
-        conversation = schema_of(row)(row)
+        conversation = schema_of(row).parse(row)
         if text is None:
             with pytest.raises(UserError, match=r"data\.template is none"):
                 write(conversation)
@@ -163,4 +178,4 @@ def test_the_setting_decides_for_each_schema(
 
 def test_the_tokenizer_template_must_exist(make_tokenizer: MakeTokenizer) -> None:
     with pytest.raises(UserError, match="has no chat template"):
-        renderer("tokenizer", make_tokenizer())
+        Renderer("tokenizer", make_tokenizer())

@@ -63,9 +63,9 @@ def test_special_tokens_may_stand_in_the_map_or_the_model_config(
 def test_the_chat_template_may_be_a_file_or_one_of_several(make_tokenizer: MakeTokenizer) -> None:
     several = [{"name": "tool_use", "template": "t"}, {"name": "default", "template": "d"}]
     tokenizer = make_tokenizer(chat_template=several)
-    assert tokenizer.chat_template == "d"
+    assert tokenizer.chat_templates["default"] == "d"
     (tokenizer.folder / "chat_template.jinja").write_text("j")
-    assert load_tokenizer(tokenizer.folder).chat_template == "j"
+    assert load_tokenizer(tokenizer.folder).chat_templates == {"default": "j"}
 
 
 def test_a_tokenizer_file_stands_for_its_folder(make_tokenizer: MakeTokenizer) -> None:

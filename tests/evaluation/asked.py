@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from alignctl.config.generation import Generation
+from alignctl.data.messages import Message
 from alignctl.data.prompt_schemas import chat
-from alignctl.data.schemas import Message
 from alignctl.evaluation.generation import Answer, Generator
 
 LIMIT = 40

@@ -7,12 +7,12 @@ import pytest
 from alignctl.data.files import Row
 from alignctl.data.preference_schemas import preference_schema_of
 from alignctl.data.prompt_schemas import prompt_schema_of
-from alignctl.data.schemas import schema_of
+from alignctl.data.schemas import Schema, schema_of
 from alignctl.errors import UserError
 from alignctl.rewards.math_rule import math_rule
 from alignctl.sources.formats import FORMATS, Kind, Made, Name, check_keys
 
-PARSERS: dict[Kind, list[Callable[[Row], Callable[[Row], Any]]]] = {
+PARSERS: dict[Kind, list[Callable[[Row], Schema[Any]]]] = {
     "sft": [schema_of],
     "reward": [preference_schema_of],
     "alignment": [preference_schema_of, prompt_schema_of],
@@ -61,7 +61,7 @@ def test_the_stages_read_what_is_written(name: Name) -> None:
     assert tuple(rows) == FORMATS[name].kinds
     for kind, record in rows.items():
         for schema in PARSERS[kind]:
-            schema(row(record))(row(record))
+            schema(row(record)).parse(row(record))
 
 
 @pytest.mark.parametrize("kind", ["sft", "reward", "alignment"])
@@ -69,9 +69,9 @@ def test_hh_text_is_the_same_in_every_file(kind: Kind) -> None:
     """A prompt and its answer, put together as the stage does, are HH's own text again."""
     record = row(made("hh").rows[kind])
     if kind == "sft":
-        texts = [schema_of(record)(record).own]
+        texts = [schema_of(record).parse(record).own]
     else:
-        texts = [answer.own for answer in preference_schema_of(record)(record).answers]
+        texts = [answer.own for answer in preference_schema_of(record).parse(record).answers]
     whole = [text.text for text in texts if text is not None]
     assert whole == [f"{HH} Because.", f"{HH} No."][: len(texts)]
 

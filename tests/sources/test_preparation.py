@@ -102,7 +102,7 @@ def test_nothing_there_says_what_could_be_given(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("stage", "kind", "expected"),
     [
-        ("sft", "sft", "[[It is 1.\\n\n#### 1</s>]]"),
+        ("sft", "sft", "[[ It is 1.\\n\n#### 1</s>]]"),
         ("grpo", "math", "reference answer: 1 (math_rule)"),
     ],
 )

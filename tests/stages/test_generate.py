@@ -114,13 +114,15 @@ def test_smollm2_says_what_it_says_in_transformers(penalty: float, tmp_path: Pat
     rows = (tmp_path / "answers.jsonl").read_text(encoding="utf-8").splitlines()
     found = [json.loads(row) for row in rows]
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    from alignctl.data.masks import encode_prompts
+    from transformers import AutoTokenizer
+
     from alignctl.data.tokenizer import load_tokenizer
 
-    tokenizer = load_tokenizer(folder)
-    for row, prompt in zip(found, encode_prompts(texts, tokenizer), strict=True):
+    tokenizer, theirs = load_tokenizer(folder), AutoTokenizer.from_pretrained(folder)
+    for row, text in zip(found, texts, strict=True):
+        prompt = theirs(text).input_ids
         tokens = model.generate(
-            torch.from_numpy(prompt).long()[None],
+            torch.tensor([prompt]),
             max_new_tokens=40,
             do_sample=False,
             repetition_penalty=penalty,

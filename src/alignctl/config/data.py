@@ -25,10 +25,11 @@ class Rows(Inputs):
     validation_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Share of the training rows held out, always the same ones, when there is no such file."""
 
-    template: Literal["auto", "tokenizer", "hh", "none"] = "auto"
+    template: Annotated[str, Field(min_length=1)] = "auto"
     """How a row becomes text: auto keeps a text that the row has, and writes chats by the
     tokenizer's chat template, or in HH's form if it has none; tokenizer, hh: always like this;
-    none: only rows that have a text."""
+    none: only rows that have a text; another word: always by the tokenizer's chat template of this
+    name."""
 
 
 class Documents(Rows):

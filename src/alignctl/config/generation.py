@@ -35,7 +35,7 @@ class Generation(rollout.Drawing):
     seed: Annotated[int, Field(ge=0)] = 1234
     """Of all chance; each answer's own seed follows from it, its prompt's place and its number."""
 
-    template: Literal["auto", "tokenizer", "hh", "none"] = "auto"
+    template: Annotated[str, Field(min_length=1)] = "auto"
     """How a row is written as text. auto: its own text where it has one, otherwise the tokenizer's
     chat template, or the HH form where there is none; tokenizer: always its chat template; hh:
     always the HH form; none: every row's own text."""
@@ -224,7 +224,7 @@ class PairOptions(Compared):
     truncation: Literal["keep_response", "left", "right", "drop"] = "keep_response"
     """What is cut from those that are longer, as in data.truncation of alignctl reward."""
 
-    template: Literal["auto", "tokenizer", "hh", "none"] = "auto"
+    template: Annotated[str, Field(min_length=1)] = "auto"
     """How a row is written as text, as in data.template of alignctl reward."""
 
     precision: Literal["fp32", "bf16"] | None = None

@@ -1,6 +1,7 @@
 """Rows streamed through rendering, tokenisation and truncation into the arrays of a folder."""
 
 import hashlib
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -12,7 +13,7 @@ from numpy.typing import NDArray
 
 from alignctl.data.files import Row, read_rows
 from alignctl.data.masks import Encoded, Truncation, encode, truncate
-from alignctl.data.schemas import Rendered, schema_of
+from alignctl.data.schemas import Rendered, Schema, schema_of
 from alignctl.data.store import ArrayWriter
 from alignctl.data.templates import Renderer
 from alignctl.data.tokenizer import Tokenizer
@@ -35,6 +36,22 @@ class Recipe:
     window: int
 
 
+class Unread:
+    """Counts of the keys of rows that nothing reads, file by file, for one line about each file."""
+
+    def __init__(self) -> None:
+        self._of_file: dict[Path, Counter[str]] = {}
+
+    def add(self, row: Row, keys: Sequence[str]) -> None:
+        """Counts the keys of one row."""
+        if keys:
+            self._of_file.setdefault(row.file, Counter()).update(keys)
+
+    def counts(self) -> dict[str, dict[str, int]]:
+        """Return how many rows have each key, by the name of the file."""
+        return {str(file): dict(sorted(found.items())) for file, found in self._of_file.items()}
+
+
 @dataclass(eq=False)
 class Tally:
     """What became of the rows of one source, and the small arrays about its documents.
@@ -42,9 +59,13 @@ class Tally:
     Attributes:
         lengths: Input tokens of each document, in parts.
         targets: Learned targets of each document, in parts.
-        text_hashes: Of each document's whole text: equal texts are held out together.
+        text_hashes: Of the whole text that each document comes from, in parts: equal texts are
+            held out together.
         rows: Rows read.
+        unread: Keys of rows that nothing reads, by file.
         truncated: Documents that were cut.
+        parted: Documents whose answers change the tokens of their prompts (see `masks`).
+        divided: Rows that became several documents (see `Renderer.documents`).
         no_target: Rows left out because nothing is left to learn.
         too_long: Rows left out because they were too long.
         without_eos: Documents in which no EOS is learned.
@@ -54,7 +75,10 @@ class Tally:
     targets: list[NDArray[np.int64]] = field(default_factory=list)
     text_hashes: list[NDArray[np.uint64]] = field(default_factory=list)
     rows: int = 0
+    unread: Unread = field(default_factory=Unread)
     truncated: int = 0
+    parted: int = 0
+    divided: int = 0
     no_target: int = 0
     too_long: int = 0
     without_eos: int = 0
@@ -118,17 +142,22 @@ def stream(
         The counts.
     """
     tally = Tally()
-    for rows, conversations in batches(files, schema_of):
-        texts = [recipe.render(conversation) for conversation in conversations]
-        encoded = encode(texts, recipe.tokenizer)
+    for rows, conversations in batches(files, schema_of, tally.unread):
+        texts = []
+        for row, conversation in zip(rows, conversations, strict=True):
+            tally.unread.add(row, recipe.render.unread(conversation))
+            documents = recipe.render.documents(conversation)
+            tally.divided += len(documents) > 1
+            texts += [(row, documents[-1], document) for document in documents]
+        encoded = encode([document for _, _, document in texts], recipe.tokenizer)
         kept = [
-            (row, text, document)
-            for row, text, whole in zip(rows, texts, encoded, strict=True)
-            if (document := _fitted(whole, recipe, tally)) is not None
+            (row, whole, document)
+            for (row, whole, _), each in zip(texts, encoded, strict=True)
+            if (document := _fitted(each, recipe, tally)) is not None
         ]
         tally.rows += len(rows)
         if kept:
-            _note(tally, [text for _, text, _ in kept], [document for _, _, document in kept])
+            _note(tally, [whole for _, whole, _ in kept], [document for _, _, document in kept])
             writer.append([row for row, _, _ in kept], [document for _, _, document in kept])
         on_rows(len(rows))
     return tally
@@ -144,6 +173,7 @@ def _fitted(whole: Encoded, recipe: Recipe, tally: Tally) -> Encoded | None:
         tally.no_target += 1
         return None
     tally.truncated += is_long
+    tally.parted += document.is_parted
     tally.without_eos += recipe.tokenizer.eos_id not in document.tokens[document.supervised]
     return document
 
@@ -177,21 +207,23 @@ ParsedT = TypeVar("ParsedT", bound=Parsed)
 
 
 def batches(
-    files: Sequence[Path], schema_of: Callable[[Row], Callable[[Row], ParsedT]]
+    files: Sequence[Path], schema_of: Callable[[Row], Schema[ParsedT]], unread: Unread
 ) -> Iterator[tuple[list[Row], list[ParsedT]]]:
     """Reads and parses rows, as many at a time as a tokenizer keeps its threads busy with.
 
     Args:
         files: Data files.
         schema_of: Asked once, with the first row of the first file.
+        unread: Told the keys of each row that the schema does not read.
     """
-    parse = None
+    schema = None
     rows: list[Row] = []
     parsed: list[ParsedT] = []
     characters = 0
     for row in read_rows(files):
-        parse = parse or schema_of(row)
-        one = parse(row)
+        schema = schema or schema_of(row)
+        one = schema.parse(row)
+        unread.add(row, schema.unread(row))
         rows.append(row)
         parsed.append(one)
         characters += one.characters

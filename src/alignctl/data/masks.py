@@ -1,29 +1,41 @@
-r"""Text to tokens with their mask: one tokenisation of the whole document, and the length rule.
+r"""Text to tokens with their mask, and the length rule.
 
-A token belongs to the turn that its last character lies in. So a token that straddles the end of
-the prompt (" Sure" after "Assistant: ") is learned, because a model that never learned it could not
-begin its answer; one that straddles the end of a turn into the next prompt (".\n\n") is not.
+A document is tokenised in one go, so that its tokens are those of any text. But the tokens of each
+prompt in it have to be the ones that the model sees when only the prompt is there. Where what
+follows changes them (its "12" and an answer's "34" make "1234", or a prompt of the user's own ends
+with a space), the document is parted there: the tokens of the prompt alone, then those of what
+follows it. Such documents are counted.
+
+A token that straddles the end of a turn into the next prompt (".\n\n") is not learned.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from alignctl.data.schemas import Rendered
-from alignctl.data.tokenizer import Tokenizer
+from alignctl.data.tokenizer import Reading, Tokenizer
 
 Truncation = Literal["keep_response", "left", "right", "drop"]
 
 
 @dataclass(frozen=True, eq=False)
 class Encoded:
-    """Tokens `[N]` and which of them are learned `[N]`, True = learned."""
+    """Tokens of a document, and which of them are learned.
+
+    Attributes:
+        tokens: Token ids `[N]`.
+        supervised: True = learned `[N]`.
+        is_parted: Whether text that follows a prompt would have changed the prompt's tokens.
+    """
 
     tokens: NDArray[np.int32]
     supervised: NDArray[np.bool_]
+    is_parted: bool = False
 
     @property
     def has_target(self) -> bool:
@@ -32,26 +44,21 @@ class Encoded:
 
 
 def encode(documents: Sequence[Rendered], tokenizer: Tokenizer) -> list[Encoded]:
-    """Tokenises documents in one batch.
+    """Tokenises documents, the texts of all in one batch.
 
     Each gets exactly one BOS when the tokenizer adds BOS, also when a chat template wrote one
     already; a learned EOS at the end when no template wrote one; and loses the tokens after the
-    last learned one, which nothing is learned from.
+    last learned one, which nothing is learned from. The tokens before a learned turn are those of
+    `encode_prompts` for the text before it.
     """
-    encodings = tokenizer.encode_batch([document.text for document in documents])
     return [
-        _encode_one(document, encoding, tokenizer)
-        for document, encoding in zip(documents, encodings, strict=True)
+        _finished(document, encoded, tokenizer)
+        for document, encoded in zip(documents, _read(documents, tokenizer), strict=True)
     ]
 
 
-def _encode_one(document: Rendered, encoding: Any, tokenizer: Tokenizer) -> Encoded:
-    tokens = np.asarray(encoding.ids, np.int32)
-    supervised = np.zeros(len(tokens), np.bool_)
-    length = len(document.text)
-    for start, end in document.spans:
-        first = _first_token(encoding, start, length, len(tokens))
-        supervised[first : _first_token(encoding, end, length, len(tokens))] = True
+def _finished(document: Rendered, encoded: Encoded, tokenizer: Tokenizer) -> Encoded:
+    tokens, supervised = encoded.tokens, encoded.supervised
     if not supervised.any() and not (document.spans and document.append_eos):
         return Encoded(tokens[:0], supervised[:0])
     if document.append_eos and (not len(tokens) or tokens[-1] != tokenizer.eos_id):
@@ -59,16 +66,100 @@ def _encode_one(document: Rendered, encoding: Any, tokenizer: Tokenizer) -> Enco
         supervised = np.append(supervised, np.True_)
     tokens, supervised = _with_one_bos(tokens, supervised, tokenizer)
     keep = int(np.flatnonzero(supervised)[-1]) + 1
-    return Encoded(tokens[:keep], supervised[:keep])
+    return Encoded(tokens[:keep], supervised[:keep], encoded.is_parted)
 
 
-def encode_prompts(texts: Sequence[str], tokenizer: Tokenizer) -> list[NDArray[np.int32]]:
-    """Tokenises prompts in one batch, each by itself and with one BOS as `encode` gives it."""
-    nothing_learned = np.zeros(0, np.bool_)
+def encode_prompts(documents: Sequence[Rendered], tokenizer: Tokenizer) -> list[NDArray[np.int32]]:
+    """Tokenises what stands before the last turn of each document, as inference sees it.
+
+    Args:
+        documents: Each has a turn at its end that stands for the answer to come.
+        tokenizer: Its tokenizer.
+
+    Returns:
+        Token ids of each prompt `[P]`, with one BOS where the tokenizer adds it.
+    """
+    prompts = [document.before_last_turn() for document in documents]
     return [
-        _with_one_bos(np.asarray(encoding.ids, np.int32), nothing_learned, tokenizer)[0]
-        for encoding in tokenizer.encode_batch(texts)
+        _with_one_bos(encoded.tokens, encoded.supervised, tokenizer)[0]
+        for encoded in _read(prompts, tokenizer)
     ]
+
+
+def _read(documents: Sequence[Rendered], tokenizer: Tokenizer) -> list[Encoded]:
+    """Tokens and masks of texts as they are, without BOS and EOS of ours."""
+    encodings = tokenizer.encode_batch([document.text for document in documents])
+    return [
+        _read_part(document, 0, len(document.text), Reading(encoding), tokenizer)
+        for document, encoding in zip(documents, encodings, strict=True)
+    ]
+
+
+def _read_part(
+    document: Rendered, start: int, end: int, reading: Reading, tokenizer: Tokenizer
+) -> Encoded:
+    """Tokens and mask of the characters `[start, end)`, parted where the module says."""
+    cut = _first_changed(document, start, end, reading, tokenizer)
+    if cut is None:
+        return Encoded(reading.ids, _mask(document, start, end, reading))
+    parts = [
+        _read_part(document, first, last, _read_text(document, first, last, tokenizer), tokenizer)
+        for first, last in ((start, cut), (cut, end))
+    ]
+    return Encoded(
+        np.concatenate([part.tokens for part in parts]),
+        np.concatenate([part.supervised for part in parts]),
+        is_parted=True,
+    )
+
+
+def _read_text(document: Rendered, start: int, end: int, tokenizer: Tokenizer) -> Reading:
+    text = document.text[start:end]
+    return tokenizer.continue_text(text) if start else Reading(tokenizer.encode_batch([text])[0])
+
+
+def _first_changed(
+    document: Rendered, start: int, end: int, reading: Reading, tokenizer: Tokenizer
+) -> int | None:
+    """The first end of a prompt in `(start, end)` where what follows changes the prompt's tokens.
+
+    That is so inside a token. It can also be so after white space, which some tokenizers part in
+    another way before a word than at the end of a text.
+    """
+    for prompt_end in document.prompt_ends:
+        if not start < prompt_end < end:
+            continue
+        # A normaliser may join a mark to the letter before it: then its own character is gone.
+        token = reading.token_at(prompt_end - start)
+        if token is None or reading.start(token) < prompt_end - start:
+            return prompt_end
+        space = len(document.text[start:prompt_end].rstrip())
+        if prompt_end - start - space > 1:
+            first = _first_token(reading, space, end - start)
+            tail = document.text[start + reading.start(first) : prompt_end]
+            if reading.ids[first:token].tolist() != _ids(tokenizer, tail):
+                return prompt_end
+    return None
+
+
+@lru_cache(maxsize=1024)
+def _ids(tokenizer: Tokenizer, text: str) -> list[int]:
+    """Token ids of the end of a prompt; most prompts have one of a few."""
+    ids: list[int] = tokenizer.continue_text(text).ids.tolist()
+    return ids
+
+
+def _mask(document: Rendered, start: int, end: int, reading: Reading) -> NDArray[np.bool_]:
+    """Which tokens of the characters `[start, end)` are learned."""
+    supervised = np.zeros(len(reading), np.bool_)
+    for first, last in document.spans:
+        if first < end and last > start:
+            tokens = [
+                _first_token(reading, min(max(edge, start), end) - start, end - start)
+                for edge in (first, last)
+            ]
+            supervised[slice(*tokens)] = True
+    return supervised
 
 
 def cut_prompt(tokens: NDArray[np.int32], window: int, bos_id: int | None) -> NDArray[np.int32]:
@@ -79,17 +170,13 @@ def cut_prompt(tokens: NDArray[np.int32], window: int, bos_id: int | None) -> ND
     return np.concatenate([tokens[:head], tokens[len(tokens) - window + head :]])
 
 
-def _first_token(encoding: Any, position: int, length: int, default: int) -> int:
-    """Number of the first token whose last character is at or after a character position.
-
-    That is the token of this very character, because tokens lie in the order of the text; a
-    character that a normaliser removed has none, so the next one counts.
-    """
-    for character in range(position, length):
-        token: int | None = encoding.char_to_token(character)
+def _first_token(reading: Reading, character: int, length: int) -> int:
+    """The token of a character, or of the next one when a normaliser removed it; else N."""
+    for place in range(character, length):
+        token = reading.token_at(place)
         if token is not None:
             return token
-    return default
+    return len(reading)
 
 
 def _with_one_bos(
@@ -171,7 +258,7 @@ def share_prompt(answers: Sequence[Encoded]) -> tuple[list[Encoded], int]:
     starts = [int(np.argmax(answer.supervised)) for answer in answers]
     prompt = min(*starts, int(np.argmax(differs)) if differs.any() else shortest)
     return [
-        Encoded(answer.tokens, np.arange(len(answer.tokens)) >= prompt) for answer in answers
+        replace(answer, supervised=np.arange(len(answer.tokens)) >= prompt) for answer in answers
     ], prompt
 
 
@@ -220,7 +307,8 @@ def _slice(document: Encoded, head: int, start: int, end: int) -> Encoded:
     """The first `head` tokens, then `[start, end)` without an unlearned tail."""
     learned = np.flatnonzero(document.supervised[start:end])
     end = start + int(learned[-1]) + 1 if len(learned) else start
-    return Encoded(
-        np.concatenate([document.tokens[:head], document.tokens[start:end]]),
-        np.concatenate([document.supervised[:head], document.supervised[start:end]]),
+    return replace(
+        document,
+        tokens=np.concatenate([document.tokens[:head], document.tokens[start:end]]),
+        supervised=np.concatenate([document.supervised[:head], document.supervised[start:end]]),
     )

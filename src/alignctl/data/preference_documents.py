@@ -2,18 +2,18 @@
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from alignctl.data.documents import DocumentWriter, Recipe, batches, text_hashes
+from alignctl.data.documents import DocumentWriter, Recipe, Unread, batches, text_hashes
 from alignctl.data.files import Row
 from alignctl.data.masks import Encoded, encode, share_prompt, truncate_answers
 from alignctl.data.preference_schemas import Comparison, preference_schema_of
-from alignctl.data.schemas import Conversation, Rendered
+from alignctl.data.schemas import Conversation
 from alignctl.data.store import ArrayWriter
 
 Select = Literal["firstk", "topk", "random"]
@@ -72,7 +72,9 @@ class PreferenceTally:
         pairs: Pairs of each group, in parts.
         prompt_hashes: Of each group's prompt, in parts: equal prompts are held out together.
         rows: Rows read.
+        unread: Keys of rows that nothing reads, by file.
         truncated: Groups that were cut.
+        parted: Answers that change the tokens of their prompts (see `masks`).
         without_eos: Answers that do not end with EOS.
         dropped: Rows left out, by the keys of `DROPPED`.
     """
@@ -83,7 +85,9 @@ class PreferenceTally:
     pairs: list[NDArray[np.int64]] = field(default_factory=list)
     prompt_hashes: list[NDArray[np.uint64]] = field(default_factory=list)
     rows: int = 0
+    unread: Unread = field(default_factory=Unread)
     truncated: int = 0
+    parted: int = 0
     without_eos: int = 0
     dropped: Counter[str] = field(default_factory=Counter)
 
@@ -120,7 +124,7 @@ def stream(
         The counts.
     """
     tally = PreferenceTally()
-    for rows, comparisons in batches(files, preference_schema_of):
+    for rows, comparisons in batches(files, preference_schema_of, tally.unread):
         tally.rows += len(rows)
         kept = _groups(rows, comparisons, recipe, tally)
         if kept:
@@ -146,8 +150,12 @@ def _groups(
         for row, whole in zip(rows, comparisons, strict=True)
         if (comparison := _selected(whole, recipe, tally)) is not None
     ]
+    render = recipe.document.render
+    for row, comparison in selected:
+        keys = {key for answer in comparison.answers for key in render.unread(answer)}
+        tally.unread.add(row, sorted(keys))
     texts = [
-        _only_answer(recipe.document.render(answer))
+        render(answer).with_last_turn()
         for _, comparison in selected
         for answer in comparison.answers
     ]
@@ -158,11 +166,6 @@ def _groups(
         if group is not None:
             kept.append((row, group))
     return kept
-
-
-def _only_answer(text: Rendered) -> Rendered:
-    """Of the assistant's turns only the last is an answer; those before it are the prompt."""
-    return replace(text, spans=text.spans[-1:])
 
 
 def _selected(
@@ -189,7 +192,9 @@ def _selected(
 
 def _says_something(answer: Conversation) -> bool:
     last = answer.messages[-1] if answer.messages else None
-    return last is not None and last.role == "assistant" and bool(last.content.strip())
+    if last is None or last.role != "assistant" or not last.is_learned:
+        return False
+    return bool(last.content.strip() or last.extra)
 
 
 def _by_preference(pairs: Sequence[tuple[Conversation, float]], select: Select) -> list[int]:
@@ -234,6 +239,7 @@ def _fitted(
     tally.truncated += any(
         len(cut.tokens) < len(full.tokens) for cut, full in zip(documents, whole, strict=True)
     )
+    tally.parted += sum(document.is_parted for document in documents)
     text = "\0".join(message.content for message in comparison.answers[0].messages[:-1])
     return Group(text, list(answers), list(scores))
 

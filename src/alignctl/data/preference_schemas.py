@@ -1,44 +1,47 @@
 r"""The row schemas of preferences, and the one comparison type that all of them become.
 
 - scored `{query, response: [...], score: [...]}`: any number of answers, a higher score is better;
-  the query is wrapped as in fine-tuning, unless it ends with an `Assistant:` marker of its own, as
-  in the tutorials' reward data. With `prompt` in its place, the prompt stays as it is.
+  the query is written as in fine-tuning. With `prompt` in its place, the prompt stays as it is.
 - pair `{prompt, chosen, rejected}` or `{prompt, response, rejected}`: texts that follow the prompt.
-- HH text pair `{chosen, rejected}`: two whole texts with `\n\nHuman: ` and `\n\nAssistant: ` turns.
+- HH text pair `{chosen, rejected}`: two whole texts with `\n\nHuman:` and `\n\nAssistant:` turns.
   The prompt is what they have in common, up to its last `\n\nAssistant:`; all the rest is answer,
   also where it says `Assistant:` again. Texts that part before a human turn have two prompts.
 - chat pair `{chosen, rejected}`, with or without `prompt`: lists of `{role, content}`. They are
   whole conversations, or begin with an assistant turn and follow `prompt`, a list or text.
 
-Of a pair, the first answer has score 1 and the second 0. The first row decides, and every row must
-be of its schema. Further keys are ignored.
+Of a pair, the first answer has score 1 and the second 0. `system`, `history` and `tools` are read
+where fine-tuning reads them. The first row decides, and every row must be of its schema; further
+keys are counted.
 """
 
-import re
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from alignctl.data.files import Row
+from alignctl.data.messages import (
+    CONTEXT_KEYS,
+    Message,
+    after_system,
+    chat_at,
+    messages_at,
+    refuse_context,
+    system_at,
+    tools_at,
+)
 from alignctl.data.schemas import (
-    ASSISTANT,
+    ASSISTANT_MARKER,
     HUMAN,
     Conversation,
-    Message,
-    Schemas,
-    checked_text,
+    Schema,
+    first_fitting,
     hh_conversation,
-    messages_at,
-    mismatch,
     own_text,
-    parser_of,
+    query_turn,
     single_turn,
-    text_at,
 )
+from alignctl.data.values import checked_text, mismatch, text_at
 from alignctl.errors import UserError
-
-_ASSISTANT_MARKER = re.compile(r"(?:\A|\n\n)Assistant: ?")
-_ENDS_WITH_MARKER = re.compile(_ASSISTANT_MARKER.pattern + r"\Z")
 
 
 @dataclass(frozen=True)
@@ -61,23 +64,22 @@ class Comparison:
         return sum(answer.characters for answer in self.answers)
 
 
-def preference_schema_of(row: Row) -> Callable[[Row], Comparison]:
-    """The parser for the schema that this (first) row has."""
-    return parser_of(row, _SCHEMAS)
+def preference_schema_of(row: Row) -> Schema[Comparison]:
+    """Return the schema that this (first) row has."""
+    return first_fitting(row, _SCHEMAS)
 
 
 def _parse_scored_query(row: Row) -> Comparison:
     query = text_at(row, "query")
-    is_written = _ENDS_WITH_MARKER.search(query) is not None
-    return _scored(row, query, query if is_written else HUMAN + query + ASSISTANT)
+    return _scored(row, lambda response: query_turn(row, query, response))
 
 
 def _parse_scored_prompt(row: Row) -> Comparison:
     prompt = text_at(row, "prompt")
-    return _scored(row, prompt, prompt)
+    return _scored(row, lambda response: single_turn(row, prompt, response, prompt))
 
 
-def _scored(row: Row, user: str, prompt: str) -> Comparison:
+def _scored(row: Row, answered: Callable[[str], Conversation]) -> Comparison:
     responses, scores = _list_at(row, "response"), _list_at(row, "score")
     if len(responses) != len(scores):
         raise UserError(
@@ -87,7 +89,7 @@ def _scored(row: Row, user: str, prompt: str) -> Comparison:
     texts = [checked_text(row, f"response[{i}]", text) for i, text in enumerate(responses)]
     return Comparison(
         row.where,
-        tuple(single_turn(row, user, text, prompt) for text in texts),
+        tuple(answered(text) for text in texts),
         tuple(_checked_score(row, f"score[{i}]", score) for i, score in enumerate(scores)),
     )
 
@@ -138,15 +140,18 @@ def _parse_pair(row: Row) -> Comparison:
 
 
 def _hh_pair(row: Row, chosen: str, rejected: str) -> tuple[Conversation, Conversation]:
-    markers = list(_ASSISTANT_MARKER.finditer(_common_start(chosen, rejected)))
-    start = markers[-1].end() if markers else 0
+    refuse_context(row)
+    markers = list(ASSISTANT_MARKER.finditer(_common_start(chosen, rejected)))
+    *starts, start = [marker.end() for marker in markers] or [0]
     if not markers or any(HUMAN.rstrip() in text[start:] for text in (chosen, rejected)):
         return hh_conversation(row, chosen), hh_conversation(row, rejected)
     *prompt, _ = hh_conversation(row, chosen[:start]).messages
 
     def answered(text: str) -> Conversation:
         answer = Message("assistant", text[start:].strip())
-        return Conversation(row.where, (*prompt, answer), own_text(text, [(start, len(text))]))
+        return Conversation(
+            row.where, (*prompt, answer), own_text(text, [(start, len(text))], starts)
+        )
 
     return answered(chosen), answered(rejected)
 
@@ -158,22 +163,25 @@ def _common_start(one: str, other: str) -> str:
 
 
 def _chat(row: Row, key: str) -> Conversation:
+    refuse_context(row, ("history",))
     messages = messages_at(row, key)
     if messages and messages[0].role == "assistant":
-        messages = (*_chat_prompt(row), *messages)
-    return Conversation(row.where, messages, None)
+        messages = (*_asked(row), *messages)
+    else:
+        messages = after_system(row, key, messages)
+    return Conversation(row.where, messages, None, tools_at(row))
 
 
-def _chat_prompt(row: Row) -> tuple[Message, ...]:
+def _asked(row: Row) -> tuple[Message, ...]:
     if isinstance(row.record.get("prompt"), list):
-        return messages_at(row, "prompt")
-    return (Message("user", text_at(row, "prompt")),)
+        return chat_at(row, "prompt")
+    return (*system_at(row), Message("user", text_at(row, "prompt")))
 
 
-_SCHEMAS: Schemas[Comparison] = (
-    (("query", "response", "score"), _parse_scored_query),
-    (("prompt", "response", "score"), _parse_scored_prompt),
-    (("prompt", "chosen", "rejected"), _parse_prompt_pair),
-    (("prompt", "response", "rejected"), _parse_response_rejected),
-    (("chosen", "rejected"), _parse_pair),
+_SCHEMAS: tuple[Schema[Comparison], ...] = (
+    Schema(("query", "response", "score"), _parse_scored_query, CONTEXT_KEYS),
+    Schema(("prompt", "response", "score"), _parse_scored_prompt, CONTEXT_KEYS),
+    Schema(("prompt", "chosen", "rejected"), _parse_prompt_pair, CONTEXT_KEYS),
+    Schema(("prompt", "response", "rejected"), _parse_response_rejected, CONTEXT_KEYS),
+    Schema(("chosen", "rejected"), _parse_pair, CONTEXT_KEYS),
 )

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
@@ -14,7 +14,15 @@ from numpy.typing import NDArray
 from alignctl.data.batch import PreferenceBatch
 from alignctl.data.files import position
 from alignctl.data.preference_documents import DROPPED
-from alignctl.data.store import Split, read_array, read_summary, split_arrays
+from alignctl.data.store import (
+    NO_EOS,
+    PARTED,
+    Split,
+    read_array,
+    read_summary,
+    split_arrays,
+    unread_notes,
+)
 
 
 @dataclass(frozen=True)
@@ -48,6 +56,8 @@ class PreferenceSummary:
         files: The files read; documents refer to them by number.
         train: The training split.
         validation: The held-out split, or None.
+        parted: Answers that would have changed the tokens of their prompts.
+        unread: How many rows have each key that nothing reads, by file.
     """
 
     rows: int
@@ -57,9 +67,11 @@ class PreferenceSummary:
     files: tuple[str, ...]
     train: PreferenceSplitSummary
     validation: PreferenceSplitSummary | None
+    parted: int = 0
+    unread: dict[str, dict[str, int]] = field(default_factory=dict)
 
     def describe(self) -> str:
-        """One line for the user on what became of the rows."""
+        """Say what became of the rows, in one line, and what the user should know, in others."""
         counts = [f"{self.rows:,} rows"]
         if self.truncated:
             counts.append(f"{self.truncated:,} truncated")
@@ -70,13 +82,20 @@ class PreferenceSummary:
         ]
         if self.without_eos:
             counts.append(f"{self.without_eos:,} answers without EOS")
+        if self.parted:
+            counts.append(f"{self.parted:,} answers {PARTED}")
         train = self.train
         held_out = self.validation.groups if self.validation else 0
-        return (
+        line = (
             f"data: {', '.join(counts)}; {train.groups:,} prompts to train on, {held_out:,} held "
             f"out; {train.documents:,} answers, {train.pairs:,} pairs; "
             f"{train.answer_tokens:,} of {train.tokens:,} tokens are answers"
         )
+        notes = unread_notes(self.unread)
+        held_out_answers = self.validation.documents if self.validation else 0
+        if self.without_eos == train.documents + held_out_answers:
+            notes.append(NO_EOS)
+        return "\n".join([line, *notes])
 
     def to_json(self) -> str:
         """The JSON text of summary.json."""

@@ -20,11 +20,11 @@ from alignctl.data.preference_documents import (
 from alignctl.data.preference_store import PreferenceSplitSummary, PreferenceSummary
 from alignctl.data.preparation import DocumentSettings, Sources, choose_held_out, prepare_folder
 from alignctl.data.store import ArrayWriter, write_array
-from alignctl.data.templates import renderer
+from alignctl.data.templates import Renderer
 from alignctl.data.tokenizer import Tokenizer
 from alignctl.errors import UserError
 
-FORMAT = 1
+FORMAT = 2
 """Part of the content key; raised when the same rows would give other arrays."""
 
 
@@ -96,7 +96,7 @@ def _stream_sources(
     """Writes the groups of the training files, then those of the validation files."""
     recipe = PreferenceRecipe(
         document=Recipe(
-            render=renderer(settings.template, tokenizer),
+            render=Renderer(settings.template, tokenizer),
             tokenizer=tokenizer,
             truncation=settings.truncation,
             window=seq_length,
@@ -158,6 +158,8 @@ def _write_splits(
         truncated=train.truncated + held_out.truncated,
         without_eos=train.without_eos + held_out.without_eos,
         dropped={reason: train.dropped[reason] + held_out.dropped[reason] for reason in DROPPED},
+        parted=train.parted + held_out.parted,
+        unread=train.unread.counts() | held_out.unread.counts(),
         files=files,
         train=write("train", np.flatnonzero(~is_held_out)),
         validation=(

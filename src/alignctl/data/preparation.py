@@ -21,7 +21,6 @@ from alignctl.data.documents import Progress
 from alignctl.data.files import find_files
 from alignctl.data.masks import Truncation
 from alignctl.data.store import explained
-from alignctl.data.templates import Choice
 from alignctl.errors import UserError
 
 
@@ -41,7 +40,7 @@ class SourceSettings(Protocol):
         """Share of the training rows held out when there is no validation file."""
 
     @property
-    def template(self) -> Choice:
+    def template(self) -> str:
         """How conversations are written."""
 
 

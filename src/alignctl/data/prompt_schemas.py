@@ -4,31 +4,30 @@ r"""The row schemas of prompts, and the one question type that all of them becom
   assistant turn at the end, as rows of fine-tuning have it, is left out.
 - GSM8K `{question, answer}`: a chat of one user turn, checked by `math_rule`.
 - prompt `{prompt}`: a text, which stays as it is, or a chat.
-- query `{query}`: wrapped as `\n\nHuman: {query}\n\nAssistant: `.
+- query `{query}`: written as in fine-tuning, up to its `\n\nAssistant:`.
 
 A row that is not GSM8K's may have `answer`, the reference, and `eval_func`, the name of the rule
 that compares with it. Where an answer is a worked solution that ends in `#### N`, as GSM8K's do,
-the reference is N. The first row decides which schema is read, and every row must be of it. Further
-keys, such as an answer to imitate, are ignored.
+the reference is N. `system`, `history` and `tools` are read where fine-tuning reads them. The first
+row decides which schema is read, and every row must be of it. Further keys, such as an answer to
+imitate, are counted.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 from alignctl.data.files import Row
+from alignctl.data.messages import CONTEXT_KEYS, Message, chat_at, context_at, tools_at
 from alignctl.data.schemas import (
-    ASSISTANT,
-    HUMAN,
     Conversation,
-    Message,
-    Schemas,
-    checked_text,
-    messages_at,
-    mismatch,
-    parser_of,
+    Rendered,
+    Schema,
+    first_fitting,
+    own_text,
+    query_turn,
     single_turn,
-    text_at,
 )
+from alignctl.data.values import checked_text, mismatch, text_at
 from alignctl.errors import UserError
 
 GSM8K_RULE = "math_rule"
@@ -59,10 +58,25 @@ class Question:
         """Characters of the prompt."""
         return self.conversation.characters
 
+    def answered(self, answer: str) -> Conversation:
+        """Return the conversation with an answer in its place, as a row of fine-tuning has it."""
+        own = self.conversation.own
+        if own is not None:
+            text = own.text.removesuffix(_ANSWER) + answer
+            own = own_text(text, [*own.spans[:-1], (own.spans[-1][0], len(text))])
+        messages = (*self.conversation.messages[:-1], Message("assistant", answer))
+        return replace(self.conversation, messages=messages, own=own)
 
-def prompt_schema_of(row: Row) -> Callable[[Row], Question]:
-    """The parser for the schema that this (first) row has."""
-    return parser_of(row, _SCHEMAS)
+
+def lead(prompt: Rendered) -> str:
+    """Return the white space that is written before the answer to come, and belongs to it."""
+    before = prompt.text[prompt.spans[-1][0] :].partition(_ANSWER)[0]
+    return "" if before.strip() else before
+
+
+def prompt_schema_of(row: Row) -> Schema[Question]:
+    """Return the schema that this (first) row has."""
+    return first_fitting(row, _SCHEMAS)
 
 
 def chat(messages: Sequence[Message], where: str) -> Question:
@@ -82,14 +96,16 @@ def _parse_messages(row: Row) -> Question:
 
 
 def _parse_gsm8k(row: Row) -> Question:
-    messages = (Message("user", _said(row, "question")), Message("assistant", _ANSWER))
+    asked = Message("user", _said(row, "question"))
+    messages = (*context_at(row), asked, Message("assistant", _ANSWER))
     solution = text_at(row, "answer")
     if _FINAL not in solution:
         raise UserError(
             f"{row.where}: answer does not end in '{_FINAL} N', as GSM8K's solutions do",
             "for other answers use the keys prompt, answer and eval_func",
         )
-    return Question(Conversation(row.where, messages, None), _reference(row, solution), GSM8K_RULE)
+    conversation = Conversation(row.where, messages, None, tools_at(row))
+    return Question(conversation, _reference(row, solution), GSM8K_RULE)
 
 
 def _parse_prompt(row: Row) -> Question:
@@ -101,7 +117,7 @@ def _parse_prompt(row: Row) -> Question:
 
 def _parse_query(row: Row) -> Question:
     query = _said(row, "query")
-    return _question(row, single_turn(row, query, _ANSWER, HUMAN + query + ASSISTANT))
+    return _question(row, query_turn(row, query, _ANSWER))
 
 
 def _said(row: Row, key: str) -> str:
@@ -112,12 +128,13 @@ def _said(row: Row, key: str) -> str:
 
 
 def _chat(row: Row, key: str) -> Conversation:
-    messages = list(messages_at(row, key))
+    messages = list(chat_at(row, key))
     while messages and messages[-1].role == "assistant":
         messages.pop()
     if not any(message.content.strip() for message in messages):
         raise UserError(f"{row.where}: {key} is empty, so nothing is asked", "remove the row")
-    return Conversation(row.where, (*messages, Message("assistant", _ANSWER)), None)
+    asked = (*messages, Message("assistant", _ANSWER))
+    return Conversation(row.where, asked, None, tools_at(row))
 
 
 def _question(row: Row, conversation: Conversation) -> Question:
@@ -148,9 +165,10 @@ def _reference(row: Row, answer: str) -> str:
     return reference
 
 
-_SCHEMAS: Schemas[Question] = (
-    (("messages",), _parse_messages),
-    (("question", "answer"), _parse_gsm8k),
-    (("prompt",), _parse_prompt),
-    (("query",), _parse_query),
+_OPTIONAL = ("answer", "eval_func", *CONTEXT_KEYS)
+_SCHEMAS: tuple[Schema[Question], ...] = (
+    Schema(("messages",), _parse_messages, _OPTIONAL),
+    Schema(("question", "answer"), _parse_gsm8k, CONTEXT_KEYS),
+    Schema(("prompt",), _parse_prompt, _OPTIONAL),
+    Schema(("query",), _parse_query, _OPTIONAL),
 )

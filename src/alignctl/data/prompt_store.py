@@ -1,7 +1,7 @@
 """Prepared prompts on disk: their summary, and prompts by number."""
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Self
 
@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from alignctl.data.files import position
-from alignctl.data.store import read_array, read_summary
+from alignctl.data.store import read_array, read_summary, unread_notes
 
 
 @dataclass(frozen=True)
@@ -27,6 +27,7 @@ class PromptSummary:
         train: Prompts to train on.
         train_tokens: Their tokens.
         validation: Prompts held out, or 0.
+        unread: How many rows have each key that nothing reads, by file.
     """
 
     rows: int
@@ -39,9 +40,10 @@ class PromptSummary:
     train: int
     train_tokens: int
     validation: int
+    unread: dict[str, dict[str, int]] = field(default_factory=dict)
 
     def describe(self) -> str:
-        """One line for the user on what became of the rows."""
+        """Say what became of the rows, in one line, and what the user should know, in others."""
         counts = [f"{self.rows:,} rows"]
         limit = f"longer than {self.max_prompt_length:,} tokens"
         if self.dropped:
@@ -49,11 +51,12 @@ class PromptSummary:
         if self.cut:
             counts.append(f"{self.cut:,} cut: {limit}")
         rules = f", for {', '.join(self.eval_funcs)}" if self.eval_funcs else ""
-        return (
+        line = (
             f"data: {', '.join(counts)}; {self.train:,} prompts to train on, of "
             f"{self.train_tokens / self.train:.0f} tokens on average, {self.validation:,} held "
             f"out; {self.with_answer:,} with a reference answer{rules}"
         )
+        return "\n".join([line, *unread_notes(self.unread)])
 
     def to_json(self) -> str:
         """The JSON text of summary.json."""

@@ -11,19 +11,20 @@ from typing import Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from alignctl.data.documents import Progress, batches, text_hashes
+from alignctl.data.documents import Progress, Unread, batches, text_hashes
 from alignctl.data.files import Row
 from alignctl.data.masks import cut_prompt, encode_prompts
 from alignctl.data.packing import starts
 from alignctl.data.preparation import Sources, SourceSettings, choose_held_out, prepare_folder
 from alignctl.data.prompt_schemas import Question, prompt_schema_of
 from alignctl.data.prompt_store import PromptSummary
+from alignctl.data.schemas import Rendered
 from alignctl.data.store import ArrayWriter, write_array
-from alignctl.data.templates import Renderer, renderer
+from alignctl.data.templates import Renderer
 from alignctl.data.tokenizer import Tokenizer
 from alignctl.errors import UserError
 
-FORMAT = 1
+FORMAT = 2
 """Part of the content key; raised when the same rows would give other arrays."""
 
 
@@ -58,6 +59,7 @@ class _Tally:
     eval_funcs: list[str | None] = field(default_factory=list)
     text_hashes: list[NDArray[np.uint64]] = field(default_factory=list)
     rows: int = 0
+    unread: Unread = field(default_factory=Unread)
     dropped: int = 0
     cut: int = 0
 
@@ -91,7 +93,7 @@ def prepare(
     """
 
     def write(folder: Path, sources: Sources, on_rows: Callable[[int], None]) -> None:
-        recipe = _Recipe(renderer(settings.template, tokenizer), tokenizer, settings, eval_funcs)
+        recipe = _Recipe(Renderer(settings.template, tokenizer), tokenizer, settings, eval_funcs)
         tallies = _stream_sources(sources, recipe, folder, on_rows)
         summary = _write_rest(settings, tallies, sources, folder)
         (folder / "summary.json").write_text(summary.to_json(), encoding="utf-8")
@@ -120,7 +122,7 @@ def _stream_sources(
         for array in (tokens, file_numbers, lines):
             stack.callback(array.close)
         for files, tally in zip((sources.train, sources.held_out), tallies, strict=True):
-            for rows, questions in batches(files, prompt_schema_of):
+            for rows, questions in batches(files, prompt_schema_of, tally.unread):
                 kept = _kept(rows, questions, recipe, tally)
                 if kept:
                     tokens.append(np.concatenate([prompt for _, prompt in kept]))
@@ -148,10 +150,11 @@ def _kept(
 ) -> list[tuple[Row, NDArray[np.int32]]]:
     """The rows that are not left out, each with the tokens of its prompt."""
     settings, tokenizer = recipe.settings, recipe.tokenizer
-    texts = [prompt_text(question, recipe.render) for question in questions]
+    texts = [render_prompt(question, recipe.render) for question in questions]
     kept, kept_texts = [], []
     encoded = encode_prompts(texts, tokenizer)
     for row, question, text, tokens in zip(rows, questions, texts, encoded, strict=True):
+        tally.unread.add(row, recipe.render.unread(question.conversation))
         _check_rule(row, question.eval_func, recipe.eval_funcs)
         is_long = len(tokens) > settings.max_prompt_length
         if is_long and settings.long_prompts == "drop":
@@ -160,7 +163,7 @@ def _kept(
         tally.cut += is_long
         prompt = cut_prompt(tokens, settings.max_prompt_length, tokenizer.bos_id)
         kept.append((row, prompt))
-        kept_texts.append(text)
+        kept_texts.append(text.text[: text.spans[-1][0]])
         tally.lengths.append(len(prompt))
         tally.answers.append(question.answer)
         tally.eval_funcs.append(question.eval_func)
@@ -169,15 +172,19 @@ def _kept(
     return kept
 
 
-def prompt_text(question: Question, render: Renderer) -> str:
-    """All that is written before the answer to come."""
+def render_prompt(question: Question, render: Renderer) -> Rendered:
+    """Write a question, with a last turn in the place of the answer to come.
+
+    Raises:
+        UserError: The chat template writes no such turn.
+    """
     rendered = render(question.conversation)
     if not rendered.spans:
         raise UserError(
             f"{question.conversation.where}: the chat template does not write an assistant's turn",
             "mend the template, or use data.template=hh",
         )
-    return rendered.text[: rendered.spans[-1][0]]
+    return rendered
 
 
 def _check_rule(row: Row, name: str | None, known: Collection[str]) -> None:
@@ -214,6 +221,7 @@ def _write_rest(
         cut=train.cut + held_out.cut,
         with_answer=sum(answer is not None for answer in answers),
         max_prompt_length=settings.max_prompt_length,
+        unread=train.unread.counts() | held_out.unread.counts(),
         eval_funcs=tuple(sorted({name for name in eval_funcs if name is not None})),
         files=sources.names,
         train=int((~is_held_out).sum()),

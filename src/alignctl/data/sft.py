@@ -11,11 +11,11 @@ from alignctl.data.documents import DocumentWriter, Progress, Recipe, Tally, str
 from alignctl.data.packing import pack, starts
 from alignctl.data.preparation import DocumentSettings, Sources, choose_held_out, prepare_folder
 from alignctl.data.store import SplitSummary, Summary, write_array
-from alignctl.data.templates import renderer
+from alignctl.data.templates import Renderer
 from alignctl.data.tokenizer import Tokenizer
 from alignctl.errors import UserError
 
-FORMAT = 1
+FORMAT = 2
 """Part of the content key; raised when the same rows would give other arrays."""
 
 
@@ -84,7 +84,7 @@ def _stream_sources(
 ) -> tuple[Tally, Tally]:
     """Writes the documents of the training files, then those of the validation files."""
     recipe = Recipe(
-        render=renderer(settings.template, tokenizer),
+        render=Renderer(settings.template, tokenizer),
         tokenizer=tokenizer,
         truncation=settings.truncation,
         window=seq_length + 1,
@@ -140,6 +140,9 @@ def _write_splits(
         dropped_no_target=train.no_target + held_out.no_target,
         dropped_too_long=train.too_long + held_out.too_long,
         without_eos=train.without_eos + held_out.without_eos,
+        parted=train.parted + held_out.parted,
+        divided=train.divided + held_out.divided,
+        unread=train.unread.counts() | held_out.unread.counts(),
         files=files,
         train=write("train", np.flatnonzero(~is_held_out)),
         validation=(

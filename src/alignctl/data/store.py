@@ -3,7 +3,7 @@
 import json
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, BinaryIO, Self
@@ -15,6 +15,27 @@ from numpy.typing import NDArray
 from alignctl.data.batch import Document, TokenBatch
 from alignctl.data.files import position
 from alignctl.errors import RunError, UserError
+
+PARTED = "whose answer joins its prompt's last token: learned from the prompt's own tokens on"
+"""What is said of documents that `masks` parted."""
+
+NO_EOS = (
+    "warning: no document ends with the tokenizer's eos_token, so nothing teaches the model to "
+    "stop: end turns with it in the chat template, or raise batch.seq_length if all are cut"
+)
+
+
+def unread_notes(unread: dict[str, dict[str, int]]) -> list[str]:
+    """Say which keys of each file's rows nothing reads.
+
+    Args:
+        unread: How many rows have each key, by file.
+    """
+    return [
+        f"{file}: keys that are not read: "
+        + ", ".join(f"{key} ({number:,} rows)" for key, number in keys.items())
+        for file, keys in unread.items()
+    ]
 
 
 @dataclass(frozen=True)
@@ -49,6 +70,9 @@ class Summary:
         files: The files read; documents refer to them by number.
         train: The training split.
         validation: The held-out split, or None.
+        parted: Documents whose answers would have changed the tokens of their prompts.
+        divided: Rows that became several documents, as their template rewrites earlier turns.
+        unread: How many rows have each key that nothing reads, by file.
     """
 
     rows: int
@@ -59,26 +83,35 @@ class Summary:
     files: tuple[str, ...]
     train: SplitSummary
     validation: SplitSummary | None
+    parted: int = 0
+    divided: int = 0
+    unread: dict[str, dict[str, int]] = field(default_factory=dict)
 
     def describe(self) -> str:
-        """One line for the user on what became of the rows."""
+        """Say what became of the rows, in one line, and what the user should know, in others."""
         counts = [f"{self.rows:,} rows"]
         for number, words in (
             (self.truncated, "truncated"),
             (self.dropped_no_target, "dropped: nothing to learn"),
             (self.dropped_too_long, "dropped: too long"),
             (self.without_eos, "without EOS"),
+            (self.parted, PARTED),
+            (self.divided, "learned turn by turn: the chat template rewrites earlier turns"),
         ):
             if number:
                 counts.append(f"{number:,} {words}")
         train = self.train
         held_out = self.validation.documents if self.validation else 0
         packed = f"{train.sequences:,} sequences, {100 * train.efficiency:.0f} % full; "
-        return (
+        line = (
             f"data: {', '.join(counts)}; {train.documents:,} to train on, {held_out:,} held out; "
             f"{packed if train.sequences < train.documents else ''}"
             f"{train.supervised_tokens:,} of {train.tokens:,} tokens learned"
         )
+        notes = unread_notes(self.unread)
+        if self.without_eos == train.documents + held_out:
+            notes.append(NO_EOS)
+        return "\n".join([line, *notes])
 
     def to_json(self) -> str:
         """The JSON text of summary.json."""

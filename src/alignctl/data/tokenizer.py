@@ -8,10 +8,14 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from alignctl.errors import UserError
+import numpy as np
+from numpy.typing import NDArray
+
+from alignctl.errors import RunError, UserError
 
 _MAKE_ONE = (
     "give another folder with --tokenizer DIR; every Llama 2 and Bloom release on the Hugging Face "
@@ -19,6 +23,43 @@ _MAKE_ONE = (
     'transformers 4 is installed: python -c "from transformers import AutoTokenizer; '
     "AutoTokenizer.from_pretrained('{folder}').save_pretrained('{folder}')\""
 )
+
+
+# Characters that a text is read after, where a tokenizer treats a beginning in a special way.
+_ANCHORS = ("\n", "\x02", "|", "a", "0")
+
+
+@dataclass(frozen=True, eq=False)
+class Reading:
+    """The tokens of a text, and which characters of it each of them is.
+
+    Attributes:
+        encoding: A `tokenizers.Encoding`, of the text or of something before it as well.
+        skipped_tokens: Tokens of what is before.
+        skipped_characters: Characters of what is before.
+    """
+
+    encoding: Any
+    skipped_tokens: int = 0
+    skipped_characters: int = 0
+
+    def __len__(self) -> int:
+        return len(self.encoding) - self.skipped_tokens
+
+    @property
+    def ids(self) -> NDArray[np.int32]:
+        """Token ids `[N]`."""
+        return np.asarray(self.encoding.ids[self.skipped_tokens :], np.int32)
+
+    def token_at(self, character: int) -> int | None:
+        """The first token of a character; None when a normaliser removed the character."""
+        token: int | None = self.encoding.char_to_token(character + self.skipped_characters)
+        return None if token is None else token - self.skipped_tokens
+
+    def start(self, token: int) -> int:
+        """The first character of a token."""
+        characters: tuple[int, int] = self.encoding.token_to_chars(token + self.skipped_tokens)
+        return characters[0] - self.skipped_characters
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,7 +76,7 @@ class Tokenizer:
         pad_id: Id of the padding token, or None. Nothing is ever masked by comparing with it.
         adds_bos: Whether a document starts with BOS: `add_bos_token` when it is given, otherwise
             whether the post-processor puts it there.
-        chat_template: Jinja source, or None.
+        chat_templates: Jinja sources by name; the one without a name is `default`.
     """
 
     folder: Path
@@ -45,7 +86,7 @@ class Tokenizer:
     eos_id: int
     pad_id: int | None
     adds_bos: bool
-    chat_template: str | None
+    chat_templates: dict[str, str]
 
     @property
     def eos_token(self) -> str:
@@ -61,7 +102,7 @@ class Tokenizer:
     @property
     def fingerprint(self) -> str:
         """Hash of everything that decides how text becomes tokens."""
-        state = [self.backend.to_str(), self.special_tokens, self.adds_bos, self.chat_template]
+        state = [self.backend.to_str(), self.special_tokens, self.adds_bos, self.chat_templates]
         return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()
 
     @property
@@ -74,6 +115,30 @@ class Tokenizer:
         """Tokenises texts, without adding special tokens; `tokenizers.Encoding` objects."""
         encodings: list[Any] = self.backend.encode_batch(list(texts), add_special_tokens=False)
         return encodings
+
+    def continue_text(self, text: str) -> "Reading":
+        """Tokenises a text that goes on after another one: without what is put before a first word.
+
+        SentencePiece's tokenizers put a space there, so such a text is read after a character that
+        does not join it, whose tokens are left out.
+        """
+        if not self._prefixes:
+            return Reading(self.encode_batch([text])[0])
+        for anchor in _ANCHORS:
+            (encoding,) = self.encode_batch([anchor + text])
+            whole = Reading(encoding)
+            first = whole.token_at(len(anchor))
+            if first is None or whole.start(first) >= len(anchor):
+                skipped = len(whole) if first is None else first
+                return Reading(encoding, skipped, len(anchor))
+        raise RunError(f"{self.folder}: the tokenizer joins {text[:20]!r} with all that is before")
+
+    @cached_property
+    def _prefixes(self) -> bool:
+        """Whether a text alone has other tokens than after a line break."""
+        alone, after = self.encode_batch(["a", "\na"])
+        alone_ids: list[int] = alone.ids
+        return bool(after.ids[-len(alone_ids) :] != alone_ids)
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of token ids, special tokens included."""
@@ -117,7 +182,7 @@ def load_tokenizer(path: Path) -> Tokenizer:
         eos_id=ids["eos_token"],
         pad_id=ids.get("pad_token"),
         adds_bos=adds_bos,
-        chat_template=_chat_template(settings, folder),
+        chat_templates=_chat_templates(settings, folder),
     )
 
 
@@ -226,13 +291,35 @@ def _adds_bos(backend: Any, settings: dict[str, Any], bos_id: int | None, folder
     return bos_id is not None and ids[:1] == [bos_id]
 
 
-def _chat_template(settings: dict[str, Any], folder: Path) -> str | None:
-    file = folder / "chat_template.jinja"
-    if file.is_file():
-        return file.read_text("utf-8")
-    value = settings.get("chat_template")
+def _chat_templates(settings: dict[str, Any], folder: Path) -> dict[str, str]:
+    """Of the places that transformers reads, the first one that has any; files go first."""
+    if (folder / "chat_template.jinja").is_file():
+        others = sorted((folder / "additional_chat_templates").glob("*.jinja"))
+        named = {file.stem: _read_template(file) for file in others}
+        return {"default": _read_template(folder / "chat_template.jinja"), **named}
+    file, value = folder / "tokenizer_config.json", settings.get("chat_template")
     if value is None:
-        value = _read_json(folder / "chat_template.json").get("chat_template")
-    if isinstance(value, list):  # several named templates: tool use, retrieval, default
-        value = {entry["name"]: entry["template"] for entry in value}.get("default")
-    return value
+        file = folder / "chat_template.json"
+        value = _read_json(file).get("chat_template")
+    if value is None:
+        return {}
+    entries = value if isinstance(value, list) else [{"name": "default", "template": value}]
+    templates: dict[str, str] = {}
+    for entry in entries:
+        name, template = (
+            (entry.get("name"), entry.get("template")) if isinstance(entry, dict) else (None, None)
+        )
+        if not isinstance(name, str) or not isinstance(template, str):
+            raise UserError(
+                f"{file}: chat_template is neither text nor a list of {{name, template}}",
+                "copy the file again from the model's release",
+            )
+        templates[name] = template
+    return templates
+
+
+def _read_template(file: Path) -> str:
+    try:
+        return file.read_text("utf-8")
+    except (OSError, ValueError) as error:
+        raise UserError(f"{file}: not readable as text: {error}") from error

@@ -5,6 +5,7 @@ from typing import Any
 
 from alignctl import console
 from alignctl.config.generation import RESOURCES, Generation
+from alignctl.data.store import unread_notes
 from alignctl.evaluation.answers import AnswerFile, as_row, as_text, check_suffix, key_of
 from alignctl.evaluation.generation import Generator, Prompt
 from alignctl.evaluation.prompts import TEXT_SUFFIX, PromptFile
@@ -30,6 +31,8 @@ def answer(generator: Generator, file: PromptFile, output: Path) -> None:
     prompts = generator.prompts(file.questions)
     console.say(f"model: {generator.source.description}")
     console.say(_describe(prompts, generator.max_prompt_length))
+    for note in unread_notes(file.unread):
+        console.say(note)
     samples = generator.settings.samples
     lines_per_row = samples if output.suffix == TEXT_SUFFIX else 1
     key = _key(generator, file, output)

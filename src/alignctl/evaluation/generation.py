@@ -21,9 +21,9 @@ from alignctl.config.generation import Generation
 from alignctl.config.problems import refuse
 from alignctl.config.sections import Model
 from alignctl.data.masks import cut_prompt, encode_prompts
-from alignctl.data.prompt_schemas import Question
-from alignctl.data.prompts import prompt_text
-from alignctl.data.templates import renderer
+from alignctl.data.prompt_schemas import Question, lead
+from alignctl.data.prompts import render_prompt
+from alignctl.data.templates import Renderer
 from alignctl.data.tokenizer import Tokenizer, check_fits, load_tokenizer
 from alignctl.errors import AlignctlError, RunError, UserError
 from alignctl.evaluation.followers import Ranks, Start
@@ -43,12 +43,14 @@ class Prompt:
         tokens: Token ids `[P]`, int32, as the model reads them.
         number: Its place among all prompts of a set: what it is answered does not depend on the
             others, nor on how many were answered before.
+        lead: White space that an answer begins with, since it belongs to what is learned.
         is_cut: Whether it lost its start, because it was longer than `max_prompt_length`.
         temperature: In the place of the settings' own; None: theirs.
     """
 
     tokens: NDArray[np.int32]
     number: int
+    lead: str = ""
     is_cut: bool = False
     temperature: float | None = None
 
@@ -58,7 +60,8 @@ class Answer:
     """What a model said.
 
     Attributes:
-        text: Without the token that ended it, and without special tokens.
+        text: Without special tokens, the token that ended it, and the white space that parts it
+            from the prompt.
         tokens: Token ids; the one that ended it is the last one.
         finish: Why it ended: "stop" with an end token, "length" because it may not be longer.
     """
@@ -115,7 +118,7 @@ class Generator:
         check_fits(self.tokenizer, self.source.model.vocab_size)
         self._longest = self.settings.longest(self.source.model)
         self.max_prompt_length = self._longest - self.settings.max_new_tokens
-        self._render = renderer(self.settings.template, self.tokenizer)
+        self._render = Renderer(self.settings.template, self.tokenizer)
         drawing = self.settings.rollout(self.source.model)
         self.end_token_ids = generation_config.end_token_ids(
             self.source.companions,
@@ -159,13 +162,18 @@ class Generator:
             questions: Rows, or chats made of messages.
             first: The number of the first one.
         """
-        texts = [prompt_text(question, self._render) for question in questions]
+        texts = [render_prompt(question, self._render) for question in questions]
         limit = self.max_prompt_length
         return [
             Prompt(
-                cut_prompt(tokens, limit, self.tokenizer.bos_id), number, is_cut=len(tokens) > limit
+                cut_prompt(tokens, limit, self.tokenizer.bos_id),
+                number,
+                lead(text),
+                is_cut=len(tokens) > limit,
             )
-            for number, tokens in enumerate(encode_prompts(texts, self.tokenizer), first)
+            for number, (text, tokens) in enumerate(
+                zip(texts, encode_prompts(texts, self.tokenizer), strict=True), first
+            )
         ]
 
     def generate(self, prompts: Sequence[Prompt]) -> Iterator[list[Answer]]:
@@ -194,7 +202,7 @@ class Generator:
                     f"prompt {prompts[place // samples].number + 1} could not be answered: vLLM "
                     "failed twice, as it says above"
                 )
-            row.append(self._answer(completion))
+            row.append(self._answer(prompts[place // samples], completion))
             if len(row) == samples:
                 yield row
                 row = []
@@ -208,11 +216,12 @@ class Generator:
         seeds = np.random.SeedSequence((self.settings.seed, number, sample))
         return int(seeds.generate_state(1)[0]) >> 1
 
-    def _answer(self, completion: Completion) -> Answer:
+    def _answer(self, prompt: Prompt, completion: Completion) -> Answer:
         tokens = tuple(completion.tokens.tolist())
         # Not every end token is a special one, which decoding would leave out.
         said = tokens[:-1] if completion.finish == "stop" else tokens
-        return Answer(self.tokenizer.decode_answer(said), tokens, completion.finish)
+        text = self.tokenizer.decode_answer(said).removeprefix(prompt.lead)
+        return Answer(text, tokens, completion.finish)
 
 
 @contextmanager

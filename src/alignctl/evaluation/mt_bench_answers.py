@@ -11,8 +11,8 @@ from pydantic import model_validator
 from alignctl import console
 from alignctl.config.generation import RESOURCES, Generation
 from alignctl.config.sections import Count
+from alignctl.data.messages import Message
 from alignctl.data.prompt_schemas import chat
-from alignctl.data.schemas import Message
 from alignctl.errors import UserError
 from alignctl.evaluation.fastchat_answers import Answers, read_answers, write_answers
 from alignctl.evaluation.generation import Answer, Generator, Prompt

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from alignctl.data.documents import Unread
 from alignctl.data.files import Row, find_files, read_rows
 from alignctl.data.prompt_schemas import Question, prompt_schema_of
 from alignctl.errors import UserError
@@ -21,12 +22,14 @@ class PromptFile:
         rows: As they stand there; a line of text is a row with the key `prompt`.
         questions: What each of them asks.
         digest: SHA-256 of the file.
+        unread: How many rows have each key that nothing reads, by file.
     """
 
     path: Path
     rows: list[Row]
     questions: list[Question]
     digest: str
+    unread: dict[str, dict[str, int]]
 
 
 def read(path: Path, limit: int | None = None) -> PromptFile:
@@ -48,10 +51,14 @@ def read(path: Path, limit: int | None = None) -> PromptFile:
         rows = list(read_rows([file]))
     if not rows:
         raise UserError(f"{path}: no prompts: there is no row in it")
-    parse = prompt_schema_of(rows[0])
+    schema = prompt_schema_of(rows[0])
+    unread = Unread()
+    for row in rows:
+        unread.add(row, schema.unread(row))
     with path.open("rb") as stream:
         digest = hashlib.file_digest(stream, "sha256").hexdigest()
-    return PromptFile(path, rows[:limit], [parse(row) for row in rows][:limit], digest)
+    questions = [schema.parse(row) for row in rows]
+    return PromptFile(path, rows[:limit], questions[:limit], digest, unread.counts())
 
 
 def _text_rows(file: Path) -> Iterator[Row]:

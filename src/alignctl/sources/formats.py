@@ -6,6 +6,9 @@ r"""What a row of a well-known data set becomes: a row for each stage that can u
 - alpaca: `{instruction, input, output}`.
 - sharegpt: `{conversations: [{from, value}, ...]}`.
 
+Of the last two, `system`, `history` and `tools` are taken along, and what a turn says beside its
+text, such as `weight`: fine-tuning reads them.
+
 The rows are those of ChatLearn's documents: `sft`, `reward`, `alignment` (for dpo, and for rlhf and
 online-dpo, which take its prompts) and `math` (for grpo).
 """
@@ -13,11 +16,13 @@ online-dpo, which take its prompts) and `math` (for grpo).
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from alignctl.data.files import Row
+from alignctl.data.messages import CONTEXT_KEYS, context_at, is_nothing, system_at, tools_at
 from alignctl.data.preference_schemas import preference_schema_of
-from alignctl.data.schemas import ASSISTANT, HUMAN, Conversation, mismatch, text_at
+from alignctl.data.schemas import ASSISTANT, HUMAN, Conversation, Schema
+from alignctl.data.values import mismatch, text_at
 from alignctl.errors import UserError
 from alignctl.rewards.extraction import boxed_answer, marked_answer
 
@@ -70,16 +75,22 @@ class Format:
         convert: What a row becomes, or why it is left out: a key of `DROPPED`.
         kinds: The files that are written.
         hub: Where it is on the Hugging Face hub.
+        optional: Further keys that are read.
     """
 
     keys: tuple[str, ...]
     convert: Callable[[Row], Made | str]
     kinds: tuple[Kind, ...]
     hub: str
+    optional: tuple[str, ...] = ()
+
+    def unread(self, row: Row) -> list[str]:
+        """Return the keys of a row that nothing reads."""
+        return Schema(self.keys, self.convert, self.optional).unread(row)
 
 
 def _hh(row: Row) -> Made | str:
-    comparison = preference_schema_of(row)(row)
+    comparison = preference_schema_of(row).parse(row)
     pairs = [_prompt_and_answer(answer) for answer in comparison.answers]
     (prompt, chosen), (other_prompt, rejected) = pairs
     if not chosen.strip() or not rejected.strip():
@@ -141,15 +152,20 @@ def _alpaca(row: Row) -> Made | str:
     given = text_at(row, "input") if row.record.get("input") else ""
     if not output.strip():
         return "empty"
+    context_at(row), tools_at(row)  # what is taken along is looked at here
     made: dict[str, object] = {"instruction": instruction, "input": given, "output": output}
-    return Made({"sft": made}, f"{instruction}\n{given}")
+    return Made({"sft": made | _context(row, CONTEXT_KEYS)}, f"{instruction}\n{given}")
+
+
+def _context(row: Row, keys: tuple[str, ...]) -> dict[str, object]:
+    return {key: row.record[key] for key in keys if not is_nothing(row.record.get(key))}
 
 
 def _sharegpt(row: Row) -> Made | str:
     turns = row.record.get("conversations")
     if not isinstance(turns, list):
         raise mismatch(row, "conversations", turns, "a list of {from, value}")
-    messages: list[dict[str, str]] = []
+    messages: list[dict[str, Any]] = []
     for place, turn in enumerate(turns):
         name = f"conversations[{place}]"
         if not isinstance(turn, dict):
@@ -158,12 +174,16 @@ def _sharegpt(row: Row) -> Made | str:
         role = _ROLES.get(text_at(inner, "from"))
         if role is None:
             return "turns"
-        messages.append({"role": role, "content": text_at(inner, "value")})
+        further = {key: value for key, value in turn.items() if key not in ("from", "value")}
+        messages.append({"role": role, "content": text_at(inner, "value"), **further})
+    system_at(row), tools_at(row)
     head = messages[:1] if messages and messages[0]["role"] == "system" else []
-    return _alternating(head, messages[len(head) :])
+    return _alternating(head, messages[len(head) :], _context(row, ("system", "tools")))
 
 
-def _alternating(head: list[dict[str, str]], turns: list[dict[str, str]]) -> Made | str:
+def _alternating(
+    head: list[dict[str, Any]], turns: list[dict[str, Any]], context: dict[str, object]
+) -> Made | str:
     """A chat from the first user turn to the last assistant turn; exports are cut anywhere."""
     if turns and turns[0]["role"] == "assistant":
         turns = turns[1:]
@@ -173,16 +193,26 @@ def _alternating(head: list[dict[str, str]], turns: list[dict[str, str]]) -> Mad
         return "turns"
     if not any(turn["content"].strip() for turn in turns[1::2]):
         return "empty"
-    return Made({"sft": {"messages": [*head, *turns]}}, turns[0]["content"])
+    return Made({"sft": {"messages": [*head, *turns], **context}}, turns[0]["content"])
 
 
 FORMATS: dict[Name, Format] = {
     "hh": Format(("chosen", "rejected"), _hh, ("sft", "reward", "alignment"), "Anthropic/hh-rlhf"),
     "gsm8k": Format(("question", "answer"), _gsm8k, ("sft", "math"), "openai/gsm8k"),
     "math": Format(("problem", "solution"), _math, ("sft", "math"), "EleutherAI/hendrycks_math"),
-    "alpaca": Format(("instruction", "output"), _alpaca, ("sft",), "tatsu-lab/alpaca"),
+    "alpaca": Format(
+        ("instruction", "output"),
+        _alpaca,
+        ("sft",),
+        "tatsu-lab/alpaca",
+        ("input", *CONTEXT_KEYS),
+    ),
     "sharegpt": Format(
-        ("conversations",), _sharegpt, ("sft",), "anon8231489123/ShareGPT_Vicuna_unfiltered"
+        ("conversations",),
+        _sharegpt,
+        ("sft",),
+        "anon8231489123/ShareGPT_Vicuna_unfiltered",
+        ("system", "tools"),
     ),
 }
 

@@ -12,6 +12,8 @@ from typing import Any
 from alignctl import atomic
 from alignctl.corpus.manifest import file_record
 from alignctl.corpus.writers import LineWriter
+from alignctl.data.documents import Unread
+from alignctl.data.store import unread_notes
 from alignctl.errors import UserError
 from alignctl.sources.download import files_of, license_of, rows_of
 from alignctl.sources.formats import DROPPED, FORMATS, Format, Kind, Made, Name, check_keys
@@ -47,6 +49,7 @@ class Outcome:
         dev: Rows written to each held-out file.
         preview: The first training row of each kind.
         license: The licence, or None.
+        unread: How many rows have each key that nothing reads, by file.
     """
 
     rows: int
@@ -55,16 +58,18 @@ class Outcome:
     dev: int
     preview: dict[Kind, dict[str, object]]
     license: str | None
+    unread: dict[str, dict[str, int]]
 
     def describe(self) -> str:
-        """One line for the user."""
+        """Say what became of the rows, in one line, and which keys were not read, in others."""
         words = [f"{self.rows:,} rows"]
         words += [
             f"{number:,} dropped: {DROPPED[reason]}"
             for reason, number in self.dropped.items()
             if number
         ]
-        return f"{', '.join(words)}; {self.train:,} to train on, {self.dev:,} held out"
+        line = f"{', '.join(words)}; {self.train:,} to train on, {self.dev:,} held out"
+        return "\n".join([line, *unread_notes(self.unread)])
 
 
 def prepare(options: Options) -> Outcome:
@@ -83,12 +88,13 @@ def prepare(options: Options) -> Outcome:
         names = ", ".join(str(path) for path in options.paths)
         raise UserError(f"{names}: no file of training rows", "give the folder as downloaded")
     counts: Counter[str] = Counter()
+    unread = Unread()
     preview: dict[Kind, dict[str, object]] = {}
     with atomic.new_folder(options.folder) as partial:
         writers = _Writers(partial, form)
         with writers:
             seen: set[bytes] = set()
-            for made, is_dev in _made(options, form, train, dev, counts, seen):
+            for made, is_dev in _made(options, form, train, dev, counts, unread, seen):
                 side = "dev" if is_dev else "train"
                 counts[side] += 1
                 writers.write(side, made)
@@ -103,6 +109,7 @@ def prepare(options: Options) -> Outcome:
             dev=counts["dev"],
             preview=preview,
             license=options.license or license_of(options.paths),
+            unread=unread.counts(),
         )
         _write_manifest(options, outcome, [*train, *dev], writers, partial)
     return outcome
@@ -114,6 +121,7 @@ def _made(
     train: Sequence[Path],
     dev: Sequence[Path],
     counts: Counter[str],
+    unread: Unread,
     seen: set[bytes],
 ) -> Iterator[tuple[Made, bool]]:
     """Every row that is not left out, and whether it is held out; held-out rows come first.
@@ -125,6 +133,7 @@ def _made(
             if not number:
                 check_keys(row, options.name)
             counts["rows"] += 1
+            unread.add(row, form.unread(row))
             made = form.convert(row)
             if isinstance(made, str):
                 counts[made] += 1
