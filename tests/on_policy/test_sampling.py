@@ -5,8 +5,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from pydantic import ValidationError
 
+from alignctl.algorithms.advantages import group_advantages
 from alignctl.data.tokenizer import Tokenizer
 from alignctl.errors import RunError
 from alignctl.on_policy.sampling import Gathered, answer, gather
@@ -137,26 +139,68 @@ def test_refills_end_and_what_there_is_stays(folder: Path, tokenizer: Tokenizer)
     assert found.metrics["prompts_constant"] == found.metrics["prompts_asked"] == 16
 
 
-def test_a_penalty_alone_makes_a_group_worth_learning_from(
-    folder: Path, tokenizer: Tokenizer, judges: RuleWorkers
-) -> None:
-    """Both answers are right; one of them repeats itself, and that is what is learned."""
+EIGHT = {"prompts": 2, "samples": 8, "max_refills": 1}
+
+
+def eight_answers(
+    folder: Path, tokenizer: Tokenizer, judges: RuleWorkers, say: scripted.Say, **score: Any
+) -> tuple[Gathered, ScriptedSampler]:
+    """Two prompts of eight answers, judged by the rule; a limit of 24 tokens."""
     settings = scripted.config(
-        folder, experience=REFILLING, score={"source": "sparse_only", "ngram_coef": 1.0}
+        folder,
+        experience=EIGHT,
+        rollout={"max_new_tokens": 24},
+        score={"source": "sparse_only", **score},
     )
-    data = scripted.prompts(tokenizer)
+    data, sampler = scripted.prompts(tokenizer), ScriptedSampler(say, tokenizer)
+    crew = scripted.crew(settings, sampler)
+    return gather(crew, Scorer(crew, data, tokenizer, judges), data, 0, Phases()), sampler
+
+
+def least_advantage(found: Gathered) -> float:
+    rewards, groups = found.scored.rewards, found.samples.groups
+    compared = group_advantages(torch.from_numpy(rewards), torch.from_numpy(groups), "group_std")
+    return compared.advantages.min().item()
+
+
+@pytest.mark.parametrize("is_right", [False, True])
+def test_a_penalty_alone_teaches_nothing_where_constant_groups_are_replaced(
+    folder: Path, tokenizer: Tokenizer, judges: RuleWorkers, is_right: bool
+) -> None:
+    """Answers of 8 and one of 9 tokens: (24 - 16 - 9) / 16 = -0.0625 for the long one alone.
+
+    Its advantage would be -sqrt(7) = -2.6458, however small the penalty is: of eight scores, seven
+    0 and one -d, the mean is -d / 8 and the deviation sqrt(7) d / 8.
+    """
 
     def say(request: Request, place: int) -> str:
-        number = question(request, tokenizer) + 1
-        return f"{'so it is ' if place == 0 else 'so so so so '}#### {number}."
+        right = question(request, tokenizer) + 1
+        return f"#### {right if is_right else right + 1}{' ' if place == 7 else ''}."
 
-    sampler = ScriptedSampler(say, tokenizer)
-    crew = scripted.crew(settings, sampler)
-    found = gather(crew, Scorer(crew, data, tokenizer, judges), data, 0, Phases())
+    found, sampler = eight_answers(folder, tokenizer, judges, say, overlong_buffer=16)
+    lengths = sorted(len(answer) for answer in found.samples.answers)
+    assert lengths == [8] * 14 + [9] * 2
+    assert [len(call) for call, _ in sampler.calls] == [16, 16], "all were asked anew"
+    assert found.metrics["prompts_constant"] == found.metrics["prompts_asked"] == 4
+    assert least_advantage(found) == 0
+
+
+def test_penalties_count_where_answers_are_worth_different_things(
+    folder: Path, tokenizer: Tokenizer, judges: RuleWorkers
+) -> None:
+    """One is right, one repeats itself: (1, 0, ..., 0, -p) in each group, and nothing is asked."""
+
+    def say(request: Request, place: int) -> str:
+        right = question(request, tokenizer) + 1
+        return f"{'so so so so ' if place == 7 else ''}#### {right if place == 0 else 77}."
+
+    found, sampler = eight_answers(folder, tokenizer, judges, say, ngram_coef=1.0)
     assert len(sampler.calls) == 1
-    assert found.scored.scores.tolist() == [1.0] * 8
-    assert (found.scored.rewards[::2] > found.scored.rewards[1::2]).all()
+    assert found.scored.scores.tolist() == [1.0, 0, 0, 0, 0, 0, 0, 0] * 2
     assert found.metrics["prompts_constant"] == 0
+    penalties = found.scored.extra.reshape(2, 8)
+    assert (penalties[:, 7] < penalties[:, 1]).all()
+    assert found.scored.metrics["penalty"] == pytest.approx(penalties.mean())
 
 
 def test_validation_takes_the_likeliest_tokens_once(folder: Path, tokenizer: Tokenizer) -> None:

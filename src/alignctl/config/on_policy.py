@@ -60,7 +60,8 @@ class Experience(Section):
 
     max_refills: Annotated[int, Field(ge=0)] = 0
     """Further prompts are asked, at most so many times, in the place of those whose answers all
-    got the same score (DAPO's dynamic sampling); 0: they stay, and teach nothing."""
+    got the same score, before penalties of length and repetition (DAPO's dynamic sampling); 0: they
+    stay, and teach nothing but these penalties."""
 
     shown: Annotated[int, Field(ge=0)] = 1
     """Answers of an episode that are shown while the run goes on; all are in samples/."""

@@ -49,14 +49,12 @@ class GRPO:
         reference = kl = None
         if crew.reference is not None:
             reference = torch.from_numpy(crew.target_outputs(crew.reference, samples))
-        groups = group_advantages(
-            torch.from_numpy(gathered.scored.rewards),
-            torch.from_numpy(samples.groups),
-            config.baseline,
-        )
-        advantages = segments.spread(groups.advantages)
+        groups, scored = torch.from_numpy(samples.groups), gathered.scored
+        compared = group_advantages(torch.from_numpy(scored.rewards), groups, config.baseline)
+        advantages = segments.spread(compared.advantages)
         found, logprobs, trust = self._improve(samples, advantages, reference, step)
-        constant = np.unique(samples.groups[groups.is_constant.numpy()])
+        worth = group_advantages(torch.from_numpy(scored.scores), groups, config.baseline)
+        constant = np.unique(samples.groups[worth.is_constant.numpy()])
         metrics = dict(trust.metrics)
         metrics["constant_groups"] = len(constant) / len(np.unique(samples.groups))
         if reference is not None:

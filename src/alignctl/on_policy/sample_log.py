@@ -64,6 +64,8 @@ def _row(gathered: Gathered, sample: int, data: PromptData, tokenizer: Tokenizer
         "is_finished": bool(samples.is_finished[sample]),
         "score": float(scored.scores[sample]),
     }
+    if scored.extra[sample]:
+        row["penalty"] = float(scored.extra[sample])
     if scored.model is not None:
         row["model_score"] = float(scored.model[sample])
     if scored.reasons[sample] >= 0:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,6 +30,25 @@ class Gathered:
     samples: Samples
     scored: Scored
     metrics: dict[str, float]
+
+    @property
+    def constant_groups(self) -> list[int]:
+        """Groups of answers that are all worth the same.
+
+        Before penalties of length and of repetitions: among answers that are all wrong, a penalty
+        of 0.05 would make one the worst by far, as advantages are divided by their deviation.
+        """
+        groups, scores = self.samples.groups, self.scored.scores
+        return [
+            group
+            for group in np.unique(groups).tolist()
+            if len(np.unique(scores[groups == group])) == 1
+        ]
+
+    @property
+    def without_penalties(self) -> Self:
+        """The same answers, told apart by what they are worth alone."""
+        return replace(self, scored=replace(self.scored, extra=np.zeros_like(self.scored.extra)))
 
 
 def gather(crew: Crew, scorer: Scorer, data: PromptData, step: int, phases: Phases) -> Gathered:
@@ -76,7 +96,7 @@ def gather(crew: Crew, scorer: Scorer, data: PromptData, step: int, phases: Phas
             wanted -= len(np.unique(kept.samples.groups))
         if not wanted:
             break
-    parts = parts or ([first] if first else [])
+    parts = parts or ([first.without_penalties] if first else [])
     metrics = {"requests_retried": float(retried), "requests_failed": float(failed)}
     if config.experience.max_refills:
         metrics |= {"prompts_asked": float(asked), "prompts_constant": float(constant)}
@@ -147,12 +167,9 @@ def _seed(*numbers: int) -> int:
 
 
 def _without_constant_groups(found: Gathered) -> tuple[Gathered | None, int]:
-    """The answers whose group has different rewards, if any; and how many groups have not."""
-    groups, rewards = found.samples.groups, found.scored.rewards
-    constant = [
-        group for group in np.unique(groups) if len(np.unique(rewards[groups == group])) == 1
-    ]
-    kept: Sequence[int] = np.flatnonzero(~np.isin(groups, constant)).tolist()
+    """The answers of the other groups, if there are any; and how many groups are constant."""
+    constant = found.constant_groups
+    kept: Sequence[int] = np.flatnonzero(~np.isin(found.samples.groups, constant)).tolist()
     if not kept:
         return None, len(constant)
     return Gathered(found.samples.of(kept), found.scored.of(kept), {}), len(constant)

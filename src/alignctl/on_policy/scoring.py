@@ -32,10 +32,11 @@ class Scored:
     """Scores of answers, the same on every rank.
 
     Attributes:
-        scores: By model, rule or both, shaped `[S]`.
+        scores: By model, rule or both, shaped `[S]`: what the answers are worth.
         model: As the reward model gave them, with its offset `[S]`; None without one.
         reasons: What the rule found, a place in `REASONS` `[S]`; -1 where a row names no rule.
-        extra: What is added to that, and no shaping touches `[S]`: the penalty of repetitions.
+        extra: What is added to that, and no shaping touches `[S]`: the penalties of length and of
+            repetitions, zero or less. They say nothing about what is right.
     """
 
     scores: NDArray[np.float64]
@@ -72,6 +73,8 @@ class Scored:
     def metrics(self) -> dict[str, float]:
         """Means for a reader: of the model, and how often the rule found what."""
         found = {"score": float(self.scores.mean()), "score_std": float(self.scores.std())}
+        if self.extra.any():
+            found["penalty"] = float(self.extra.mean())
         if self.model is not None:
             found["model_score"] = float(self.model.mean())
         judged = self.reasons[self.reasons != _UNJUDGED]
@@ -139,17 +142,22 @@ class Scorer:
             missing_eos_score=settings.missing_eos_score,
             clip=float("inf"),
         )
+        return Scored(total.double().numpy(), model, reasons, self._penalties(samples))
+
+    def _penalties(self, samples: Samples) -> NDArray[np.float64]:
+        """Of length and of repetitions `[S]`."""
+        settings, found = self.settings, np.zeros(len(samples))
         if settings.overlong_buffer is not None:
-            total = total + overlong_penalty(
+            overlong = overlong_penalty(
                 torch.from_numpy(samples.lengths),
                 max_new_tokens=self.crew.config.rollout.max_new_tokens,
                 buffer=settings.overlong_buffer,
             )
-        extra = np.zeros(len(samples))
+            found += overlong.double().numpy()
         if settings.ngram_coef:
-            penalties = [repetition_penalty(answer.tolist()) for answer in samples.answers]
-            extra = settings.ngram_coef * np.asarray(penalties)
-        return Scored(total.double().numpy(), model, reasons, extra)
+            repetitions = [repetition_penalty(answer.tolist()) for answer in samples.answers]
+            found += settings.ngram_coef * np.asarray(repetitions)
+        return found
 
     def _by_model(self, samples: Samples) -> NDArray[np.float64] | None:
         """Scores `[S]`, of equal answers equal to the last bit.

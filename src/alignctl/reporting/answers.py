@@ -123,9 +123,13 @@ def _answer_of(row: dict[str, Any]) -> str | None:
     return None
 
 
+_NUMBERS = {"score": "score", "penalty": "penalty", "model_score": "model", "kl": "KL"}
+"""Numbers of an answer, and what a reader calls them."""
+
+
 def _remarks(row: dict[str, Any]) -> str:
     found = []
-    for name, label in (("score", "score"), ("model_score", "model"), ("kl", "KL")):
+    for name, label in _NUMBERS.items():
         value = row.get(name)
         is_told = name == "model_score" and value == row.get("score")
         if isinstance(value, int | float) and math.isfinite(value) and not is_told:
