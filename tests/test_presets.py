@@ -82,6 +82,22 @@ def test_a_whole_run_warms_up_for_as_many_steps_as_in_the_tutorials(name: str, s
 
 
 @pytest.mark.parametrize("name", presets.names())
+def test_no_reward_model_scores_an_answer_that_was_cut(name: str) -> None:
+    """It learned to score at EOS. A rule alone reads what there is."""
+    model = {"output": Path("runs/x"), "reward_load": Path("runs/reward")}
+    for stage in ("rlhf", "online_dpo"):
+        config = resolve(STAGES[stage], name, model)
+        assert isinstance(config, OnPolicyConfig)
+        assert config.score.missing_eos == config.score.of_cut_answers == "replace"
+    merged = resolve(STAGES["grpo"], name, model, ["score.source=merge"])
+    alone = resolve(STAGES["grpo"], name, {"output": Path("runs/x")})
+    assert isinstance(merged, OnPolicyConfig)
+    assert isinstance(alone, OnPolicyConfig)
+    assert merged.score.of_cut_answers == "replace"
+    assert alone.score.of_cut_answers == "keep"
+
+
+@pytest.mark.parametrize("name", presets.names())
 def test_every_preset_opens_with_a_runbook_of_ascii(name: str) -> None:
     text = (presets.folder() / f"{name}.yaml").read_bytes().decode("ascii")
     header = text[: text.index("\nmodel:")]

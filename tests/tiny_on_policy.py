@@ -83,7 +83,7 @@ def sections() -> dict[str, dict[str, Any]]:
         },
         "grpo": shared
         | {
-            "score": {"source": "merge", "alarm_after": 2},
+            "score": {"source": "merge", "missing_eos": "keep", "alarm_after": 2},
             # A mean over tokens: a mean of means would round where ratios are exactly 1.
             "loss": {"kl_coef": BETA, "entropy_coef": 0.01, "aggregation": "token"},
         },

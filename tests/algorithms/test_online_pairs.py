@@ -50,6 +50,29 @@ def test_ties_everywhere_give_nothing(choice: Choice) -> None:
     assert (len(pairs.better), len(pairs.worse), pairs.num_prompts, skipped) == (0, 0, 0, 2)
 
 
+def test_the_best_of_those_that_may_win_by_hand() -> None:
+    """5 was cut: 3 is better than 2, and than 1, which was cut too. Of prompt 1 none may win."""
+    scores = np.asarray([5.0, 3.0, 2.0, 1.0, 4.0, 0.0])
+    groups = np.asarray([0, 0, 0, 0, 1, 1])
+    may_win = np.asarray([False, True, True, False, False, False])
+    found, skipped = choose_pairs(scores, groups, "best_worst", may_win)
+    assert (found.better.tolist(), found.worse.tolist(), skipped) == ([1], [3], 1)
+    found, skipped = choose_pairs(scores, groups, "all", may_win)
+    assert list(zip(found.better.tolist(), found.worse.tolist(), strict=True)) == [
+        (1, 2),
+        (1, 3),
+        (2, 3),
+    ]
+    assert skipped == 1
+
+
+def test_the_only_one_that_may_win_and_is_the_worst_makes_no_pair() -> None:
+    found, skipped = choose_pairs(
+        np.asarray([2.0, 1.0]), np.asarray([0, 0]), "best_worst", np.asarray([False, True])
+    )
+    assert (len(found.better), skipped) == (0, 1)
+
+
 samples = st.lists(
     st.tuples(st.integers(0, 3), st.sampled_from([-1.0, 0.0, 0.5, 2.0])), min_size=1, max_size=12
 )

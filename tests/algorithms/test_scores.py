@@ -23,6 +23,31 @@ def test_scores_are_clipped_and_cut_answers_judged(missing_eos: MissingEOS, last
     assert shaped.tolist() == [1.5, -100, 100, last]
 
 
+def test_a_cut_answer_is_worth_one_less_than_the_worst_that_ended() -> None:
+    """Whatever the level of the scores: 20, 23 (cut) and 25 give 19; shifted by -40 it is -21."""
+    scores, has_eos = tokens(20.0, 23.0, 25.0), torch.tensor([True, False, True])
+    for shift in (0.0, -40.0):
+        shaped = shape_scores(
+            scores + shift, has_eos, missing_eos="replace", missing_eos_score=None
+        )
+        assert shaped.tolist() == [20 + shift, 19 + shift, 25 + shift]
+
+
+def test_cut_answers_alone_are_all_worth_the_same() -> None:
+    shaped = shape_scores(
+        tokens(3.0, 7.0),
+        torch.tensor([False, False]),
+        missing_eos="replace",
+        missing_eos_score=None,
+    )
+    assert shaped.tolist() == [2.0, 2.0]
+
+
+def test_a_penalty_without_a_number_is_one() -> None:
+    shaped = shape_scores(SCORES, HAS_EOS, missing_eos="add", missing_eos_score=None)
+    assert shaped.tolist() == [1.5, -100, 100, 1.0]
+
+
 def test_the_scale_comes_before_the_clip_and_the_fixed_score_after() -> None:
     """/ 4: 0.375, -75, 125 clipped to 50, and -3 as it is."""
     shaped = shape_scores(

@@ -72,6 +72,12 @@ def refused(preset: str, stage: str, *overrides: str, **flags: Any) -> str:
             "score.overlong_buffer 65 exceeds rollout.max_new_tokens 32",
         ),
         (
+            ["grpo"],
+            ["score.missing_eos_score=-2"],
+            "score.missing_eos_score -2.0 has no effect where a rule alone scores, unless "
+            "score.missing_eos is replace or add",
+        ),
+        (
             ALL,
             ["reward_load_iteration=3"],
             "reward_load_iteration 3 has no effect without reward_load",
@@ -295,6 +301,11 @@ def test_a_wrong_override_is_answered_with_the_right_one(
     preset: str, stage: str, override: str, problem: str
 ) -> None:
     assert refused(preset, stage, override).startswith(problem)
+
+
+def test_a_knob_of_the_score_leaves_grpo_with_its_rule(preset: str) -> None:
+    """Whose preset has no section for it."""
+    assert resolved(preset, "grpo", "score.alarm_after=5").score.source == "sparse_only"
 
 
 def test_overrides_and_flags_reach_the_stage(preset: str) -> None:

@@ -35,7 +35,8 @@ def samples(tokenizer: Tokenizer) -> Samples:
 def scorer(
     folder: Path, tokenizer: Tokenizer, score: dict[str, Any], judges: RuleWorkers | None = None
 ) -> Scorer:
-    """With a reward model that counts the tokens of question and answer."""
+    """With a reward model that counts the tokens of question and answer, of cut ones too."""
+    score = {"missing_eos": "keep"} | score
     crew = scripted.crew(scripted.config(folder, score=score), None, ScriptedReward(len))
     crew.score_offset = OFFSET
     if score["source"] == "sparse_only":
@@ -101,6 +102,21 @@ def test_an_answer_that_did_not_end(
     found = scorer(folder, tokenizer, score, judges).score(samples)
     assert found.scores.tolist() == [1, 0, expected, 0]
     assert found.metrics["accuracy"] == 0.5, "what the rule found is told as it was"
+
+
+def test_a_cut_answer_is_not_scored_by_the_model_unless_that_is_asked_for(
+    folder: Path, tokenizer: Tokenizer, samples: Samples
+) -> None:
+    """The third was cut: it gets 1 less than the worst of the others; with keep its own score."""
+    exact = lengths(samples)
+    least = min(exact[:2] + exact[3:])
+    by_default = {"source": "dense_only", "missing_eos": None}
+    found = scorer(folder, tokenizer, by_default).score(samples)
+    assert found.scores.tolist() == pytest.approx([*exact[:2], least - 1, exact[3]], abs=1e-4)
+    assert found.model is not None
+    assert found.model.tolist() == pytest.approx(exact, abs=1e-4), "as the model gave them"
+    kept = scorer(folder, tokenizer, {"source": "dense_only", "missing_eos": "keep"})
+    assert kept.score(samples).scores.tolist() == pytest.approx(exact, abs=1e-4)
 
 
 def test_an_answer_that_ended_with_another_end_token_has_ended(

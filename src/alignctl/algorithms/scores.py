@@ -52,21 +52,23 @@ def shape_scores(
     has_eos: Tensor,
     *,
     missing_eos: MissingEOS,
-    missing_eos_score: float = -1.0,
+    missing_eos_score: float | None = -1.0,
     clip: float = 100.0,
     scale: float = 1.0,
 ) -> Tensor:
     """Divided by the scale, clipped, and then judged for answers that did not end.
 
-    A reward model scores a cut answer as if it had ended there, so its score means little:
-    `replace` puts a fixed one in its place, `add` adds a fixed one, a penalty, to it, `keep` leaves
-    it. This comes last, so the fixed score is in the units of the result.
+    A reward model scores a cut answer at a token where it has not learned to, so its score means
+    little: `replace` puts another in its place, `add` adds a fixed one, a penalty, to it, `keep`
+    leaves it. This comes last, so the fixed score is in the units of the result.
 
     Args:
         scores: As a model or a rule gave them `[S]`.
         has_eos: Whether the answer ended by itself, before the limit `[S]`, bool.
         missing_eos: What becomes of the others.
-        missing_eos_score: What they get, or have added to theirs.
+        missing_eos_score: What they get, or have added to theirs. None: with `replace`, 1 less than
+            the lowest score of those that ended (of all, if none did), which suits models whose
+            scores are not centred; with `add`, -1.
         clip: The largest magnitude of a scaled score.
         scale: What scores are divided by: 1, or `RunningStd.std` with these scores merged.
 
@@ -76,8 +78,12 @@ def shape_scores(
     shaped = (scores / scale).clamp(-clip, clip)
     if missing_eos == "keep":
         return shaped
-    fixed = torch.full_like(shaped, missing_eos_score)
-    return torch.where(has_eos, shaped, fixed if missing_eos == "replace" else shaped + fixed)
+    fixed = -1.0 if missing_eos_score is None else missing_eos_score
+    if missing_eos == "add":
+        return torch.where(has_eos, shaped, shaped + fixed)
+    if missing_eos_score is None:
+        fixed += (shaped[has_eos] if has_eos.any() else shaped).min().item()
+    return torch.where(has_eos, shaped, torch.full_like(shaped, fixed))
 
 
 def overlong_penalty(lengths: Tensor, *, max_new_tokens: int, buffer: int) -> Tensor:

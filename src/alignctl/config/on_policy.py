@@ -104,12 +104,15 @@ class Score(Section):
     scale: Literal["none", "running"] = "none"
     """running: scores of the reward model are divided by the deviation of all of them so far."""
 
-    missing_eos: Literal["keep", "replace", "add"] = "keep"
-    """What becomes of the score of an answer that the limit cut: it stays, missing_eos_score takes
-    its place, or is added to it."""
+    missing_eos: Literal["keep", "replace", "add"] | None = None
+    """What becomes of the score of an answer that the limit cut, at whose last token a reward model
+    never learned to score: missing_eos_score takes its place, or is added to it, or it stays; null:
+    replace where a reward model takes part, keep where a rule alone scores. But with keep, such an
+    answer is never preferred to another one."""
 
-    missing_eos_score: float = -1.0
-    """See missing_eos."""
+    missing_eos_score: float | None = None
+    """See missing_eos. null: with replace, 1 less than the lowest score of an answer of the episode
+    that ended, whatever the level of the reward model's scores is; with add, -1."""
 
     overlong_buffer: Count | None = None
     """Tokens before rollout.max_new_tokens over which a penalty grows from 0 to 1 (DAPO); null:
@@ -127,6 +130,24 @@ class Score(Section):
 
     alarm_after: Count = 3
     """Episodes in a row without any score but 0 from the rule after which a warning is given."""
+
+    @property
+    def needs_model(self) -> bool:
+        """Whether a reward model takes part."""
+        return self.source != "sparse_only"
+
+    @property
+    def of_cut_answers(self) -> Literal["keep", "replace", "add"]:
+        """`missing_eos`, or what its null means."""
+        return self.missing_eos or ("replace" if self.needs_model else "keep")
+
+
+class GroupScore(Score):
+    """How answers are scored that are compared with each other."""
+
+    source: Literal["dense_only", "sparse_only", "merge"] = "sparse_only"
+    """In ChatLearn's words. sparse_only: by the rule that each row names, 1 or 0. dense_only: by
+    the reward model. merge: both, added."""
 
 
 class Penalty(Section):

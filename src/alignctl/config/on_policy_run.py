@@ -8,6 +8,7 @@ from alignctl.config.on_policy import (
     Episodes,
     Experience,
     GroupClipping,
+    GroupScore,
     Penalty,
     Prompts,
     Score,
@@ -45,7 +46,7 @@ class OnPolicyConfig(OnPolicySettings, TrainingConfig):
     @property
     def needs_reward_model(self) -> bool:
         """Whether a model takes part in scoring."""
-        return self.score.source != "sparse_only"
+        return self.score.needs_model
 
     @property
     def samples_per_step(self) -> int:
@@ -126,6 +127,12 @@ class OnPolicyConfig(OnPolicySettings, TrainingConfig):
         if buffer is not None and buffer > limit:
             problems.append(
                 f"score.overlong_buffer {buffer} exceeds rollout.max_new_tokens {limit}"
+            )
+        fixed, is_unsaid = self.score.missing_eos_score, self.score.missing_eos is None
+        if fixed is not None and is_unsaid and not self.needs_reward_model:
+            problems.append(
+                f"score.missing_eos_score {fixed} has no effect where a rule alone scores, unless "
+                "score.missing_eos is replace or add"
             )
         if self.reward_load is not None and not self.needs_reward_model:
             problems.append(
@@ -217,7 +224,7 @@ class RLHFConfig(RLHFSettings, OnPolicyConfig):
 class GRPOSettings(OnPolicySettings):
     """The `grpo` section of a preset."""
 
-    score: Score = Score(source="sparse_only")
+    score: GroupScore = GroupScore()
     baseline: Literal["group_std", "group_mean", "rloo", "reinforce++"] = "group_std"
     """What an answer's score is compared with. group_std: the group's mean, over its deviation
     (GRPO). group_mean: the mean alone (Dr. GRPO). rloo: the mean of the others. reinforce++: mean

@@ -55,7 +55,9 @@ class OnlineDPO:
         kl = samples.segments.sums(torch.from_numpy(logprobs)).numpy() - reference
         metrics["kl"] = float(kl.mean())
         scores = gathered.scored.rewards
-        pairs, without = choose_pairs(scores, samples.groups, config.pairs)
+        # Of two cut answers the one that repeats itself less would be an example to follow.
+        may_win = None if config.score.of_cut_answers == "keep" else samples.is_finished
+        pairs, without = choose_pairs(scores, samples.groups, config.pairs, may_win)
         metrics |= {"pairs": float(len(pairs.better)), "prompts_without_pair": float(without)}
         if not len(pairs.better):
             return Lesson(metrics, kl)

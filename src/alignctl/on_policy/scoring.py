@@ -138,7 +138,7 @@ class Scorer:
         total = shape_scores(
             total,
             has_eos,
-            missing_eos=settings.missing_eos,
+            missing_eos=settings.of_cut_answers,
             missing_eos_score=settings.missing_eos_score,
             clip=float("inf"),
         )

@@ -35,12 +35,12 @@ class SimulatedRollout:
         self.has_weights = True
 
     def generate(self, requests: Sequence[Request], sampling: Sampling) -> Generated:
-        """Answers of the greatest length."""
+        """Answers of the greatest length, which end there: of cut ones none would be preferred."""
         assert self.has_weights
         answer = Completion(
             np.ones(sampling.max_new_tokens, np.int32),
             np.full(sampling.max_new_tokens, LOGPROB, np.float32),
-            "length",
+            "stop",
         )
         return Generated([answer] * len(requests), 0, 0, self._version)
 
