@@ -79,6 +79,8 @@ def run(direction: Direction, options: ConvertOptions) -> None:
         if options.verify != "none":
             _verify(source, written, target, is_full=options.verify == "full")
     console.say(f"to: {options.save} ({_description(target)})")
+    if target.format == "hf" and (change := _padding(source, options.save)):
+        console.say(f"note: {change}")
     if source.unchecked:
         console.say(f"note: not checked: {source.unchecked}")
     if source.companions is None and options.tokenizer is None:
@@ -91,6 +93,24 @@ def run(direction: Direction, options: ConvertOptions) -> None:
             "centre them; it is kept in alignctl.json"
         )
     console.emit(str(options.save))
+
+
+def _padding(source: "Source", written: Path) -> str | None:
+    """Return what has become of a reward model's padding token, if it is another one now."""
+    from alignctl.checkpoints.companions import read_json
+
+    if source.head != "linear" or source.companions is None:
+        return None
+    old, new = (
+        read_json(folder / "config.json").get("pad_token_id")
+        for folder in (source.companions, written)
+    )
+    if old == new:
+        return None
+    return (
+        f"pad_token_id is {new}, in the tokenizer too: with {old} transformers would not score "
+        "the last token of texts in a batch"
+    )
 
 
 def _write_adapters(options: ConvertOptions, source: "Source") -> None:

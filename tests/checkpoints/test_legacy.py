@@ -432,6 +432,25 @@ def test_files_of_exchanged_ranks_are_found_by_what_their_arguments_say(
     )
 
 
+def test_exchanged_shards_are_found_by_their_place_in_what_they_were_cut_from(
+    tmp_path: Path,
+) -> None:
+    """PAI saves each rank's shard together with the whole tensor: a view of its first half."""
+    source, ranks = foreign(tmp_path, "bloom", tp=2)
+    for number, tree in enumerate(ranks.values()):
+        encoder = tree["model"]["language_model"]["encoder"]
+        tensor = encoder["layers.0.self_attention.query_key_value.weight"]
+        whole = torch.cat([tensor, tensor])
+        encoder["layers.0.self_attention.query_key_value.weight"] = whole.chunk(2)[number]
+    found = find(save(tmp_path / "theirs", ranks))
+    assert same(found, source)
+    assert found.unchecked is None
+    _swap(tmp_path / "theirs", "00", "01")
+    words = "mp_rank_00/.*: its shards are part 1 of 2 of the whole, which mp_rank_01 should hold"
+    with pytest.raises(UserError, match=words):
+        find(tmp_path / "theirs")
+
+
 @pytest.mark.parametrize("told", [0, None])
 def test_what_nothing_tells_of_ranks_is_said(told: int | None, tmp_path: Path) -> None:
     """A converter writes all files in one process; PAI's says rank 0 in each of them."""

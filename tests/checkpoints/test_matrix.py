@@ -63,7 +63,9 @@ def architecture(kind: Kind) -> Model:
 def original(folder: Path, kind: Kind, head: Head, dtype: torch.dtype) -> Path:
     model = architecture(kind)
     write_hf(folder, model, random_weights(model, dtype, head=head))
-    write_config(folder, model, head=head, dtype=str(dtype).removeprefix("torch."))
+    tokens = {"eos_token_id": 2, "pad_token_id": 1}  # right already, so nothing is settled
+    name = str(dtype).removeprefix("torch.")
+    write_config(folder, model, head=head, dtype=name, **tokens)
     return folder
 
 

@@ -327,4 +327,5 @@ def test_an_exported_reward_model_scores_padded_texts_as_it_was_trained_to(
     outcome = alignctl("convert-mg2hf", "--load", mg, "--save", tmp_path / "hf")
     assert outcome.code == 0, outcome.text
     assert "; those of padded texts by " in outcome.err
+    assert "note: pad_token_id is 3, in the tokenizer too: with 2 transformers would" in outcome.err
     assert json.loads((tmp_path / "hf/config.json").read_text())["pad_token_id"] == 3

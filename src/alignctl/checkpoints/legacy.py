@@ -28,6 +28,7 @@ _STAGES = {"embedding.word_embeddings.weight": 0, "decoder.final_layernorm.weigh
 """Pipeline stages of weights that are on one of them only."""
 
 _MIXED = "the checkpoint was not copied completely, or two were mixed"
+_EXCHANGED = "files were exchanged or renamed: copy the checkpoint again"
 _NOT_AS_EXPECTED = (
     ArithmeticError,
     AttributeError,
@@ -128,9 +129,8 @@ def _read(folder: Path, found: Grid, expected: Model | None) -> LegacyCheckpoint
             )
             for name, parts in shards.items()
         },
-        is_order_told=_check_order(
-            found, {place: tree.get("args") for place, tree in trees.items()}
-        ),
+        is_order_told=_check_order(found, {at: tree.get("args") for at, tree in trees.items()})
+        or _check_views(found, trees),
     )
 
 
@@ -162,9 +162,46 @@ def _check_order(found: Grid, args: Mapping[tuple[int, int], Any]) -> bool:
             raise UserError(
                 f"{found.files[tp_rank, pp_rank]}: written by rank {rank} of {world}, which is "
                 f"{folder_name(rank % found.tp, stage, found.pp)}",
-                "files were exchanged or renamed: copy the checkpoint again",
+                _EXCHANGED,
             )
     return True
+
+
+def _check_views(found: Grid, trees: Mapping[tuple[int, int], Mapping[str, Any]]) -> bool:
+    """Compares a rank with the place that its shards had in the whole tensors they were cut from.
+
+    PAI's converter saves each shard together with the whole, of which it is one of so many parts.
+
+    Returns:
+        Whether all files say it; pipeline stages are told by the names in them up to two stages.
+
+    Raises:
+        UserError: They are of other ranks.
+    """
+    told = {place: _place_among_views(tree, found.tp) for place, tree in trees.items()}
+    if None in told.values():
+        return False
+    for (tp_rank, pp_rank), rank in told.items():
+        if rank != tp_rank:
+            raise UserError(
+                f"{found.files[tp_rank, pp_rank]}: its shards are part {rank} of {found.tp} of the "
+                f"whole, which {folder_name(rank or 0, pp_rank, found.pp)} should hold",
+                _EXCHANGED,
+            )
+    return found.pp <= 2
+
+
+def _place_among_views(tree: Mapping[str, Any], tp: int) -> int | None:
+    """Return which part of the whole tensors a file's shards are, if all that tell say the same."""
+    places = set()
+    for model in _models(tree):
+        for _, tensor in torch_file.flatten(model):
+            if isinstance(tensor, torch_file.StoredTensor) and tensor.numel and tp > 1:
+                described = tensor.described
+                number, rest = divmod(described.offset, tensor.numel)
+                if described.storage.numel == tp * tensor.numel and not rest:
+                    places.add(number)
+    return places.pop() if len(places) == 1 else None
 
 
 def _tree(file: Path) -> dict[str, Any]:

@@ -308,7 +308,10 @@ def _megatron(path: Path, expected: Model | None) -> Source:
                 "architecture",
                 "tell it with --preset FILE, the preset of this model",
             )
-    return _from_megatron("mcore", path, tensors, args, found, expected, "Megatron-Core")
+    source = _from_megatron("mcore", path, tensors, args, found, expected, "Megatron-Core")
+    parts = len([*path.glob("*.distcp")])
+    unchecked = _NO_ORDER.format(parts) if found is None and parts > 1 else None
+    return replace(source, unchecked=unchecked)
 
 
 def _adapted(

@@ -27,17 +27,26 @@ from alignctl.errors import UserError
 
 
 @dataclass(frozen=True)
-class FlatTensor(LazyTensor):
+class StoredTensor(LazyTensor):
+    """A tensor that lies in a file as it was in the memory of whoever wrote it.
+
+    Attributes:
+        described: Its place in that memory.
+    """
+
+    described: Described
+
+
+@dataclass(frozen=True)
+class FlatTensor(StoredTensor):
     """A tensor of one dimension, of which a part can be read alone.
 
     Attributes:
         part: Reads the elements from one place up to another. The checksum is that of the
             whole, which is read once for it.
-        device: Where it was when it was written, as `cuda:3`.
     """
 
     part: Callable[[int, int], Bits]
-    device: str
 
 
 def narrow(tensor: LazyTensor, start: int, stop: int) -> LazyTensor:
@@ -166,8 +175,8 @@ def _lazy_tensor(archive: Archive, described: Described, at: str) -> LazyTensor:
         return np.ascontiguousarray(np.lib.stride_tricks.as_strided(elements, shape, strides))
 
     if stride == (1,):
-        return FlatTensor(shape, dtype, bits, where, part, described.storage.device)
-    return LazyTensor(shape, dtype, bits, where)
+        return FlatTensor(shape, dtype, bits, where, described, part)
+    return StoredTensor(shape, dtype, bits, where, described)
 
 
 def flatten(tree: Any, prefix: str = "") -> Iterator[tuple[str, LazyTensor]]:

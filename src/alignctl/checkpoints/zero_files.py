@@ -9,7 +9,7 @@ from typing import Any
 from alignctl.checkpoints import torch_file
 from alignctl.checkpoints.dtypes import FLOATS
 from alignctl.checkpoints.lazy import LazyTensor
-from alignctl.checkpoints.torch_file import FlatTensor
+from alignctl.checkpoints.torch_file import StoredTensor
 from alignctl.errors import UserError
 
 LATEST = "latest"
@@ -71,7 +71,8 @@ class OptimStates:
     @property
     def device(self) -> int | None:
         """The number of the GPU that the rank had, if it had one."""
-        devices = {group.device for group in self.groups if isinstance(group, FlatTensor)}
+        stored = [group for group in self.groups if isinstance(group, StoredTensor)]
+        devices = {group.described.storage.device for group in stored}
         match = re.fullmatch(r"cuda:(\d+)", devices.pop()) if len(devices) == 1 else None
         return int(match[1]) if match else None
 
