@@ -121,7 +121,7 @@ def _scores(
     documents = [
         tokens
         for rows in said.values()
-        for tokens in _documents(file.questions, rows, options.template, reward.tokenizer)
+        for tokens in answer_documents(file.questions, rows, options.template, reward.tokenizer)
     ]
     num_cut = sum(len(tokens) > reward.max_length for tokens in documents)
     cut = [cut_prompt(each, reward.max_length, reward.tokenizer.bos_id) for each in documents]
@@ -136,7 +136,7 @@ def _scores(
     return dict(zip(said, np.split(found, len(said)), strict=True)), num_cut
 
 
-def _documents(
+def answer_documents(
     questions: list[Question], rows: list[dict[str, Any]], template: str, tokenizer: Tokenizer
 ) -> list[NDArray[np.int32]]:
     """The tokens that the reward model reads: those it would be trained on with these answers.
@@ -144,25 +144,23 @@ def _documents(
     A blank answer, from which no row of training is made, is its prompt's tokens, and EOS.
     """
     render = Renderer(template, tokenizer)
-    texts = [
-        render(question.answered(row["response"]))
-        if row["response"].strip()
-        else render_prompt(question, render)
-        for question, row in zip(questions, rows, strict=True)
-    ]
-    is_whole = [row.get("finish") != "length" for row in rows]
-    documents = [
-        text if whole else _without_end(text, row["response"])
-        for text, whole, row in zip(texts, is_whole, rows, strict=True)
-    ]
-    said, asked = encode(documents, tokenizer), encode_prompts(texts, tokenizer)
+    prompts = encode_prompts([render_prompt(each, render) for each in questions], tokenizer)
+    texts = [_answered(*pair, render) for pair in zip(questions, rows, strict=True)]
     end = np.asarray([tokenizer.eos_id], np.int32)
     return [
         document.tokens
-        if row["response"].strip()
-        else np.concatenate([prompt, end if whole else end[:0]])
-        for document, prompt, whole, row in zip(said, asked, is_whole, rows, strict=True)
+        if len(document.tokens)
+        else np.concatenate([prompt, end[: row.get("finish") != "length"]])
+        for document, prompt, row in zip(encode(texts, tokenizer), prompts, rows, strict=True)
     ]
+
+
+def _answered(question: Question, row: dict[str, Any], render: Renderer) -> Rendered:
+    """A question and its answer as text; nothing where the answer is blank."""
+    if not row["response"].strip():
+        return Rendered("", (), append_eos=False)
+    text = render(question.answered(row["response"]))
+    return _without_end(text, row["response"]) if row.get("finish") == "length" else text
 
 
 def _without_end(text: Rendered, response: str) -> Rendered:

@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from alignctl.data.files import Row
-from alignctl.data.prompt_schemas import Question, prompt_schema_of
+from alignctl.data.prompt_schemas import Question, lead, prompt_schema_of
+from alignctl.data.schemas import schema_of
 from alignctl.errors import UserError
 
 
@@ -33,6 +34,18 @@ def test_a_prompt_stays_as_it_is_but_for_the_space_of_its_marker() -> None:
         "\n\nHuman: Hi\n\nAssistant:"
     )
     assert own_prompt(parse(prompt="Q: Hi\nA: ")) == "Q: Hi\nA: "
+
+
+def test_an_answer_takes_its_place_as_in_a_row_of_fine_tuning() -> None:
+    """Also the white space between: what the marker lends the answer is written, and led."""
+    question = parse(query="Hi")
+    answered = question.answered("Yes.")
+    row = Row(Path("t.jsonl"), 1, {"query": "Hi", "response": "Yes."})
+    assert answered.own == schema_of(row).parse(row).own
+    assert answered.messages[-1].content == "Yes."
+    own = question.conversation.own
+    assert own is not None
+    assert lead(own) == " "
 
 
 def test_a_query_is_wrapped() -> None:

@@ -13,6 +13,7 @@ from alignctl.data.store import SFTData, Split
 from alignctl.data.tokenizer import Tokenizer
 from alignctl.errors import RunError, UserError
 from tests.data.conftest import MakeTokenizer
+from tests.data.test_templates import FORGETFUL, MARKED
 
 WriteRows = Callable[..., Path]
 
@@ -49,6 +50,57 @@ def whole(num: int, start: int = 0) -> list[str]:
 @pytest.fixture
 def tokenizer(make_tokenizer: MakeTokenizer) -> Tokenizer:
     return make_tokenizer()
+
+
+def test_keys_that_nothing_reads_are_counted_file_by_file(
+    tmp_path: Path, tokenizer: Tokenizer, write_rows: WriteRows
+) -> None:
+    file = write_rows([{**row, "id": 1} for row in rows(3)] + [{**rows(1)[0], "id": 2, "x": 3}])
+    held_out = write_rows([{**row, "y": 1} for row in rows(2)], "dev.jsonl")
+    settings = Settings(file, held_out)
+    data = SFTData.open(prepare(settings, 32, tokenizer, tmp_path / "data"))
+    assert data.summary.unread == {str(file): {"id": 4, "x": 1}, str(held_out): {"y": 2}}
+    assert data.summary.describe().splitlines()[1:] == [
+        f"{file}: keys that are not read: id (4 rows), x (1 rows)",
+        f"{held_out}: keys that are not read: y (2 rows)",
+    ]
+
+
+def test_rows_of_which_none_ends_with_eos_are_warned_of(
+    tmp_path: Path, make_tokenizer: MakeTokenizer, write_rows: WriteRows
+) -> None:
+    """The template marks what is learned, and no EOS follows it."""
+    turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    template = MARKED.replace("{% endgeneration %}{{ eos_token }}", "{% endgeneration %}")
+    endless = make_tokenizer(chat_template=template)
+    file = write_rows([{"messages": turns}])
+    data = SFTData.open(prepare(Settings(file), 32, endless, tmp_path / "data"))
+    assert data.summary.without_eos == 1
+    assert "nothing teaches the model to stop" in data.summary.describe()
+
+
+def test_turns_that_are_rewritten_later_become_documents_of_the_same_row(
+    tmp_path: Path, make_tokenizer: MakeTokenizer, write_rows: WriteRows
+) -> None:
+    roles = ["user", "assistant"] * 2
+    turns = [{"role": role, "content": text} for role, text in zip(roles, "abcd", strict=True)]
+    forgetful = make_tokenizer(chat_template=FORGETFUL)
+    file = write_rows([{"messages": turns[:2]}, {"messages": turns}])
+    data = SFTData.open(prepare(Settings(file), 90, forgetful, tmp_path / "data"))
+    assert (data.summary.rows, data.summary.train.documents, data.summary.divided) == (2, 3, 1)
+    assert data.lines.tolist() == [1, 2, 2]
+    assert "1 learned turn by turn" in data.summary.describe()
+
+
+def test_answers_that_join_their_prompt_are_counted(
+    tmp_path: Path, make_tokenizer: MakeTokenizer, write_rows: WriteRows
+) -> None:
+    tokenizer = make_tokenizer(merges=[("1", "2")])
+    file = write_rows([{"prompt": "1", "response": "2"}, {"prompt": "1", "response": "3"}])
+    data = SFTData.open(prepare(Settings(file), 32, tokenizer, tmp_path / "data"))
+    assert data.summary.parted == 1
+    assert "1 whose answer joins its prompt's last token" in data.summary.describe()
+    assert texts(data.train, tokenizer) == ["12</s>", "13</s>"]
 
 
 def test_packed_sequences_hold_every_document_once(

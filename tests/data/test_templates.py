@@ -179,3 +179,94 @@ def test_the_setting_decides_for_each_schema(
 def test_the_tokenizer_template_must_exist(make_tokenizer: MakeTokenizer) -> None:
     with pytest.raises(UserError, match="has no chat template"):
         Renderer("tokenizer", make_tokenizer())
+
+
+THINKING = (
+    "{% for m in messages %}<{{ m.role }}>{% if m.reasoning_content %}"
+    "<think>{{ m.reasoning_content }}</think>{% endif %}{{ m.content }}{{ eos_token }}{% endfor %}"
+    "{% if add_generation_prompt %}<assistant>{% endif %}"
+)
+TOOLS = "{% if tools %}{{ tools|length }} tools {% endif %}" + THINKING
+
+
+def test_what_a_template_writes_of_a_message_is_learned(make_tokenizer: MakeTokenizer) -> None:
+    answer = Message("assistant", "b", extra={"reasoning_content": "r", "name": "n"})
+    conversation = Conversation("t.jsonl:3", (Message("user", "a"), answer), None)
+    write = Renderer("auto", make_tokenizer(chat_template=THINKING))
+    assert parts(write(conversation)) == ["<think>r</think>b</s>"]
+    assert write.unread(conversation) == ["messages.name"]
+    plain = Renderer("auto", make_tokenizer(chat_template=CHATML))
+    assert parts(plain(conversation)) == ["b</s>"]
+    assert plain.unread(conversation) == ["messages.reasoning_content", "messages.name"]
+
+
+@pytest.mark.parametrize("template", [CHATML, MARKED, None])
+def test_a_turn_without_weight_is_read_but_not_learned(
+    make_tokenizer: MakeTokenizer, template: str | None
+) -> None:
+    settings: dict[str, Any] = {"chat_template": template} if template else {}
+    write = Renderer("auto", make_tokenizer(**settings))
+    first, second, *rest = chat("a", "b", "c", "d").messages
+    unlearned = Message(second.role, second.content, is_learned=False)
+    all_learned = write(chat("a", "b", "c", "d"))
+    one = write(Conversation("t.jsonl:3", (first, unlearned, *rest), None))
+    assert one.text == all_learned.text
+    assert one.spans == all_learned.spans[1:]
+    assert one.prompt_ends == all_learned.prompt_ends
+    # Nothing is learned after the last turn that counts, so it is not read either.
+    last = Message("assistant", "d", is_learned=False)
+    cut = write(Conversation("t.jsonl:3", (first, second, rest[0], last), None))
+    assert parts(cut) == parts(all_learned)[:1]
+
+
+def test_tools_reach_a_template_that_writes_them_and_are_refused_by_others(
+    make_tokenizer: MakeTokenizer,
+) -> None:
+    conversation = Conversation("t.jsonl:3", chat("a", "b").messages, None, tools=({}, {}))
+    write = Renderer("auto", make_tokenizer(chat_template=TOOLS))
+    assert write(conversation).text.startswith("2 tools <user>a")
+    for settings in ({"chat_template": CHATML}, {}):
+        with pytest.raises(UserError, match=r"t\.jsonl:3: the row has tools, which nothing writes"):
+            Renderer("auto", make_tokenizer(**settings))(conversation)  # type: ignore[arg-type]
+
+
+def test_calls_of_functions_are_refused_where_nothing_writes_them(
+    make_tokenizer: MakeTokenizer,
+) -> None:
+    call = Message("assistant", "", extra={"tool_calls": [1], "content": None})
+    conversation = Conversation("t.jsonl:3", (Message("user", "a"), call), None)
+    with pytest.raises(UserError, match=r"t\.jsonl:3: the row has messages\.tool_calls"):
+        Renderer("auto", make_tokenizer(chat_template=CHATML))(conversation)
+    template = CHATML.replace("{{ m.content }}", "{{ m.content }}{{ m.tool_calls }}")
+    rendered = Renderer("auto", make_tokenizer(chat_template=template))(conversation)
+    assert parts(rendered) == ["None[1]</s>"]
+
+
+NAMED = [{"name": "rag", "template": "R"}, {"name": "tool_use", "template": TOOLS}]
+
+
+def test_templates_with_names_and_no_default_are_refused_by_their_names(
+    make_tokenizer: MakeTokenizer,
+) -> None:
+    tokenizer = make_tokenizer(chat_template=NAMED)
+    for choice in ("auto", "tokenizer"):
+        with pytest.raises(UserError, match=r"have names \(rag, tool_use\), and none is the def"):
+            Renderer(choice, tokenizer)(chat("a", "b"))
+    assert parts(Renderer("tool_use", tokenizer)(chat("a", "b"))) == ["b</s>"]
+    # Rows with a text of their own need none.
+    own = schema_of(row := Row(Path("t.jsonl"), 1, RECORDS[0])).parse(row)
+    assert Renderer("auto", tokenizer)(own).text == "pr"
+    # As in transformers, tools choose the template that is made for them.
+    tools = Conversation("t.jsonl:3", chat("a", "b").messages, None, tools=({},))
+    assert Renderer("auto", tokenizer)(tools).text.startswith("1 tools")
+
+
+def test_a_template_that_is_not_there_is_named_with_the_nearest(
+    make_tokenizer: MakeTokenizer,
+) -> None:
+    with pytest.raises(UserError, match=r"'tool_us', and .* no chat template of this") as caught:
+        Renderer("tool_us", make_tokenizer(chat_template=NAMED))
+    assert caught.value.hint == "did you mean tool_use?"
+    with pytest.raises(UserError) as caught:
+        Renderer("qwen", make_tokenizer())
+    assert caught.value.hint == "known: auto, tokenizer, hh, none"

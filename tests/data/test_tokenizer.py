@@ -60,6 +60,22 @@ def test_special_tokens_may_stand_in_the_map_or_the_model_config(
     assert load_tokenizer(folder).eos_id == 0
 
 
+def test_chat_templates_may_have_files_of_their_own(make_tokenizer: MakeTokenizer) -> None:
+    folder = make_tokenizer(chat_template="x").folder
+    (folder / "chat_template.jinja").write_text("d")
+    (folder / "additional_chat_templates").mkdir()
+    (folder / "additional_chat_templates/rag.jinja").write_text("r")
+    assert load_tokenizer(folder).chat_templates == {"default": "d", "rag": "r"}
+
+
+@pytest.mark.parametrize("value", [3, {"a": "b"}, ["x"], [{"name": "a"}], [{"template": "b"}]])
+def test_a_chat_template_of_another_kind_is_refused(
+    make_tokenizer: MakeTokenizer, value: object
+) -> None:
+    with pytest.raises(UserError, match=r"tokenizer_config\.json: chat_template is neither text"):
+        make_tokenizer(chat_template=value)
+
+
 def test_the_chat_template_may_be_a_file_or_one_of_several(make_tokenizer: MakeTokenizer) -> None:
     several = [{"name": "tool_use", "template": "t"}, {"name": "default", "template": "d"}]
     tokenizer = make_tokenizer(chat_template=several)

@@ -151,3 +151,29 @@ def test_rows_of_another_set_name_it() -> None:
     with pytest.raises(UserError, match="not a row of hh") as caught:
         check_keys(row(EXAMPLES["gsm8k"]), "hh")
     assert caught.value.hint == "did you mean alignctl prepare gsm8k?"
+
+
+def test_what_stands_beside_a_conversation_is_taken_along() -> None:
+    """The first two are honoured by fine-tuning, the weight too; the last one is counted."""
+    context: dict[str, object] = {"system": "s", "tools": "[1]"}
+    further: dict[str, object] = {"history": [["h", "i"]], "id": 7}
+    alpaca = {"instruction": "a", "output": "b", **context, **further}
+    kept = FORMATS["alpaca"].convert(row(alpaca))
+    assert isinstance(kept, Made)
+    del alpaca["id"]
+    assert kept.rows["sft"] == {**alpaca, "input": ""}
+    assert FORMATS["alpaca"].unread(row({**alpaca, "id": 7})) == ["id"]
+    turns = [
+        {"from": "human", "value": "a"},
+        {"from": "gpt", "value": "b", "weight": 0, "reasoning_content": "r"},
+    ]
+    made_of = FORMATS["sharegpt"].convert(row({"conversations": turns, **context}))
+    assert isinstance(made_of, Made)
+    answer = {"role": "assistant", "content": "b", "weight": 0, "reasoning_content": "r"}
+    assert made_of.rows["sft"] == {
+        "messages": [{"role": "user", "content": "a"}, answer],
+        **context,
+    }
+    conversation = schema_of(row(made_of.rows["sft"])).parse(row(made_of.rows["sft"]))
+    assert [message.role for message in conversation.messages] == ["system", "user", "assistant"]
+    assert not conversation.messages[-1].is_learned
