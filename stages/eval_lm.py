@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from alignctl import console
+from alignctl.checkpoints.dtypes import BY_FLAG
 from alignctl.config.generation import HarnessOptions
 from alignctl.errors import RunError, UserError
 from alignctl.evaluation import results
@@ -105,11 +106,10 @@ def _measured(folder: Path, tasks: Any, options: HarnessOptions) -> dict[str, An
     from lm_eval import simple_evaluate
 
     precision = options.precision or ("bf16" if torch.cuda.is_available() else "fp32")
-    dtype = {"bf16": "bfloat16", "fp32": "float32"}[precision]
     try:
         found = simple_evaluate(
             model="hf",
-            model_args={"pretrained": str(folder), "dtype": dtype},
+            model_args={"pretrained": str(folder), "dtype": BY_FLAG[precision].name},
             tasks=list(options.tasks),
             num_fewshot=options.num_fewshot,
             batch_size=options.batch,

@@ -149,6 +149,7 @@ def build_engine(config: TrainingConfig, head: Head) -> "Engine":
             config.deepspeed,
             precision=config.precision,
             optimizer=config.optimizer,
+            loss_scale=config.loss_scale,
             head=head,
             lora=config.lora,
         )
@@ -160,6 +161,7 @@ def build_engine(config: TrainingConfig, head: Head) -> "Engine":
         precision=config.precision,
         seq_length=config.batch.seq_length,
         optimizer=config.optimizer,
+        loss_scale=config.loss_scale,
         head=head,
         lora=config.lora,
     )
@@ -250,7 +252,8 @@ def _step(task: Task, progress: Progress, metrics: MetricsWriter) -> "StepMetric
         dp_size=engine.data_parallel_size,
         capacity=config.pack_capacity,
     )
-    lr = learning_rate(progress.step, config.schedule, total_steps=progress.total)
+    taken = progress.step - engine.skipped_steps
+    lr = learning_rate(taken, config.schedule, total_steps=progress.total)
     try:
         result = engine.train_step(
             batches,
@@ -263,13 +266,14 @@ def _step(task: Task, progress: Progress, metrics: MetricsWriter) -> "StepMetric
     progress.step += 1
     progress.loss = result.loss
     if progress.step % config.train.log_interval == 0 or progress.step == progress.total:
-        assert result.grad_norm is not None
+        row = {"loss": result.loss, **task.report(result), "lr": lr}
+        if result.grad_norm is not None:
+            row["grad_norm"] = result.grad_norm
+        if engine.loss_scale is not None:
+            row |= {"loss_scale": engine.loss_scale, "skipped_steps": engine.skipped_steps}
         metrics.train(
             progress.step,
-            loss=result.loss,
-            **task.report(result),
-            lr=lr,
-            grad_norm=result.grad_norm,
+            **row,
             tokens_per_second=result.num_tokens / (time.perf_counter() - started),
             tokens=result.num_tokens,
             peak_memory_gib=_peak_memory() / 2**30,

@@ -130,7 +130,7 @@ def test_a_preset_without_the_stage_says_so(preset_file: Path) -> None:
         ("data.packing=yes", "data.packing must be one of none, step, all; found 'yes'"),
         ("lora.rank=true", "lora.rank must be an integer; found true"),
         ("parallel.sequence_parallel=yes", "must be true or false; found 'yes'"),
-        ("precision=fp23", "must be one of fp32, bf16; found 'fp23'; did you mean 'fp32'?"),
+        ("precision=fp23", "must be one of fp32, bf16, fp16; found 'fp23'; did you mean 'fp32'?"),
         ("stage=sft", "stage is not a knob"),
         ("data.train=[1", "not valid YAML"),
     ],

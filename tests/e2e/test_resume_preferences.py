@@ -11,6 +11,8 @@ from tests.e2e.test_resume import STEPS, assert_same, steps_done
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
+FLOAT16 = ("precision=fp16", "loss_scale.initial=1048576", "loss_scale.growth_interval=3")
+
 
 @pytest.mark.parametrize(
     ("stage", "layout"),
@@ -21,6 +23,9 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
         ("reward", ("parallel.tp=2", "parallel.sequence_parallel=true", "lora.rank=4")),
         ("dpo", ("parallel.distributed_optimizer=true", "precision=bf16", "lora.rank=4")),
         ("sft", ("parallel.pp=2", "lora.rank=4")),
+        ("sft", ("parallel.tp=2", *FLOAT16)),
+        ("dpo", ("parallel.distributed_optimizer=true", *FLOAT16, "lora.rank=4")),
+        ("reward", ("engine=deepspeed", *FLOAT16)),
     ],
 )
 def test_a_run_stopped_by_sigterm_goes_on_as_if_it_had_not_been(

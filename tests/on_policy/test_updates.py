@@ -52,20 +52,24 @@ def test_every_pass_and_every_episode_has_an_order_of_its_own() -> None:
 
 
 class ScriptedEngine:
-    """Says of each step what a test wrote down."""
+    """Says of each step what a test wrote down; one without a norm was left out."""
 
-    def __init__(self, *results: StepMetrics | NonFiniteError) -> None:
+    def __init__(
+        self, *results: StepMetrics | NonFiniteError, loss_scale: float | None = None
+    ) -> None:
         self.results, self.rates = list(results), list[float]()
+        self.loss_scale, self.skipped_steps = loss_scale, 0
 
     def train_step(self, batches: Any, loss: Any, *, learning_rate: float) -> StepMetrics:
         self.rates.append(learning_rate)
         result = self.results[len(self.rates) - 1]
         if isinstance(result, NonFiniteError):
             raise result
+        self.skipped_steps += result.grad_norm is None
         return result
 
 
-def result(loss: float, weight: float, kl: float, norm: float = 1.0) -> StepMetrics:
+def result(loss: float, weight: float, kl: float, norm: float | None = 1.0) -> StepMetrics:
     return StepMetrics(
         loss=loss,
         weight=weight,
@@ -92,6 +96,19 @@ def test_metrics_are_means_by_weight_and_rates_follow_the_updates_of_the_run() -
     )
     assert engine.rates == [0.5, 0.75]
     assert of_policy(found).keys() == {"loss", "approx_kl", "token_kl", "grad_norm", "updates"}
+
+
+def test_an_update_that_float16_does_not_hold_counts_but_moves_no_rate() -> None:
+    """Updates 3 and 5 of a warm-up of 4 are taken, the latter with the rate of the fourth."""
+    engine = ScriptedEngine(
+        result(1, 1, 0), result(1, 1, 0, norm=None), result(1, 1, 0, norm=3), loss_scale=512
+    )
+    found = updated(engine, 3)
+    assert engine.rates == [0.75, 1.0, 1.0]
+    assert found["grad_norm"] == 2
+    assert (found["updates"], found["loss_scale"], found["skipped_steps"]) == (3, 512, 1)
+    alone = updated(ScriptedEngine(result(1, 1, 0, norm=None), loss_scale=256), 1)
+    assert "grad_norm" not in alone
 
 
 def test_updates_beyond_the_allowed_kl_are_left_out() -> None:

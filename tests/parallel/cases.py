@@ -4,6 +4,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
+from alignctl.config.precision import Precision
 from alignctl.config.sections import Parallel
 
 MODELS = ("llama-mha", "llama-gqa", "bloom", "llama-tied")
@@ -25,7 +26,7 @@ class Case(BaseModel):
     load: Literal["hf", "mcore", "legacy"] = "hf"
     grouping: Literal["1", "2", "4", "packed"] = "1"
     """Documents in one micro batch; "packed" are bins that hold 1 to 4 of them."""
-    precision: Literal["fp32", "bf16"] = "fp32"
+    precision: Precision = "fp32"
     lora: bool = False
 
     @property
@@ -137,6 +138,37 @@ BF16 = tuple(
         (2, _parallel(distributed_optimizer=True), "1"),
     )
 )
+
+FLOAT16 = tuple(case.model_copy(update={"kind": "float16", "precision": "fp16"}) for case in BF16)
+OVERFLOW, OVERFLOW_APART = (
+    tuple(
+        Case(kind=kind, world=world, parallel=parallel, grouping="1", precision="fp16")
+        for world, parallel in layouts
+    )
+    for kind, layouts in (
+        (
+            "overflow",
+            (
+                (1, _parallel()),
+                (2, _parallel(2, sequence_parallel=True)),
+                (2, _parallel(1, 2)),
+                (2, _parallel(distributed_optimizer=True)),
+                (4, _parallel(1, 2, distributed_optimizer=True)),
+            ),
+        ),
+        (
+            "apart",
+            (
+                (2, _parallel()),
+                (2, _parallel(distributed_optimizer=True)),
+                (2, _parallel(2)),
+                (2, _parallel(1, 2)),
+                (4, _parallel(2, 2)),
+            ),
+        ),
+    )
+)
+"""Gradients that float16 does not hold: of all ranks, and of one alone."""
 
 FOLLOWING = tuple(
     Case(kind="follow", model=model, world=2, parallel=parallel, grouping=grouping)
@@ -362,6 +394,9 @@ ALL = (
     *BASELINES,
     *TRAINING,
     *BF16,
+    *FLOAT16,
+    *OVERFLOW,
+    *OVERFLOW_APART,
     *FOLLOWING,
     *PRETRAINING,
     *EVALUATION,

@@ -4,6 +4,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
+from alignctl.config.precision import LossScale, Precision
 from alignctl.config.sections import DeepSpeed, Parallel
 
 Recompute = Literal["none", "selective", "full"]
@@ -17,7 +18,9 @@ class DeepSpeedCase(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    kind: Literal["train", "spoilt", "resume", "document_outputs", "stop", "checkpoint"] = "train"
+    kind: Literal[
+        "train", "spoilt", "resume", "document_outputs", "stop", "checkpoint", "overflow"
+    ] = "train"
     loss: Literal["sft", "dpo", "reward"] = "sft"
     model: Literal["llama-gqa", "bloom", "llama-tied"] = "llama-gqa"
     head: Literal["linear", "pooler"] = "linear"
@@ -26,7 +29,7 @@ class DeepSpeedCase(BaseModel):
     stage: Literal[1, 2, 3] = 2
     grouping: Literal["1", "2", "4", "packed"] = "1"
     """Documents, or prompts, in one micro batch."""
-    precision: Literal["fp32", "bf16"] = "fp32"
+    precision: Precision = "fp32"
     recompute: Recompute = "none"
     offload: bool = False
     lora: bool = False
@@ -34,6 +37,12 @@ class DeepSpeedCase(BaseModel):
     @property
     def zero(self) -> DeepSpeed:
         return DeepSpeed(zero_stage=self.stage, offload_optimizer=self.offload)
+
+    @property
+    def loss_scale(self) -> LossScale:
+        """One that fits, or one that does not."""
+        is_too_large = self.kind == "overflow"
+        return LossScale(initial=2.0 ** (20 if is_too_large else 10), growth_interval=3)
 
     @property
     def parallel(self) -> Parallel:
@@ -144,6 +153,31 @@ RESUME = tuple(
     for stage in (1, 2, 3)
     for precision, offload in (("fp32", False), ("bf16", False), ("bf16", True))
 )
+FP16 = tuple(
+    DeepSpeedCase(model=model, world=2, stage=stage, precision="fp16", grouping="2", lora=lora)
+    for model, stage, lora in (
+        ("llama-gqa", 1, False),
+        ("llama-gqa", 2, False),
+        ("llama-gqa", 3, False),
+        ("bloom", 2, False),
+        ("llama-gqa", 2, True),
+        ("llama-gqa", 3, True),
+    )
+)
+OVERFLOW_REFERENCE = DeepSpeedCase(kind="overflow", world=0, precision="fp16")
+OVERFLOW = tuple(
+    OVERFLOW_REFERENCE.model_copy(
+        update={"world": world, "stage": stage, "offload": offload, "lora": lora}
+    )
+    for world, stage, offload, lora in (
+        (1, 2, False, False),
+        (2, 1, False, False),
+        (2, 2, True, False),
+        (2, 3, False, False),
+        (2, 3, True, False),
+        (2, 3, False, True),
+    )
+)
 CHECKPOINT = tuple(
     DeepSpeedCase(kind="checkpoint", loss=loss, model=model, world=2, stage=stage)
     for loss in ("sft", "reward")
@@ -200,6 +234,8 @@ FAST = {
     DeepSpeedCase(kind="resume", world=2, stage=1, grouping="2", precision="bf16"),
     DeepSpeedCase(kind="resume", world=2, stage=2, grouping="2"),
     DeepSpeedCase(kind="resume", world=2, stage=3, grouping="2", precision="bf16", offload=True),
+    *FP16[1:3],
+    *OVERFLOW[2:4],
     DeepSpeedCase(kind="checkpoint", world=2, stage=2),
     DeepSpeedCase(kind="checkpoint", loss="reward", model="bloom", world=2, stage=3),
     DeepSpeedCase(kind="document_outputs", world=2, stage=3),
@@ -215,10 +251,12 @@ FAST = {
 _DEEPSPEED = (
     *(*SFT, *PREFERENCES, *BF16, *SPOILT, *RESUME, *CHECKPOINT, *OUTPUTS, STOP),
     *(*LORA, *LORA_BF16, *LORA_RESUME, *LORA_CHECKPOINT),
+    *(*FP16, *OVERFLOW),
 )
 assert set(_DEEPSPEED) >= FAST
 _TRAINED = {each.reference for each in (*SFT, *PREFERENCES, *LORA)}
 _SCORED = {each.reference.model_copy(update={"kind": "document_outputs"}) for each in OUTPUTS}
-ALL = (*sorted(_TRAINED | _SCORED, key=lambda case: case.name), *_DEEPSPEED)
+_MEGATRON = _TRAINED | _SCORED | {OVERFLOW_REFERENCE}
+ALL = (*sorted(_MEGATRON, key=lambda case: case.name), *_DEEPSPEED)
 """Everything, each case under a name of its own."""
 assert len({case.name for case in ALL}) == len(ALL)

@@ -122,6 +122,7 @@ def engine_of(
             precision=case.precision,
             seq_length=documents.SEQ_LENGTH,
             optimizer=OPTIMIZER if is_trained else None,
+            loss_scale=case.loss_scale,
             head=head,
             lora=LORA if case.lora else None,
         )
@@ -134,6 +135,7 @@ def engine_of(
             case.zero,
             precision=case.precision,
             optimizer=OPTIMIZER if is_trained else None,
+            loss_scale=case.loss_scale,
             head=head,
             lora=LORA if case.lora else None,
         )
@@ -305,6 +307,47 @@ def resume(case: DeepSpeedCase, folder: Path) -> Result:
     }
 
 
+def overflow(case: DeepSpeedCase, folder: Path) -> Result:
+    """Steps from a loss scale that is too large, at one go and with two stops between them."""
+    import torch
+    import torch.distributed as dist
+
+    from alignctl.checkpoints.source import find
+
+    def steps(first: int, last: int) -> list[list[Any]]:
+        found = []
+        for step in range(first, last):
+            before = weights(engine)
+            result = engine.train_step(
+                batches_of(case, step, engine), loss_of(case), learning_rate=OPTIMIZER.lr
+            )
+            after = weights(engine)
+            is_changed = any(not torch.equal(before[name], after[name]) for name in before)
+            numbers = result.loss, result.grad_norm, engine.loss_scale, engine.skipped_steps
+            found.append([*numbers, is_changed])
+        return found
+
+    checkpoints = folder / case.name / "checkpoints"
+    if dist.get_rank() == 0:
+        checkpoints.mkdir(parents=True)
+    dist.barrier()
+    source = find(folder / case.model / "hf", vocab_divisor=documents.VOCAB_DIVISOR)
+    engine = engine_of(case, folder)
+    at_one_go, whole, resumed = steps(0, 16), weights(engine), []
+    for first, last in ((0, 3), (3, 11), (11, 16)):
+        engine = engine_of(case, folder, is_loaded=not first)
+        if first:
+            assert engine.resume(checkpoints / f"iter_{first:07d}") == first
+        resumed += steps(first, last)
+        engine.save(checkpoints, last, source=source, tokenizer=None, keep=None)
+    parts, rank = weights(engine), dist.get_rank()
+    return {
+        f"steps_{rank}": at_one_go,
+        f"resumed_{rank}": resumed,
+        f"is_equal_{rank}": all(torch.equal(whole[name], parts[name]) for name in whole),
+    }
+
+
 def checkpoint(case: DeepSpeedCase, folder: Path) -> Result:
     """A step and a checkpoint; what the trained model gives for the evaluation documents."""
     import torch.distributed as dist
@@ -374,7 +417,7 @@ def stop(case: DeepSpeedCase, folder: Path) -> Result:
 
 KINDS: dict[str, Callable[[DeepSpeedCase, Path], Result]] = {
     function.__name__: function
-    for function in (train, spoilt, resume, checkpoint, document_outputs, stop)
+    for function in (train, spoilt, resume, overflow, checkpoint, document_outputs, stop)
 }
 
 if __name__ == "__main__":

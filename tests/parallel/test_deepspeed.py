@@ -20,11 +20,14 @@ from tests.parallel.deepspeed_cases import (
     BF16,
     CHECKPOINT,
     FAST,
+    FP16,
     LORA,
     LORA_BF16,
     LORA_CHECKPOINT,
     LORA_RESUME,
     OUTPUTS,
+    OVERFLOW,
+    OVERFLOW_REFERENCE,
     PREFERENCES,
     RESUME,
     SFT,
@@ -91,6 +94,41 @@ def test_bf16_stays_near_fp32_and_has_fp32_masters(case: DeepSpeedCase, found: R
     assert ours["model_types"] == ["torch.bfloat16"]
     assert ours["state_types"] == ["torch.float32"]
     assert ours["buffer_types"] in ([], ["torch.float32"])  # frequencies of rotary positions
+
+
+@each_of(FP16)
+def test_fp16_stays_near_fp32_and_has_fp32_masters(case: DeepSpeedCase, found: Results) -> None:
+    """Rounding errors of 2^-12: an eighth of those of bf16. The loss scale is of float64."""
+    ours, theirs = found(case), found(case.reference)
+    assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-4)
+    assert ours["grad_norm"] == pytest.approx(theirs["grad_norm"], rel=1e-3)
+    assert ours["loss"] != pytest.approx(theirs["loss"], rel=1e-6)
+    assert ours["model_types"] == ["torch.float16"]
+    assert ours["state_types"] == ["torch.float32", "torch.float64"]
+
+
+@each_of(OVERFLOW)
+def test_gradients_that_overflow_are_left_out_as_by_megatron(
+    case: DeepSpeedCase, found: Results
+) -> None:
+    """From 2^20, hysteresis 2: as many steps without effect, and the same scales, until it fits.
+
+    Two stops between them, the first before any step was taken, change no bit.
+    """
+    ours, theirs = found(case), found(OVERFLOW_REFERENCE)["steps_0"]
+    for rank in range(case.world):
+        assert ours[f"steps_{rank}"] == ours[f"resumed_{rank}"] == ours["steps_0"]
+        assert ours[f"is_equal_{rank}"] is True
+    assert [norm is None for _, norm, *_ in theirs[:10]] == [True] * 9 + [False]
+    for (loss, norm, *rest), (expected, expected_norm, *expected_rest) in zip(
+        ours["steps_0"], theirs, strict=True
+    ):
+        assert loss == pytest.approx(expected, rel=2e-3)
+        if not case.lora:  # whose gradients are smaller
+            assert rest == expected_rest
+            assert norm == pytest.approx(expected_norm, rel=1e-2)
+    is_taken = [norm is not None for _, norm, *_ in ours["steps_0"]]
+    assert is_taken == [is_changed for *_, is_changed in ours["steps_0"]]
 
 
 @each_of(SPOILT)

@@ -37,6 +37,7 @@ FOUR = [
     ("sft", "tiny-llama", [*SMALL, *layout(4, tp=2, pp=2, sequence_parallel=True)]),
     ("sft", "tiny-llama", [*SMALL, *layout(4, tp=2, pp=1, distributed_optimizer=True)]),
     ("dpo", "tiny-llama", [*SMALL, *layout(4, tp=1, pp=2), "precision=bf16"]),
+    ("dpo", "tiny-llama", [*SMALL, *layout(4, tp=1, pp=2), "precision=fp16"]),
     ("reward", "tiny-llama", [*SMALL, *layout(4, tp=1, pp=4, recompute="full")]),
     ("sft", "tiny-bloom", [*layout(4, tp=2, pp=1), "precision=bf16"]),
 ]

@@ -5,6 +5,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from alignctl.config import rollout
+from alignctl.config.precision import Precision
 from alignctl.config.sections import Count, FilePath, Model, Section
 
 RESOURCES = {"tp", "batch", "kv_cache_gib", "gpu_memory_utilization"}
@@ -40,7 +41,7 @@ class Generation(rollout.Drawing):
     chat template, or the HH form where there is none; tokenizer: always its chat template; hh:
     always the HH form; none: every row's own text."""
 
-    precision: Literal["fp32", "bf16"] | None = None
+    precision: Precision | None = None
     """Of weights and computation; null: bf16 on a GPU, fp32 without."""
 
     tp: Count = 1
@@ -227,7 +228,7 @@ class PairOptions(Compared):
     template: Annotated[str, Field(min_length=1)] = "auto"
     """How a row is written as text, as in data.template of alignctl reward."""
 
-    precision: Literal["fp32", "bf16"] | None = None
+    precision: Precision | None = None
     """Of weights and computation; null: bf16 on a GPU, fp32 without."""
 
     score_batch: Count = 4
@@ -255,5 +256,5 @@ class HarnessOptions(Compared):
     chat_template: bool = False
     """Write questions by the tokenizer's chat template."""
 
-    precision: Literal["fp32", "bf16"] | None = None
+    precision: Precision | None = None
     """Of weights and computation; null: bf16 on a GPU, fp32 without."""

@@ -7,6 +7,7 @@ from pydantic import model_validator
 from typing_extensions import override
 
 from alignctl.config.data import Data, Inputs, Preferences, ReferencedPreferences, Rows
+from alignctl.config.precision import LossScale, Precision
 from alignctl.config.sections import (
     Batch,
     Checkpoint,
@@ -27,8 +28,9 @@ from alignctl.config.sections import (
 class Settings(Section):
     """What a preset says about every stage."""
 
-    precision: Literal["fp32", "bf16"]
-    """bf16: activations and weights in bfloat16, with float32 master weights."""
+    precision: Precision
+    """Of activations and weights; bf16 and fp16 with float32 master weights, fp16 also with a loss
+    scale."""
 
     parallel: Parallel
     launch: Launch
@@ -98,6 +100,7 @@ class TrainingSettings(Settings):
     batch: Batch
     data: Inputs = Rows()
     optimizer: Optimizer
+    loss_scale: LossScale = LossScale()
     lora: Lora | None = None
     """Low-rank adapters to train; null: all weights are trained."""
     train: Train
@@ -149,6 +152,7 @@ class TrainingConfig(TrainingSettings, RunConfig):
             *self._engine_problems(),
             *self._batch_problems(),
             *self._schedule_problems(),
+            *self.loss_scale.problems(self.precision),
             *(self.lora.problems(self.model) if self.lora else []),
         ]
 

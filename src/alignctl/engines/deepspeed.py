@@ -20,8 +20,10 @@ from torch import Tensor
 
 from alignctl import memory
 from alignctl.algorithms.loss import Loss, LossTerms, Output, Scores
+from alignctl.checkpoints.dtypes import BY_FLAG
 from alignctl.checkpoints.manifest import Base
 from alignctl.checkpoints.source import Source
+from alignctl.config.precision import LossScale, Precision
 from alignctl.config.sections import DeepSpeed, Head, Lora, Model, Optimizer, Parallel
 from alignctl.data.batch import TokenBatch
 from alignctl.engines import deepspeed_state
@@ -29,7 +31,7 @@ from alignctl.engines.deepspeed_library import deepspeed
 from alignctl.engines.deepspeed_optimizer import ZeroOptimizer
 from alignctl.engines.device import DEVICE, IS_GPU, join
 from alignctl.engines.metrics import StepMetrics
-from alignctl.engines.protocol import NonFiniteError
+from alignctl.engines.protocol import NonFiniteError, too_small
 from alignctl.engines.sums import by_document, of_documents, step_metrics
 from alignctl.models.adapters import adapter_map
 from alignctl.models.families import weight_map
@@ -79,6 +81,7 @@ class DeepSpeedEngine:
         optimizer: Master weights and moments, once they are created.
         data_parallel_rank: Which share of each batch is this rank's.
         data_parallel_size: How many shares there are: one for each rank.
+        skipped_steps: How many steps so far were left out; see `Engine`.
     """
 
     def __init__(
@@ -87,8 +90,9 @@ class DeepSpeedEngine:
         parallel: Parallel,
         zero: DeepSpeed,
         *,
-        precision: str,
+        precision: Precision,
         optimizer: Optimizer | None,
+        loss_scale: LossScale | None = None,
         head: Head = "lm",
         lora: Lora | None = None,
     ) -> None:
@@ -98,8 +102,10 @@ class DeepSpeedEngine:
             architecture: The model.
             parallel: Says what is recomputed; its tp and pp are 1.
             zero: How it is spread.
-            precision: "fp32" or "bf16" (then with fp32 master weights and gradients).
+            precision: Of weights and activations; all but fp32 with fp32 master weights and
+                gradients.
             optimizer: AdamW's settings; None for a model that is not trained.
+            loss_scale: How losses are scaled in fp16; None for the usual settings.
             head: What is on top.
             lora: Adapters, which are then trained with the head alone.
         """
@@ -110,11 +116,12 @@ class DeepSpeedEngine:
         self.rows = weight_map(architecture, head)
         if lora is not None:
             self.rows |= adapter_map(architecture, lora)
-        self.dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+        self.dtype: torch.dtype = BY_FLAG[precision].torch
         self.data_parallel_rank = dist.get_rank()
         self.data_parallel_size = dist.get_world_size()
         self.optimizer: ZeroOptimizer | None = None
-        self._settings = optimizer
+        self._settings, self._scaling = optimizer, loss_scale or LossScale()
+        self.skipped_steps = 0
         self.model = build(
             architecture,
             head,
@@ -197,7 +204,14 @@ class DeepSpeedEngine:
         self._deepspeed, *_ = deepspeed.initialize(
             model=self.model, optimizer=adamw, config=self._config(is_trained=True)
         )
-        self.optimizer = ZeroOptimizer(self._deepspeed, adamw)
+        is_scaled = self.dtype == torch.float16
+        self.optimizer = ZeroOptimizer(self._deepspeed, adamw, self._scaling if is_scaled else None)
+
+    @property
+    def loss_scale(self) -> float | None:
+        """What losses are multiplied by at present; None where none is; see `Engine`."""
+        scaler = None if self.optimizer is None else self.optimizer.scaler
+        return None if scaler is None else float(scaler.cur_scale)
 
     def train_step(
         self,
@@ -224,11 +238,16 @@ class DeepSpeedEngine:
             self._deepspeed.backward(total, scale_wrt_gas=False)
         # DeepSpeed's gradient is the mean of the ranks' sums.
         divisor = (result.weight or 1.0) / self.data_parallel_size
+        scale = self.loss_scale
         grad_norm = self.optimizer.step(divisor, learning_rate=learning_rate)
         if not math.isfinite(result.loss):
             raise NonFiniteError(f"the loss is {result.loss}")
-        if grad_norm is None:
+        if grad_norm is None and scale is None:
             raise NonFiniteError(f"the gradient norm is not finite at a loss of {result.loss:.4f}")
+        if grad_norm is None:
+            if scale == self._scaling.minimum:
+                raise too_small(scale, result.loss)
+            self.skipped_steps += 1
         return StepMetrics(**{**vars(result), "grad_norm": grad_norm})
 
     def evaluate(self, micro_batches: Sequence[TokenBatch], loss: Loss) -> StepMetrics:
@@ -308,6 +327,7 @@ class DeepSpeedEngine:
             "zero_optimization": zero,
             "zero_force_ds_cpu_optimizer": False,  # which would have to be compiled
             "bf16": {"enabled": self.dtype == torch.bfloat16},
+            "fp16": {"enabled": self.dtype == torch.float16},
             "data_types": {"grad_accum_dtype": "fp32"},
             "communication_data_type": "fp32",
             "gradient_clipping": (self._settings and self._settings.clip_grad) or 0.0,

@@ -11,22 +11,43 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from alignctl.engines.deepspeed_library import BF16_Optimizer
+from alignctl.config.precision import LossScale
+from alignctl.engines.deepspeed_library import BF16_Optimizer, DynamicLossScaler
+
+_SCALER = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
+"""What DeepSpeed's loss scaler remembers."""
 
 
 class ZeroOptimizer:
-    """The optimizer of one DeepSpeed engine."""
+    """The optimizer of one DeepSpeed engine.
 
-    def __init__(self, engine: Any, adamw: torch.optim.AdamW) -> None:
+    Attributes:
+        scaler: What losses are multiplied by in float16; None in other precisions.
+    """
+
+    def __init__(self, engine: Any, adamw: torch.optim.AdamW, loss_scale: LossScale | None) -> None:
         """Looks at an engine that was just initialised.
 
         Args:
             engine: DeepSpeed's own engine.
             adamw: The optimizer that it was given.
+            loss_scale: How losses are scaled in float16; None in other precisions.
         """
         self._engine, self._adamw = engine, adamw
         self._zero: Any = engine.optimizer
         self._is_partitioned = hasattr(self._zero, "fp16_partitioned_groups_flat")
+        self.scaler: Any = None
+        if loss_scale is not None:
+            # DeepSpeed's configuration knows powers of two only, and whole numbers.
+            self.scaler = self._zero.loss_scaler = DynamicLossScaler(
+                init_scale=loss_scale.initial,
+                scale_window=loss_scale.growth_interval,
+                min_scale=loss_scale.minimum,
+                delayed_shift=loss_scale.hysteresis,
+                consecutive_hysteresis=False,
+                raise_error_at_min_scale=False,
+            )
+            self._grow_as_megatron()
 
     def step(self, divisor: float, *, learning_rate: float) -> float | None:
         """Divides the gradients, clips them, and takes a step.
@@ -37,7 +58,7 @@ class ZeroOptimizer:
 
         Returns:
             The norm of the whole gradient before clipping; None if it is not finite, and then
-            nothing was changed and the gradients are forgotten.
+            nothing was changed but the loss scale, and the gradients are forgotten.
         """
         for group in self._adamw.param_groups:
             group["lr"] = learning_rate
@@ -48,11 +69,21 @@ class ZeroOptimizer:
         else:
             # A loss scale is what gradients are divided by before they are clipped. Set while
             # there is no loss, it scales none up.
-            self._zero.custom_loss_scaler, self._zero.external_loss_scale = True, divisor
+            scale = divisor if self.scaler is None else divisor * self.scaler.cur_scale
+            self._zero.custom_loss_scaler, self._zero.external_loss_scale = True, scale
             self._engine.step()
             self._zero.custom_loss_scaler, self._zero.external_loss_scale = False, None
+            if self._zero.overflow and not self._is_partitioned:
+                # With offload DeepSpeed 0.19.8 adds those of the next step to them.
+                self._zero.averaged_gradients = dict.fromkeys(self._zero.averaged_gradients)
+            if self._zero.overflow and self.scaler is not None:
+                self._grow_as_megatron()
         norm = math.inf if self._zero.overflow else float(self._zero._global_grad_norm)
         return norm if math.isfinite(norm) else None
+
+    def _grow_as_megatron(self) -> None:
+        """Has the scale double a step earlier: DeepSpeed does not count the first finite one."""
+        self.scaler.last_overflow_iter -= 1
 
     @property
     def masters(self) -> list[Tensor]:
@@ -67,7 +98,7 @@ class ZeroOptimizer:
         raise AssertionError(type(self._zero))
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Master weights, moments and step counters by name; the tensors are not copies.
+        """Master weights, moments, step counters and loss scale by name; tensors are not copies.
 
         Moments are made in the first step only; before it they are those that it begins with.
         """
@@ -82,6 +113,9 @@ class ZeroOptimizer:
                 }
             for name, value in moments.items():
                 found[f"{number}.{name}"] = value
+        if self.scaler is not None:
+            numbers = [getattr(self.scaler, name) for name in _SCALER]
+            found["loss_scale"] = torch.tensor(numbers, dtype=torch.float64)
         return found
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
@@ -95,6 +129,11 @@ class ZeroOptimizer:
                     for name in ("step", "exp_avg", "exp_avg_sq")
                 }
             self._refresh_weights()
+        if self.scaler is not None:
+            scale, *counts = state["loss_scale"].tolist()
+            values = scale, *map(int, counts)
+            for name, value in zip(_SCALER, values, strict=True):
+                setattr(self.scaler, name, value)
 
     def _refresh_weights(self) -> None:
         """Copies the master weights of all ranks into the model, as the end of a step does."""

@@ -115,6 +115,7 @@ def _state(engine: "DeepSpeedEngine") -> dict[str, Tensor]:
     """What this rank needs to go on, by name."""
     assert engine.optimizer is not None
     states = engine.optimizer.state_dict() | {"random.cpu": torch.get_rng_state()}
+    states["skipped_steps"] = torch.tensor(engine.skipped_steps)
     return states | ({"random.cuda": torch.cuda.get_rng_state()} if IS_GPU else {})
 
 
@@ -260,6 +261,7 @@ def resume(engine: "DeepSpeedEngine", checkpoint: Path) -> int:
     stored = safetensors_file.read(file)
     _compare(file, {name: each.shape for name, each in stored.items()}, engine)
     state = {name: each.make() for name, each in stored.items()}
+    engine.skipped_steps = int(state.pop("skipped_steps", 0))
     torch.set_rng_state(state.pop("random.cpu"))
     if IS_GPU:
         torch.cuda.set_rng_state(state.pop("random.cuda"))

@@ -26,15 +26,17 @@ from torch import Tensor
 
 from alignctl.algorithms.loss import Loss, LossTerms, Output, Scores, Values
 from alignctl.algorithms.samples import Segments
+from alignctl.checkpoints.dtypes import BY_FLAG
 from alignctl.checkpoints.manifest import Base
 from alignctl.checkpoints.source import Source
+from alignctl.config.precision import LossScale, Precision
 from alignctl.config.sections import Head, Lora, Model, Optimizer, Parallel
 from alignctl.data.batch import IGNORE, TokenBatch
 from alignctl.engines import megatron_optimizer, megatron_state
 from alignctl.engines.device import DEVICE, IS_GPU
 from alignctl.engines.metrics import StepMetrics
 from alignctl.engines.offload import Offloaded
-from alignctl.engines.protocol import NonFiniteError
+from alignctl.engines.protocol import NonFiniteError, too_small
 from alignctl.engines.sums import (
     by_document,
     by_target,
@@ -63,6 +65,7 @@ class MegatronEngine:
         parallel: The layout.
         data_parallel_rank: Which share of each batch is this rank's.
         data_parallel_size: How many shares there are.
+        skipped_steps: How many steps so far were left out; see `Engine`.
     """
 
     def __init__(
@@ -70,9 +73,10 @@ class MegatronEngine:
         architecture: Model,
         parallel: Parallel,
         *,
-        precision: str,
+        precision: Precision,
         seq_length: int,
         optimizer: Optimizer | None,
+        loss_scale: LossScale | None = None,
         head: Head = "lm",
         lora: Lora | None = None,
         is_value: bool = False,
@@ -84,9 +88,11 @@ class MegatronEngine:
         Args:
             architecture: The model.
             parallel: The layout; `initialize` must have been called with the same.
-            precision: "fp32" or "bf16" (then with fp32 master weights and gradients).
+            precision: Of weights and activations; all but fp32 with fp32 master weights and
+                gradients.
             seq_length: Longest document, in tokens.
             optimizer: AdamW's settings; None for a model that is not trained.
+            loss_scale: How losses are scaled in fp16; None for the usual settings.
             head: What is on top.
             lora: Adapters, which are then trained with the head alone.
             is_value: Whether a head that scores does so at every learned target (`Values`).
@@ -99,7 +105,7 @@ class MegatronEngine:
         self.base: Base | None = None
         self.rows = weight_map(architecture, head)
         self.parallel = parallel
-        self.dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+        self.dtype: torch.dtype = BY_FLAG[precision].torch
         self.data_parallel_rank: int = parallel_state.get_data_parallel_rank()
         self.data_parallel_size: int = parallel_state.get_data_parallel_world_size()
         self.is_last_stage: bool = parallel_state.is_pipeline_last_stage()
@@ -127,7 +133,7 @@ class MegatronEngine:
         _zero_vocabulary_padding(self.model)
         self._mark_sharded_parameters()
         wrapped: Any = self.model
-        if self.dtype == torch.bfloat16:
+        if self.dtype != torch.float32:
             wrapped = Float16Module(self._config, self.model)
         self.optimizer: Any = None
         if optimizer is not None:
@@ -139,7 +145,8 @@ class MegatronEngine:
                 ),
                 wrapped,
             )
-            self._settings = optimizer
+            self._settings, self._scaling = optimizer, loss_scale or LossScale()
+        self.skipped_steps = 0
         self._wrapped = wrapped
         self._offloaded: Offloaded | None = None
 
@@ -201,7 +208,16 @@ class MegatronEngine:
             self._settings,
             dtype=self.dtype,
             is_distributed=self.parallel.distributed_optimizer,
+            loss_scale=self._scaling,
         )
+        if self.dtype == torch.float16:
+            self._config.grad_scale_func = self.optimizer.scale_loss
+
+    @property
+    def loss_scale(self) -> float | None:
+        """What losses are multiplied by at present; None where none is; see `Engine`."""
+        is_scaled = self.optimizer is not None and self.dtype == torch.float16
+        return float(self.optimizer.get_loss_scale()) if is_scaled else None
 
     def train_step(
         self,
@@ -211,19 +227,19 @@ class MegatronEngine:
         learning_rate: float,
         is_stop_requested: bool = False,
     ) -> StepMetrics:
-        """One optimizer step over this rank's micro batches; every rank has as many.
-
-        Raises:
-            NonFiniteError: The loss or the gradient norm is not finite. The weights and the
-                optimizer are as they were before.
-        """
+        """One optimizer step over this rank's micro batches; see `Engine`."""
         self._wrapped.train()
         self._wrapped.zero_grad_buffer()
         self.optimizer.zero_grad()
         result = self._run(micro_batches, loss, forward_only=False, flag=is_stop_requested)
         if not math.isfinite(result.loss):
             raise NonFiniteError(f"the loss is {result.loss}")
-        self.optimizer.prepare_grads()
+        scale = self.loss_scale
+        if self.optimizer.prepare_grads():  # which looks for infinities in float16 alone
+            if scale == self._scaling.minimum:
+                raise too_small(scale, result.loss)
+            self.skipped_steps += 1
+            return result
         grad_norm = float(self.optimizer.get_grad_norm())
         if not math.isfinite(grad_norm):
             raise NonFiniteError(f"the gradient norm is {grad_norm} at a loss of {result.loss:.4f}")

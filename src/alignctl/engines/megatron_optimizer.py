@@ -8,17 +8,26 @@ from megatron.core.optimizer import OptimizerConfig, get_megatron_optimizer
 from megatron.core.optimizer.clip_grads import clip_grad_by_total_norm_fp32
 from torch import Tensor
 
+from alignctl.config.precision import LossScale
 from alignctl.config.sections import Optimizer
 from alignctl.engines.device import IS_GPU
 
 
-def create(wrapped: Any, settings: Optimizer, *, dtype: torch.dtype, is_distributed: bool) -> Any:
-    """AdamW over the weights as they are, with float32 master weights for bf16.
+def create(
+    wrapped: Any,
+    settings: Optimizer,
+    *,
+    dtype: torch.dtype,
+    is_distributed: bool,
+    loss_scale: LossScale,
+) -> Any:
+    """AdamW over the weights as they are, with float32 master weights for smaller ones.
 
     Args:
         wrapped: The model in Megatron's DistributedDataParallel.
         settings: Of AdamW.
         dtype: Of the weights.
+        loss_scale: Of float16 weights.
         is_distributed: Whether its state is spread over data-parallel ranks.
     """
     optimizer = get_megatron_optimizer(
@@ -31,6 +40,11 @@ def create(wrapped: Any, settings: Optimizer, *, dtype: torch.dtype, is_distribu
             adam_beta2=settings.beta2,
             adam_eps=settings.eps,
             bf16=dtype == torch.bfloat16,
+            fp16=dtype == torch.float16,
+            initial_loss_scale=loss_scale.initial,
+            min_loss_scale=loss_scale.minimum,
+            loss_scale_window=loss_scale.growth_interval,
+            hysteresis=loss_scale.hysteresis,
             params_dtype=dtype,
             use_distributed_optimizer=is_distributed,
             clip_grad=settings.clip_grad or 0.0,

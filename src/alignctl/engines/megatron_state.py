@@ -112,7 +112,12 @@ def _state(engine: "MegatronEngine", *, is_loading: bool) -> dict[str, Any]:
         # Megatron-Core 0.16.1 leaves the counter out before the first step.
         plain = optimizer.get("optimizer", optimizer)["state"]
         plain.setdefault("common_step", torch.zeros(()))
-    return {"model": model, "optimizer": optimizer, "random": _random_state()}
+    return {
+        "model": model,
+        "optimizer": optimizer,
+        "random": _random_state(),
+        "skipped_steps": engine.skipped_steps,
+    }
 
 
 def _layout(engine: "MegatronEngine") -> dict[str, int | bool]:
@@ -234,6 +239,7 @@ def resume(engine: "MegatronEngine", checkpoint: Path) -> int:
     with torch.no_grad():  # in float32 the master weights are views of the parameters
         engine.optimizer.load_state_dict(loaded["optimizer"])
     _set_step_counters(engine)
+    engine.skipped_steps = loaded.get("skipped_steps", 0)
     _set_random_state(loaded["random"])
     dist.barrier()
     return found.iteration

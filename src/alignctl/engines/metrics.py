@@ -12,7 +12,8 @@ class StepMetrics:
         weight: The global weight: learned tokens over all ranks and micro batches.
         num_tokens: Input tokens over all data-parallel ranks, fillers included.
         metrics: The loss's own sums, divided by the weight.
-        grad_norm: Norm of the whole gradient before clipping; None in a validation.
+        grad_norm: Norm of the whole gradient before clipping; None in a validation, and where the
+            step was left out because float16 could not hold the gradient.
         is_stop_requested: Whether any rank was asked to stop.
     """
 

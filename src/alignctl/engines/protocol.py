@@ -24,6 +24,14 @@ class NonFiniteError(RunError):
     """A loss or a gradient that is not finite; nothing was updated."""
 
 
+def too_small(loss_scale: float, loss: float) -> NonFiniteError:
+    """Return the error of a gradient that float16 cannot hold at the smallest loss scale."""
+    return NonFiniteError(
+        f"the gradient is not finite in float16 at the smallest loss scale, {loss_scale:g}, and a "
+        f"loss of {loss:.4f}; bf16 holds it"
+    )
+
+
 class Engine(Protocol):
     """A sharded model with its optimizer: weights are loaded or resumed before it is used.
 
@@ -42,6 +50,21 @@ class Engine(Protocol):
     @property
     def data_parallel_size(self) -> int:
         """How many shares there are."""
+
+    @property
+    def loss_scale(self) -> float | None:
+        """What losses are multiplied by at present, so that float16 holds their gradients.
+
+        None in other precisions.
+        """
+
+    @property
+    def skipped_steps(self) -> int:
+        """How many of the steps so far were left out, because float16 could not hold the gradient.
+
+        Such a step moves neither weights nor moments, nor the learning rate along its course, but
+        it counts, and its batch is not seen again: as in Megatron-LM. The loss scale follows.
+        """
 
     def load_weights(self, source: Source, *, seed: int = 0) -> None:
         """Fills the model from a checkpoint of any kind and layout; no optimizer state.
@@ -69,8 +92,8 @@ class Engine(Protocol):
         """One optimizer step over this rank's micro batches; every rank has as many.
 
         Raises:
-            NonFiniteError: The loss or the gradient norm is not finite. The weights and the
-                optimizer are as they were before.
+            NonFiniteError: The loss or the gradient norm is not finite, in float16 at the smallest
+                loss scale. The weights and the optimizer are as they were before.
         """
 
     def evaluate(self, micro_batches: Sequence[TokenBatch], loss: Loss) -> StepMetrics:

@@ -5,11 +5,12 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Literal, Self
+from typing import TYPE_CHECKING, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
+from alignctl.config.precision import Precision
 from alignctl.data.batch import Document, PreferenceBatch, TokenBatch
 from alignctl.data.order import dealt_micro_batches
 from alignctl.data.tokenizer import Tokenizer, check_fits, load_tokenizer
@@ -37,7 +38,7 @@ class RewardModel:
         load: Path,
         *,
         tokenizer: Path | None = None,
-        precision: Literal["fp32", "bf16"] | None = None,
+        precision: Precision | None = None,
         max_length: int | None = None,
         batch: int,
     ) -> None:

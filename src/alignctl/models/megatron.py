@@ -241,6 +241,7 @@ def transformer_config(
         attention_dropout=model.attention_dropout,
         hidden_dropout=model.hidden_dropout,
         bf16=dtype == torch.bfloat16,
+        fp16=dtype == torch.float16,
         params_dtype=dtype,
         pipeline_dtype=dtype,
         tensor_model_parallel_size=parallel.tp,

@@ -114,7 +114,8 @@ class PPO:
                 total=self.total_updates,
             )
         metrics |= {f"value_{name}": each for name, each in report(found).items()}
-        metrics |= {"value_loss": found["loss"], "value_grad_norm": found["grad_norm"]}
+        shown = ("loss", "grad_norm", "loss_scale", "skipped_steps")
+        metrics |= {f"value_{name}": found[name] for name in shown if name in found}
         if step < self.num_alone:
             return Lesson(metrics, kl.numpy())
         with crew.turn(crew.policy) as policy:

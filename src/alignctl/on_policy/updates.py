@@ -121,7 +121,8 @@ def update(
 
     Returns:
         The loss's own metrics and `loss`, as means over the steps by their weights; the mean
-        `grad_norm`; and how many `updates` there were.
+        `grad_norm` of those that were not left out; how many `updates` there were; and in float16
+        `loss_scale`, and of all steps so far `skipped_steps`.
 
     Raises:
         RunError: The loss or the gradient is not finite; nothing was changed by it.
@@ -129,11 +130,12 @@ def update(
     results: list[StepMetrics] = []
     for part in batches:
         number = first + len(results)
+        taken = number - engine.skipped_steps
         try:
             result = engine.train_step(
                 part,
                 loss,
-                learning_rate=learning_rate(number, optimizer, total_steps=total),
+                learning_rate=learning_rate(taken, optimizer, total_steps=total),
             )
         except NonFiniteError as error:
             raise RunError(
@@ -143,7 +145,10 @@ def update(
         results.append(result)
         if max_kl is not None and result.metrics["approx_kl"] > max_kl:
             break
-    return _summed_up(results)
+    metrics = _summed_up(results)
+    if engine.loss_scale is not None:
+        metrics |= {"loss_scale": engine.loss_scale, "skipped_steps": engine.skipped_steps}
+    return metrics
 
 
 def _summed_up(results: Sequence[StepMetrics]) -> dict[str, float]:
@@ -151,7 +156,9 @@ def _summed_up(results: Sequence[StepMetrics]) -> dict[str, float]:
     total = sum(result.weight for result in results) or 1.0
     rows = [({"loss": result.loss, **result.metrics}, result.weight) for result in results]
     metrics = {name: sum(row[name] * weight for row, weight in rows) / total for name in rows[0][0]}
-    metrics["grad_norm"] = sum(result.grad_norm or 0.0 for result in results) / len(results)
+    norms = [result.grad_norm for result in results if result.grad_norm is not None]
+    if norms:
+        metrics["grad_norm"] = sum(norms) / len(norms)
     metrics["updates"] = float(len(results))
     return metrics
 

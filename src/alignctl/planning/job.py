@@ -141,7 +141,7 @@ def waiting(config: OnPolicyConfig, models: Mapping[str, Held]) -> int:
 
 def _at_start(model: Held, config: OnPolicyConfig) -> int:
     """Before the first step, which makes the moments, 8 of the 12 bytes (8 of 8 in fp32)."""
-    masters = model.optimizer // 3 if config.precision == "bf16" else 0
+    masters = 0 if config.precision == "fp32" else model.optimizer // 3
     return model.weights + model.gradients + masters
 
 

@@ -8,6 +8,7 @@ Notation:
 
 from dataclasses import dataclass
 
+from alignctl.config.precision import Precision, bytes_of_number
 from alignctl.config.sections import Head, Lora, Model, Parallel
 
 GIB = 2**30
@@ -49,14 +50,14 @@ class Part:
         parallel: How it is cut.
         stage: Which stage.
         head: What is on top.
-        precision: "bf16" or "fp32".
+        precision: Of the run.
     """
 
     model: Model
     parallel: Parallel
     stage: int
     head: Head
-    precision: str
+    precision: Precision
 
     @property
     def is_first(self) -> bool:
@@ -76,7 +77,7 @@ class Part:
     @property
     def bytes_per_number(self) -> int:
         """B."""
-        return 2 if self.precision == "bf16" else 4
+        return bytes_of_number(self.precision)
 
     @property
     def sequence_cut(self) -> int:
@@ -122,12 +123,13 @@ def held(part: Part, dp: int, *, is_trained: bool, lora: Lora | None = None) -> 
     """What a part keeps of a model that is cut into `dp` copies.
 
     Of each weight b bytes; of each that is trained also 4 of the gradient, and of the optimizer 8
-    of moments and in bf16 4 of a master copy, which the distributed optimizer divides by `dp`.
+    of moments and, unless weights are float32, 4 of a master copy, which the distributed optimizer
+    divides by `dp`.
     """
     count = part.parameters()
     trained = 0 if not is_trained else count if lora is None else adapter_parameters(part, lora)
     count += trained if lora is not None else 0
-    state = trained * (12 if part.precision == "bf16" else 8)
+    state = trained * (8 if part.precision == "fp32" else 12)
     if part.parallel.distributed_optimizer:
         state //= dp
     return Held(count * part.bytes_per_number, 4 * trained, state)

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from alignctl.config.on_policy_run import OnPolicyConfig
+from alignctl.config.precision import bytes_of_number
 from alignctl.planning.memory import GIB, layer_parameters
 
 _BATCHED_TOKENS = 8192
@@ -39,7 +40,7 @@ def sampler(config: OnPolicyConfig, gpu_memory_gib: float) -> Sampler:
     """The sampler of a run, on GPUs of so much memory."""
     model, settings = config.model, config.rollout
     tp, hidden = settings.tp, model.hidden_size
-    b = 2 if config.precision == "bf16" else 4
+    b = bytes_of_number(config.precision)
     tables = (1 if model.tie_embeddings else 2) * -(-model.vocab_size // tp) * hidden
     weights = (model.num_layers * layer_parameters(model, tp) + tables) * b
     tokens = settings.max_num_batched_tokens or _BATCHED_TOKENS

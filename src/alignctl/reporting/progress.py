@@ -26,6 +26,8 @@ _MEASURES = (
     ("length", "length {:.0f}"),
     ("lr", "lr {:.2e}"),
     ("grad_norm", "grad norm {:.3f}"),
+    ("loss_scale", "loss scale {:.0f}"),
+    ("skipped_steps", "skipped {:.0f}"),
     ("tokens_per_second", "tokens/s {:,.0f}"),
     ("peak_memory_gib", "memory {:.2f} GiB"),
 )

@@ -26,6 +26,7 @@ from torch import Tensor
 
 from alignctl.checkpoints.dtypes import BY_FLAG
 from alignctl.config import rollout as config
+from alignctl.config.precision import Precision
 from alignctl.engines.device import DEVICE, IS_GPU
 from alignctl.errors import RunError
 from alignctl.models.families import model_from_hf, weight_map
@@ -61,7 +62,7 @@ class Rollout:
         settings: config.Rollout,
         *,
         max_model_len: int,
-        precision: str,
+        precision: Precision,
         seed: int,
         timeout_minutes: float,
     ) -> None:
@@ -71,7 +72,7 @@ class Rollout:
             hf_config: The policy's transformers config.
             settings: Layout and memory.
             max_model_len: Longest prompt and completion together, in tokens.
-            precision: "fp32" or "bf16".
+            precision: Of weights and computation.
             seed: vLLM's own, the same on all ranks; each request has one as well.
             timeout_minutes: How long a rank waits for the others in one collective.
         """
