@@ -54,7 +54,7 @@ def report(config: TrainingConfig, samples: int) -> Iterator[str | Text]:
     if config.tokenizer is None:
         raise UserError("--tokenizer is missing: the folder of the model's tokenizer")
     tokenizer = load_tokenizer(config.tokenizer)
-    check_fits(tokenizer, config.model.vocab_size)
+    check_fits(tokenizer, config.architecture.vocab_size)
     with TemporaryDirectory(prefix="alignctl-check-") as scratch:
         if isinstance(config, OnPolicyConfig):
             yield from _prompts(config, tokenizer, Path(scratch), samples)

@@ -7,6 +7,9 @@ the worker half (`run`) is what torchrun starts on every rank:
 
     python -m alignctl.engines.torchrun --nproc-per-node 8 ... -m alignctl.stages.sft runs/NAME
 
+With `extra_vocab_size` the model gets rows for the tokens of a larger tokenizer, such as the marks
+of a chat template.
+
 Departures from the tutorials' systems: the loss is divided by the tokens learned in the whole
 optimizer step (not per micro batch), rows are not padded, all assistant turns are learned.
 """

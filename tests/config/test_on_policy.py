@@ -78,6 +78,17 @@ def refused(preset: str, stage: str, *overrides: str, **flags: Any) -> str:
             "score.missing_eos is replace or add",
         ),
         (
+            ["grpo"],
+            ["score.source=sparse_only", "score.bias=2"],
+            "score.bias 2.0 has no effect with score.source sparse_only: no reward model scores",
+        ),
+        (
+            ["grpo"],
+            ["score.source=sparse_only", "score.model_coef=0.5"],
+            "score.model_coef 0.5 has no effect with score.source sparse_only: no reward model "
+            "scores",
+        ),
+        (
             ALL,
             ["reward_load_iteration=3"],
             "reward_load_iteration 3 has no effect without reward_load",

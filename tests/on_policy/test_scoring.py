@@ -88,6 +88,17 @@ def test_merged_scores_are_the_sum_and_only_the_models_is_clipped(
     assert found.model.tolist() == pytest.approx(lengths(samples), abs=1e-4)
 
 
+def test_a_bias_comes_before_the_clip_and_a_weight_after(
+    folder: Path, tokenizer: Tokenizer, samples: Samples, judges: RuleWorkers
+) -> None:
+    """ChatLearn's reward_bias and raw_reward_coeff; the rule keeps its 1, and metrics are raw."""
+    score = {"source": "merge", "bias": 3.0, "clip": 5.0, "model_coef": 0.5}
+    found = scorer(folder, tokenizer, score, judges).score(samples)
+    expected = 0.5 * np.clip(lengths(samples) - np.full(4, 3.0), -5, 5) + np.asarray([1, 0, 1, 0])
+    assert found.scores.tolist() == pytest.approx(expected.tolist(), abs=1e-4)
+    assert found.metrics["model_score"] == pytest.approx(np.mean(lengths(samples)), abs=1e-4)
+
+
 @pytest.mark.parametrize(("missing", "expected"), [("keep", 1), ("replace", -3), ("add", -2)])
 def test_an_answer_that_did_not_end(
     folder: Path,

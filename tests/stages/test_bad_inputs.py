@@ -190,7 +190,7 @@ def test_a_tokenizer_with_more_tokens_than_the_embedding_has_rows_is_refused(
     tokenizer = tiny.write_tokenizer(tmp_path / "tokenizer", num_extra=5)
     said = refused(alignctl(*sft({"--tokenizer": tokenizer})))
     assert "5 token ids exceed the model's embedding of 261 rows ('<extra_0>' = 261," in said
-    assert "hint: use the tokenizer of the model" in said
+    assert "hint: grow the model's vocabulary to it: extra_vocab_size=5" in said
 
 
 def test_a_model_without_a_tokenizer_asks_for_one(

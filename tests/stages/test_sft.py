@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from alignctl.launch.run_folder import RunFolder
 from alignctl.reporting.metrics import recorded
@@ -61,6 +62,38 @@ def test_a_finished_run_is_said_to_be_finished_and_nothing_is_done(
         f"{finished} holds this run already, finished; choose another --output to repeat it\n"
     )
     assert snapshot(finished) == before
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("engine", ["megatron", "deepspeed"])
+def test_tokens_that_the_model_did_not_have_are_learned_and_come_back(
+    workspace: Path, tmp_path: Path, engine: str
+) -> None:
+    """Marks of turns, as chat models are given them; transformers finds the row of each.
+
+    The second mark is what every answer begins with: after training it is what comes first.
+    """
+    tokenizer = AutoTokenizer.from_pretrained(tiny.write_tokenizer(tmp_path / "larger"))
+    assert tokenizer.add_tokens(["<|ask|>", "<|say|>"]) == 2
+    tokenizer.save_pretrained(tmp_path / "larger")
+    rows = [{"prompt": f"<|ask|>{n}", "response": f"<|say|>{n}"} for n in range(40)]
+    data = tiny.write_rows(tmp_path / "rows.jsonl", rows)
+    given = {"data": data, "tokenizer": tmp_path / "larger"}
+    run, hf = tmp_path / "run", tmp_path / "hf"
+    steps = ("train.steps=60", "checkpoint.save_interval=100")
+    settings = ("extra_vocab_size=2", f"engine={engine}", *steps)
+    outcome = commands.alignctl(*sft(workspace, run, *settings, **given))
+    assert outcome.code == 0, outcome.text
+    assert f"vocabulary {tiny.VOCABULARY} -> {tiny.VOCABULARY + 2}" in outcome.err
+    if engine == "deepspeed":
+        hf = RunFolder(run).checkpoints / "iter_0000060"
+    else:
+        outcome = commands.alignctl("convert-mg2hf", "--load", run, "--save", hf)
+        assert outcome.code == 0, outcome.text
+    model = AutoModelForCausalLM.from_pretrained(hf)
+    asked = AutoTokenizer.from_pretrained(hf)("<|ask|>7", return_tensors="pt")["input_ids"]
+    assert asked[0, 0] == tiny.VOCABULARY
+    assert model(asked).logits[0, -1].argmax() == tiny.VOCABULARY + 1
 
 
 @pytest.mark.slow

@@ -6,8 +6,7 @@ from pathlib import Path
 from alignctl.checkpoints import manifest
 from alignctl.checkpoints.extension import extended
 from alignctl.checkpoints.source import Source, find
-from alignctl.config.pretrain import PretrainConfig
-from alignctl.config.run import RunConfig, TrainingConfig
+from alignctl.config.run import GrowingConfig, RunConfig, TrainingConfig
 from alignctl.config.sections import Role
 from alignctl.data.tokenizer import check_fits, load_tokenizer
 from alignctl.errors import UserError
@@ -26,8 +25,8 @@ def _found(config: RunConfig) -> Source:
 
 
 def _grown(source: Source, config: RunConfig) -> Source:
-    """With the rows that continued pretraining adds to the vocabulary."""
-    if isinstance(config, PretrainConfig):
+    """With the rows that the run adds to the vocabulary."""
+    if isinstance(config, GrowingConfig):
         return extended(source, config.extra_vocab_size)
     return source
 
@@ -72,7 +71,7 @@ def check_model(
             "choose the preset of this model, or override the keys above: model.KEY=VALUE",
         )
     tokenizer = load_tokenizer(source.tokenizer_folder(config.tokenizer))
-    if isinstance(config, PretrainConfig):
+    if isinstance(config, GrowingConfig):
         needed = tokenizer.vocab_size - config.model.vocab_size
         hint = f"grow the model's vocabulary to it: extra_vocab_size={needed}"
         check_fits(tokenizer, config.architecture.vocab_size, hint)

@@ -98,8 +98,14 @@ class Score(Section):
     """In ChatLearn's words. dense_only: by the reward model. sparse_only: by the rule that each row
     names, 1 or 0. merge: both, added."""
 
+    bias: float = 0.0
+    """Taken from a reward model's score before anything else."""
+
     clip: Annotated[float, Field(gt=0)] = 100.0
     """Largest magnitude of a reward model's score."""
+
+    model_coef: Annotated[float, Field(gt=0)] = 1.0
+    """Weight of the reward model's score, scaled and clipped; a rule's has 1."""
 
     scale: Literal["none", "running"] = "none"
     """running: scores of the reward model are divided by the deviation of all of them so far."""

@@ -134,6 +134,16 @@ class OnPolicyConfig(OnPolicySettings, TrainingConfig):
                 f"score.missing_eos_score {fixed} has no effect where a rule alone scores, unless "
                 "score.missing_eos is replace or add"
             )
+        if not self.needs_reward_model:
+            problems += [
+                f"score.{name} {value} has no effect with score.source {self.score.source}: no "
+                "reward model scores"
+                for name, value, default in (
+                    ("bias", self.score.bias, 0),
+                    ("model_coef", self.score.model_coef, 1),
+                )
+                if value != default
+            ]
         if self.reward_load is not None and not self.needs_reward_model:
             problems.append(
                 f"reward_load {self.reward_load} has no effect with score.source "

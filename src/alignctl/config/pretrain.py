@@ -7,8 +7,8 @@ from pydantic import AfterValidator, Field
 from typing_extensions import override
 
 from alignctl.config.data import Inputs
-from alignctl.config.run import TrainingConfig, TrainingSettings
-from alignctl.config.sections import Count, FilePath, Model, Optimizer, Train, one_warmup
+from alignctl.config.run import GrowingConfig, GrowingSettings
+from alignctl.config.sections import Count, FilePath, Optimizer, Train, one_warmup
 
 
 def _shares(text: str) -> str:
@@ -55,18 +55,15 @@ class TokenSchedule(Optimizer):
     place of warmup_steps or warmup_fraction."""
 
 
-class PretrainSettings(TrainingSettings):
+class PretrainSettings(GrowingSettings):
     """The `pretrain` section of a preset."""
 
     data: Corpora = Corpora()
     optimizer: TokenSchedule
     train: Pretraining
-    extra_vocab_size: Annotated[int, Field(ge=0)] = 0
-    """Rows that the embedding and the output layer get beyond model.vocab_size, each the mean of
-    all rows there were: for a tokenizer with more tokens."""
 
 
-class PretrainConfig(PretrainSettings, TrainingConfig):
+class PretrainConfig(PretrainSettings, GrowingConfig):
     """A run of continued pretraining."""
 
     stage: Literal["pretrain"] = "pretrain"
@@ -76,12 +73,6 @@ class PretrainConfig(PretrainSettings, TrainingConfig):
     def tokens_per_step(self) -> int:
         """Tokens of one optimizer step, over all ranks."""
         return self.batch.global_batch_size * self.batch.seq_length
-
-    @property
-    @override
-    def architecture(self) -> Model:
-        rows = self.model.vocab_size + self.extra_vocab_size
-        return self.model.model_copy(update={"vocab_size": rows})
 
     @property
     @override
@@ -116,11 +107,6 @@ class PretrainConfig(PretrainSettings, TrainingConfig):
             problems.append(
                 f"train.epochs {self.train.epochs} is not defined with data.blend, which draws "
                 "from its datasets by their weights: give train.tokens or train.steps"
-            )
-        if self.lora is not None and self.extra_vocab_size:
-            problems.append(
-                f"extra_vocab_size {self.extra_vocab_size} has no place with lora: adapters leave "
-                "the embedding as it is"
             )
         return problems
 

@@ -1,9 +1,9 @@
 """The whole description of a run, and the rules between its sections."""
 
 import math
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
-from pydantic import model_validator
+from pydantic import Field, model_validator
 from typing_extensions import override
 
 from alignctl.config.data import Data, Inputs, Preferences, ReferencedPreferences, Rows
@@ -217,13 +217,41 @@ class TrainingConfig(TrainingSettings, RunConfig):
         return self.optimizer.problems("optimizer", steps, f"train.steps {steps}")
 
 
-class SFTSettings(TrainingSettings):
+class GrowingSettings(TrainingSettings):
+    """What a preset says about stages whose model may get a larger vocabulary."""
+
+    extra_vocab_size: Annotated[int, Field(ge=0)] = 0
+    """Rows that the embedding and the output layer get beyond model.vocab_size, each the mean of
+    all rows there were: for a tokenizer with more tokens."""
+
+
+class GrowingConfig(GrowingSettings, TrainingConfig):
+    """A run of such a stage."""
+
+    @property
+    @override
+    def architecture(self) -> Model:
+        rows = self.model.vocab_size + self.extra_vocab_size
+        return self.model.model_copy(update={"vocab_size": rows})
+
+    @override
+    def _problems(self) -> list[str]:
+        problems = super()._problems()
+        if self.lora is not None and self.extra_vocab_size:
+            problems.append(
+                f"extra_vocab_size {self.extra_vocab_size} has no place with lora: adapters leave "
+                "the embedding as it is"
+            )
+        return problems
+
+
+class SFTSettings(GrowingSettings):
     """The `sft` section of a preset."""
 
     data: Data = Data()
 
 
-class SFTConfig(SFTSettings, TrainingConfig):
+class SFTConfig(SFTSettings, GrowingConfig):
     """A supervised fine-tuning run."""
 
     stage: Literal["sft"] = "sft"

@@ -125,7 +125,7 @@ class Scorer:
         has_eos = torch.from_numpy(samples.is_finished)
         shaped = np.zeros(len(samples))
         if model is not None:
-            exact, scale = torch.from_numpy(model), 1.0
+            exact, scale = torch.from_numpy(model - settings.bias), 1.0
             if settings.scale == "running":
                 running = self.running.merged(exact)
                 scale = running.std
@@ -134,7 +134,9 @@ class Scorer:
                 exact, has_eos, missing_eos="keep", clip=settings.clip, scale=scale
             ).numpy()
         rule = (reasons == REASONS.index("correct")).astype(np.float64)
-        total = torch.from_numpy(combined(settings.source, model=shaped, rule=rule))
+        total = torch.from_numpy(
+            combined(settings.source, model=shaped, rule=rule, model_weight=settings.model_coef)
+        )
         total = shape_scores(
             total,
             has_eos,
