@@ -65,15 +65,20 @@ def show_preset(
             f"{len(given)} of --stage, --data and --tokenizer given: they are all needed to say "
             "how far a stage goes with rows"
         )
-    console.emit(render_preset(preset, overrides or [], as_json=json))
     configs = resolve_all(preset, overrides or [])
+    if stage is not None and section_of(stage) not in configs:
+        raise UserError(f"{preset} has no section {section_of(stage)!r}")
+    console.emit(render_preset(preset, overrides or [], as_json=json))
     for each in configs.values():
         console.say(f"{each.stage}: {course.planned(each)}")
-    if stage is not None:
+    if stage is None:
+        console.say(
+            "these over the rows of your data are the passes: --stage, --data and --tokenizer say "
+            "them, and the tokens that a step learns from"
+        )
+    else:
         from alignctl.stages import check
 
-        if section_of(stage) not in configs:
-            raise UserError(f"{preset} has no section {section_of(stage)!r}")
         config = configs[section_of(stage)]
         rows = config.data.model_copy(update={"train": data})
         config = config.model_copy(update={"data": rows, "tokenizer": tokenizer})
