@@ -3,19 +3,29 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 READY := .venv/.ready
+TORCH_CPU ?= https://download.pytorch.org/whl/cpu
+
+MEGATRONS := 0.18.2 0.19.2
+OVERLAYS := $(MEGATRONS:%=$(CURDIR)/.cache/megatron-core-%)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all lint check bench format clean
+.PHONY: help setup demo test test-all test-megatron resolve lint check bench format clean
 
 help: ## Show this list.
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: $(READY) ## Make .venv from requirements/cpu.lock (again only when that or pyproject.toml changes).
 
 # --no-deps: the lock is complete, and a few of its packages name others that are of no use here.
+# A torch that cannot be imported is the registry's, built for CUDA, whose libraries are not here.
 $(READY): requirements/cpu.lock pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@echo "installing the packages of requirements/cpu.lock into .venv: 4 GB, some minutes"
 	$(BIN)/python -m pip install --quiet --no-deps -r requirements/cpu.lock
+	@$(BIN)/python -c "import torch" 2>/dev/null || { set -ex; \
+	  : "this torch needs the libraries of CUDA: the same version from $(TORCH_CPU) instead"; \
+	  $(BIN)/python -m pip install --quiet --no-deps --force-reinstall --index-url $(TORCH_CPU) \
+	    $$(grep '^torch==' requirements/cpu.lock); }
 	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation -e .
 	$(BIN)/python -m compileall -q src stages
 	$(BIN)/python -c "import torch"
@@ -29,6 +39,21 @@ test: setup ## The tests that take seconds.
 
 test-all: setup ## All tests.
 	$(BIN)/python -m pytest
+
+test-megatron: setup $(OVERLAYS) ## The tests of parallel layouts with later versions of Megatron-Core.
+	@set -e; for overlay in $(OVERLAYS); do \
+	  echo "with $$overlay"; PYTHONPATH=$$overlay $(BIN)/python -m pytest tests/parallel; done
+
+# They say that they want Python 3.12 and run on 3.11 too, but for one module in C++, whose source
+# is the same in all versions: that of the installed one serves.
+$(CURDIR)/.cache/megatron-core-%: | setup
+	$(BIN)/python -m pip install --quiet --no-deps --ignore-requires-python --python-version 3.12 \
+	  --only-binary=:all: --target $@ megatron-core==$*
+	cp .venv/lib/python3*/site-packages/megatron/core/datasets/helpers_cpp.*.so \
+	  $@/megatron/core/datasets/
+
+resolve: setup ## Whether a resolver accepts every extra, on Python 3.11, 3.12 and 3.13.
+	$(BIN)/python requirements/resolve.py
 
 lint: setup ## Format, lint and types, nothing changed.
 	$(BIN)/ruff format --check
@@ -45,5 +70,5 @@ bench: setup ## Throughput and memory, side by side with other trainers; nothing
 	@set -e; for script in benchmarks/*.py; do $(BIN)/python "$$script"; done
 
 clean: ## Remove what was built, cached or trained here; .venv and runs/ stay.
-	rm -rf build dist demo src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .cache build dist demo src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find src stages tests -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -33,7 +33,7 @@ def run(options: HarnessOptions, *, as_json: bool) -> None:
         RunError: The harness failed.
     """
     if importlib.util.find_spec("lm_eval") is None:
-        raise UserError("lm-evaluation-harness is not installed", "pip install 'alignctl[lm-eval]'")
+        raise UserError("lm-evaluation-harness is not installed", "pip install -e '.[lm-eval]'")
     from alignctl.evaluation.generation import open_weights
 
     names = results.names_of(options.models)

@@ -186,3 +186,29 @@ def test_help_and_configuration_import_nothing_heavy(arguments: list[str]) -> No
 
 def test_words_are_plain_where_colour_is_unwelcome(alignctl: Alignctl) -> None:
     assert "\x1b" not in alignctl("sftt").err
+
+
+@pytest.mark.parametrize(
+    ("library", "command"),
+    [
+        ("torch", "sft --preset tiny-llama --load {0} --data {0}"),
+        ("xxhash", "convert-hf2mg --preset tiny-llama --load {0} --save {0}/new"),
+        ("tokenizers", "prepare tokenize {0} --tokenizer {0} --output {0}/new"),
+    ],
+)
+def test_a_library_that_is_not_installed_is_named_with_its_extra(
+    tmp_path: Path, library: str, command: str
+) -> None:
+    """None in the table of modules is how Python notes that there is no such module."""
+    (tmp_path / "train.jsonl").write_text('{"prompt": "a", "response": "b", "text": "c"}\n')
+    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
+    (tmp_path / "tokenizer.json").write_text("{}")
+    program = (
+        f"import sys; sys.modules[{library!r}] = None\n"
+        f"sys.argv = ['alignctl', *{command.format(tmp_path).split()!r}]\n"
+        "from alignctl import cli; cli.main()"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.startswith(f"error: this command needs {library}, which is not installed\n")
+    assert "'.[cpu]'" in done.stderr

@@ -4,6 +4,7 @@ Whatever takes time to import is imported inside a command, so that `--help` and
 answered at once.
 """
 
+import importlib.util
 import os
 import sys
 from typing import Annotated
@@ -24,7 +25,7 @@ from alignctl import (
     cli_train,
     console,
 )
-from alignctl.errors import AlignctlError
+from alignctl.errors import AlignctlError, UserError
 from alignctl.flags import example
 
 
@@ -40,12 +41,38 @@ def main() -> None:
         context = getattr(error, "ctx", None)
         command = context.command_path if context else "alignctl"
         code = console.explain(error.format_message(), f"{command} --help", error.exit_code)
+    except ModuleNotFoundError as error:
+        missing = _missing_library(error)
+        code = console.report(missing) if missing else console.report_bug(error)
     except typer.Abort:
         code = 130
     except Exception as error:
         code = console.report_bug(error)
     sys.exit(code)
 
+
+def _missing_library(error: ModuleNotFoundError) -> UserError | None:
+    """What to install for a library that is not here; None where one of its modules is missing."""
+    name = (error.name or "alignctl").partition(".")[0]
+    if importlib.util.find_spec(name) is not None:
+        return None
+    extra = _EXTRAS.get(name, "cpu")
+    return UserError(
+        f"this command needs {name}, which is not installed",
+        f"pip install -e '.[{extra}]' in alignctl's folder; README.md (Install) has the whole "
+        "command, alignctl doctor tells what else is missing",
+    )
+
+
+_EXTRAS = {
+    "deepspeed": "deepspeed",
+    "lm_eval": "lm-eval",
+    "openai": "mt-bench",
+    "peft": "deepspeed",
+    "tenacity": "mt-bench",
+    "vllm": "rollout",
+}
+"""Where libraries come from that are not in the extra `cpu`."""
 
 app = typer.Typer(
     name="alignctl",

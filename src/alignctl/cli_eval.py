@@ -148,7 +148,7 @@ def lm_eval(
     tokenizer: TokenizerFlag = None,
     as_json: JSONFlag = False,
 ) -> None:
-    """Hand checkpoints to lm-evaluation-harness; needs `pip install 'alignctl[lm-eval]'`.
+    """Hand checkpoints to lm-evaluation-harness; needs `pip install -e '.[lm-eval]'`.
 
     Knobs: num_fewshot, batch, limit, chat_template, precision.
     """

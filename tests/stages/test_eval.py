@@ -120,7 +120,7 @@ def test_a_harness_that_is_not_there_is_named(
     code, err = run("eval", "lm-eval", tmp_path, "--tasks", "arc_easy", "--output", tmp_path / "o")
     assert code == 2
     assert "lm-evaluation-harness is not installed" in err
-    assert "pip install 'alignctl[lm-eval]'" in err
+    assert "pip install -e '.[lm-eval]'" in err
 
 
 def test_reward_models_are_measured_on_preferences(models: Path, tmp_path: Path) -> None:
@@ -207,7 +207,7 @@ def test_a_model_neither_wins_nor_loses_against_itself(models: Path, tmp_path: P
 @pytest.mark.slow
 @pytest.mark.skipif(
     importlib.util.find_spec("lm_eval") is None,
-    reason="NOT TESTED: lm-evaluation-harness is not installed (pip install 'alignctl[lm-eval]')",
+    reason="NOT TESTED: lm-evaluation-harness is not installed (pip install -e '.[lm-eval]')",
 )
 def test_the_harness_measures_models_of_all_formats_on_a_task_of_ones_own(tmp_path: Path) -> None:
     """A folder of transformers and a checkpoint of Megatron say the same; nothing is downloaded."""

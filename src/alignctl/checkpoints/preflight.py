@@ -102,7 +102,7 @@ def check_engine(config: TrainingConfig) -> None:
     for module, name in needed.items() if config.engine == "deepspeed" else ():
         if importlib.util.find_spec(module) is None:
             what = "engine deepspeed" if module == "deepspeed" else "lora with engine deepspeed"
-            raise UserError(f"{what}: {name} is not installed", "pip install 'alignctl[deepspeed]'")
+            raise UserError(f"{what}: {name} is not installed", "pip install -e '.[deepspeed]'")
 
 
 def check_devices(config: RunConfig, num_gpus: int) -> None:

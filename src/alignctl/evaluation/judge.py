@@ -237,7 +237,7 @@ def _client(endpoint: Endpoint) -> "openai.AsyncOpenAI":
     except ImportError as error:
         raise UserError(
             f"judging needs the package {error.name}, which is not installed",
-            "pip install 'alignctl[mt-bench]'",
+            "pip install -e '.[mt-bench]'",
         ) from error
     for name in ("openai", "httpx", "httpx2", "httpcore", "httpcore2"):
         logging.getLogger(name).setLevel(logging.WARNING)
