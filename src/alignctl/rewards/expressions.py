@@ -41,7 +41,7 @@ _AMBIGUOUS = re.compile(
     r"|\d\s+\d|(?<![A-Za-z\\])[A-Za-z]\s?\d"  # a product, a list, or a name
     r"|\d\s?\\frac\{\d+\}\{\d+\}"  # a mixed number, or a product
     r"|(?<![A-Za-z\\])[A-Za-z]{4}|(?<![A-Za-z\\])[A-Za-z]{2,3}\s+[A-Za-z]{2}"  # words
-    r"|(?:\|[^|]*){9}|\^\s?\\?\w+\s?\^|!\s?!|[-+*/^_]\s?$|^\s?[*/^_!]|[-+*/^_]\s?[*/^_)}]|\{\s?\}|\(\s?\)|\d_"
+    r"|(?:\|[^|]*){9}|\^\s?\\?\w+\s?\^|\\binom\{[^{}]{5,}\}|!\s?!|[-+*/^_]\s?$|^\s?[*/^_!]|[-+*/^_]\s?[*/^_)}]|\{\s?\}|\(\s?\)|\d_"
     r"|(?<![A-Za-z\\])[fghPF]\s?\("  # a function that nobody has defined
 )
 
@@ -63,6 +63,8 @@ def read_expression(text: str) -> Expression | None:
     """Reads canonical text; None for what is no expression, or not in one way only."""
     text = re.sub(r"(\d+(?:\.\d+)?)\s?\u00b0", r"(\\frac{\1\\pi}{180})", text)
     text = re.sub(rf"(?:{NUMBER})", _without_point, text)
+    # A logarithm without its base may be to 10 or to e: it is one to a base that is not known.
+    text = re.sub(r"\\log(?![A-Za-z_])(?!\s?_)", r"\\log_{\\Omega}", text)
     text = re.sub(r"\\log_(\w)", r"\\log_{\1}", text)
     text = re.sub(r"\^\s?(-?\d{2,}|-\s?\d+)", r"^{\1}", text)
     text = _with_group_powers(text)
@@ -186,11 +188,14 @@ def _digits(tree: Any) -> int | None:
     from sympy import Pow, binomial, factorial
 
     if tree.is_Number:
-        return len(str(tree.p)) + len(str(tree.q)) if tree.is_Rational else None
+        bits = int(tree.p).bit_length() + int(tree.q).bit_length() if tree.is_Rational else None
+        return None if bits is None else 1 + bits * 3 // 10
     inner = [_digits(part) for part in tree.args]
     if None in inner:
         return None
     total = sum(digits for digits in inner if digits is not None)
+    if isinstance(tree, Pow) and all(part.is_zero for part in tree.args):
+        return None
     if isinstance(tree, Pow | factorial | binomial) and not tree.args[-1].free_symbols:
         if total > 12:  # a tower, or a number that no power should have
             exponent_digits = _digits(tree.args[-1])
@@ -210,13 +215,11 @@ def _precision(*expressions: Expression) -> int:
 
 def _values(*expressions: Expression) -> list[tuple[Any, ...]]:
     """The values of expressions at some points; none where there are too few to tell."""
-    from sympy import Float
-
-    precision = _precision(*expressions) + 30
+    precision = _precision(*expressions)
     names = sorted({s for each in expressions for s in each.tree.free_symbols}, key=str)
     found = []
     for point in range(_POINTS if names else 1):
-        places = {name: Float(_coordinate(point, str(name)), precision) for name in names}
+        places = {name: _coordinate(point, str(name)) for name in names}
         values = tuple(
             each.tree.xreplace(places).evalf(precision, maxn=4 * precision) for each in expressions
         )
@@ -225,14 +228,15 @@ def _values(*expressions: Expression) -> list[tuple[Any, ...]]:
     return found if len(found) >= (_POINTS // 2 if names else 1) else []
 
 
-def _coordinate(point: int, name: str) -> str:
-    value = random.Random(f"{point} {name}").uniform(0.3, 2.7)
-    return f"{value if point % 2 else -value:.12f}"
+def _coordinate(point: int, name: str) -> Any:
+    """A number of three digits; exact, so that sympy knows how many digits of a value are right."""
+    from sympy import Rational
+
+    size = random.Random(f"{point} {name}").randint(301, 2699)
+    return Rational(size if point % 2 else -size, 1000)
 
 
 def _is_same(x: Any, y: Any, precision: int) -> bool:
     from sympy import Float
 
-    bound = Float(10) ** -(precision // 2)
-    size = max(abs(x), abs(y))
-    return bool(size <= bound or abs(x - y) <= bound * size)
+    return bool(abs(x - y) <= Float(10) ** -(precision // 2) * max(abs(x), abs(y)))

@@ -28,14 +28,15 @@ _ATOM = re.compile(
     rf"|\\(?:text\w*|math\w+){_GROUP}|\\(?!text|math)[A-Za-z]+|(?:{NUMBER})|[A-Za-z](?=\s*[$\\]))"
 )
 _GOES_ON = re.compile(r"\s*[\^_+*/=<>-]|\\(?![)\],;!. ]|quad|text|mbox)|[(!%{A-Za-z]")
-_END_OF_MATHS = re.compile(r"\$|\\\)|\\\]|\n|\Z")
+_MATHS_END = re.compile(r"\$|\\\)|\\\]|\n|\Z")
 _BETWEEN_BOXES = re.compile(
     r"(?:[\s$,;&]|\\[()\[\],;! \\]|\\q?quad|\\text\s*\{\s*(?:,?\s*(?:and|or)\s*)?\}|\*"
     r"|\b(?:and|or)\b|\b[A-Za-z](?:_\w)?\s*=)*"
 )
 
+_TAGGED = re.compile(r"<answer>(.{1,1000}?)</answer>", re.DOTALL | re.IGNORECASE)
 _MARK = re.compile(r"(?<!#)####(?!#)[ \t]*([^\n#]*)")
-_HEADING = re.compile(r"(?:\d+|[A-Z])[.)]\s+\D")
+_HEADING = re.compile(r"(?:\d+|[A-Z])(?:[.):]\s+\D|\s+(?:-\s+)?[A-Z][a-z])")
 _SAID = re.compile(
     r"\banswers?\b[^.!?\n:=#]{0,60}?\b(?:is|are)\b[\s:*_]*"
     r"|\banswers?[ *_]*[:=\uff1a][\s:*_]*"
@@ -46,7 +47,7 @@ _SAID = re.compile(
 _SENTENCE_END = re.compile(r"(?<!\bRs)[.!?;\u3002](?=\s|\Z|\*)")
 _DISPLAY = re.compile(r"\s*(?:\$\$|\\\[)\s*(.{1,300}?)\s*(?:\$\$|\\\])", re.DOTALL)
 _FILLER = re.compile(
-    r"(?:(?:therefore|thus|then|so|hence|simply|just|exactly|indeed|equal to|approximately|about"
+    r"^(?:(?:therefore|thus|then|so|hence|simply|just|exactly|indeed|equal to|approximately|about"
     r"|roughly|around|now|also|option|choice|clearly|obviously|the number)[\s,:]+)+",
     re.IGNORECASE,
 )
@@ -75,13 +76,19 @@ _AFTER = re.compile(
 )
 _OTHER_BEFORE = re.compile(
     r"(?:\d[^\s=]*\s*(?:,|;|\band|\bor|\bto|-)?|\b(?:or|either|between|than|least|most)"
-    r"|[-+*/^\u00d7\u00b7\u00f7])\s*$",
+    r"|\d[^\s=]*\s+[A-Za-z]+\s+(?:and|or|to|by)\b|[-+*/^\u00d7\u00b7\u00f7])\s*$",
     re.IGNORECASE,
 )
-_OTHER_AFTER = re.compile(r"[\s,.!;]*(?:or|maybe|perhaps|alternatively)\b", re.IGNORECASE)
+_OTHER_AFTER = re.compile(
+    r"[\s,.!;]*(?:or|maybe|perhaps|alternatively|sure|certain|confident)\b", re.IGNORECASE
+)
 _WITHIN = re.compile(
     r"\b(?:in|after|within|during|every|per|step|question|problem)\s*$", re.IGNORECASE
 )
+# No spaces are around the numbers of a Chinese text.
+_CHINESE = re.compile("[\u3000-\u9fff\uff01-\uff0f\uff1a-\uff60]")
+_SHORT = 60
+"""A completion of fewer characters may be an answer alone."""
 _MATHS = re.compile(
     r"\$\$?(?=\S)([^$]{1,300})(?<=\S)\$\$?(?!\d)|\\\((.{1,300}?)\\\)|\\\[(.{1,300}?)\\\]",
     re.DOTALL,
@@ -90,13 +97,28 @@ _MATHS = re.compile(
 
 def final_answer(completion: str) -> str | None:
     """Returns the answer that a completion ends with, in canonical form; None for none."""
-    text = _CALCULATION.sub("", plain(completion))
+    text = _CALCULATION.sub("", plain(completion)).rpartition("</think>")[2]
+    if "<think>" in text:  # it ends in thoughts
+        return None
+    tagged = _last(_TAGGED, text)
+    text = tagged[1] if tagged else text
     boxed = _last_box(text)
     if boxed is not None:
         said = _SAID.search(boxed)
         return (_resolved(boxed[said.end() :]) if said else canonical(boxed)) or None
     stated = _last_statement(text)
-    return stated or None if stated is not None else _last_number(text)
+    if stated is not None:
+        return stated or None
+    return _alone(text) or _last_number(_CHINESE.sub(" ", text))
+
+
+def _alone(text: str) -> str | None:
+    """A completion that is an answer and nothing else."""
+    answer = canonical(text) if len(text) < _SHORT else ""
+    reading = read(answer)
+    is_list = isinstance(reading, Group) and not reading.brackets
+    has_words = re.search(r"(?<![\\A-Za-z])[A-Za-z]{2}", answer) is not None
+    return answer if _is_definite(answer) and not is_list and not has_words else None
 
 
 def boxed_answer(text: str) -> str | None:
@@ -150,7 +172,7 @@ def _box_end(text: str, start: int) -> int | None:
         return None
     if not _GOES_ON.match(text, atom.end()):
         return atom.end()
-    return _END_OF_MATHS.search(text, atom.end()).start()  # type: ignore[union-attr]
+    return _MATHS_END.search(text, atom.end()).start()  # type: ignore[union-attr]
 
 
 def _last_statement(text: str) -> str | None:
@@ -158,6 +180,8 @@ def _last_statement(text: str) -> str | None:
     said = _last(_SAID, text)
     mark = _last_mark(text, said.end() if said else 0)
     if mark is not None:
+        if mark.rstrip(" *").endswith("?"):
+            return ""
         return canonical(_sentence(mark)[:MAX_CHARACTERS])
     return None if said is None else _resolved(text[said.end() : said.end() + MAX_CHARACTERS])
 
@@ -166,9 +190,10 @@ def _last_mark(text: str, start: int = 0) -> str | None:
     """What follows the last `####` that is no heading: a number, or whatever ends the text."""
     marks = [mark for mark in _MARK.finditer(text, start) if mark[1].strip()]
     for mark in reversed(marks[-50:]):
+        rest = text[mark.end() :]
         if not _HEADING.match(mark[1]) and (
-            not text[mark.end() :].strip()
-            or _is_definite(canonical(_sentence(mark[1])[:MAX_CHARACTERS]))
+            not rest.strip()
+            or ("=" not in rest and _is_definite(canonical(_sentence(mark[1])[:MAX_CHARACTERS])))
         ):
             return mark[1]
     return None
@@ -198,6 +223,7 @@ def _resolved(text: str) -> str | None:
     after = line[len(sentence) :]
     if after.startswith("?") or _OTHER_AFTER.match(after):
         return ""
+    sentence = re.sub(r"\s\[\d+\]$", "", sentence)  # a source
     sentence = _FILLER.sub("", sentence.strip(" *_`"), count=1)
     sentence = _TAIL.sub("", _INSTEAD.sub("", sentence, count=1))
     if _NEGATION.search(sentence):
@@ -234,7 +260,13 @@ def _last(pattern: re.Pattern[str], text: str, start: int = 0) -> re.Match[str] 
     return last[0] if last else None
 
 
-def _last_number(text: str) -> str | None:
+def _last_number(text: str, *, is_denied: bool = False) -> str | None:
+    """The last number that the words around it let be the answer.
+
+    Args:
+        text: All of a completion, or what stands before a number that is denied.
+        is_denied: Whether one was denied; behind a second one nothing is looked for.
+    """
     found = _last(_NUMBER, text)
     if found is None:
         return None
@@ -261,6 +293,9 @@ def _last_number(text: str) -> str | None:
     if _WITHIN.search(sentence) and re.search(r"\d", sentence):  # = 72 clips in 2 months
         result = _sentence(sentence.rpartition("=")[2] + text[start:end])
         return _first_of(canonical(result)) or None if "=" in sentence else None
+    if other := re.search(r"(?:,| and| \() ?not\s*$", sentence):  # 5, not 6
+        end = start - len(sentence) + other.start()
+        return None if is_denied else _last_number(text[:end], is_denied=True)
     if not _is_alone(text, start, end):
         return None
     answer = canonical(answer)
@@ -271,6 +306,7 @@ def _is_alone(text: str, start: int, end: int) -> bool:
     """Whether the words around the last number let it be the answer."""
     before = re.split(r"[.!?]\s|\n", text[max(0, start - 120) : start])[-1]
     after = _sentence(text[end : end + MAX_CHARACTERS].partition("\n")[0])
+    before = re.sub(r"\b[A-Za-z](?:_\w)?\s*=\s*$", "", before)  # x = 5 or x =
     is_calculation = re.match(r"[^=]*\d[^=]*=|[^\w=]*=", text[start:end]) is not None
     is_bullet = before.strip() in ("-", "*", "+")
     negation = _last(_NEGATION, before)

@@ -38,7 +38,8 @@ _SYMBOLS = {
 _SAME = {  # commands, without their backslash, and what is written for them
     **dict.fromkeys(("leq", "leqslant", "leqq"), r"\le "),
     **dict.fromkeys(("geq", "geqslant", "geqq"), r"\ge "),
-    **dict.fromkeys(("lt", "gt"), None),
+    "lt": "<",
+    "gt": ">",
     "neq": r"\ne ",
     **dict.fromkeys(("dots", "cdots", "ldots"), r"\ldots "),
     **dict.fromkeys(("varnothing", "empty"), r"\emptyset "),
@@ -46,6 +47,8 @@ _SAME = {  # commands, without their backslash, and what is written for them
     **dict.fromkeys(("dbinom", "tbinom"), r"\binom"),
     **dict.fromkeys(("rightarrow", "implies", "Rightarrow", "longrightarrow"), r"\to "),
     "colon": ":",
+    "pounds": "\u00a3",
+    "euro": "\u20ac",
     "lbrace": r"\{",
     "rbrace": r"\}",
     "lbrack": "[",
@@ -60,9 +63,7 @@ _SAME = {  # commands, without their backslash, and what is written for them
     "simeq": r"\approx ",
     "land": r"\text{ and }",
     "lor": r"\text{ or }",
-    "mathrmd": "d",
 }
-_SAME["lt"], _SAME["gt"] = "<", ">"
 _COMMAND = re.compile(r"\\([A-Za-z]+)")
 _LOOKS = re.compile(
     r"\\(?:left|right|[bB]igg?[lrm]?|displaystyle|textstyle|scriptstyle|limits|tiny|small|normalsize"
@@ -85,7 +86,7 @@ _ROOT_CALL = re.compile(r"(?<![A-Za-z\\])\\?sqrt\s*\(([^()]*)\)")
 _NAMES = re.compile(
     r"(?<![A-Za-z\\])(pi|sqrt|sin|cos|tan|log|ln|exp|infinity|theta|alpha|beta)(?![A-Za-z])"
 )
-_DIGIT_ARGUMENTS = re.compile(r"\\(frac|binom)\s*(\d|\{)")
+_NEGATIVE = re.compile(r"\b(?:negative|minus)\s+(?=[\d$\\.])", re.IGNORECASE)
 
 
 def plain(text: str) -> str:
@@ -115,6 +116,7 @@ def canonical(text: str) -> str:
     text = _ROOT_CALL.sub(r"\\sqrt{\1}", text)
     text = _NAMES.sub(lambda m: r"\infty " if m[1] == "infinity" else f"\\{m[1]} ", text)
     text = _POWER_OF_STARS.sub("^", text)
+    text = _NEGATIVE.sub("-", text.replace("...", r"\ldots "))
     text = text.replace(">=", r"\ge ").replace("<=", r"\le ").replace("!=", r"\ne ")
     text = _with_braces(_SPACE.sub(" ", text)).replace("\0", r"\\")
     text = _HALF_DAY.sub(lambda m: f" {m[1].lower()}m", text)

@@ -165,6 +165,9 @@ def _with_unit(number: Quantity, currency: str | None, rest: str) -> Quantity | 
 
 def _read_words(text: str) -> Quantity | None:
     """Reads a number that is written in words, such as "twenty-one" or "two thirds"."""
+    if text.lower().startswith(("negative ", "minus ")):
+        found = _read_words(text.partition(" ")[2])
+        return None if found is None else Quantity(-found.value)
     words = re.findall(r"[a-z]+", text.lower())
     if not words or not re.fullmatch(r"[A-Za-z -]+", text):
         return None
@@ -183,6 +186,8 @@ def _read_words(text: str) -> Quantity | None:
             group *= 100
         elif word in ("thousand", "million") and group:
             total, group = total + group * _SCALES[word], 0
+        elif place and place == len(words) - 1 and read_unit(word, is_apart=True):
+            return Quantity(Fraction(total + group), unit=singular(word))
         elif word != "and" or not place or place == len(words) - 1:
             return None
     return Quantity(Fraction(total + group))
@@ -296,7 +301,7 @@ _BASE_NAMES |= {"nine": 9, "ten": 10, "twelve": 12, "sixteen": 16}
 
 def read_based(text: str) -> Based | Quantity | None:
     """Reads a number with its base from canonical text; in base ten, it is a plain one."""
-    match = re.fullmatch(r"([0-9A-Za-z]+)\s?_\s?\{?\s?(\d{1,2}|[a-z]+)\s?\}?", text)
+    match = re.fullmatch(r"\(?([0-9A-Za-z]+)\)?\s?_\s?\{?\s?(\d{1,2}|[a-z]+)\s?\}?", text)
     if match is None:
         match = re.fullmatch(r"([0-9A-Za-z]+),? \(?(?:in )?base[ -]\{?(\d{1,2}|[a-z]+)\}?\)?", text)
     if match is None:

@@ -36,7 +36,8 @@ _CHOICE = re.compile(
 _SIGNS = re.compile(r"\\(?:le|ge|ne|approx|in)(?![A-Za-z])|(?<![\\<>!])=|<|>")
 _NAME = re.compile(
     r"(?:\\(?:angle|triangle|overline|text)\s?\{?)?\s?\\?[A-Za-z]+(?: [A-Za-z]+){0,3}\}?"
-    r"(?:_\{?\w{1,3}\}?)?'?(?:\([A-Za-z](?:,\s?[A-Za-z])*\))?"
+    r"(?:_\{?\w{1,3}\}?)?'?(?:\((?:[A-Za-z]|-?\d+)(?:,\s?[A-Za-z])*\))?"
+    r"|\\frac\{d[A-Za-z]?\}\{d[A-Za-z]\}"
     r"|\([A-Za-z](?:,\s?[A-Za-z])+\)"
 )
 _FLIPPED = {"<": ">", ">": "<", r"\le": r"\ge", r"\ge": r"\le"}

@@ -35,7 +35,7 @@ _MEASURES: dict[str, dict[str, str]] = {
     "liquid": {"cup": "1", "pint": "2", "qt quart": "4", "gal gallon": "16"},
     "angle": {"\u00b0 degree deg": "1"},
     "turn": {"rad radian": "1"},
-    "dollars": {"cent \u00a2 penny pennie": "1", "dollar buck": "100"},
+    "dollars": {"cent \u00a2 penny pennie": "1", "dollar buck USD": "100"},
     "speed": {"mph": "1"},
     "ordinal": {"th st nd rd": "1"},
 }
