@@ -41,7 +41,7 @@ _AMBIGUOUS = re.compile(
     r"|\d\s+\d|(?<![A-Za-z\\])[A-Za-z]\s?\d"  # a product, a list, or a name
     r"|\d\s?\\frac\{\d+\}\{\d+\}"  # a mixed number, or a product
     r"|(?<![A-Za-z\\])[A-Za-z]{4}|(?<![A-Za-z\\])[A-Za-z]{2,3}\s+[A-Za-z]{2}"  # words
-    r"|(?:\|[^|]*){9}|\^\s?\\?\w+\s?\^|\\binom\{[^{}]{5,}\}|!\s?!|[-+*/^_]\s?$|^\s?[*/^_!]|[-+*/^_]\s?[*/^_)}]|\{\s?\}|\(\s?\)|\d_"
+    r"|(?<!sqrt)\[|(?:\|[^|]*){9}|\^\s?\\?\w+\s?\^|\\binom\{[^{}]{5,}\}|!\s?!|[-+*/^_]\s?$|^\s?[*/^_!]|[-+*/^_]\s?[*/^_)}]|\{\s?\}|\(\s?\)|\d_"
     r"|(?<![A-Za-z\\])[fghPF]\s?\("  # a function that nobody has defined
 )
 

@@ -34,6 +34,18 @@ _BETWEEN_BOXES = re.compile(
     r"|\b(?:and|or)\b|\b[A-Za-z](?:_\w)?\s*=)*"
 )
 
+# What stands around a box: a formula that goes on, another answer, a denial or a question.
+_BEFORE_BOX = re.compile(
+    r"(?:[\w)}]\s?\*|(?<!\n)[-+/^_<>\u00d7\u00b7\u00f7]|\\(?:cdot|times|div|neq?|l[et]q?|g[et]q?|pm)|\d(?=\Z)|[\^_}]\{"
+    r"|\\(?:frac|dfrac|tfrac|sqrt|binom)\{|\b(?:not|n't|never|either|neither|nor)(?= ?\$?\Z))"
+    r"\s?\$?\Z"
+)
+_AFTER_BOX = re.compile(
+    r"[A-Za-z0-9(]|\s?(?:[-+*/\u00d7\u00b7\u00f7]\s?[\d\\(a-z]\b|[-+*/]\s?\\|[\^_]\s?\{?\s?[\w-]|!\s?\$"
+    r"|\\(?:cdot|times|div|sqrt|[dt]?frac|pi|pm)\b)"
+    r"|\s?\$?\s?(?:,|or\b|and\b|\\text\s?\{\s?(?:or|and)\s?\})\s*(?:(?:maybe|perhaps|possibly)\b|\$?\d)"
+    r"|[\s$*)]*\?"
+)
 _TAGGED = re.compile(r"<answer>(.{1,1000}?)</answer>", re.DOTALL | re.IGNORECASE)
 _MARK = re.compile(r"(?<!#)####(?!#)[ \t]*([^\n#]*)")
 _HEADING = re.compile(r"(?:\d+|[A-Z])(?:[.):]\s+\D|\s+(?:-\s+)?[A-Z][a-z])")
@@ -149,6 +161,9 @@ def _last_box(text: str) -> str | None:
             is_cut = False
     if is_cut or not boxes:
         return "" if is_cut else None
+    start, end, _ = boxes[-1]
+    if _BEFORE_BOX.search(text[max(0, start - 20) : start]) or _AFTER_BOX.match(text, end):
+        return ""
     contents = [boxes[-1][2]]
     for before, after in zip(boxes[-2::-1], boxes[:0:-1], strict=True):
         if after[0] - before[1] > 60 or not _BETWEEN_BOXES.fullmatch(text, before[1], after[0]):

@@ -152,7 +152,7 @@ def _with_unit(number: Quantity, currency: str | None, rest: str) -> Quantity | 
     if behind := re.match(r"\s?([$\u20ac\u00a3\u00a5\u20b9])$", rest):  # 18$
         currency, rest = currency or behind[1], ""
     is_apart = rest.startswith((" ", "-")) or scale is not None
-    rest = rest.strip(" .-")
+    rest = re.sub(r"^-(?=[A-Za-z])", "", rest.strip(" ."))
     if currency:
         symbol = _SYMBOLS[currency.rstrip(".").replace(" ", "")]
         named = not rest or singular(rest.split()[0]) == symbol or rest.startswith(("per ", "/"))

@@ -87,7 +87,9 @@ def _several(text: str) -> Reading | None:
     """Reads a list without brackets, and what stands for one: +-."""
     if re.search(r"\\ldots|\.\.\.", text):
         return Literal(_letters(text))
-    pieces = _split(text, r",\s?(?:and|or)\b|[,;]|\b(?:and|or)\b|\\text \{ ?(?:and|or) ?\}")
+    is_apart = re.search(r"\d,\d{3}(?!\d).*, ", text)  # 1,000, 2,000
+    comma = r", |;" if is_apart else "[,;]"
+    pieces = _split(text, r",\s?(?:and|or)\b|\b(?:and|or)\b|" + comma)
     if pieces:
         return _list_of(pieces, is_either=re.search(r"\bor\b", text) is not None)
     united = _split(text, r"\\cup(?![A-Za-z])")
@@ -148,7 +150,7 @@ def _inside(inner: str, brackets: str) -> Reading | None:
     if brackets == SET and len(pieces) == 1 and (re.search(r"[|:]", inner) or not inner):
         return Literal(_letters(inner))
     if len(pieces) == 1:
-        found = _thousands_apart(inner, brackets) if brackets != SET else None
+        found = _thousands_apart(inner, brackets)
         if found is not None:
             return found
         if brackets == "()":
