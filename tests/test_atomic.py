@@ -3,6 +3,7 @@ from pathlib import Path
 import pytest
 
 from alignctl import atomic
+from alignctl.errors import UserError
 
 
 def test_text_replaces_what_was_there_and_leaves_nothing_beside(tmp_path: Path) -> None:
@@ -45,3 +46,27 @@ def test_a_folder_never_takes_the_place_of_something(tmp_path: Path, is_file: bo
     with pytest.raises(FileExistsError, match="not empty"):
         atomic.commit_folder(partial, final)
     assert partial.exists()
+
+
+def test_a_second_writer_of_a_folder_is_refused_by_name(tmp_path: Path) -> None:
+    final = tmp_path / "model"
+    with atomic.new_folder(final) as partial:
+        (partial / "a").touch()
+        with (
+            pytest.raises(UserError, match=r"model is being written by another command \(process"),
+            atomic.new_folder(final),
+        ):
+            pass
+    assert [each.name for each in tmp_path.iterdir()] == ["model"]
+    assert [each.name for each in final.iterdir()] == ["a"]
+
+
+def test_what_killed_writers_have_left_is_removed(tmp_path: Path) -> None:
+    """Their locks went with them; scratch folders of both kinds of names did not."""
+    for name in (".model.partial", ".model.123.partial"):
+        (tmp_path / name).mkdir()
+    (tmp_path / ".model.lock").write_text("process 123 on here\n")
+    (tmp_path / ".model.b.5.partial").mkdir()  # of another one
+    with atomic.new_folder(tmp_path / "model"):
+        pass
+    assert sorted(each.name for each in tmp_path.iterdir()) == [".model.b.5.partial", "model"]

@@ -6,8 +6,11 @@ data does; so data is synced first, and the folder that holds the name is synced
 
 import contextlib
 import errno
+import fcntl
 import os
+import re
 import shutil
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -90,32 +93,98 @@ def new_folder(final: Path) -> Iterator[Path]:
         final: The name it gets; nothing, or an empty folder, may be there.
 
     Yields:
-        The hidden folder beside it, empty. What a killed attempt left there is removed.
+        A hidden folder beside it, empty. What killed attempts have left there is removed.
 
     Raises:
-        UserError: The name is taken, or the folder cannot be made.
+        UserError: The name is taken, another process is writing it, or it cannot be made.
         RunError: The disk is full.
     """
-    if final.exists() and (not final.is_dir() or any(final.iterdir())):
-        raise UserError(
-            f"{final} exists already and is not empty", "give another name, or remove it first"
-        )
-    partial = final.with_name(f".{final.name}.partial")
+    _refuse_taken(final)
+    partial = final.with_name(f".{final.name}.{os.getpid()}.partial")
     try:
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-        yield partial
-        commit_folder(partial, final)
+        final.parent.mkdir(parents=True, exist_ok=True)
+        with locked(final):
+            _refuse_taken(final)  # whoever had the lock before may have finished it
+            scratch = re.compile(rf"\.{re.escape(final.name)}\.(\d+\.)?partial")
+            for left in filter(lambda each: scratch.fullmatch(each.name), final.parent.iterdir()):
+                shutil.rmtree(left, ignore_errors=True)
+            try:
+                partial.mkdir()
+                yield partial
+                commit_folder(partial, final)
+            except BaseException:
+                shutil.rmtree(partial, ignore_errors=True)
+                raise
     except BaseException as error:
-        shutil.rmtree(partial, ignore_errors=True)
         if is_disk_full(error):
             raise RunError(
-                f"no space left on device while writing {final}; what was written is removed",
+                f"no space left on device while writing {final}; what was written is removed, and "
+                f"{free_space(final.parent)} now",
                 "free some space and start again",
             ) from error
         if isinstance(error, OSError):
             raise UserError(f"{final}: cannot be written: {error.strerror or error}") from error
         raise
+
+
+def _refuse_taken(final: Path) -> None:
+    if final.exists() and (not final.is_dir() or any(final.iterdir())):
+        raise UserError(
+            f"{final} exists already and is not empty", "give another name, or remove it first"
+        )
+
+
+@contextlib.contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Keeps other processes from writing what is to get a name, until the block ends.
+
+    The kernel drops the lock of a process that dies.
+
+    Args:
+        path: The name; its folder must exist.
+
+    Raises:
+        UserError: Another process is writing it.
+    """
+    file = path.with_name(f".{path.name}.lock")
+    while True:
+        descriptor = os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder = os.pread(descriptor, 200, 0).decode("utf-8", "replace").strip()
+            os.close(descriptor)
+            raise UserError(
+                f"{path} is being written by another command ({holder or 'just starting'})",
+                "wait until it is done, stop it, or give another name",
+            ) from None
+        if _is_still_at(file, descriptor):
+            break
+        os.close(descriptor)
+    try:
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
+        yield
+    finally:
+        file.unlink(missing_ok=True)
+        os.close(descriptor)
+
+
+def _is_still_at(file: Path, descriptor: int) -> bool:
+    """Whether an open file has its name still: the holder of a lock removes it when it is done."""
+    try:
+        return os.path.samestat(file.stat(), os.fstat(descriptor))
+    except FileNotFoundError:
+        return False
+
+
+def free_space(path: Path) -> str:
+    """What is left of the disk that a path is on, in words, for messages about a full one."""
+    mount = path.resolve()
+    while not mount.is_mount():
+        mount = mount.parent
+    usage = shutil.disk_usage(mount)
+    return f"{usage.free:,} of {usage.total:,} bytes are free on the disk at {mount}"
 
 
 def is_disk_full(error: BaseException | None) -> bool:

@@ -64,7 +64,7 @@ def main(folder: Path, engine: str, results: Path) -> None:
 
     torch.set_num_threads(1)
     world = int(os.environ["WORLD_SIZE"])
-    _initialize(engine)
+    initialize(engine)
     found: dict[str, list[str]] = {}
     for layout in KINDS[engine]:
         if world % (layout.get("tp", 1) * layout.get("pp", 1)):
@@ -87,7 +87,7 @@ def main(folder: Path, engine: str, results: Path) -> None:
     dist.destroy_process_group()
 
 
-def _initialize(engine: str) -> None:
+def initialize(engine: str) -> None:
     if engine == "deepspeed":
         from alignctl.engines import deepspeed
 
@@ -109,7 +109,7 @@ def _lay_out(layout: dict[str, Any]) -> None:
     lay_out(Parallel.model_validate(layout), seed=1, timeout_minutes=2)
 
 
-def _engine(
+def make(
     engine: str, source: "Source", layout: dict[str, Any], precision: Any, has_lora: bool
 ) -> Any:
     from alignctl.config.sections import DeepSpeed, Lora, Parallel
@@ -152,19 +152,19 @@ def _differences(
     from alignctl.checkpoints.source import find
 
     source = find(model)
-    one = _engine(kind, source, layout, precision, has_lora)
+    one = make(kind, source, layout, precision, has_lora)
     one.load_weights(source, seed=3)
     one.create_optimizer()
-    for step in range(steps):
-        _step(one, step)
+    for number in range(steps):
+        step(one, number)
     wrong = []
     for episode in (1, 2):
-        _save(one, folder, episode, source)
-        _step(one, steps + episode)
-        other = _engine(kind, source, layout, precision, has_lora)
+        save(one, folder, episode, source)
+        step(one, steps + episode)
+        other = make(kind, source, layout, precision, has_lora)
         other.create_optimizer()
         assert other.resume(folder / f"checkpoints/iter_{episode:07d}") == episode
-        _step(other, steps + episode)
+        step(other, steps + episode)
         ours, theirs = _state(kind, one), _state(kind, other)
         assert ours.keys() == theirs.keys()
         wrong += [name for name in ours if not torch.equal(ours[name], theirs[name])]
@@ -172,19 +172,19 @@ def _differences(
     return wrong
 
 
-def _step(engine: Any, step: int) -> None:
+def step(engine: Any, number: int) -> None:
     from alignctl.algorithms.sft import CrossEntropy
     from alignctl.data.batch import Document, TokenBatch
     from tests.parallel import documents
 
-    made = documents.make(2 * engine.data_parallel_size, seed=step)
+    made = documents.make(2 * engine.data_parallel_size, seed=number)
     mine = made[engine.data_parallel_rank :: engine.data_parallel_size]
     small = [Document(each.tokens % 250 + 4, each.supervised, each.row) for each in mine]
     batches = [TokenBatch.from_documents([each]) for each in small]
     engine.train_step(batches, CrossEntropy(), learning_rate=1e-3)
 
 
-def _save(engine: Any, folder: Path, step: int, source: "Source") -> None:
+def save(engine: Any, folder: Path, step: int, source: "Source") -> None:
     engine.save(folder / "checkpoints", step, source=source, tokenizer=None, keep=None)
 
 

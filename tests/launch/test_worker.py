@@ -14,7 +14,7 @@ import pytest
 
 from alignctl.errors import RunError, UserError
 from alignctl.launch import worker
-from alignctl.launch.run_folder import RunFolder
+from alignctl.launch.run_folder import LATEST, RunFolder
 
 ROOT = Path(__file__).parents[2]
 
@@ -145,4 +145,13 @@ def test_only_known_errors_are_explained(folder: RunFolder) -> None:
     assert worker.explain(error, folder) is error
     full = worker.explain(OSError(errno.ENOSPC, "No space left on device", "/a/b"), folder)
     assert isinstance(full, RunError)
-    assert "while writing /a/b (" in full.message
+    assert "while writing /a/b: " in full.message
+    assert " bytes are free on the disk at /" in full.message
+    assert full.message.endswith("; no checkpoint was complete yet")
+    saved = folder.checkpoints / "iter_0000003"
+    saved.mkdir(parents=True)
+    (folder.checkpoints / LATEST).write_text("3")
+    full = worker.explain(OSError(errno.ENOSPC, "No space left on device"), folder)
+    assert full is not None
+    assert full.message.endswith(f"; {saved} is whole")
+    assert full.hint == ("free some space and start the same command again: it goes on from there")

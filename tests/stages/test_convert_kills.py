@@ -64,14 +64,14 @@ def setting(tmp_path_factory: pytest.TempPathFactory) -> Setting:
     return setting
 
 
-def partial(save: Path) -> Path:
-    return save.with_name(f".{save.name}.partial")
+def partials(save: Path) -> list[Path]:
+    return list(save.parent.glob(f".{save.name}.*.partial"))
 
 
-def num_bytes(folder: Path) -> int:
-    """What has been written into a folder that may go at any moment."""
+def num_bytes(*folders: Path) -> int:
+    """What has been written into folders that may go at any moment."""
     total = 0
-    for file in folder.rglob("*"):
+    for file in (file for folder in folders for file in folder.rglob("*")):
         with suppress(FileNotFoundError):
             total += file.stat().st_size
     return total
@@ -89,11 +89,12 @@ def kill(setting: Setting, target: str, save: Path, share: float) -> None:
 
     What an earlier one has left is gone first, so that it is not taken for this one's.
     """
-    shutil.rmtree(partial(save), ignore_errors=True)
+    for left in partials(save):
+        shutil.rmtree(left)
     process = setting.start(target, save)
     wanted = min(share, 1.0) * setting.num_bytes
     with suppress(FileNotFoundError):
-        while process.poll() is None and not save.exists() and num_bytes(partial(save)) < wanted:
+        while process.poll() is None and not save.exists() and num_bytes(*partials(save)) < wanted:
             time.sleep(0.0005)
     time.sleep(max(0.0, share - 1.0))
     commands.kill_tree(process)
@@ -105,7 +106,10 @@ def kill_again_and_again(setting: Setting, target: str, save: Path, num_kills: i
     num_cut = 0
     for number in range(num_kills):
         kill(setting, target, save, chance.uniform(0.01, 0.9 if number == 0 else 1.2))
-        assert {path.name for path in save.parent.iterdir()} <= {save.name, partial(save).name}
+        scratch = {path.name for path in partials(save)}
+        assert len(scratch) <= 1
+        names = {path.name for path in save.parent.iterdir()}
+        assert names <= {save.name, f".{save.name}.lock", *scratch}
         if save.exists():
             assert_right(setting, save)
             shutil.rmtree(save)
@@ -136,3 +140,23 @@ def test_twenty_kills_at_moments_that_nobody_chose(
     target: str, setting: Setting, tmp_path: Path
 ) -> None:
     check_target(setting, target, tmp_path, 20)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("delay", [0.0, 0.05, 0.2, 0.5, 1.0])
+@pytest.mark.parametrize("target", TARGETS)
+def test_of_two_conversions_to_one_name_one_is_right_and_one_is_refused(
+    target: str, delay: float, setting: Setting, tmp_path: Path
+) -> None:
+    """The second begins so many seconds later: while the other starts, writes or has finished."""
+    save = tmp_path / "out"
+    first = setting.start(target, save)
+    time.sleep(delay)
+    both = [commands.finish(each) for each in (first, setting.start(target, save))]
+    done, refused = sorted(both, key=lambda outcome: outcome.code)
+    assert (done.code, refused.code) == (0, 2), done.text + refused.text
+    assert f"{save} is being written by another" in refused.err or (
+        f"{save} exists already" in refused.err
+    )
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    assert_right(setting, save)

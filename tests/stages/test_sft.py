@@ -244,14 +244,31 @@ def test_a_full_disk_leaves_nothing_of_data_that_was_being_prepared(
     assert list(left.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    ("engine", "size"),
+    [
+        ("megatron", "1000k"),
+        *(
+            pytest.param(engine, size, marks=pytest.mark.slow)
+            for engine, sizes in {
+                "megatron": ("1100k", "1150k"),
+                "deepspeed": ("900k", "1000k"),
+            }.items()
+            for size in sizes
+        ),
+    ],
+)
 def test_a_full_disk_leaves_the_checkpoints_that_were_there(
-    workspace: Path, tmp_path: Path
+    workspace: Path, tmp_path: Path, engine: str, size: str
 ) -> None:
+    """It is full in the middle of a tensor, or between the files, of the second checkpoint."""
     disk, left = tmp_path / "disk", tmp_path / "left"
-    outcome = alignctl_on_full_disk(disk, "1100k", left, sft(workspace, disk / "run"))
-    said = refused(outcome, code=1)
-    assert "no space left on device while writing" in said
-    assert "it goes on from the last checkpoint" in said
+    arguments = sft(workspace, disk / "run", f"engine={engine}")
+    said = refused(alignctl_on_full_disk(disk, size, left, arguments), code=1)
+    assert f"no space left on device while writing {disk}/run/" in said
+    assert f"{int(size[:-1]) * 1024:,} bytes are free on the disk at {disk}; " in said
+    assert f"{disk}/run/checkpoints/iter_0000002 is whole" in said
+    assert "start the same command again: it goes on from there" in said
     run = RunFolder(left / "run")
     assert run.latest_step() == 2
     assert sorted(path.name for path in run.checkpoints.iterdir()) == [

@@ -130,7 +130,7 @@ def lazily(tree: Any, kind: type[T], lazy: Callable[[T, str], LazyTensor], at: s
     """A tree of dicts and lists with a lazy tensor in place of each object of a kind.
 
     Args:
-        tree: The tree; whatever else is in it stays as it is, tuples become lists.
+        tree: The tree; whatever else is in it stays as it is.
         kind: Of the objects.
         lazy: Makes one, from the object and from the keys on the way to it, joined by dots.
         at: The keys on the way to the tree.
@@ -143,7 +143,8 @@ def lazily(tree: Any, kind: type[T], lazy: Callable[[T, str], LazyTensor], at: s
             for key, branch in tree.items()
         }
     if isinstance(tree, list | tuple):
-        return [lazily(branch, kind, lazy, f"{at}.{number}") for number, branch in enumerate(tree)]
+        row = [lazily(branch, kind, lazy, f"{at}.{number}") for number, branch in enumerate(tree)]
+        return tuple(row) if isinstance(tree, tuple) else row
     return tree
 
 

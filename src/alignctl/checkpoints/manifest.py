@@ -184,8 +184,13 @@ class Recorder:
         Raises:
             OSError: It cannot be written.
         """
-        with _Recorded(DirectFile(io.FileIO(file, "wb"))) as stream:
-            yield stream
+        try:
+            with _Recorded(DirectFile(io.FileIO(file, "wb"))) as stream:
+                yield stream
+        except OSError as error:
+            if error.filename is None:
+                error.filename = str(file)
+            raise
         self._pending.append(self._pool.submit(_sync, file))
         found = stream.checksum.hexdigest()
         self._files[file] = FileRecord(num_bytes=stream.num_bytes, xxh3=found)

@@ -9,7 +9,7 @@ them, which is what every Megatron-Core model asks for.
 import json
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -159,49 +159,84 @@ def _parts(folder: Path, key: str, entry: Entry) -> Iterator[tuple[str, int | No
 
 def _lazy(folder: Path, key: str, entry: Entry, layer: int | None) -> LazyTensor:
     """A tensor, or that of one layer in a stack."""
-    inner = slice(0 if layer is None else 1, None)
-    shape, dtype = entry.shape[inner], entry.dtype
-    chunks = [
-        chunk
-        for chunk in entry.chunks
-        if layer is None or chunk.offsets[0] <= layer < chunk.offsets[0] + chunk.shape[0]
-    ]
+    if layer is None:
+        return part(folder, key, entry, (0,) * len(entry.shape), entry.shape)
+    shape = entry.shape[1:]
+    stack = part(folder, key, entry, (layer, *[0] * len(shape)), (1, *shape))
+    return stack.map(shape, lambda layers: layers[0])
+
+
+def part(
+    folder: Path, key: str, entry: Entry, offsets: tuple[int, ...], shape: tuple[int, ...]
+) -> LazyTensor:
+    """A part of a tensor, put together from the chunks that it overlaps.
+
+    Args:
+        folder: The checkpoint.
+        key: The tensor's.
+        entry: What the index tells of it.
+        offsets: Where the part begins, by dimension.
+        shape: Of the part.
+    """
+    pieces = []
+    for chunk in entry.chunks:
+        starts = [max(ours, its) for ours, its in zip(offsets, chunk.offsets, strict=True)]
+        ends = _ends(offsets, shape), _ends(chunk.offsets, chunk.shape)
+        sizes = [min(both) - start for start, *both in zip(starts, *ends, strict=True)]
+        if all(size > 0 for size in sizes):
+            pieces.append((chunk, starts, sizes))
 
     def bits() -> Bits:
         # All are looked at before memory is taken for what they claim to be.
-        parts = [_chunk(folder, key, entry, chunk) for chunk in chunks]
-        if sum(math.prod(part.shape[inner]) for part in parts) != math.prod(shape):
+        made = [_chunk(folder, key, entry, chunk) for chunk, _, _ in pieces]
+        if sum(math.prod(sizes) for _, _, sizes in pieces) != math.prod(shape):
             raise UserError(
-                f"{folder}: {key} is incomplete" + ("" if layer is None else f" for layer {layer}"),
+                f"{folder}: {key} is incomplete" + (f" at {list(offsets)}" if any(offsets) else ""),
                 "the checkpoint is damaged: copy it again, or use an older one",
             )
-
-        def piece(number: int) -> Bits:
-            made = parts[number].bits()
-            if layer is None:
-                return made
-            found: Bits = made[layer - chunks[number].offsets[0]]
-            return found
-
-        if len(parts) == 1:
-            return piece(0)
+        found = [
+            tensor.bits()[_slices(starts, sizes, chunk.offsets)]
+            for tensor, (chunk, starts, sizes) in zip(made, pieces, strict=True)
+        ]
+        if len(found) == 1:
+            return found[0]
         # Where chunks overlap, they leave holes: those are not numbers, and so refused.
-        whole = np.full(shape, np.iinfo(dtype.bits).max, dtype.bits)
-        for number, chunk in enumerate(chunks):
-            places = zip(chunk.offsets[inner], chunk.shape[inner], strict=True)
-            whole[tuple(slice(start, start + size) for start, size in places)] = piece(number)
+        whole = np.full(shape, np.iinfo(entry.dtype.bits).max, entry.dtype.bits)
+        for piece, (_, starts, sizes) in zip(found, pieces, strict=True):
+            whole[_slices(starts, sizes, offsets)] = piece
         return whole
 
-    return LazyTensor(shape, dtype, bits, f"{folder}: {key}")
+    return LazyTensor(shape, entry.dtype, bits, f"{folder}: {key}")
+
+
+def _ends(offsets: Sequence[int], shape: Sequence[int]) -> list[int]:
+    return [start + size for start, size in zip(offsets, shape, strict=True)]
+
+
+def _slices(
+    starts: Sequence[int], sizes: Sequence[int], origin: Sequence[int]
+) -> tuple[slice, ...]:
+    """Where a piece lies in what begins at another place."""
+    places = zip(starts, sizes, origin, strict=True)
+    return tuple(slice(start - at, start - at + size) for start, size, at in places)
+
+
+def file_of(folder: Path, place: Place) -> Path:
+    """The file that a place is in.
+
+    Raises:
+        UserError: It is not in the folder.
+    """
+    if Path(place.file).name != place.file:
+        raise UserError(f"{folder / METADATA}: {place.file} lies outside the folder")
+    return folder / place.file
 
 
 def _chunk(folder: Path, key: str, entry: Entry, chunk: Chunk) -> LazyTensor:
     """Finds a chunk, which is read whole; it is a file of `torch.save` within the file."""
     if (place := chunk.place) is None:
         raise UserError(f"{folder / METADATA}: {key} has a chunk without a place")
-    if Path(place.file).name != place.file:
-        raise UserError(f"{folder / METADATA}: {place.file} lies outside the folder")
-    file = folder / place.file
+    file = file_of(folder, place)
     tensor = torch_file.read(file, start=place.start, length=place.length)
     expected = (chunk.shape, entry.dtype)
     if not isinstance(tensor, LazyTensor) or (tensor.shape, tensor.dtype) != expected:

@@ -57,6 +57,19 @@ class Entry:
     chunks: tuple[Chunk, ...]
 
 
+@dataclass(frozen=True)
+class Index:
+    """All that an index lists.
+
+    Attributes:
+        tensors: By key.
+        others: Where what is no tensor lies, by key.
+    """
+
+    tensors: Mapping[str, Entry]
+    others: Mapping[str, Place]
+
+
 _Key = tuple[str, tuple[int, ...] | None]
 
 _METADATA = "torch.distributed.checkpoint.metadata"
@@ -133,8 +146,13 @@ _KNOWN: Mapping[str, Any] = {
 """All that an index may name: what is wanted of it, and what is harmless to import."""
 
 
-def read(folder: Path) -> dict[str, Entry]:
-    """Reads the tensors that an index lists, by their keys in it.
+def read(folder: Path) -> Mapping[str, Entry]:
+    """Reads the tensors that an index lists, by their keys in it; see `read_all`."""
+    return read_all(folder).tensors
+
+
+def read_all(folder: Path) -> Index:
+    """Reads an index.
 
     Raises:
         UserError: It is missing, damaged, or would import something beyond its own classes.
@@ -158,7 +176,9 @@ def read(folder: Path) -> dict[str, Entry]:
             "the file is damaged, or it was made to run code when loaded; it was not run",
         ) from error
     _check_places(path, places)
-    return entries
+    # A tensor has an offset in its own, if only an empty one.
+    others = {name: place for (name, offset), place in places.items() if offset is None}
+    return Index(entries, others)
 
 
 def _key(key: Any) -> _Key:

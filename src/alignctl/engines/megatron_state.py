@@ -12,12 +12,12 @@ import torch.distributed as dist
 from megatron.core import dist_checkpointing, parallel_state, tensor_parallel
 from megatron.core.dist_checkpointing.mapping import ShardedTensor
 
-from alignctl.checkpoints import adapted, manifest, mcore_index
+from alignctl.checkpoints import adapted, manifest
 from alignctl.checkpoints.companions import copy_companions
 from alignctl.checkpoints.dtypes import dtype_of
 from alignctl.checkpoints.manifest import HF_FOLDER, Adapted, FileRecord, Manifest
 from alignctl.checkpoints.source import Source, find
-from alignctl.engines import checkpoint_folder, megatron_lora, megatron_optimizer
+from alignctl.engines import checkpoint_folder, megatron_lora, megatron_optimizer, megatron_reader
 from alignctl.engines.base_model import base_of, gathered
 from alignctl.engines.device import IS_GPU
 from alignctl.engines.megatron_writer import InProcessStrategy
@@ -225,16 +225,13 @@ def resume(engine: "MegatronEngine", checkpoint: Path) -> int:
     """
     found = manifest.read(checkpoint)
     manifest.check_layout(checkpoint, found, _layout(engine))
-    mcore_index.read(checkpoint)
     source = find(checkpoint)
     _verify(source)
     if source.adapted and found.adapted:
         load_weights(engine, source.adapted.base)
         engine.base = found.adapted.base
     megatron_optimizer.allocate_moments(engine.optimizer)
-    loaded = dist_checkpointing.load(
-        _state(engine, is_loading=True), str(checkpoint), validate_access_integrity=False
-    )
+    loaded = megatron_reader.load(_state(engine, is_loading=True), checkpoint)
     engine.model.load_state_dict(loaded["model"], strict=False)
     with torch.no_grad():  # in float32 the master weights are views of the parameters
         engine.optimizer.load_state_dict(loaded["optimizer"])

@@ -6,6 +6,10 @@ threads. One writer in the rank itself needs neither, gives the same files, and 
 as what they are.
 """
 
+import io
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +22,41 @@ from megatron.core.dist_checkpointing.strategies.torch import (
     mcore_to_pyt_state_dict,
 )
 from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.filesystem import FileSystemWriter
+from torch.distributed.checkpoint.filesystem import FileSystem, FileSystemWriter
 from torch.distributed.checkpoint.state_dict_saver import save
 
 from alignctl.checkpoints import mcore
+
+
+class _Stream(io.BufferedWriter):
+    """A file that remembers why it could not be written: torch's archives tell of bytes alone."""
+
+    error: OSError | None = None
+
+    def write(self, content: Any) -> int:
+        try:
+            return super().write(content)
+        except OSError as error:
+            self.error = error
+            raise
+
+
+class _Disk(FileSystem):
+    """torch's way to files, by which a full disk stays an error of the system's."""
+
+    @contextmanager
+    def create_stream(self, path: str | os.PathLike[str], mode: str) -> Iterator[io.IOBase]:
+        stream = _Stream(io.FileIO(path, mode))
+        try:
+            with stream:
+                yield stream
+        except Exception as error:
+            cause = stream.error or error
+            if isinstance(cause, OSError) and cause.filename is None:
+                cause.filename = str(path)
+            if cause is error:
+                raise
+            raise cause from error
 
 
 class InProcessStrategy(TorchDistSaveShardedStrategy):
@@ -43,6 +78,7 @@ class InProcessStrategy(TorchDistSaveShardedStrategy):
         tensors, _, _ = _replace_state_dict_keys_with_sharded_keys(sharded_state_dict, True)
         # One thread: torch's further ones lose their errors.
         writer = FileSystemWriter(checkpoint_dir, thread_count=1, sync_files=True)
+        writer.fs = _Disk()
         planner = MCoreSavePlanner(
             flatten_state_dict=False, can_run_decentralized_global_plan=False
         )

@@ -13,7 +13,6 @@ import faulthandler
 import fcntl
 import json
 import os
-import shutil
 import signal
 import sys
 import threading
@@ -191,10 +190,13 @@ def explain(error: BaseException, folder: RunFolder) -> AlignctlError | None:
         return error
     if atomic.is_disk_full(error):
         name = getattr(error, "filename", None) or folder.path
-        free = shutil.disk_usage(folder.path).free / 2**20
+        saved = folder.latest_checkpoint()
+        whole = f"{saved} is whole" if saved else "no checkpoint was complete yet"
+        where = "it goes on from there" if saved else "it starts anew"
         return RunError(
-            f"no space left on device while writing {name} ({free:.0f} MiB are free there)",
-            "free some space and start the same command again: it goes on from the last checkpoint",
+            f"no space left on device while writing {name}: {atomic.free_space(folder.path)}; "
+            f"{whole}",
+            f"free some space and start the same command again: {where}",
         )
     return None
 
