@@ -95,6 +95,17 @@ def run(direction: Direction, options: ConvertOptions) -> None:
     console.emit(str(options.save))
 
 
+def _has_padding(source: "Source") -> bool:
+    """Whether a model's own config has a padding token, and another one at the end of texts."""
+    from alignctl.checkpoints.companions import read_json
+
+    assert source.adapted is not None
+    companions = source.adapted.base.companions
+    config = read_json(companions / "config.json") if companions else {}
+    pad, ends = config.get("pad_token_id"), config.get("eos_token_id")
+    return pad is not None and pad not in (ends if isinstance(ends, list) else [ends])
+
+
 def _padding(source: "Source", written: Path) -> str | None:
     """Return what has become of a reward model's padding token, if it is another one now."""
     from alignctl.checkpoints.companions import read_json
@@ -119,6 +130,11 @@ def _write_adapters(options: ConvertOptions, source: "Source") -> None:
     with atomic.new_folder(options.save) as folder:
         peft.write(source, folder)
     console.say(f"to: {options.save} (adapters, for PEFT)")
+    if source.head == "linear" and not _has_padding(source):
+        console.say(
+            "note: the base's config has no padding token that ends no text: load it with another "
+            "pad_token_id, or transformers will not score the last token of texts in a batch"
+        )
     if source.manifest and (offset := source.manifest.score_offset) is not None:
         console.say(
             f"note: score_offset {offset:.4f} is not in the weights: add it to every score to "
@@ -251,16 +267,21 @@ def _verify(source: "Source", written: "Source", target: "Target", *, is_full: b
     per_layer = num_bytes // source.model.num_layers
     num_layers = source.model.num_layers if is_full else min(3, source.model.num_layers)
     with BytesProgress("running both", per_layer * num_layers) as progress:
-        outputs = streamed.compare(
-            source.tensors if folder == source.path else theirs,
-            ours,
-            source.model,
-            source.head,
-            layers="all" if is_full else "spot",
-            on_layer=lambda _: progress.advance(per_layer),
-            folder=folder,
-            is_padded=target.format == "hf",
-        )
+        try:
+            outputs = streamed.compare(
+                source.tensors if folder == source.path else theirs,
+                ours,
+                source.model,
+                source.head,
+                layers="all" if is_full else "spot",
+                on_layer=lambda _: progress.advance(per_layer),
+                folder=folder,
+                is_padded=target.format == "hf",
+            )
+        except UserError as error:
+            if target.format != "hf":
+                raise
+            raise RunError(f"what was written is not what was read: {error.message}") from error
     if not outputs.is_same:
         raise RunError(
             f"the written model computes something else than its source: {outputs.describe()}"

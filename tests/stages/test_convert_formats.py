@@ -329,3 +329,17 @@ def test_an_exported_reward_model_scores_padded_texts_as_it_was_trained_to(
     assert "; those of padded texts by " in outcome.err
     assert "note: pad_token_id is 3, in the tokenizer too: with 2 transformers would" in outcome.err
     assert json.loads((tmp_path / "hf/config.json").read_text())["pad_token_id"] == 3
+
+
+def test_a_written_folder_that_transformers_cannot_load_is_not_left_behind(
+    alignctl: Alignctl, reward: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As if the settings of its tokenizer were written wrong."""
+    assert alignctl("convert-hf2mg", "--load", reward, "--save", tmp_path / "mg").code == 0
+    monkeypatch.setattr(
+        padding, "settle", lambda folder, _: configure(folder, "tokenizer.json", model=None)
+    )
+    outcome = alignctl("convert-mg2hf", "--load", tmp_path / "mg", "--save", tmp_path / "hf")
+    assert outcome.code == 1
+    assert "what was written is not what was read: " in outcome.err
+    assert [path.name for path in tmp_path.iterdir()] == ["mg"]

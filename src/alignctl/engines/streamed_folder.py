@@ -213,10 +213,15 @@ def _padded(folder: Path, probe: Probe, config: Any) -> dict[str, Tensor]:
     """
     rows = [probe.token_ids[:end].tolist() for end in probe.ends]
     if (folder / "tokenizer.json").is_file():
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-        batch = tokenizer.pad(
-            {"input_ids": rows}, padding=True, padding_side="right", return_tensors="pt"
-        )
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+            batch = tokenizer.pad(
+                {"input_ids": rows}, padding=True, padding_side="right", return_tensors="pt"
+            )
+        except Exception as error:  # as above
+            raise UserError(
+                f"{folder}: transformers' tokenizer of it does not pad: {str(error)[:300]!r}"
+            ) from error
         return {name: batch[name] for name in ("input_ids", "attention_mask")}
     longest = len(rows[0])
     return {
