@@ -55,7 +55,7 @@ def print_labelled(workers: RuleWorkers) -> None:
 
 def print_gsm8k(workers: RuleWorkers, path: Path) -> None:
     """Prints how GSM8K's own solutions are judged."""
-    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line]
+    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
     texts = [row["answer"] for row in rows]
     answers = [text.rpartition("####")[2].strip().replace(",", "") for text in texts]
     others = answers[1:] + answers[:1]

@@ -140,6 +140,10 @@ def boxed_answer(text: str) -> str | None:
 
 def marked_answer(text: str) -> str | None:
     """Returns what follows the last `####` of a text, as it is written; None for none."""
+    head, mark, rest = text.rpartition("####")
+    is_plain = mark and not head.endswith("#") and "\n" not in rest.strip()
+    if is_plain and rest.strip() and not _HEADING.match(rest.strip()):  # as GSM8K's rows end
+        return rest
     return _last_mark(text)
 
 
