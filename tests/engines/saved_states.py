@@ -185,7 +185,11 @@ def step(engine: Any, number: int) -> None:
 
 
 def save(engine: Any, folder: Path, step: int, source: "Source") -> None:
-    engine.save(folder / "checkpoints", step, source=source, tokenizer=None, keep=None)
+    from alignctl.checkpoints import manifest
+
+    path = engine.save(folder / "checkpoints", step, source=source, tokenizer=None, keep=None)
+    files = {str(file.relative_to(path)) for file in path.rglob("*") if file.is_file()}
+    assert files == {"alignctl.json", *manifest.read(path).files}, "a file has no checksum"
 
 
 def _state(kind: str, engine: Any) -> "dict[str, Tensor]":

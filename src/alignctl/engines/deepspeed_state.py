@@ -161,7 +161,7 @@ def save(
             hf_prefix=source.hf_prefix,
             adapted=_adapted(engine),
             training=_layout(engine),
-        ).write(partial, records)
+        ).write(partial, manifest.record_all(partial, records))
         checkpoint_folder.finish(checkpoints, step, keep=keep)
     dist.barrier()
     return final
