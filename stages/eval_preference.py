@@ -5,8 +5,9 @@
 
 All models answer the same prompts, then the reward model scores every answer after its prompt, as
 the reward model's own tokenizer and template write it; with EOS, unless the answer was cut at its
-length, as in on-policy training. Equal scores count half. Intervals come from resampled prompts. A
-reward model is not a person: a policy that was trained with the same one wins by that alone.
+length. Such answers are counted: a reward model has learned to score at EOS. Equal scores count
+half. Intervals come from resampled prompts. A reward model is not a person: a policy that was
+trained with the same one wins by that alone.
 """
 
 import json
@@ -123,6 +124,12 @@ def _scores(
         for rows in said.values()
         for tokens in answer_documents(file.questions, rows, options.template, reward.tokenizer)
     ]
+    endless = sum(row.get("finish") == "length" for rows in said.values() for row in rows)
+    if endless:
+        console.say(
+            f"{endless:,} of {len(documents):,} answers were cut at max_new_tokens: their scores "
+            "mean little, as a reward model has learned to score at EOS"
+        )
     num_cut = sum(len(tokens) > reward.max_length for tokens in documents)
     cut = [cut_prompt(each, reward.max_length, reward.tokenizer.bos_id) for each in documents]
     console.say(f"reward model: {reward.source.description}")

@@ -85,7 +85,8 @@ def _check_ends(config: OnPolicyConfig) -> None:
     vocab_size = policy.model.vocab_size
     ends = generation_config.end_token_ids(policy.companions, eos_id, vocab_size=vocab_size)
     if len(ends) > 1:
-        console.say(f"answers end at the tokens {', '.join(map(str, ends))}")
+        shown = ", ".join(map(str, ends[:8])) + (", ..." if len(ends) > 8 else "")
+        console.say(f"answers end at {len(ends)} tokens: {shown}")
     penalty = config.rollout.repetition_penalty
     if warning := generation_config.unheeded(policy.companions, repetition_penalty=penalty):
         console.say(f"warning: {warning}")
