@@ -27,7 +27,7 @@ def run(folder: RunFolder) -> None:
     from alignctl.on_policy.grpo import GRPO
 
     config = GRPOConfig.model_validate_json(folder.config.read_text(encoding="utf-8"))
-    on_policy.run(config, folder, GRPO.make, with_reference=config.loss.kl_coef > 0)
+    on_policy.run(config, folder, GRPO.make)
 
 
 if __name__ == "__main__":

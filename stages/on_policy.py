@@ -72,6 +72,7 @@ def check(config: OnPolicyConfig) -> "dict[str, Source]":
         found["value.load"] = open_value(config)
         if config.value.load is not None:
             _check_fits(config, found["value.load"], "value.load")
+        _check_adapters(config, found["value.load"])
     return found
 
 
@@ -101,6 +102,21 @@ def _check_reward(config: OnPolicyConfig) -> "Source":
     console.say(f"reward: {source.description}")
     _check_fits(config, source, "--reward-load")
     return source
+
+
+def _check_adapters(config: RLHFConfig, source: "Source") -> None:
+    """The value model gets adapters as the policy does, if that gets any."""
+    from alignctl.models.adapters import describe
+
+    if config.lora is None:
+        return
+    if problems := config.lora.problems(source.model):
+        raise UserError(
+            f"the value model, {source.path}, cannot have the policy's adapters: "
+            f"{'; '.join(problems)}",
+            "give both models adapters that fit, or leave lora out",
+        )
+    console.say(f"value model: {describe(source.model, config.lora)}")
 
 
 def _check_fits(config: OnPolicyConfig, source: "Source", name: str) -> None:
@@ -163,8 +179,6 @@ def run(
     config: OnPolicyConfig,
     folder: RunFolder,
     make: "Callable[[Any, Crew, PromptData], Learner]",
-    *,
-    with_reference: bool,
 ) -> None:
     """One rank's work: load or resume, episodes, validate, save.
 
@@ -172,7 +186,6 @@ def run(
         config: The run.
         folder: Its folder.
         make: Makes the learner.
-        with_reference: Whether a frozen copy of the policy is needed.
     """
     import torch.distributed as dist
 
@@ -184,7 +197,7 @@ def run(
 
     config = training.initialize(config, folder)
     data = PromptData.open(launcher.prepared_data(folder))
-    crew, step = assemble(config, folder, with_reference=with_reference)
+    crew, step = assemble(config, folder)
     tokenizer = load_tokenizer(crew.source.tokenizer_folder(config.tokenizer))
     has_rules = any(rule is not None for rule in data.eval_funcs)
     judges = RuleWorkers(config.score.workers, config.score.timeout_seconds) if has_rules else None

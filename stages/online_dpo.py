@@ -27,7 +27,7 @@ def run(folder: RunFolder) -> None:
     from alignctl.on_policy.online_dpo import OnlineDPO
 
     config = OnlineDPOConfig.model_validate_json(folder.config.read_text(encoding="utf-8"))
-    on_policy.run(config, folder, OnlineDPO.make, with_reference=True)
+    on_policy.run(config, folder, OnlineDPO.make)
 
 
 if __name__ == "__main__":

@@ -32,7 +32,7 @@ def run(folder: RunFolder) -> None:
     from alignctl.on_policy.ppo import PPO
 
     config = RLHFConfig.model_validate_json(folder.config.read_text(encoding="utf-8"))
-    on_policy.run(config, folder, PPO.make, with_reference=True)
+    on_policy.run(config, folder, PPO.make)
 
 
 if __name__ == "__main__":

@@ -210,6 +210,7 @@ def test_a_run_killed_in_its_first_save_starts_anew(
         ("rlhf", (*KNOBS, "parallel.tp=2", "parallel.sequence_parallel=true")),
         ("grpo", (*KNOBS, "parallel.distributed_optimizer=true", "lora.rank=4")),
         ("online-dpo", (*KNOBS, "parallel.pp=2")),
+        ("rlhf", (*KNOBS, "parallel.pp=2", "lora.rank=4")),
     ],
 )
 def test_a_run_stopped_by_sigterm_goes_on_as_if_it_had_not_been(

@@ -23,6 +23,8 @@ FLOAT16 = ("precision=fp16", "loss_scale.initial=1048576", "loss_scale.growth_in
         ("reward", ("parallel.tp=2", "parallel.sequence_parallel=true", "lora.rank=4")),
         ("dpo", ("parallel.distributed_optimizer=true", "precision=bf16", "lora.rank=4")),
         ("sft", ("parallel.pp=2", "lora.rank=4")),
+        ("sft", ("parallel.tp=2", "lora.rank=4", "lora.dropout=0.1")),
+        ("sft", ("engine=deepspeed", "lora.rank=4", "lora.dropout=0.1")),
         ("sft", ("parallel.tp=2", *FLOAT16)),
         ("dpo", ("parallel.distributed_optimizer=true", *FLOAT16, "lora.rank=4")),
         ("reward", ("engine=deepspeed", *FLOAT16)),

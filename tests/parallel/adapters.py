@@ -8,6 +8,8 @@ from tests.parallel import documents
 from tests.parallel.cases import Case
 
 LORA = Lora(rank=4, alpha=6.0)
+DROPPING = LORA.model_copy(update={"dropout": 0.3})
+DROPPED_STEPS, SEED = 3, 5
 STEPS, COUNT = 5, 4
 OPTIMIZER = Optimizer(lr=1e-2, weight_decay=0.1, clip_grad=1.0)
 GRADIENT = OPTIMIZER.model_copy(update={"clip_grad": None})
@@ -112,9 +114,13 @@ def _steps(case: Case, engine: Any) -> dict[str, Any]:
 
 def _saved(case: Case, folder: Path, engine: Any, batch: Any) -> dict[str, Any]:
     """A checkpoint of it, merged while it is loaded into a model without adapters."""
+    import torch
+
     from alignctl.checkpoints.source import find
     from alignctl.engines.megatron import MegatronEngine
     from alignctl.engines.megatron_state import load_weights
+    from alignctl.engines.megatron_weights import hf_weights
+    from tests.parallel.jobs import engine_of
 
     source = find(folder / case.model / "hf", vocab_divisor=documents.VOCAB_DIVISOR)
     saved = engine.save(
@@ -128,12 +134,86 @@ def _saved(case: Case, folder: Path, engine: Any, batch: Any) -> dict[str, Any]:
         optimizer=None,
     )
     load_weights(whole, find(saved))
+    pushed, expected = (dict(hf_weights(each)) for each in (engine, whole))
+    different = [n for n, each in expected.items() if not torch.equal(each, pushed[n])]
     ours, merged = engine.logits(batch), whole.logits(batch)
-    if ours is None or merged is None:
+    with engine.without_adapters():
+        without = engine.logits(batch)
+    before = engine_of(case, folder).logits(batch)
+    if ours is None or merged is None or without is None or before is None:
         return {}
     return {
+        "pushed_differently": different,
+        "off": (without - before).abs().max().item(),
         "merged": (ours.float() - merged.float()).abs().max().item(),
         "largest": ours.abs().max().item(),
+    }
+
+
+def lora_dropout(case: Case, folder: Path) -> dict[str, Any]:
+    """Steps with dropout before A; what falls away on which rank, and what they have in common."""
+    import torch
+    import torch.distributed as dist
+    from megatron.core import parallel_state
+    from torch.nn import functional
+
+    from alignctl.algorithms.sft import CrossEntropy
+    from alignctl.data.batch import TokenBatch
+    from alignctl.models.lora import Adapters
+    from alignctl.models.weight_map import Sliced
+    from tests.parallel.jobs import engine_of
+
+    engine = engine_of(case, folder, OPTIMIZER, lora=DROPPING)
+    layer = engine.model.decoder.layers[0]
+    kept: dict[str, list[list[bool]]] = {"column": [], "row": []}
+
+    def watch(module: Any, inputs: tuple[torch.Tensor, ...]) -> None:
+        """The mask of this pass, drawn from a copy of the state that the pass will draw from."""
+        if not torch.is_grad_enabled() or len(kept["row" if module.is_row else "column"]) > 3:
+            return
+        with module._random_numbers():
+            state = torch.get_rng_state()
+            mask = functional.dropout(torch.ones_like(inputs[0]), DROPPING.dropout) > 0
+            torch.set_rng_state(state)
+        kept["row" if module.is_row else "column"].append(mask.flatten()[:64].tolist())
+
+    torch.manual_seed(SEED)
+    if case.parallel.recompute == "none":
+        for module in layer.modules():
+            if isinstance(module, Adapters):
+                module.register_forward_pre_hook(watch)
+    share = {"dp_rank": engine.data_parallel_rank, "dp_size": engine.data_parallel_size}
+    found = [
+        engine.train_step(
+            documents.micro_batches(documents.of_step(step, count=COUNT), case.grouping, **share),
+            CrossEntropy(),
+            learning_rate=OPTIMIZER.lr,
+        )
+        for step in range(DROPPED_STEPS)
+    ]
+    whole = {
+        engine.global_name(name): parameter.detach().flatten().tolist()
+        for name, parameter in engine.model.named_parameters()
+        if parameter.requires_grad
+        and not isinstance(engine.rows[engine.global_name(name)].layout, Sliced)
+    }
+    everybody: list[Any] = [None] * case.world
+    dist.all_gather_object(everybody, whole)
+    same = all(
+        mine[name] == other[name]
+        for mine in everybody
+        for other in everybody
+        for name in mine.keys() & other.keys()
+    )
+    batch = TokenBatch.from_documents(documents.of_evaluation())
+    rank = parallel_state.get_tensor_model_parallel_rank()
+    stage = parallel_state.get_pipeline_model_parallel_rank()
+    return {
+        "loss": [result.loss for result in found],
+        "grad_norm": [result.grad_norm for result in found],
+        "is_whole_the_same": same,
+        f"kept_{stage}_{rank}": kept,
+        **_saved(case, folder, engine, batch),
     }
 
 

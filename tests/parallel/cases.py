@@ -333,6 +333,19 @@ LORA_BF16 = tuple(
     )
     for name in POLICIES
 )
+LORA_DROPOUT_BASELINES = tuple(Case(kind="lora_dropout", model=name, world=1) for name in POLICIES)
+LORA_DROPOUT = tuple(
+    Case(kind="lora_dropout", world=world, parallel=parallel)
+    for world, parallel in (
+        (1, _parallel(recompute="full")),
+        (2, _parallel(2)),
+        (2, _parallel(2, recompute="full")),
+        (2, _parallel(2, sequence_parallel=True)),
+        (2, _parallel(2, sequence_parallel=True, recompute="full")),
+        (2, _parallel(1, 2)),
+        (2, _parallel(1, 2, recompute="full")),
+    )
+)
 LORA_BASELINES = tuple(Case(kind=kind, world=1) for kind in ("lora_reward", "lora_dpo"))
 LORA_REWARD, LORA_DPO = (
     tuple(
@@ -418,6 +431,8 @@ ALL = (
     DPO_FOLLOW,
     *LORA_CASES,
     *LORA_BF16,
+    *LORA_DROPOUT_BASELINES,
+    *LORA_DROPOUT,
     *LORA_BASELINES,
     *LORA_REWARD,
     *LORA_DPO,

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from alignctl.launch.job import Job, worker_environment
 from tests.parallel import documents
-from tests.parallel.adapters import lora, lora_dpo, lora_reward
+from tests.parallel.adapters import lora, lora_dpo, lora_dropout, lora_reward
 from tests.parallel.cases import ALL, Case
 from tests.parallel.float16 import apart, float16, overflow
 from tests.parallel.followed import dpo_follow, reward_follow
@@ -414,6 +414,7 @@ KINDS: dict[str, Callable[[Case, Path], Result]] = {
         lora,
         lora_reward,
         lora_dpo,
+        lora_dropout,
         value,
         policy,
         offload,

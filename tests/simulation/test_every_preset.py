@@ -57,6 +57,14 @@ def test_every_stage_of_a_preset_fits_as_computed(name: str) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_adapters_take_what_is_computed() -> None:
+    """With them the reference is the policy's base; the value model has some too."""
+    check([(stage, "llama2-7b", ["lora.rank=16"]) for stage in ("sft", "rlhf", "online_dpo")])
+    check([("sft", "llama2-7b", ["lora.rank=16", "lora.dropout=0.1"])])
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["tiny-llama", "tiny-llama-gqa", "tiny-bloom"])
 def test_every_stage_of_a_tiny_preset_steps(name: str) -> None:
     rows = simulated([(stage, name, []) for stage in STAGES])

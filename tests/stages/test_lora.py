@@ -16,7 +16,7 @@ from tests.commands import Outcome
 from tests.e2e.test_resume import rows
 from tests.stages.conftest import Alignctl, refused
 
-LORA = ("lora.rank=4", "lora.targets=[q_proj, v_proj, mlp]")
+LORA = ("lora.rank=4", "lora.targets=[q_proj, v_proj, mlp]", "lora.dropout=0.05")
 TOKENS = torch.arange(60).reshape(2, 30)
 
 
@@ -61,6 +61,8 @@ def test_the_merged_model_is_the_base_with_the_adapters_in_peft(
         "adapter_config.json",
         "adapter_model.safetensors",
     }
+    told = json.loads((tmp_path / "adapters/adapter_config.json").read_text())
+    assert told["lora_dropout"] == 0.05
     merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
     plain = AutoModelForCausalLM.from_pretrained(base)
     with torch.no_grad():
@@ -178,7 +180,7 @@ def test_a_base_that_is_gone_or_another_one_is_named(
         (("lora.targets=query_key_value",), "lora.targets names 'query_key_value', which llama2"),
         (("lora.rank=32",), "lora.rank 32 is not less than model.hidden_size 32"),
         (("lora.rank=0",), "lora.rank must be at least 1; found 0"),
-        (("lora.dropout=0.1",), "unknown key 'lora.dropout'"),
+        (("lora.dropout=1.0",), "lora.dropout must be less than 1; found 1.0"),
     ],
 )
 def test_impossible_adapters_are_refused(

@@ -84,6 +84,37 @@ def test_a_run_in_bf16_samples_what_it_trains(stage: str, inputs: Path, tmp_path
     assert rows[0]["kl"] == pytest.approx(0, abs=0.02)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "layout",
+    [
+        ("parallel.tp=2", "parallel.sequence_parallel=true", "offload=true"),
+        ("parallel.pp=2",),
+    ],
+    ids=lambda layout: layout[0],
+)
+@pytest.mark.parametrize("stage", LAYOUTS)
+def test_adapters_learn_from_their_own_answers(
+    stage: str, layout: tuple[str, ...], inputs: Path, tmp_path: Path
+) -> None:
+    """Merged weights are pushed and compared; the reference is the policy without adapters.
+
+    The value model has adapters of its own, on the reward model, and comes to explain the returns.
+    """
+    knobs = ("lora.rank=8", "rollout.verify_push=true", *layout)
+    run = finished(stage, inputs, tmp_path / "run", *knobs)
+    assert_sampled_by_the_policy(run)
+    policy = find(run)
+    assert policy.adapted is not None
+    assert policy.adapted.base.path == inputs / "hf"
+    if stage == "rlhf":
+        value = find(run / "value")
+        assert value.adapted is not None
+        assert value.adapted.base.path == inputs / "reward"
+        first, *_, last = (row["value_explained_variance"] for row in tiny.rows(run, "train"))
+        assert last > first
+
+
 def test_rlhf_rewards_are_scores_less_the_cost_of_kl(rlhf: Path) -> None:
     """Mean of the rewards' sums = score + penalty of repetitions - coefficient x KL."""
     assert_sampled_by_the_policy(rlhf)

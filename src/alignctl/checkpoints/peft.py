@@ -106,7 +106,7 @@ def write_config(folder: Path, model: Model, lora: Lora, head: Head, base: Path)
         "base_model_name_or_path": str(base) if is_hf else None,
         "r": lora.rank,
         "lora_alpha": lora.alpha,
-        "lora_dropout": 0.0,
+        "lora_dropout": lora.dropout,
         "bias": "none",
         "target_modules": list(lora.modules(model.family)),
         "modules_to_save": None if head == "lm" else [HEAD_MODULES[head]],

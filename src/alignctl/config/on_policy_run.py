@@ -49,6 +49,11 @@ class OnPolicyConfig(OnPolicySettings, TrainingConfig):
         return self.score.needs_model
 
     @property
+    def needs_reference(self) -> bool:
+        """Whether the policy is compared with what it was at the start."""
+        return True
+
+    @property
     def samples_per_step(self) -> int:
         """Answers of one episode, over all ranks."""
         return self.experience.prompts * self.experience.samples
@@ -87,12 +92,17 @@ class OnPolicyConfig(OnPolicySettings, TrainingConfig):
             problems.append(
                 f"engine {self.engine}: alignctl {self.stage} trains with megatron; remove engine"
             )
-        for name in ("attention_dropout", "hidden_dropout"):
-            if value := getattr(self.model, name):
-                problems.append(
-                    f"model.{name} {value}: log-probabilities of answers must not depend on chance "
-                    f"while alignctl {self.stage} learns; set model.{name} to 0.0"
-                )
+        dropouts = {
+            "model.attention_dropout": self.model.attention_dropout,
+            "model.hidden_dropout": self.model.hidden_dropout,
+            "lora.dropout": self.lora.dropout if self.lora else 0.0,
+        }
+        problems += [
+            f"{name} {value}: log-probabilities of answers must not depend on chance while "
+            f"alignctl {self.stage} learns; set {name} to 0.0"
+            for name, value in dropouts.items()
+            if value
+        ]
         return problems
 
     def _experience_problems(self) -> list[str]:
@@ -247,6 +257,11 @@ class GRPOConfig(GRPOSettings, OnPolicyConfig):
 
     stage: Literal["grpo"] = "grpo"
     """The subcommand."""
+
+    @property
+    def needs_reference(self) -> bool:
+        """Whether the policy is compared with what it was at the start."""
+        return self.loss.kl_coef > 0
 
     def _problems(self) -> list[str]:
         problems = [*super()._problems(), *self._clipping_problems(self.loss)]

@@ -102,7 +102,7 @@ class TrainingSettings(Settings):
     optimizer: Optimizer
     loss_scale: LossScale = LossScale()
     lora: Lora | None = None
-    """Low-rank adapters to train; null: all weights are trained."""
+    """Low-rank adapters to train, of rlhf's value model too; null: all weights are trained."""
     train: Train
     checkpoint: Checkpoint = Checkpoint()
 

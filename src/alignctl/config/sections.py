@@ -356,6 +356,10 @@ class Lora(Section):
     alpha: Annotated[float, Field(gt=0, le=65536)] = 32.0
     """An adapter adds alpha / rank x B A x to what its layer computes."""
 
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Probability of dropping an element of an adapter's input while training; not of the stages
+    that learn from their own answers."""
+
     targets: Annotated[
         tuple[str, ...],
         Field(min_length=1, strict=False),

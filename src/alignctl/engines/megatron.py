@@ -8,6 +8,7 @@ of a job share one layout.
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +48,7 @@ from alignctl.engines.sums import (
 from alignctl.models.adapters import adapter_map
 from alignctl.models.attention import Documents
 from alignctl.models.families import weight_map
-from alignctl.models.lora import add_lora
+from alignctl.models.lora import add_lora, without_adapters
 from alignctl.models.megatron import LanguageModel, RewardModel, build, transformer_config
 from alignctl.models.weight_map import Sliced
 
@@ -304,6 +305,11 @@ class MegatronEngine:
             `[N]`, the same on every rank; NaN for samples in no rank's batches.
         """
         return by_target(self._outputs(micro_batches, of_targets), segments)
+
+    def without_adapters(self) -> AbstractContextManager[None]:
+        """The time that it computes what its base does."""
+        assert self.lora is not None
+        return without_adapters(self.model)
 
     def offload(self) -> int:
         """Gives the device's memory back until `onload`; returns how many bytes.

@@ -6,6 +6,7 @@ synchronisation are empty because CPU operators finish before they return.
 """
 
 import contextlib
+import logging
 from collections.abc import Callable
 from typing import Any
 
@@ -102,6 +103,8 @@ def install() -> None:
     random: Any = megatron_random
     random._get_cuda_rng_state = lambda *_, **__: torch.get_rng_state()
     random._set_cuda_rng_state = lambda state, *_, **__: torch.set_rng_state(state)
+    # It warns where numbers for the GPU were drawn and the CPU's state has changed: they are one.
+    logging.getLogger(megatron_random.__name__).setLevel(logging.ERROR)
     mode: Any = _CudaMeansCpu()
     mode.__enter__()
     _installed = mode

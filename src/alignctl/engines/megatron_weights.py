@@ -39,23 +39,26 @@ def hf_weights(
     model, lora = engine.architecture, engine.lora
     mine = {engine.global_name(name): p.detach() for name, p in engine.model.named_parameters()}
     own = by_weight(model, lora) if lora else {}
+    shapes = adapter_shapes(model, lora) if lora else {}
     for name, row in weight_map(model, engine.head).items():
-        full = _whole(engine, mine, row)
+        full = _whole(engine, mine, row, _shape(engine, row))
         if lora and name in own:
             keys = [key for each in own[name] for key in each.names]
-            tensors = {key: _whole(engine, mine, engine.rows[key]) for key in keys}
+            tensors = {key: _whole(engine, mine, engine.rows[key], shapes[key]) for key in keys}
             full = add_adapters(full, row, model, lora, own[name], tensors)
         full = full.to(dtype or engine.dtype)
         yield from zip(row.hf, row.layout.split(full, model), strict=True)
 
 
-def _whole(engine: "MegatronEngine", mine: dict[str, Tensor], row: Weight) -> Tensor:
+def _whole(
+    engine: "MegatronEngine", mine: dict[str, Tensor], row: Weight, shape: tuple[int, ...]
+) -> Tensor:
     """One full tensor on every rank: gathered on the stage that has it, then sent to the others."""
     stage = _stage(engine, row)
     if parallel_state.get_pipeline_model_parallel_rank() == stage:
         full = _gathered(engine, mine[row.megatron], row)
     else:
-        full = torch.empty(_shape(engine, row), dtype=engine.dtype, device=DEVICE)
+        full = torch.empty(shape, dtype=engine.dtype, device=DEVICE)
     if engine.parallel.pp > 1:
         group = parallel_state.get_pipeline_model_parallel_group()
         full = full.contiguous()
@@ -83,8 +86,6 @@ def _stage(engine: "MegatronEngine", row: Weight) -> int:
 
 def _shape(engine: "MegatronEngine", row: Weight) -> tuple[int, ...]:
     model = engine.architecture
-    if engine.lora and row.megatron not in weight_map(model, engine.head):
-        return adapter_shapes(model, engine.lora)[row.megatron]
     shape = full_shape(row, model)
     if isinstance(row.layout, Vocabulary):
         return (model.padded_vocab_size(engine.parallel.tp), *shape[1:])

@@ -96,8 +96,9 @@ def describe(model: Model, lora: Lora) -> str:
     trained = sum(rows * columns for rows, columns in adapter_shapes(model, lora).values())
     shapes = hf_shapes(weight_map(model), model).values()
     total = sum(map(math.prod, shapes))
+    dropout = f"dropout {lora.dropout:g}, " if lora.dropout else ""
     return (
-        f"lora: rank {lora.rank}, alpha {lora.alpha:g}, on "
+        f"lora: rank {lora.rank}, alpha {lora.alpha:g}, {dropout}on "
         f"{', '.join(lora.modules(model.family))}: {trained:,} parameters are trained, "
         f"{trained / total:.2%} of the model's {total:,}"
     )

@@ -5,16 +5,20 @@ numbers per token where the layer itself exchanges whole hidden states. What eve
 (A of a column-parallel layer, B of a row-parallel one) has the same, whole gradient on all of them;
 under sequence parallelism each rank sees its share of the tokens only, and Megatron adds the shares
 up once, as it does for norms.
+
+So are the elements of an input that dropout takes away: the same on all ranks where they have the
+same input, others where each has a part of its own.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, cast
 
 import torch
 from megatron.core import tensor_parallel
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
-from torch.nn import Module, Parameter
+from torch.nn import Module, Parameter, functional
 from torch.nn.functional import linear, pad
 
 from alignctl.config.sections import Lora, Model
@@ -64,9 +68,12 @@ class Adapters(Module):
             like: The layer's weight, for its type and device.
         """
         super().__init__()
-        self.scale = lora.alpha / lora.rank
+        self.scale, self.dropout = lora.alpha / lora.rank, lora.dropout
+        self.is_on = True
         self.is_row = row.layout is ROW
         self.is_cut_by_tokens = config.sequence_parallel
+        is_cut_by_columns = self.is_row and config.tensor_model_parallel_size > 1
+        self.is_input_cut = self.is_cut_by_tokens or is_cut_by_columns
         self.names = [each.module for each in own]
         for each in own:
             self.add_module(each.module, LowRank(each, lora.rank, config, like))
@@ -81,7 +88,7 @@ class Adapters(Module):
         `[T, 1, inputs / tp]` -> `[T or T / tp, 1, outputs]`.
         """
         pairs = [cast(LowRank, self.get_submodule(name)) for name in self.names]
-        inner = linear(x, torch.cat([pair.a for pair in pairs]))
+        inner = self._inner(x, [pair.a for pair in pairs])
         if self.is_row and self.is_cut_by_tokens:
             inner = tensor_parallel.reduce_scatter_to_sequence_parallel_region(inner)
         elif self.is_row:
@@ -95,6 +102,25 @@ class Adapters(Module):
         if self.order is not None:
             outer = pad(outer, (0, 0, 0, 1))[self.order]
         return self.scale * linear(inner, outer)
+
+    def _inner(self, x: Tensor, a: Sequence[Tensor]) -> Tensor:
+        """A x of every adapter, `[..., adapters x rank]`; each drops elements of its own."""
+        if not (self.training and self.dropout):
+            return linear(x, torch.cat(tuple(a)))
+        with self._random_numbers():
+            return torch.cat(
+                [linear(functional.dropout(x, self.dropout), each) for each in a], dim=-1
+            )
+
+    def _random_numbers(self) -> AbstractContextManager[Any]:
+        """Those that tensor-parallel ranks share where their inputs are the same; else their own.
+
+        Megatron keeps both in its checkpoints, and draws them again where layers are recomputed.
+        """
+        if self.is_input_cut:
+            own: AbstractContextManager[Any] = tensor_parallel.get_cuda_rng_tracker().fork()
+            return own
+        return nullcontext()
 
 
 def _row_order(own: Sequence[Adapter], row: Weight, model: Model, tp: int) -> Tensor | None:
@@ -139,7 +165,22 @@ def add_lora(built: LanguageModel, model: Model, lora: Lora) -> None:
         built.embedding.register_forward_hook(lambda _, __, output: output.requires_grad_())
 
 
+@contextmanager
+def without_adapters(built: LanguageModel) -> Iterator[None]:
+    """The time that a model computes what it did before it had adapters."""
+    own = [module for module in built.modules() if isinstance(module, Adapters)]
+    for each in own:
+        each.is_on = False
+    try:
+        yield
+    finally:
+        for each in own:
+            each.is_on = True
+
+
 def _add(module: Module, inputs: tuple[Tensor, ...], output: tuple[Tensor, Any]) -> Any:
     """A linear layer's output and bias, with what its adapters make of its input added."""
-    adapters = cast(Module, module.lora)
+    adapters = cast(Adapters, module.lora)
+    if not adapters.is_on:
+        return output
     return output[0] + adapters(inputs[0]), output[1]

@@ -21,6 +21,7 @@ def add_peft(model: Module, layers: Module, architecture: Model, lora: Lora) -> 
 
     config = LoraConfig(
         r=lora.rank,
+        lora_dropout=lora.dropout,
         lora_alpha=lora.alpha,  # type: ignore[arg-type]  # any number will do
         target_modules=list(lora.modules(architecture.family)),
         init_lora_weights=False,

@@ -1,7 +1,7 @@
 """The models of an on-policy run. They share the device, and take turns on it.
 
 policy     learns; its weights go to the rollout after every episode
-reference  the policy as it was at the start, frozen
+reference  the policy as it was at the start, frozen; with LoRA no model of its own
 reward     scores whole answers, frozen
 value      predicts what an answer will be worth, learns (rlhf only)
 rollout    vLLM, which samples
@@ -21,7 +21,7 @@ from alignctl.checkpoints.generation_config import end_token_ids
 from alignctl.checkpoints.preflight import open_model
 from alignctl.checkpoints.source import Source
 from alignctl.config.on_policy_run import OnPolicyConfig, RLHFConfig
-from alignctl.config.sections import Head, Model, Optimizer
+from alignctl.config.sections import Head, Lora, Model, Optimizer
 from alignctl.data.tokenizer import load_tokenizer
 from alignctl.engines import checkpoint_folder
 from alignctl.engines.megatron import MegatronEngine
@@ -42,7 +42,7 @@ class Crew:
         source: What the policy started from.
         rollout: The sampler; it is awake except while the others compute.
         end_token_ids: Tokens that end an answer; the first one is the tokenizer's EOS.
-        reference: None where nothing is compared with it.
+        reference: None where nothing is compared with it, or where it is the policy's base.
         reward: None where a rule alone scores.
         score_offset: What is added to the reward model's scores.
         value: None where nothing is predicted.
@@ -71,6 +71,16 @@ class Crew:
         yield engine
         if self.config.offload:
             engine.offload()
+
+    @contextmanager
+    def as_reference(self) -> Iterator[MegatronEngine]:
+        """The policy as it was at the start: a model of its own, or itself without adapters."""
+        if self.config.lora is None:
+            assert self.reference is not None
+            yield self.reference
+            return
+        with self.policy.without_adapters():
+            yield self.policy
 
     @contextmanager
     def while_rollout_sleeps(self) -> Iterator[None]:
@@ -113,15 +123,13 @@ def value_folder(folder: RunFolder) -> RunFolder:
     return RunFolder(folder.path / "value")
 
 
-def assemble(
-    config: OnPolicyConfig, folder: RunFolder, *, with_reference: bool
-) -> tuple[Crew, int]:
+def assemble(config: OnPolicyConfig, folder: RunFolder) -> tuple[Crew, int]:
     """Builds and loads all models; returns them and the episodes that were done before.
 
     The sampler comes last and takes the memory that is left; it has the policy's weights.
     """
     crew, step = _policy(config, folder)
-    if with_reference:
+    if config.needs_reference and config.lora is None:
         crew.reference = reference_engine(config, crew.source.model)
         crew.reference.load_weights(crew.source)
     if config.needs_reward_model:
@@ -193,7 +201,14 @@ def reference_engine(config: OnPolicyConfig, model: Model) -> MegatronEngine:
 def value_engine(config: RLHFConfig, model: Model, head: Head) -> MegatronEngine:
     """The value model, its weights not set; one that starts from a policy gets a new head."""
     head = "linear" if head == "lm" else head
-    return engine_beside(config, model, head, optimizer=config.value.optimizer, is_value=True)
+    return engine_beside(
+        config,
+        model,
+        head,
+        optimizer=config.value.optimizer,
+        lora=config.lora,
+        is_value=True,
+    )
 
 
 def engine_beside(
@@ -202,6 +217,7 @@ def engine_beside(
     head: Head,
     *,
     optimizer: Optimizer | None = None,
+    lora: Lora | None = None,
     is_value: bool = False,
     temperature: float = 1.0,
 ) -> MegatronEngine:
@@ -214,6 +230,7 @@ def engine_beside(
         optimizer=optimizer,
         loss_scale=config.loss_scale,
         head=head,
+        lora=lora,
         is_value=is_value,
         temperature=temperature,
     )

@@ -47,8 +47,9 @@ class GRPO:
         config, crew, samples = self.config, self.crew, gathered.samples
         segments = samples.segments
         reference = kl = None
-        if crew.reference is not None:
-            reference = torch.from_numpy(crew.target_outputs(crew.reference, samples))
+        if config.needs_reference:
+            with crew.as_reference() as engine:
+                reference = torch.from_numpy(crew.target_outputs(engine, samples))
         groups, scored = torch.from_numpy(samples.groups), gathered.scored
         compared = group_advantages(torch.from_numpy(scored.rewards), groups, config.baseline)
         advantages = segments.spread(compared.advantages)

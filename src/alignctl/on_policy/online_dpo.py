@@ -47,11 +47,11 @@ class OnlineDPO:
     def learn(self, gathered: Gathered, step: int) -> Lesson:
         """Improves the policy."""
         config, crew, samples = self.config, self.crew, gathered.samples
-        assert crew.reference is not None
         logprobs = crew.target_outputs(crew.policy, samples)
         # Pairs cannot be corrected token by token; a mismatch beyond the limit still stops the run.
         metrics = check(logprobs, samples, config.trust).metrics
-        reference = crew.document_outputs(crew.reference, samples)
+        with crew.as_reference() as engine:
+            reference = crew.document_outputs(engine, samples)
         kl = samples.segments.sums(torch.from_numpy(logprobs)).numpy() - reference
         metrics["kl"] = float(kl.mean())
         scores = gathered.scored.rewards

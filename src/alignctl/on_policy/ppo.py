@@ -54,12 +54,12 @@ class PPO:
         """Improves the value model, then the policy."""
         config, crew, samples = self.config, self.crew, gathered.samples
         segments = samples.segments
-        assert crew.reference is not None
         assert crew.value is not None
         batches = planned(crew, samples, step=step)
         logprobs = logprobs_before(crew, batches, samples)
         trust = check(logprobs.numpy(), samples, config.trust)
-        reference = torch.from_numpy(crew.target_outputs(crew.reference, samples))
+        with crew.as_reference() as engine:
+            reference = torch.from_numpy(crew.target_outputs(engine, samples))
         values = torch.from_numpy(crew.target_outputs(crew.value, samples)) + crew.value_offset
         kl = segments.sums(k1(logprobs, reference))
         rewards = token_rewards(

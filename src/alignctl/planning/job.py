@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 
 from alignctl.config.data import Preferences
-from alignctl.config.on_policy_run import GRPOConfig, OnlineDPOConfig, OnPolicyConfig, RLHFConfig
+from alignctl.config.on_policy_run import OnlineDPOConfig, OnPolicyConfig, RLHFConfig
 from alignctl.config.run import DPOConfig, RewardConfig, TrainingConfig
 from alignctl.config.sections import Head
 from alignctl.planning.memory import (
@@ -107,12 +107,12 @@ def _episode(config: OnPolicyConfig, kind: str, stage: int, gpu_memory_gib: floa
     policy, other = _part(config, stage, "lm"), _part(config, stage, "linear")
     dp = config.data_parallel_size
     models = {"policy": held(policy, dp, is_trained=True, lora=config.lora)}
-    if not isinstance(config, GRPOConfig) or config.loss.kl_coef > 0:
+    if config.needs_reference and config.lora is None:
         models["reference"] = held(policy, dp, is_trained=False)
     if config.needs_reward_model:
         models["reward"] = held(other, dp, is_trained=False)
     if isinstance(config, RLHFConfig):
-        models["value"] = held(other, dp, is_trained=True)
+        models["value"] = held(other, dp, is_trained=True, lora=config.lora)
     share = int(config.rollout.gpu_memory_utilization * gpu_memory_gib * GIB)
     step, under_way = tokens_of_batch(config), micro_batches_under_way(config, stage)
     count = min(config.experience.score_batch_size, -(-config.samples_per_step // dp))
@@ -123,6 +123,8 @@ def _episode(config: OnPolicyConfig, kind: str, stage: int, gpu_memory_gib: floa
         "reward": forward_activations(other, _answers(config, count, is_scored=True)),
         "value": training_activations(other, step, under_way),
     }
+    if config.needs_reference and config.lora is not None:  # the policy without its adapters
+        work["policy"] = max(work["policy"], work["reference"])
     resident = 0 if config.offload else sum(each.total for each in models.values())
     asleep = 0 if config.rollout.sleep else share
     phases = {"start": _phase(sum(map(_at_start, models.values(), [config] * len(models))), 0)}

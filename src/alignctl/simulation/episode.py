@@ -151,7 +151,7 @@ def _with_models(config: OnPolicyConfig, rank: Rank, rollout: Any) -> SimulatedC
     policy.create_optimizer()
     crew = SimulatedCrew(config, policy, None, rollout, (1,))  # type: ignore[arg-type]
     with rank.host.building():
-        if not isinstance(config, GRPOConfig) or config.loss.kl_coef > 0:
+        if config.needs_reference and config.lora is None:
             crew.reference = reference_engine(config, config.model)
         if config.needs_reward_model:
             crew.reward = engine_beside(config, config.model, "linear")
@@ -198,12 +198,14 @@ def _score_full_batches(config: OnPolicyConfig, crew: SimulatedCrew) -> None:
         crew.document_outputs(crew.reward, samples)
     if isinstance(config, OnlineDPOConfig):
         crew.target_outputs(crew.policy, samples)
-        assert crew.reference is not None
-        crew.document_outputs(crew.reference, samples)
+        with crew.as_reference() as engine:
+            crew.document_outputs(engine, samples)
         return
-    for engine in (crew.reference, crew.value):
-        if engine is not None:
+    if config.needs_reference:
+        with crew.as_reference() as engine:
             crew.target_outputs(engine, samples)
+    if crew.value is not None:
+        crew.target_outputs(crew.value, samples)
 
 
 def _longest_samples(count: int, config: OnPolicyConfig) -> Samples:
