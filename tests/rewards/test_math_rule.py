@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from alignctl.rewards.extraction import MAX_CHARACTERS, final_answer
+from alignctl.rewards.extraction import final_answer
+from alignctl.rewards.marks import MAX_CHARACTERS
 from alignctl.rewards.math_rule import math_rule
 
 CASES = [

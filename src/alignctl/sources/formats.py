@@ -24,7 +24,7 @@ from alignctl.data.preference_schemas import preference_schema_of
 from alignctl.data.schemas import ASSISTANT, HUMAN, Conversation, Schema
 from alignctl.data.values import mismatch, text_at
 from alignctl.errors import UserError
-from alignctl.rewards.extraction import boxed_answer, marked_answer
+from alignctl.rewards.marks import boxed_answer, marked_answer
 
 Kind = Literal["sft", "reward", "alignment", "math"]
 Name = Literal["hh", "gsm8k", "math", "alpaca", "sharegpt"]
