@@ -41,3 +41,19 @@ def test_what_is_missing_comes_with_the_command_that_mends_it(
     text, is_usable = doctor.examine()
     assert not is_usable
     assert "(this test): pip install no-such-library-of-ours==1.2.3" in text
+
+
+def test_a_library_that_is_there_and_lacks_what_is_asked_of_it_is_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A Megatron-Core of some other version: its first module is here, the others are not."""
+    core = tmp_path / "megatron" / "core"
+    core.mkdir(parents=True)
+    (core / "__init__.py").write_text("")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    megatron = {"megatron": doctor._TRIALS["megatron"]}
+    monkeypatch.setattr(doctor, "_TRIALS", megatron)
+    text, is_usable = doctor.examine()
+    assert not is_usable
+    assert "megatron-core is installed and does not work (every training stage): " in text
+    assert "ModuleNotFoundError: No module named 'megatron.core" in text

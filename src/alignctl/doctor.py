@@ -79,11 +79,21 @@ print(json.dumps({
 """
 
 
+_TRIALS = {
+    "megatron": ("megatron-core", "every training stage"),
+    "deepspeed": ("deepspeed", "engine=deepspeed"),
+    "vllm": ("vllm", "the rollout of on-policy stages, generate, eval"),
+}
+"""What is tried, by `alignctl.engines.trial`, where its library is installed; and what needs it."""
+
+
 def examine() -> tuple[str, bool]:
     """Look at everything; returns the report and whether the stages can run here."""
     libraries, problems, advice = _libraries()
     machine, machine_problems = _machine()
     problems += machine_problems + _package_problems()
+    if not problems:  # else it would only say the same again
+        problems += _trials()
     lines = [
         f"alignctl {alignctl.__version__}{_commit()}",
         f"python {platform.python_version()} on {platform.platform()}",
@@ -162,6 +172,29 @@ def _machine() -> tuple[list[str], list[str]]:
         lines.append(f"shared memory: {_gib(shutil.disk_usage(shared).free)} free")
     lines.append(f"disk here: {_gib(shutil.disk_usage(Path.cwd()).free)} free")
     return lines, problems
+
+
+def _trials() -> list[str]:
+    """What does not work although it is installed: each tried in a process of its own."""
+    on_cpu = {library.name: library.on_cpu for library in LIBRARIES}
+    tried = {
+        name: subprocess.Popen(
+            [sys.executable, "-m", "alignctl.engines.trial", name],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for name, (library, _) in _TRIALS.items()
+        if _version(library) or _version(on_cpu.get(library) or library)
+    }
+    problems = []
+    for name, process in tried.items():
+        _, words = process.communicate()
+        if process.returncode:
+            library, purpose = _TRIALS[name]
+            last = (words.strip().splitlines() or [f"ended with code {process.returncode}"])[-1]
+            problems.append(f"{library} is installed and does not work ({purpose}): {last}")
+    return problems
 
 
 def _devices(torch: dict[str, object]) -> list[str]:
