@@ -65,7 +65,8 @@ class Rendered:
     @property
     def prompt_ends(self) -> list[int]:
         """Where the assistant's turns start, in their order."""
-        return sorted({*self.other_starts, *(start for start, _ in self.spans)})
+        starts = [start for start, _ in self.spans]
+        return sorted({*self.other_starts, *starts}) if self.other_starts else starts
 
     def with_last_turn(self) -> "Rendered":
         """Return the same text, of which only the last turn is learned."""
