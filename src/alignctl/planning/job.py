@@ -97,7 +97,9 @@ def _training(config: TrainingConfig, kind: str, stage: int) -> RankReport:
     if isinstance(config, DPOConfig):
         phases["reference"] = _phase(kept.total, forward_activations(part, tokens))
     under_way = micro_batches_under_way(config, stage)
-    work = training_activations(part, tokens, under_way, trains_head=config.lora is None)
+    work = training_activations(
+        part, tokens, under_way, trains_head=config.lora is None, lora=config.lora
+    )
     phases["step"] = _phase(kept.total, work)
     return RankReport(kind, {"model": kept}, phases)
 

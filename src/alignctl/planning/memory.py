@@ -202,8 +202,36 @@ def kept_by_layer(part: Part, tokens: int) -> int:
     return tokens * (numbers * part.bytes_per_number + normalisers)
 
 
+def kept_by_dropout(part: Part, tokens: int, lora: Lora | None) -> int:
+    """Bytes that a layer's adapters keep beyond others where they drop elements of their inputs.
+
+    Each of them its own input without those, and a byte for each element of it; not the input
+    itself, which those of one matrix share.
+    """
+    if lora is None or not lora.dropout:
+        return 0
+    model, tp = part.model, part.parallel.tp
+    cut = {
+        "o_proj": model.hidden_size // tp,
+        "dense": model.hidden_size // tp,
+        "down_proj": model.ffn_hidden_size // tp,
+        "dense_4h_to_h": model.ffn_hidden_size // tp,
+    }
+    whole = model.hidden_size // part.sequence_cut
+    of_matrix = {"k_proj": "q_proj", "v_proj": "q_proj", "up_proj": "gate_proj"}
+    names = lora.modules(model.family)
+    shared = {of_matrix.get(name, name) for name in names}
+    own, inputs = (sum(cut.get(name, whole) for name in each) for each in (names, shared))
+    return tokens * (own * (part.bytes_per_number + 1) - inputs * part.bytes_per_number)
+
+
 def training_activations(
-    part: Part, tokens: Tokens, in_flight: int, *, trains_head: bool = True
+    part: Part,
+    tokens: Tokens,
+    in_flight: int,
+    *,
+    trains_head: bool = True,
+    lora: Lora | None = None,
 ) -> int:
     """Bytes beyond what is held, at the peak of a training step.
 
@@ -212,11 +240,12 @@ def training_activations(
         tokens: Each micro batch.
         in_flight: Micro batches that are forward and not yet backward: in 1F1B pp - stage.
         trains_head: Whether the output layer has a gradient; beside adapters it has none.
+        lora: The adapters, if there are any.
     """
     model, b = part.model, part.bytes_per_number
     hidden, ffn = model.hidden_size, model.ffn_hidden_size // part.parallel.tp
     stream = tokens.total * hidden * b
-    layer = kept_by_layer(part, tokens.total)
+    layer = kept_by_layer(part, tokens.total) + kept_by_dropout(part, tokens.total, lora)
     # Under full recomputation a layer keeps its input; one of them at a time is there as a whole.
     is_full = part.parallel.recompute == "full"
     kept = stream // part.sequence_cut if is_full else layer

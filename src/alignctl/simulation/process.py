@@ -110,9 +110,16 @@ def _replacements(ledger: Ledger, *, is_gpu: bool) -> list[tuple[Any, str, Any]]
     def rms_norm(x: Tensor, shape: Any, weight: Tensor, eps: float | None = None) -> Tensor:
         return _RMSNormKernel.apply(x, weight)  # type: ignore[no-any-return, no-untyped-call]
 
-    # RMSNorm is one kernel on a GPU, and on the CPU a handful of operators in float32. Attention
-    # keeps the same on both.
-    kernels = [(torch.nn.functional, "rms_norm", rms_norm)] if is_gpu else []
+    def dropout(x: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
+        return torch.native_dropout(x, p, training)[0]
+
+    # On a GPU dropout keeps a byte of each element, and RMSNorm is one kernel; on the CPU they keep
+    # a number, and are a handful of operators in float32. Attention keeps the same on both.
+    kernels = [
+        (torch.nn.functional, "rms_norm", rms_norm),
+        (torch.nn.functional, "dropout", dropout),
+    ]
+    kernels = kernels if is_gpu else []
     return [
         *kernels,
         (UntypedStorage, "resize_", resize_and_note),
