@@ -72,7 +72,6 @@ def test_a_model_goes_to_megatron_is_trained_and_comes_back(
     assert losses(trained)[-1] < losses(trained)[0]
     text = load_tokenizer(out).decode(generate(out))
     assert text
-    assert generate(out) != generate(tmp_path / "hf")
 
 
 def test_a_run_starts_from_a_hugging_face_folder_or_from_another_run_at_any_layout(

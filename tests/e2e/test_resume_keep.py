@@ -27,13 +27,16 @@ def steps_of_attempt(run: RunFolder, arguments: list[object], until: int) -> com
     return commands.finish(process)
 
 
-@pytest.mark.parametrize("engine", ["megatron", "deepspeed"])
-@pytest.mark.parametrize("stage", ["sft", "reward", "dpo", "pretrain"])
+CASES = [
+    *((stage, "megatron") for stage in ("sft", "reward", "dpo", "pretrain")),
+    *((stage, "deepspeed") for stage in ("sft", "reward", "dpo")),
+]
+
+
+@pytest.mark.parametrize(("stage", "engine"), CASES)
 def test_a_run_outlives_the_checkpoints_it_was_resumed_from(
     tmp_path: Path, stage: str, engine: str
 ) -> None:
-    if engine == "deepspeed" and stage == "pretrain":
-        pytest.skip("pretrain has no such engine")
     model = tiny.write_model(tmp_path / "hf")
     tokenizer = tiny.write_tokenizer(tmp_path / "tokenizer")
     settings = tiny.preset()[stage] | {
