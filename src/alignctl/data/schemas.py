@@ -112,9 +112,10 @@ def own_text(
     """
     learned = tuple((start, end) for start, end in spans if text[start:end].strip())
     end = learned[-1][1] if learned else 0
-    starts = sorted({*other_starts, *(start for start, _ in spans)})
-    others = tuple(start for start in starts if start < end)
-    return Rendered(text[:end], learned, append_eos=True, other_starts=others)
+    if other_starts or len(learned) < len(spans):
+        starts = {*other_starts, *(start for start, _ in spans)}
+        other_starts = sorted(start for start in starts if start < end)
+    return Rendered(text[:end], learned, append_eos=True, other_starts=tuple(other_starts))
 
 
 def learned_start(text: str, header_end: int) -> int:
