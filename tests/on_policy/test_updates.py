@@ -104,7 +104,7 @@ def test_an_update_that_float16_does_not_hold_counts_but_moves_no_rate() -> None
         result(1, 1, 0), result(1, 1, 0, norm=None), result(1, 1, 0, norm=3), loss_scale=512
     )
     found = updated(engine, 3)
-    assert engine.rates == [0.75, 1.0, 1.0]
+    assert engine.rates == [0.5, 0.75, 0.75]
     assert found["grad_norm"] == 2
     assert (found["updates"], found["loss_scale"], found["skipped_steps"]) == (3, 512, 1)
     alone = updated(ScriptedEngine(result(1, 1, 0, norm=None), loss_scale=256), 1)
