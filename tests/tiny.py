@@ -138,7 +138,7 @@ def preset(family: Family = "llama-gqa") -> dict[str, Any]:
     stages = {
         "sft": sft,
         "reward": preferences,
-        "dpo": preferences | {"optimizer": {"lr": 1e-3, "warmup_steps": 2}},
+        "dpo": preferences | {"optimizer": {"lr": 3e-3, "warmup_steps": 1}},
         "pretrain": pretrain,
     }
     return {

@@ -128,6 +128,8 @@ def new_folder(final: Path) -> Iterator[Path]:
 
 
 def _refuse_taken(final: Path) -> None:
+    if final.parent.exists() and not final.parent.is_dir():
+        raise UserError(f"{final}: cannot be written: {os.strerror(errno.ENOTDIR)}")
     if final.exists() and (not final.is_dir() or any(final.iterdir())):
         raise UserError(
             f"{final} exists already and is not empty", "give another name, or remove it first"

@@ -36,14 +36,14 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_second_turn_shows_the_first_one_and_what_was_said(model: Path) -> None:
-    """In the HH form, since the tokenizer has no template of its own."""
+    """In the HH form, since the tokenizer has no template of its own; the last space is said."""
     generator = Generator(model, MTBenchGeneration(**SETTINGS))
     asked = [QUESTIONS[0], QUESTIONS[1]]
     found = prompts(generator, asked, {0: ["La la."], 1: ["2."]}, turn=1)
     texts = [generator.tokenizer.decode(prompt.tokens.tolist()) for prompt in found]
     human, assistant = "\n\nHuman: ", "\n\nAssistant: "
-    assert texts[0].endswith(f"{human}Sing.{assistant}La la.{human}Louder.{assistant}")
-    assert texts[1].endswith(f"{human}1+1?{assistant}2.{human}2+2?{assistant}")
+    assert texts[0].endswith(f"{human}Sing.{assistant}La la.{human}Louder.{assistant.rstrip()}")
+    assert texts[1].endswith(f"{human}1+1?{assistant}2.{human}2+2?{assistant.rstrip()}")
     assert [prompt.number for prompt in found] == [1, 3]
 
 

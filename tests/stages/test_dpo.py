@@ -87,10 +87,11 @@ def test_a_run_is_not_resumed_against_another_reference(
 ) -> None:
     run = shutil.copytree(first[0], tmp_path / "run")
     model = shutil.copytree(workspace / "hf", tmp_path / "hf")
-    config = (run / "config.json").read_text()
-    for old, new in ((first[0], run), (workspace / "hf", model)):
-        config = config.replace(f'"{old}"', f'"{new}"')
-    (run / "config.json").write_text(config)
+    for file in (run / "config.json", run / "origin/folders.json"):
+        text = file.read_text()
+        for old, new in ((first[0], run), (workspace / "hf", model)):
+            text = text.replace(f'"{old}"', f'"{new}"')
+        file.write_text(text)
     (run / "result.json").unlink()
     (run / "data/reference").write_text(str(tmp_path / "gone" / cache_file(first[0]).name))
     tiny.write_model(model, seed=1)
