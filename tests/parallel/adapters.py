@@ -154,7 +154,7 @@ def lora_dropout(case: Case, folder: Path) -> dict[str, Any]:
     """Steps with dropout before A; what falls away on which rank, and what they have in common."""
     import torch
     import torch.distributed as dist
-    from megatron.core import parallel_state
+    from megatron.core import parallel_state, tensor_parallel
     from torch.nn import functional
 
     from alignctl.algorithms.sft import CrossEntropy
@@ -177,6 +177,8 @@ def lora_dropout(case: Case, folder: Path) -> dict[str, Any]:
             torch.set_rng_state(state)
         kept["row" if module.is_row else "column"].append(mask.flatten()[:64].tolist())
 
+    # The ranks' own numbers too: the cases of a layout follow each other in one process.
+    tensor_parallel.model_parallel_cuda_manual_seed(SEED, force_reset_rng=True)
     torch.manual_seed(SEED)
     if case.parallel.recompute == "none":
         for module in layer.modules():

@@ -126,7 +126,8 @@ def test_gradients_that_overflow_are_left_out_as_by_megatron(
         assert loss == pytest.approx(expected, rel=2e-3)
         if not case.lora:  # whose gradients are smaller
             assert rest == expected_rest
-            assert norm == pytest.approx(expected_norm, rel=1e-2)
+            assert (norm is None) == (expected_norm is None)
+            assert norm is None or norm == pytest.approx(expected_norm, rel=1e-2)
     is_taken = [norm is not None for _, norm, *_ in ours["steps_0"]]
     assert is_taken == [is_changed for *_, is_changed in ours["steps_0"]]
 
