@@ -133,8 +133,8 @@ def _first_changed(
         token = reading.token_at(prompt_end - start)
         if token is None or reading.start(token) < prompt_end - start:
             return prompt_end
-        space = len(document.text[start:prompt_end].rstrip())
-        if prompt_end - start - space > 1:
+        if document.text[max(start, prompt_end - 2) : prompt_end].isspace():
+            space = len(document.text[start:prompt_end].rstrip())
             first = _first_token(reading, space, end - start)
             tail = document.text[start + reading.start(first) : prompt_end]
             if reading.ids[first:token].tolist() != _ids(tokenizer, tail):

@@ -49,7 +49,8 @@ class Reading:
     @property
     def ids(self) -> NDArray[np.int32]:
         """Token ids `[N]`."""
-        return np.asarray(self.encoding.ids[self.skipped_tokens :], np.int32)
+        ids = np.asarray(self.encoding.ids, np.int32)
+        return ids[self.skipped_tokens :] if self.skipped_tokens else ids
 
     def token_at(self, character: int) -> int | None:
         """The first token of a character; None when a normaliser removed the character."""
