@@ -174,7 +174,10 @@ def _fitted(whole: Encoded, recipe: Recipe, tally: Tally) -> Encoded | None:
         return None
     tally.truncated += is_long
     tally.parted += document.is_parted
-    tally.without_eos += recipe.tokenizer.eos_id not in document.tokens[document.supervised]
+    eos_id = recipe.tokenizer.eos_id
+    ends_with_eos = document.supervised[-1] and document.tokens[-1] == eos_id
+    if not ends_with_eos:
+        tally.without_eos += eos_id not in document.tokens[document.supervised]
     return document
 
 

@@ -61,11 +61,10 @@ def _finished(document: Rendered, encoded: Encoded, tokenizer: Tokenizer) -> Enc
     tokens, supervised = encoded.tokens, encoded.supervised
     if not supervised.any() and not (document.spans and document.append_eos):
         return Encoded(tokens[:0], supervised[:0])
-    if document.append_eos and (not len(tokens) or tokens[-1] != tokenizer.eos_id):
-        tokens = np.append(tokens, np.int32(tokenizer.eos_id))
-        supervised = np.append(supervised, np.True_)
-    tokens, supervised = _with_one_bos(tokens, supervised, tokenizer)
-    keep = int(np.flatnonzero(supervised)[-1]) + 1
+    needs_eos = document.append_eos and (not len(tokens) or tokens[-1] != tokenizer.eos_id)
+    ends = [tokenizer.eos_id] if needs_eos else []
+    tokens, supervised = _with_one_bos(tokens, supervised, tokenizer, ends)
+    keep = len(tokens) if needs_eos else int(np.flatnonzero(supervised)[-1]) + 1
     return Encoded(tokens[:keep], supervised[:keep], encoded.is_parted)
 
 
@@ -180,18 +179,25 @@ def _first_token(reading: Reading, character: int, length: int) -> int:
 
 
 def _with_one_bos(
-    tokens: NDArray[np.int32], supervised: NDArray[np.bool_], tokenizer: Tokenizer
+    tokens: NDArray[np.int32],
+    supervised: NDArray[np.bool_],
+    tokenizer: Tokenizer,
+    ends: Sequence[int] = (),
 ) -> tuple[NDArray[np.int32], NDArray[np.bool_]]:
-    if not tokenizer.adds_bos or tokenizer.bos_id is None:
+    """Tokens and mask after one BOS, where the tokenizer adds it, and before learned `ends`."""
+    bos_id = tokenizer.bos_id if tokenizer.adds_bos else None
+    if bos_id is None and not ends:
         return tokens, supervised
-    leading = 0
-    while leading < len(tokens) and tokens[leading] == tokenizer.bos_id:
+    leading, head = 0, int(bos_id is not None)
+    while head and leading < len(tokens) and tokens[leading] == bos_id:
         leading += 1
-    head = np.asarray([tokenizer.bos_id], np.int32)
-    return (
-        np.concatenate([head, tokens[leading:]]),
-        np.concatenate([np.zeros(1, np.bool_), supervised[leading:]]),
-    )
+    last = head + len(tokens) - leading
+    whole = np.empty(last + len(ends), np.int32)
+    mask = np.ones(len(whole), np.bool_)
+    whole[:head] = bos_id if bos_id is not None else 0
+    whole[head:last], whole[last:] = tokens[leading:], ends
+    mask[:head], mask[head:last] = False, supervised[leading:]
+    return whole, mask
 
 
 def truncate(document: Encoded, window: int, rule: Truncation, bos_id: int | None) -> Encoded:
