@@ -10,6 +10,7 @@ import typer
 
 from alignctl import cli
 from alignctl.config import presets
+from alignctl.config.knobs import render_knobs
 from alignctl.config.load import load_preset
 from tests.tiny import write_tokenizer
 
@@ -150,6 +151,11 @@ def test_every_file_that_a_page_names_is_there(page: str) -> None:
     )
     assert paths
     assert not [path for path in paths if not (ROOT / path).exists()]
+
+
+def test_the_page_of_knobs_is_what_the_classes_say() -> None:
+    """After a change of a knob: alignctl presets knobs > docs/knobs.md."""
+    assert (ROOT / "docs" / "knobs.md").read_text("utf-8") == render_knobs().rstrip() + "\n"
 
 
 def test_the_list_of_decisions_is_complete() -> None:

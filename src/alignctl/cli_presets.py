@@ -126,3 +126,11 @@ def print_schema() -> None:
     from alignctl.config.schema import preset_schema
 
     console.emit(preset_schema())
+
+
+@app.command("knobs", epilog=example("alignctl presets knobs > docs/knobs.md"))
+def print_knobs() -> None:
+    """Print every knob of every stage, its values, default and meaning, as a Markdown page."""
+    from alignctl.config.knobs import render_knobs
+
+    console.emit(render_knobs().rstrip())

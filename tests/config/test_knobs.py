@@ -1,0 +1,28 @@
+from alignctl.config.knobs import COMMANDS, describe_values, gather_chapters
+from alignctl.config.load import STAGES, Preset
+from alignctl.config.problems import known_keys
+
+
+def test_every_key_that_can_be_set_is_on_the_page() -> None:
+    """Of the sections of a preset; a section is not a knob, but for one that may be null."""
+    written = {
+        ".".join((stage.replace("-", "_"), *chapter.path, key))
+        for chapter in gather_chapters()
+        for stage in chapter.stages
+        if stage not in COMMANDS
+        for key in chapter.knobs
+    }
+    keys = set(known_keys(Preset))
+    leaves = {key for key in keys if not any(other.startswith(f"{key}.") for other in keys)}
+    assert leaves - written == set()
+    assert written - leaves == {f"{stage}.lora" for stage in STAGES}
+
+
+def test_values_are_told_in_words() -> None:
+    assert describe_values({"type": "integer", "minimum": 1}) == "an integer at least 1"
+    share = {"type": "number", "minimum": 0, "exclusiveMaximum": 1}
+    assert describe_values({"anyOf": [share, {"type": "null"}]}) == (
+        "a number at least 0 and under 1 or `null`"
+    )
+    assert describe_values({"type": "string", "enum": ["a", "b"]}) == "`a`, `b`"
+    assert describe_values({"type": "array", "items": {"type": "string"}}) == "a list, each text"
