@@ -15,7 +15,16 @@ from alignctl.config.load import load_preset
 from tests.tiny import write_tokenizer
 
 ROOT = Path(__file__).parents[1]
-README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGES = {
+    page: (ROOT / page).read_text(encoding="utf-8")
+    for page in (
+        "README.md",
+        *(f"docs/{name}.md" for name in ("checkpoints", "data", "evaluation", "install")),
+        *(f"docs/{name}.md" for name in ("on-policy", "presets", "runs", "training")),
+    )
+}
+README = PAGES["README.md"]
+EVERY_PAGE = pytest.mark.parametrize("page", PAGES)
 TARGETS = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text("utf-8"), re.MULTILINE))
 CAN_DRY_RUN = (
     *("convert-hf2mg", "convert-mg2hf", "convert-mg2mg", "pretrain"),
@@ -33,20 +42,20 @@ WANT_FILES = ("prepare",)
 """Commands that do nothing without data, which they are given in a test of their own."""
 
 
-def blocks(language: str) -> list[str]:
-    """The README's code blocks of a language."""
-    return re.findall(rf"^```{language}\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+def blocks(page: str, language: str) -> list[str]:
+    """The code blocks of a page in a language."""
+    return re.findall(rf"^```{language}\n(.*?)^```$", PAGES[page], re.MULTILINE | re.DOTALL)
 
 
-def commands() -> list[list[str]]:
+def commands(page: str) -> list[list[str]]:
     """The commands of its shell blocks, continued lines joined, comments left out."""
-    text = "".join(blocks("sh")).replace("\\\n", " ")
+    text = "".join(blocks(page, "sh")).replace("\\\n", " ")
     return [shlex.split(line, comments=True) for line in text.splitlines() if line.strip()]
 
 
-def table(heading: str) -> list[list[str]]:
-    """The cells of the first table below a heading, without its head."""
-    section = README.partition(f"\n## {heading}\n")[2].partition("\n## ")[0]
+def table(page: str, heading: str) -> list[list[str]]:
+    """The cells of the first table of a page below a heading, without its head."""
+    section = PAGES[page].partition(f"# {heading}\n")[2].partition("\n## ")[0]
     rows = [line.strip("|").split("|") for line in section.splitlines() if line.startswith("|")]
     return [[cell.strip() for cell in row] for row in rows[2:]]
 
@@ -71,17 +80,24 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp
     return call
 
 
-def test_every_alignctl_command_is_accepted(run: Run) -> None:
+@EVERY_PAGE
+def test_every_alignctl_command_is_accepted(page: str, run: Run) -> None:
     """Stages are asked what they would do; the other commands really run, one after the other."""
-    ours = [c for c in commands() if c[0] == "alignctl" and c[1] not in (*WANT_MODELS, *WANT_FILES)]
-    assert {command[1] for command in ours} >= set(CAN_DRY_RUN)
+    left_out = (*WANT_MODELS, *WANT_FILES)
+    ours = [c for c in commands(page) if c[0] == "alignctl" and c[1] not in left_out]
     for command in ours:
         is_real = command[1] not in CAN_DRY_RUN or "--dry-run" in command
         code, output = run(command if is_real else [*command, "--dry-run"])
         assert code == 0, output
 
 
-def test_the_commands_that_prepare_data_run(run: Run, tmp_path: Path) -> None:
+def test_every_stage_has_a_command_on_some_page() -> None:
+    typed = {words[1] for page in PAGES for words in commands(page) if words[0] == "alignctl"}
+    assert typed >= {*CAN_DRY_RUN, *WANT_MODELS}
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/data.md"])
+def test_the_commands_that_prepare_data_run(page: str, run: Run, tmp_path: Path) -> None:
     """One after the other, on a few documents and rows, with the tests' tokenizer."""
     for model in ("llama2-7b", "bloom-7b"):
         write_tokenizer(tmp_path / "models" / model)
@@ -94,34 +110,39 @@ def test_the_commands_that_prepare_data_run(run: Run, tmp_path: Path) -> None:
     for folder, row in rows.items():
         (tmp_path / folder).mkdir(parents=True)
         (tmp_path / folder / "train.jsonl").write_text(json.dumps(row) + "\n", encoding="utf-8")
-    prepare = [c for c in commands() if c[:2] == ["alignctl", "prepare"]]
-    assert {c[2] for c in prepare} >= {"hh", "clean", "shard", "tokenize", "inspect", "check"}
+    prepare = [c for c in commands(page) if c[:2] == ["alignctl", "prepare"]]
+    wanted = {"hh", "gsm8k"}
+    if page != "README.md":
+        wanted |= {"clean", "shard", "tokenize", "inspect", "check"}
+    assert {c[2] for c in prepare} >= wanted
     for command in prepare:
         code, output = run(command)
         assert code == 0, output
 
 
-def test_every_other_command_is_one_that_exists() -> None:
-    for program, *words in commands():
+@EVERY_PAGE
+def test_every_other_command_is_one_that_exists(page: str) -> None:
+    for program, *words in commands(page):
         if program == "make":
             assert set(words) <= TARGETS
         else:
             assert program in ("alignctl", "hf", "pip")
 
 
-def test_every_make_target_that_is_mentioned_exists() -> None:
-    assert set(re.findall(r"\bmake ([a-z-]+)", README)) <= TARGETS
+@EVERY_PAGE
+def test_every_make_target_that_is_mentioned_exists(page: str) -> None:
+    assert set(re.findall(r"\bmake ([a-z-]+)", PAGES[page])) <= TARGETS
 
 
 def test_the_errors_are_those_that_a_user_sees(run: Run) -> None:
-    for block in blocks("console"):
+    for block in blocks("README.md", "console"):
         for example in block.split("$ ")[1:]:
             command, _, expected = example.partition("\n")
             assert run(shlex.split(command)) == (2, expected)
 
 
 def test_the_table_of_stages_lists_the_stages_that_exist() -> None:
-    listed = [name for row in table("Stages") for name in named(row[:1])]
+    listed = [name for row in table("README.md", "Stages") for name in named(row[:1])]
     helpers = ["prepare", "plan", "report", "presets", "doctor", "verify", "launch"]
     group = typer.main.get_command(cli.app)
     assert sorted([*listed, *helpers]) == sorted(getattr(group, "commands", {}))
@@ -130,7 +151,7 @@ def test_the_table_of_stages_lists_the_stages_that_exist() -> None:
 
 def test_the_table_of_presets_tells_each_layout() -> None:
     """The layout is TP x PP x DP, ones left out; the number of GPUs is that of all processes."""
-    rows = [half for row in table("Presets") for half in (row[:3], row[4:])]
+    rows = [half for row in table("docs/presets.md", "Presets") for half in (row[:3], row[4:])]
     assert sorted(name for row in rows for name in named(row[:1])) == presets.names()
     for row in rows:
         for name in named(row[:1]):
@@ -141,6 +162,12 @@ def test_the_table_of_presets_tells_each_layout() -> None:
             sizes["DP"] = processes // (sizes["TP"] * sizes["PP"])
             assert row[1] == " x ".join(f"{kind} {n}" for kind, n in sizes.items() if n > 1)
             assert row[2] == ("CPU" if name.startswith("tiny") else str(processes))
+
+
+def test_the_readme_is_short_and_leads_to_every_page() -> None:
+    assert len(README.splitlines()) < 200
+    linked = set(re.findall(r"\]\((docs/[\w.-]+)\)", README))
+    assert linked == {f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md")}
 
 
 @pytest.mark.parametrize("page", ["README.md", "ARCHITECTURE.md", "CONTRIBUTING.md"])
