@@ -83,9 +83,7 @@ def launch(
     """
     todo = job(config, nodes)
     if dry_run:
-        for rank in range(nodes.nnodes):
-            console.emit(todo.on_node(rank).render())
-        console.emit(config.model_dump_json(indent=2))
+        _show(config, todo)
         return 0
     peers = None
     if nodes.nnodes > 1:
@@ -117,6 +115,24 @@ def launch(
             peers.cannot_start(error)
         raise
     return 0
+
+
+def _show(config: TrainingConfig, todo: Job) -> None:
+    """Prints each node's command and the configuration, and says what the command needs."""
+    if (path := os.environ.get("PYTHONPATH")) is not None:
+        todo = replace(todo, env=(*todo.env, ("PYTHONPATH", path)))
+    for rank in range(todo.nnodes):
+        console.emit(todo.on_node(rank).render())
+    console.emit(config.model_dump_json(indent=2))
+    ready = RunFolder(config.output).config.exists()
+    where = f"goes on with the run in {config.output}" if ready else f"needs {config.output} first"
+    notes = [
+        f"the command {where}; without --dry-run, alignctl {config.stage} prepares that folder "
+        "(config.json, rows), and starts the command itself"
+    ]
+    if todo.master_addr.startswith("$"):
+        notes.append(f"set {todo.master_addr[1:]} to the address of node 0 before the command")
+    console.note_all(notes)
 
 
 def _check(

@@ -1,11 +1,13 @@
 import json
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
+import typer
 import yaml
 
 from alignctl import __version__, cli
@@ -212,3 +214,41 @@ def test_a_library_that_is_not_installed_is_named_with_its_extra(
     assert done.returncode == 2, done.stderr
     assert done.stderr.startswith(f"error: this command needs {library}, which is not installed\n")
     assert "'.[cpu]'" in done.stderr
+
+
+def flags_of(command: Any, words: tuple[str, ...] = ()) -> Iterator[tuple[str, Any]]:
+    """Every flag and argument of a command and of those below it, with the command's words."""
+    for param in command.params:
+        yield " ".join([*words, param.name]), param
+    for name, inner in getattr(command, "commands", {}).items():
+        yield from flags_of(inner, (*words, name))
+
+
+def test_no_number_of_a_flag_is_unbounded() -> None:
+    numbers = {
+        name: flag
+        for name, flag in flags_of(typer.main.get_command(cli.app))
+        if flag.type_descriptor.annotation in (int, float)
+    }
+    assert {"sft nproc", "prepare shard seed", "eval mt-bench prompt_price"} <= set(numbers)
+    bounds = {
+        name: (getattr(flag, "min", None), getattr(flag, "max", None))
+        for name, flag in numbers.items()
+    }
+    assert {name: each for name, each in bounds.items() if None in each} == {}
+
+
+@pytest.mark.parametrize("value", ["1" * 40, "nan", "inf"])
+def test_a_flag_that_is_no_sensible_number_is_named(alignctl: Alignctl, value: str) -> None:
+    outcome = alignctl("plan", "--preset", "tiny-llama", "--gpu-memory", value)
+    assert outcome.code == 2
+    assert "Invalid value for '--gpu-memory'" in outcome.err
+
+
+def test_the_flag_is_blamed_for_the_number_of_processes(alignctl: Alignctl) -> None:
+    """16 sequences by 8 on each of 1000 / TP 2 ranks."""
+    outcome = alignctl("sft", "--preset", "tiny-llama", "--nproc", "1000", "--dry-run")
+    assert outcome.code == 2
+    assert outcome.err.startswith(
+        "error: --nproc 1000: batch.global_batch_size 16 is not divisible"
+    )

@@ -70,6 +70,33 @@ def test_the_environment_of_another_job_has_no_say(
     assert "#SBATCH --nodes=4\n" in out
 
 
+@pytest.mark.parametrize("time", ["90", "90:30", "12:00:00", "2-12", "2-12:30", "2-12:30:00"])
+def test_every_form_of_a_time_of_slurms_is_taken(run: Run, time: str) -> None:
+    code, out, err = run(f"launch slurm --time {time} sft {INPUTS}")
+    assert code == 0, err
+    assert f"#SBATCH --time={time}\n" in out
+
+
+@pytest.mark.parametrize("flags", ["--memory 900Gi --cpus 64", "--memory 1.5T --cpus 500m"])
+def test_every_form_of_a_quantity_is_taken(run: Run, flags: str) -> None:
+    code, out, err = run(f"launch kubernetes --image i {flags} sft {INPUTS}")
+    assert code == 0, err
+    _, memory, _, cpus = flags.split()
+    container = yaml.safe_load(out)["spec"]["pytorchReplicaSpecs"]["Master"]["template"]["spec"]
+    limits = container["containers"][0]["resources"]["limits"]
+    assert {"memory": memory, "cpu": cpus}.items() <= limits.items()
+
+
+def test_paths_of_the_cluster_are_not_looked_for_here(run: Run) -> None:
+    stage = "sft --preset llama2-70b --load /cluster/mg --data /cluster/rows"
+    code, out, err = run(f"launch slurm --no-check --setup /cluster/modules.sh {stage}")
+    assert code == 0, err
+    assert ". /cluster/modules.sh\n" in out
+    assert "--load /cluster/mg" in out
+    code, _, err = run("launch slurm --no-check sft --preset llama2-70b --load /cluster/mg")
+    assert (code, "--data is missing" in err) == (2, True)
+
+
 @pytest.mark.parametrize(
     ("line", "message"),
     [
@@ -89,6 +116,15 @@ def test_the_environment_of_another_job_has_no_say(
         (f"kubernetes --image i --runtime r sft {INPUTS}", "has no meaning for a PyTorchJob"),
         (f"kubernetes --image i --name A sft {INPUTS}", "cannot be the name of a Kubernetes"),
         ("slurm", "Missing argument 'STAGE ...'"),
+        (f"slurm --time 99:99 sft {INPUTS}", "--time '99:99' is not a time of Slurm's"),
+        (f"slurm --time 1-24:00 sft {INPUTS}", "--time '1-24:00' is not a time"),
+        (f"slurm --time soon sft {INPUTS}", "--time 'soon' is not a time"),
+        (f"kubernetes --image i --memory lots sft {INPUTS}", "--memory 'lots' is not a quantity"),
+        (f"kubernetes --image i --memory 900m sft {INPUTS}", "--memory 900m: no pod"),
+        (f"kubernetes --image i --memory 900 sft {INPUTS}", "--memory 900: no pod"),
+        (f"kubernetes --image i --cpus many sft {INPUTS}", "--cpus 'many' is not a quantity"),
+        (f"kubernetes --image i --cpus 0 sft {INPUTS}", "--cpus 0: no pod"),
+        (f"kubernetes --image i --namespace A_b sft {INPUTS}", "--namespace 'A_b' cannot be"),
     ],
 )
 def test_what_is_wrong_is_said_before_a_job_waits_in_a_queue(

@@ -160,10 +160,13 @@ def convert_mg2mg(
 
 
 def _convert(direction: "Direction", preset: str | None, dry_run: bool, **flags: Any) -> None:
+    from alignctl.config.inputs import not_here
     from alignctl.config.load import convert_options
 
     options = convert_options(preset, **flags)
     if dry_run:
+        paths = [("--load", options.load), ("--tokenizer", options.tokenizer)]
+        console.note_all(not_here(paths))
         console.emit(options.model_dump_json(indent=2))
         return
     from alignctl.stages import convert as stage

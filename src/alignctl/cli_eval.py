@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from alignctl.config.bounds import A_YEAR, MOST
 from alignctl.errors import UserError
 from alignctl.flags import DryRunFlag, TokenizerFlag, example
 
@@ -207,22 +208,28 @@ def mt_bench(
     ] = False,
     limit: Annotated[
         int | None,
-        typer.Option(min=1, metavar="N", help="At most so many questions, of all categories."),
+        typer.Option(
+            min=1, max=MOST, metavar="N", help="At most so many questions, of all categories."
+        ),
     ] = None,
     concurrency: Annotated[
         int, typer.Option(min=1, max=1024, metavar="N", help="Requests to the judge at a time.")
     ] = 8,
     timeout: Annotated[
-        float, typer.Option(min=0.1, metavar="SECONDS", help="For one attempt of a request.")
+        float,
+        typer.Option(min=0.1, max=A_YEAR, metavar="SECONDS", help="For one attempt of a request."),
     ] = 300.0,
     attempts: Annotated[
-        int, typer.Option(min=1, metavar="N", help="For one request, before it is given up.")
+        int,
+        typer.Option(min=1, max=1000, metavar="N", help="For one request, before it is given up."),
     ] = 8,
     prompt_price: Annotated[
-        float | None, typer.Option(min=0, metavar="USD", help="Of a million prompt tokens.")
+        float | None,
+        typer.Option(min=0, max=1e6, metavar="USD", help="Of a million prompt tokens."),
     ] = None,
     completion_price: Annotated[
-        float | None, typer.Option(min=0, metavar="USD", help="Of a million tokens of replies.")
+        float | None,
+        typer.Option(min=0, max=1e6, metavar="USD", help="Of a million tokens of replies."),
     ] = None,
     questions: Annotated[
         Path | None,

@@ -46,6 +46,7 @@ def generate(
     prints their values. The same command goes on after an interruption.
     """
     from alignctl.config.generation import GenerateOptions
+    from alignctl.config.inputs import not_here
     from alignctl.config.load import load_preset, options
 
     flags = {
@@ -57,6 +58,8 @@ def generate(
     }
     found = options(GenerateOptions, flags, overrides or [])
     if dry_run:
+        named = {"--load": load, "--data": data, "--tokenizer": tokenizer}
+        console.note_all(not_here(named.items()))
         console.emit(found.model_dump_json(indent=2))
         return
     from alignctl.stages import generate as stage

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from alignctl import console
+from alignctl.config.bounds import MOST_PROCESSES
 from alignctl.errors import UserError
 from alignctl.flags import example
 
@@ -43,7 +44,9 @@ NameFlag = Annotated[
 ]
 GpusFlag = Annotated[
     int | None,
-    typer.Option(min=0, metavar="N", help="GPUs of each node; default: one per process."),
+    typer.Option(
+        min=0, max=MOST_PROCESSES, metavar="N", help="GPUs of each node; default: one per process."
+    ),
 ]
 
 Kind = Literal["PyTorchJob", "TrainJob"]
@@ -82,7 +85,10 @@ def slurm(
     name: NameFlag = None,
     gpus_per_node: GpusFlag = None,
     cpus_per_task: Annotated[
-        int | None, typer.Option(min=1, metavar="N", help="Cores of each node that it uses.")
+        int | None,
+        typer.Option(
+            min=1, max=MOST_PROCESSES, metavar="N", help="Cores of each node that it uses."
+        ),
     ] = None,
     setup: Annotated[
         Path | None,
@@ -92,15 +98,24 @@ def slurm(
         list[str] | None,
         typer.Option(metavar="KEY=VALUE", help="Any other option of sbatch; may be repeated."),
     ] = None,
+    no_check: Annotated[
+        bool,
+        typer.Option(
+            "--no-check", help="Do not look for the stage's inputs here: they are on the cluster."
+        ),
+    ] = False,
 ) -> None:
     """Print a batch script for sbatch: one task per node, over a file system that they share."""
     from alignctl.config.inputs import require_inputs
     from alignctl.launch import scheduled
 
     config, planned = _planned(context, stage, name)
-    require_inputs(config)
-    if setup is not None and not setup.is_file():
-        raise UserError(f"--setup {setup} is not a file", "name a shell file that nodes can read")
+    require_inputs(config, are_here=not no_check)
+    if setup is not None and not (no_check or setup.is_file()):
+        raise UserError(
+            f"--setup {setup} is not a file",
+            "name a shell file that nodes can read, or leave it unseen with --no-check",
+        )
     settings = scheduled.Slurm(
         program=_program(),
         folder=Path.cwd(),

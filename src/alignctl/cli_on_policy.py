@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from alignctl.cli_train import simulated_gpu, start
+from alignctl.config.bounds import MOST
 from alignctl.flags import (
     DryRunFlag,
     GpuMemoryFlag,
@@ -84,7 +85,9 @@ def _add(app: typer.Typer, stage: str, text: str, *examples: str) -> None:
         ] = None,
         reward_load_iteration: Annotated[
             int | None,
-            typer.Option(min=0, metavar="N", help="Which of its checkpoints; default: the newest."),
+            typer.Option(
+                min=0, max=MOST, metavar="N", help="Which of its checkpoints; default: the newest."
+            ),
         ] = None,
         data: Annotated[
             Path | None, typer.Option(metavar="PATH", help="Prompts: a file or a folder.")

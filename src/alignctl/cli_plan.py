@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from alignctl import console
+from alignctl.config.bounds import MOST_PROCESSES
 from alignctl.flags import OverridesArgument, PresetFlag, example
 
 _SHOWN = 12
@@ -30,14 +31,19 @@ def register(app: typer.Typer) -> None:
             typer.Option(help="What is to be run."),
         ] = "sft",
         gpus: Annotated[
-            int | None, typer.Option(min=1, metavar="N", help="GPUs; default: the preset's.")
+            int | None,
+            typer.Option(
+                min=1, max=MOST_PROCESSES, metavar="N", help="GPUs; default: the preset's."
+            ),
         ] = None,
         gpu: Annotated[
             str, typer.Option(metavar="NAME", help="a100-80g, a800, h100, h800 or h200.")
         ] = "a100-80g",
         gpu_memory: Annotated[
             float | None,
-            typer.Option(min=1, metavar="GIB", help="Memory of a GPU; default: that GPU's."),
+            typer.Option(
+                min=1, max=10**6, metavar="GIB", help="Memory of a GPU; default: that GPU's."
+            ),
         ] = None,
         as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
         overrides: OverridesArgument = None,

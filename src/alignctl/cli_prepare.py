@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from alignctl import console
+from alignctl.config.bounds import LARGEST_SEED, MOST, MOST_PROCESSES
 from alignctl.flags import (
     OverridesArgument,
     PresetFlag,
@@ -36,7 +37,8 @@ InputsArgument = Annotated[
     typer.Argument(metavar="PATH...", help="Files or folders of text or rows.", show_default=False),
 ]
 WorkersFlag = Annotated[
-    int | None, typer.Option(min=1, metavar="N", help="Processes; default: one per core.")
+    int | None,
+    typer.Option(min=1, max=MOST_PROCESSES, metavar="N", help="Processes; default: one per core."),
 ]
 KeyFlag = Annotated[str, typer.Option(metavar="KEY", help="Key of the text in each row.")]
 
@@ -155,9 +157,12 @@ def clean(
     languages: Annotated[
         str | None, typer.Option(metavar="CODES", help="Languages that stay, as zh,en.")
     ] = None,
-    min_characters: Annotated[int, typer.Option(min=1, metavar="N", help="Fewest characters.")] = 1,
+    min_characters: Annotated[
+        int, typer.Option(min=1, max=MOST, metavar="N", help="Fewest characters.")
+    ] = 1,
     max_characters: Annotated[
-        int | None, typer.Option(min=1, metavar="N", help="Most characters; default: any number.")
+        int | None,
+        typer.Option(min=1, max=MOST, metavar="N", help="Most characters; default: any number."),
     ] = None,
     keep_duplicates: Annotated[
         bool, typer.Option("--keep-duplicates", help="Leave equal and similar documents in.")
@@ -223,14 +228,16 @@ def shard(
     inputs: InputsArgument,
     output: OutputFlag,
     lines: Annotated[
-        int | None, typer.Option(min=1, metavar="N", help="Most rows of a file.")
+        int | None, typer.Option(min=1, max=MOST, metavar="N", help="Most rows of a file.")
     ] = None,
     size: Annotated[
         str | None,
         typer.Option("--bytes", metavar="SIZE", help="Most bytes before compression, as 500MB."),
     ] = None,
     shuffle: Annotated[bool, typer.Option("--shuffle", help="Shuffle the rows.")] = False,
-    seed: Annotated[int, typer.Option(min=0, metavar="N", help="What decides the order.")] = 1234,
+    seed: Annotated[
+        int, typer.Option(min=0, max=LARGEST_SEED, metavar="N", help="What decides the order.")
+    ] = 1234,
     compress: CompressFlag = "zst",
 ) -> None:
     """Merge rows, shuffle them, and cut them into files of about the same size."""
@@ -332,7 +339,9 @@ def inspect(
         Path | None,
         typer.Option(metavar="DIR", help="Tokenizer to decode samples with; default: show ids."),
     ] = None,
-    samples: Annotated[int, typer.Option(min=0, metavar="N", help="Documents to show.")] = 3,
+    samples: Annotated[
+        int, typer.Option(min=0, max=MOST, metavar="N", help="Documents to show.")
+    ] = 3,
     verify: Annotated[
         bool, typer.Option("--verify", help="Compare the checksums of both files.")
     ] = False,
@@ -366,7 +375,7 @@ def check(
     ],
     overrides: OverridesArgument = None,
     validation_data: ValidationDataFlag = None,
-    samples: Annotated[int, typer.Option(min=0, metavar="N", help="Rows to show.")] = 1,
+    samples: Annotated[int, typer.Option(min=0, max=MOST, metavar="N", help="Rows to show.")] = 1,
 ) -> None:
     """Say what a stage would do with rows: kept, cut, dropped and why, and one as it is learned.
 

@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from alignctl.config.bounds import MOST
 from alignctl.flags import example
 
 
@@ -39,6 +40,7 @@ def report(
         int | None,
         typer.Option(
             min=1,
+            max=MOST,
             metavar="N",
             help="Measurements that a line is the mean of; default: a 25th of the run; 1: none.",
         ),

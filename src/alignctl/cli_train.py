@@ -8,6 +8,7 @@ from typing import Any
 
 import typer
 
+from alignctl import console
 from alignctl.errors import UserError
 from alignctl.flags import (
     DataFlag,
@@ -178,7 +179,7 @@ def start(
         resume: Whether a run that was started before may be continued.
         simulated_gpu_gib: Only simulate it, on GPUs of so much memory; None: really start it.
     """
-    from alignctl.config.inputs import require_inputs
+    from alignctl.config.inputs import missing_inputs, require_inputs
     from alignctl.config.load import STAGES, resolve, section_of
     from alignctl.launch.nodes import NodeFlags, nnodes_in, nodes_from
     from alignctl.launch.run_folder import RunFolder
@@ -200,7 +201,9 @@ def start(
     if simulated_gpu_gib is not None and not dry_run:
         simulation = import_module("alignctl.stages.simulation")
         raise typer.Exit(simulation.launch(config, gpu_memory_gib=simulated_gpu_gib))
-    if not dry_run:
+    if dry_run:
+        console.note_all(missing_inputs(config))
+    else:
         require_inputs(config, is_started=RunFolder(config.output).origin.is_dir())
     place = nodes_from(
         NodeFlags(*nodes),

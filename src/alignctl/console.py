@@ -3,6 +3,7 @@
 import os
 import sys
 import traceback
+from collections.abc import Iterable
 
 from alignctl.errors import AlignctlError
 
@@ -15,6 +16,12 @@ def emit(text: str) -> None:
 def say(text: str) -> None:
     """Print words for a person."""
     print(text, file=sys.stderr)
+
+
+def note_all(lines: Iterable[str]) -> None:
+    """Print what a person should know, although it stops nothing: a line each."""
+    for line in lines:
+        say(f"note: {line}")
 
 
 def report(error: AlignctlError) -> int:

@@ -5,6 +5,8 @@ from typing import Annotated, Literal
 
 import typer
 
+from alignctl.config.bounds import MOST, MOST_PROCESSES
+
 PresetFlag = Annotated[
     str, typer.Option("--preset", metavar="NAME|FILE", help="Preset: its name, or a YAML file.")
 ]
@@ -33,7 +35,11 @@ SimulateFlag = Annotated[
 GpuMemoryFlag = Annotated[
     float | None,
     typer.Option(
-        "--gpu-memory", min=1, metavar="GIB", help="Memory of a GPU, with --simulate; default: 80."
+        "--gpu-memory",
+        min=1,
+        max=10**6,
+        metavar="GIB",
+        help="Memory of a GPU, with --simulate; default: 80.",
     ),
 ]
 DtypeFlag = Annotated[
@@ -54,12 +60,22 @@ FormatFlag = Annotated[
 TPFlag = Annotated[
     int | None,
     typer.Option(
-        "--tp", min=1, metavar="N", help="Tensor-parallel ranks; default: the preset's, or 1."
+        "--tp",
+        min=1,
+        max=MOST_PROCESSES,
+        metavar="N",
+        help="Tensor-parallel ranks; default: the preset's, or 1.",
     ),
 ]
 PPFlag = Annotated[
     int | None,
-    typer.Option("--pp", min=1, metavar="N", help="Pipeline stages; default: the preset's, or 1."),
+    typer.Option(
+        "--pp",
+        min=1,
+        max=MOST_PROCESSES,
+        metavar="N",
+        help="Pipeline stages; default: the preset's, or 1.",
+    ),
 ]
 VerifyFlag = Annotated[
     Literal["full", "fast", "none"],
@@ -84,23 +100,34 @@ OutputFlag = Annotated[
 ]
 NprocFlag = Annotated[
     int | None,
-    typer.Option(min=1, metavar="N", help="Processes per node; default: the preset's."),
+    typer.Option(
+        min=1, max=MOST_PROCESSES, metavar="N", help="Processes per node; default: the preset's."
+    ),
 ]
 NnodesFlag = Annotated[
     int | None,
-    typer.Option(min=1, metavar="N", help="Nodes; default: the environment's, the preset's."),
+    typer.Option(
+        min=1,
+        max=MOST_PROCESSES,
+        metavar="N",
+        help="Nodes; default: the environment's, the preset's.",
+    ),
 ]
 NodeRankFlag = Annotated[
-    int | None, typer.Option(min=0, metavar="N", help="Which node this is, from 0.")
+    int | None,
+    typer.Option(min=0, max=MOST_PROCESSES, metavar="N", help="Which node this is, from 0."),
 ]
 MasterAddrFlag = Annotated[
     str | None, typer.Option(metavar="HOST", help="Node 0, as the other nodes reach it.")
 ]
-MasterPortFlag = Annotated[int | None, typer.Option(metavar="N", help="Free port on node 0.")]
+MasterPortFlag = Annotated[
+    int | None, typer.Option(min=0, max=65535, metavar="N", help="Free port on node 0.")
+]
 MaxRestartsFlag = Annotated[
     int | None,
     typer.Option(
         min=0,
+        max=MOST,
         metavar="N",
         help="Go on from the last checkpoint this often after losing a process or node.",
     ),

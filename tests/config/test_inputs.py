@@ -2,9 +2,10 @@ from pathlib import Path
 
 import pytest
 
-from alignctl.config.inputs import require_inputs
+from alignctl.config.inputs import missing_inputs, require_inputs
 from alignctl.config.load import resolve
 from alignctl.config.on_policy_run import RLHFConfig
+from alignctl.config.pretrain import PretrainConfig
 from alignctl.config.run import SFTConfig
 from alignctl.errors import UserError
 
@@ -34,6 +35,29 @@ def test_a_misspelt_path_is_told_its_neighbour(tmp_path: Path) -> None:
         f"--data {tmp_path}/trian.jsonl does not exist; did you mean {tmp_path}/train.jsonl?"
     )
     assert caught.value.hint is None
+
+
+def test_a_run_that_is_only_shown_notes_what_is_not_here(tmp_path: Path) -> None:
+    (tmp_path / "train.jsonl").touch()
+    found = config(
+        load=tmp_path / "mg", data=tmp_path / "train.jsonl", tokenizer=tmp_path / "train.json"
+    )
+    assert missing_inputs(found) == [
+        f"--load {tmp_path}/mg: not found here",
+        f"--tokenizer {tmp_path}/train.json: not found here; did you mean {tmp_path}/train.jsonl?",
+    ]
+    assert missing_inputs(config()) == [
+        "--load is missing: a model folder to start from",
+        "--data is missing: a file or folder of training rows",
+    ]
+
+
+def test_indexed_datasets_are_looked_for_by_their_names(tmp_path: Path) -> None:
+    (tmp_path / "here.idx").touch()
+    blend = f"data.blend={{{tmp_path}/here: 1.0, {tmp_path}/gone: 1.0}}"
+    flags = {"output": Path("runs/x"), "load": tmp_path}
+    found = resolve(PretrainConfig, "tiny-llama", flags, [blend, "train.steps=2"])
+    assert missing_inputs(found) == [f"--data {tmp_path}/gone: not found here"]
 
 
 def test_inputs_that_are_there_are_accepted(tmp_path: Path) -> None:

@@ -248,6 +248,28 @@ def test_a_rule_broken_inside_of_a_file_names_the_line(preset_file: Path) -> Non
     assert f"{preset_file}:{line - 1}: hidden_size 128 is not divisible by" in message
 
 
+def test_the_problems_of_all_stages_are_told_together(tmp_path: Path) -> None:
+    """Rules of some stages and a bound of another: none hides the others."""
+    tree = yaml.safe_load(presets.find("tiny-llama").read_text())
+    tree["sft"]["batch"]["seq_length"] = 512
+    tree["reward"]["train"]["seed"] = 2**64
+    tree["dpo"]["batch"]["global_batch_size"] = 7
+    tree["grpo"]["rollout"]["temperature"] = 0
+    file = tmp_path / "mine.yaml"
+    file.write_text(yaml.safe_dump(tree))
+    with pytest.raises(UserError) as caught:
+        load_preset(str(file))
+    first, *lines = caught.value.message.splitlines()
+    assert first == f"{len(lines)} problems:"
+    for problem in (
+        "reward.train.seed must be at most",
+        "batch.seq_length 512 exceeds",
+        "batch.global_batch_size 7 is not divisible",
+        "rollout.temperature 0: every answer would be the likeliest one",
+    ):
+        assert sum(problem in line for line in lines) == 1, lines
+
+
 def test_an_unknown_preset_names_the_nearest_and_lists_all() -> None:
     with pytest.raises(UserError) as caught:
         load_preset("lama2-7b")

@@ -1,13 +1,18 @@
 import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 import pytest
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
 
-from alignctl.config.load import STAGES
+from alignctl.config.load import STAGES, resolve
 from alignctl.config.problems import known_keys
 from alignctl.config.run import SFTConfig
 from alignctl.config.schema import describe_fields
 from alignctl.config.sections import Model, Section
+from alignctl.errors import UserError
 
 LLAMA = {
     "family": "llama2",
@@ -117,3 +122,67 @@ def test_a_batch_of_packed_rows_need_not_divide_among_the_ranks() -> None:
 @pytest.mark.parametrize(("written", "meant"), [(True, "all"), (False, "none")])
 def test_packing_may_still_be_written_as_true_or_false(written: bool, meant: str) -> None:
     assert SFTConfig.model_validate(RUN | {"data": {"packing": written}}).data.packing == meant
+
+
+def numbers_of(model: type[BaseModel], path: str = "") -> Iterator[tuple[str, Sequence[object]]]:
+    """Every number in a model, in its unions, tables and sections, with what bounds it."""
+    for name, field in model.model_fields.items():
+        yield from _numbers(field.annotation, field.metadata, f"{path}{model.__name__}.{name}")
+
+
+def _numbers(
+    kind: Any, metadata: Sequence[object], where: str
+) -> Iterator[tuple[str, Sequence[object]]]:
+    if get_origin(kind) is Annotated:
+        inner, *more = get_args(kind)
+        more = [
+            each for one in more for each in (one.metadata if isinstance(one, FieldInfo) else [one])
+        ]
+        yield from _numbers(inner, [*metadata, *more], where)
+    elif kind in (int, float):
+        yield where, metadata
+    elif isinstance(kind, type) and issubclass(kind, BaseModel):
+        yield from numbers_of(kind, f"{where}: ")
+    elif get_origin(kind) is not Literal:
+        for each in get_args(kind):
+            yield from _numbers(each, metadata, where)
+
+
+def all_sections(model: type[BaseModel]) -> Iterator[type[BaseModel]]:
+    for each in model.__subclasses__():
+        yield each
+        yield from all_sections(each)
+
+
+def test_no_number_is_unbounded() -> None:
+    """Of the sections of all stages and commands, and of what is nested in them."""
+    import alignctl.config.convert
+    import alignctl.config.generation  # noqa: F401
+
+    found = {where: bounds for each in all_sections(Section) for where, bounds in numbers_of(each)}
+    assert {"Train.seed", "Corpora.blend", "Score.bias", "MathOptions.timeout_seconds"} <= set(
+        found
+    )
+    for end, names in (("above", ("le", "lt")), ("below", ("ge", "gt"))):
+        unbounded = [
+            where
+            for where, bounds in found.items()
+            if not any(getattr(each, name, None) is not None for each in bounds for name in names)
+        ]
+        assert unbounded == [], f"unbounded {end}"
+
+
+@pytest.mark.parametrize(
+    ("override", "problem"),
+    [
+        (f"train.seed={2**64}", f"train.seed must be at most 2147483647; found {2**64}"),
+        (f"launch.timeout_minutes={10**40}", "launch.timeout_minutes must be at most 525600"),
+        (f"train.steps={10**40}", "train.steps must be at most 1000000000"),
+        ("optimizer.lr=1e40", "optimizer.lr must be at most 10; found 1e+40"),
+        (f"model.vocab_size={10**30}", "model.vocab_size must be at most"),
+    ],
+)
+def test_a_dry_run_refuses_numbers_that_no_run_could_take(override: str, problem: str) -> None:
+    with pytest.raises(UserError) as caught:
+        resolve(SFTConfig, "tiny-llama", {"output": Path("runs")}, [override])
+    assert problem in caught.value.message

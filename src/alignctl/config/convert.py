@@ -5,7 +5,8 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BeforeValidator, Field, TypeAdapter, ValidationError, model_validator
 
-from alignctl.config.sections import Count, FilePath, Model, Role, Section
+from alignctl.config.numbers import Processes
+from alignctl.config.sections import FilePath, Model, Role, Section
 from alignctl.errors import UserError
 
 Verify = Literal["full", "fast", "none"]
@@ -26,7 +27,7 @@ def _bytes(value: object) -> object:
     return int(float(match[1]) * _UNITS[match[2] or ""])
 
 
-Bytes = Annotated[int, Field(ge=1), BeforeValidator(_bytes)]
+Bytes = Annotated[int, Field(ge=1, le=10**18), BeforeValidator(_bytes)]
 """A size in bytes, or a text such as 5GB."""
 
 
@@ -41,10 +42,10 @@ def size_in_bytes(flag: str, text: str) -> int:
 class Layout(Section):
     """The `convert` section of a preset: how a Megatron checkpoint is cut."""
 
-    tp: Count = 1
+    tp: Processes = 1
     """Tensor-parallel ranks."""
 
-    pp: Count = 1
+    pp: Processes = 1
     """Pipeline stages."""
 
 
@@ -57,10 +58,10 @@ class ConvertOptions(Section):
     save: FilePath
     """The folder to write."""
 
-    tp: Count = 1
+    tp: Processes = 1
     """Tensor-parallel ranks of the Megatron checkpoint to write; a Hugging Face folder has none."""
 
-    pp: Count = 1
+    pp: Processes = 1
     """Pipeline stages of the Megatron checkpoint to write; a Hugging Face folder has none."""
 
     format: Literal["mcore", "legacy"] = "mcore"

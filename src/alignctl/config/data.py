@@ -4,6 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 
+from alignctl.config.numbers import Fraction, Several
 from alignctl.config.sections import FilePath, Section
 
 
@@ -22,7 +23,7 @@ class Inputs(Section):
 class Rows(Inputs):
     """What is learned from, and how a row becomes tokens."""
 
-    validation_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    validation_fraction: Fraction = 0.0
     """Share of the training rows held out, always the same ones, when there is no such file."""
 
     template: Annotated[str, Field(min_length=1)] = "auto"
@@ -56,7 +57,7 @@ class Data(Documents):
 class Preferences(Documents):
     """Which answers are compared, and how they become tokens."""
 
-    max_response: Annotated[int, Field(ge=2)] | None = None
+    max_response: Several | None = None
     """Most answers taken of a row; null takes all. Every two of different score are a pair."""
 
     select: Literal["firstk", "topk", "random"] = "firstk"

@@ -5,8 +5,9 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from alignctl.config import rollout
+from alignctl.config.numbers import Count, MaybeNone, Processes, ProcessorSeconds, Seed, Weight
 from alignctl.config.precision import Precision
-from alignctl.config.sections import Count, FilePath, Model, Section
+from alignctl.config.sections import FilePath, Model, Section
 
 RESOURCES = {"tp", "batch", "kv_cache_gib", "gpu_memory_utilization"}
 """Knobs that do not decide what is answered, but for rounding."""
@@ -27,13 +28,13 @@ class Generation(rollout.Drawing):
     the model, it is what fits: at most half of its longest sequence, or the rest beside
     max_prompt_length."""
 
-    temperature: Annotated[float, Field(ge=0)] = 0.0
+    temperature: Weight = 0.0
     """What logits are divided by before a token is drawn; 0: greedy, always the likeliest token."""
 
     samples: Count = 1
     """Answers to each prompt."""
 
-    seed: Annotated[int, Field(ge=0)] = 1234
+    seed: Seed = 1234
     """Of all chance; each answer's own seed follows from it, its prompt's place and its number."""
 
     template: Annotated[str, Field(min_length=1)] = "auto"
@@ -44,14 +45,14 @@ class Generation(rollout.Drawing):
     precision: Precision | None = None
     """Of weights and computation; null: bf16 on a GPU, fp32 without."""
 
-    tp: Count = 1
+    tp: Processes = 1
     """Tensor-parallel ranks that the model is cut over, all on this machine: for one that is too
     large for a device."""
 
-    batch: Count = 64
+    batch: Processes = 64
     """Most answers that are worked on at the same time."""
 
-    kv_cache_gib: Annotated[float, Field(gt=0)] = 1.0
+    kv_cache_gib: Annotated[float, Field(gt=0, le=1e6)] = 1.0
     """GiB for the cache of keys and values, or what one longest sequence takes, if that is more;
     acts only without GPUs."""
 
@@ -186,10 +187,10 @@ class EvalOptions(Compared, Generation):
 class MathOptions(EvalOptions):
     """One call of `eval math`."""
 
-    workers: Count = 2
+    workers: Processes = 2
     """Processes that compare answers."""
 
-    timeout_seconds: Annotated[float, Field(gt=0)] = 5.0
+    timeout_seconds: ProcessorSeconds = 5.0
     """Processor seconds for one comparison; 20 times as long by the clock. What takes longer is
     tried once more, alone; then it counts as wrong, and is counted."""
 
@@ -203,7 +204,7 @@ class WinOptions(EvalOptions):
     baseline: FilePath
     """The model that the others are compared with, or a .jsonl of its answers."""
 
-    score_batch: Count = 4
+    score_batch: Processes = 4
     """Texts that the reward model reads at the same time."""
 
     @model_validator(mode="after")
@@ -231,7 +232,7 @@ class PairOptions(Compared):
     precision: Precision | None = None
     """Of weights and computation; null: bf16 on a GPU, fp32 without."""
 
-    score_batch: Count = 4
+    score_batch: Processes = 4
     """Prompts, with all their answers, that the reward model reads at the same time."""
 
 
@@ -244,10 +245,10 @@ class HarnessOptions(Compared):
     include_path: FilePath | None = None
     """Folder of further tasks, as the harness's YAML files."""
 
-    num_fewshot: Annotated[int, Field(ge=0)] | None = None
+    num_fewshot: MaybeNone | None = None
     """Examples before each question; null: as the task has it."""
 
-    batch: Count = 8
+    batch: Processes = 8
     """Texts that are read at the same time."""
 
     limit: Count | None = None

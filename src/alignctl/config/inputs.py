@@ -1,7 +1,7 @@
 """Whether what a run is to read is there, asked before anything is started."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from difflib import get_close_matches
 from pathlib import Path
 
@@ -25,15 +25,9 @@ def require_inputs(
     Raises:
         UserError: With every missing input and its flag.
     """
-    inputs = [
-        ("--load", "a model folder to start from", config.load, True),
-        *_data(config),
-        ("--tokenizer", "", config.tokenizer, False),
-        *_beside_the_policy(config),
-    ]
     problems, hint = [], None
     known = {"--load", "--tokenizer", "--reward-load", "value.load"} if is_started else set()
-    for flag, meaning, path, is_required in inputs:
+    for flag, meaning, path, is_required in _inputs(config):
         if path is not None and are_here and flag not in known:
             problems += [f"{flag} {path} {what}" for what in _unreadable(path)]
         elif path is None and is_required:
@@ -41,6 +35,44 @@ def require_inputs(
             hint = f"alignctl {config.stage} --help"
     if problems:
         raise refuse(problems, hint=hint)
+
+
+def missing_inputs(config: TrainingConfig) -> list[str]:
+    """What a run would lack here, a line each.
+
+    For runs that are only shown, and may be meant for another machine.
+    """
+    named = [(flag, path) for flag, _, path, _ in _inputs(config)]
+    if isinstance(config, PretrainConfig):
+        data = [config.data.train, config.data.validation, *(config.data.blend or ())]
+        named += [("--data", path) for path in data if path and not _is_dataset(path)]
+    return [
+        f"{flag} is missing: {meaning}"
+        for flag, meaning, path, is_required in _inputs(config)
+        if path is None and is_required
+    ] + not_here(named)
+
+
+def not_here(paths: Iterable[tuple[str, Path | None]]) -> list[str]:
+    """A line for each of some paths that is named, with its flag, but is not on this machine."""
+    return [
+        f"{flag} {path}: not found here{_similar(path)}"
+        for flag, path in paths
+        if path is not None and not path.exists()
+    ]
+
+
+def _is_dataset(path: Path) -> bool:
+    """Whether an indexed dataset of this name is there."""
+    return path.with_name(f"{path.name}.idx").exists()
+
+
+def _inputs(config: TrainingConfig) -> Iterator[tuple[str, str, Path | None, bool]]:
+    """Flag, meaning, path, and whether there has to be one, of all that a run reads."""
+    yield "--load", "a model folder to start from", config.load, True
+    yield from _data(config)
+    yield "--tokenizer", "", config.tokenizer, False
+    yield from _beside_the_policy(config)
 
 
 def _data(config: TrainingConfig) -> Iterator[tuple[str, str, Path | None, bool]]:

@@ -101,20 +101,32 @@ def resolve(
         UserError: For anything the user got wrong; it names the file and line, or the override.
     """
     path = presets.find(preset)
-    document = _stage_document(read_yaml(path), path, config_class, preset)
+    whole = read_yaml(path)
+    for key in whole.tree:
+        if key not in Preset.model_fields:
+            guess = did_you_mean(key, Preset.model_fields)
+            raise UserError(f"{whole.origins[(key,)].text}: unknown key {key!r}{guess}")
+    document = _stage_document(whole, path, config_class, preset)
     for key, value in flags.items():
         if value is not None:
             _put(document, key, value, f"{FLAGS.get(key, key)} {value}")
     section = section_of(config_class.model_fields["stage"].default)
     problems = _apply(document, overrides, config_class, section)
-    try:
-        config = config_class.model_validate(document.tree)
-    except ValidationError as error:
-        fallback = Origin(shown(path))
-        problems += describe(error, config_class, document.origins, fallback)
-    if problems:
+    config = _validated(config_class, document, path, problems)
+    if config is None or problems:
         raise refuse(problems)
     return config
+
+
+def _validated(
+    config_class: type[Config], document: Document, path: Path, problems: list[str]
+) -> Config | None:
+    """The configuration that a document says; None if it says none, and `problems` why."""
+    try:
+        return config_class.model_validate(document.tree)
+    except ValidationError as error:
+        problems += describe(error, config_class, document.origins, Origin(shown(path)))
+        return None
 
 
 def load_preset(name_or_file: str) -> Preset:
@@ -125,13 +137,20 @@ def load_preset(name_or_file: str) -> Preset:
     """
     path = presets.find(name_or_file)
     document = read_yaml(path)
+    problems: list[str] = []
+    preset, wrong = None, set()
     try:
         preset = Preset.model_validate(document.tree)
     except ValidationError as error:
-        raise refuse(describe(error, Preset, document.origins, Origin(shown(path)))) from error
+        problems = describe(error, Preset, document.origins, Origin(shown(path)))
+        wrong = {detail["loc"][0] for detail in error.errors() if detail["loc"]}
     for stage, config_class in STAGES.items():
-        if document.tree.get(stage) is not None:
-            resolve(config_class, name_or_file, {"output": Path("runs")})
+        if document.tree.get(stage) is not None and stage not in wrong:
+            part = _stage_document(document, path, config_class, name_or_file)
+            part.tree["output"] = Path("runs")
+            _validated(config_class, part, path, problems)
+    if preset is None or problems:
+        raise refuse(list(dict.fromkeys(problems)))
     return preset
 
 
@@ -236,10 +255,6 @@ def _stage_document(
 ) -> Document:
     """The part of a preset that a stage reads: the model, and its own section at the top."""
     stage = config_class.model_fields["stage"].default
-    for key in whole.tree:
-        if key not in Preset.model_fields:
-            guess = did_you_mean(key, Preset.model_fields)
-            raise UserError(f"{whole.origins[(key,)].text}: unknown key {key!r}{guess}")
     section = section_of(stage)
     settings = whole.tree.get(section)
     if not isinstance(settings, dict):

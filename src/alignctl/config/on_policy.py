@@ -5,13 +5,24 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from alignctl.config.data import Rows
-from alignctl.config.sections import Count, FilePath, Optimizer, Section, Train
+from alignctl.config.numbers import (
+    Count,
+    Fraction,
+    MaybeNone,
+    Positive,
+    Processes,
+    ProcessorSeconds,
+    Real,
+    Several,
+    Weight,
+)
+from alignctl.config.sections import FilePath, Optimizer, Section, Train
 
 
 class Prompts(Rows):
     """What the policy is asked."""
 
-    max_prompt_length: Annotated[int, Field(ge=2)] = 512
+    max_prompt_length: Several = 512
     """Most tokens of a prompt, BOS included."""
 
     long_prompts: Literal["drop", "cut"] = "drop"
@@ -29,7 +40,7 @@ class Episodes(Train):
     steps: Count | None = None
     """Episodes; either this or `epochs`."""
 
-    epochs: Annotated[float, Field(gt=0)] | None = None
+    epochs: Positive | None = None
     """Passes over the prompts; either this or `steps`."""
 
     eval_interval: Count = 100
@@ -58,12 +69,12 @@ class Experience(Section):
     """Answers in one forward pass where nothing is learned, on one data-parallel rank: of the
     reward, reference and value models."""
 
-    max_refills: Annotated[int, Field(ge=0)] = 0
+    max_refills: MaybeNone = 0
     """Further prompts are asked, at most so many times, in the place of those whose answers all
     got the same score, before penalties of length and repetition (DAPO's dynamic sampling); 0: they
     stay, and teach nothing but these penalties."""
 
-    shown: Annotated[int, Field(ge=0)] = 1
+    shown: MaybeNone = 1
     """Answers of an episode that are shown while the run goes on; all are in samples/."""
 
 
@@ -77,16 +88,16 @@ class Trust(Section):
     """truncate: each token weighs p_trainer / p_sampler, at most cap. mask_tokens, mask_samples:
     tokens, or answers by their geometric mean, with a ratio outside of low to high do not count."""
 
-    cap: Annotated[float, Field(ge=1)] = 2.0
+    cap: Annotated[float, Field(ge=1, le=1e9)] = 2.0
     """The largest weight, with truncate."""
 
     low: Annotated[float, Field(gt=0, le=1)] = 0.5
     """The smallest ratio that counts, with a mask; for answers rather 0.999."""
 
-    high: Annotated[float, Field(ge=1)] = 5.0
+    high: Annotated[float, Field(ge=1, le=1e9)] = 5.0
     """The largest; for answers rather 1.002."""
 
-    max_difference: Annotated[float, Field(gt=0)] = 0.1
+    max_difference: Positive = 0.1
     """Mean |log p_trainer - log p_sampler| per token above which the run stops: about 1e-6 in
     float32 and 0.01 in bfloat16 are usual, more with top_p or top_k."""
 
@@ -98,13 +109,13 @@ class Score(Section):
     """In ChatLearn's words. dense_only: by the reward model. sparse_only: by the rule that each row
     names, 1 or 0. merge: both, added."""
 
-    bias: float = 0.0
+    bias: Real = 0.0
     """Taken from a reward model's score before anything else."""
 
-    clip: Annotated[float, Field(gt=0)] = 100.0
+    clip: Positive = 100.0
     """Largest magnitude of a reward model's score."""
 
-    model_coef: Annotated[float, Field(gt=0)] = 1.0
+    model_coef: Positive = 1.0
     """Weight of the reward model's score, scaled and clipped; a rule's has 1."""
 
     scale: Literal["none", "running"] = "none"
@@ -116,7 +127,7 @@ class Score(Section):
     replace where a reward model takes part, keep where a rule alone scores. But with keep, such an
     answer is never preferred to another one."""
 
-    missing_eos_score: float | None = None
+    missing_eos_score: Real | None = None
     """See missing_eos. null: with replace, 1 less than the lowest score of an answer of the episode
     that ended, whatever the level of the reward model's scores is; with add, -1."""
 
@@ -124,13 +135,13 @@ class Score(Section):
     """Tokens before rollout.max_new_tokens over which a penalty grows from 0 to 1 (DAPO); null:
     none."""
 
-    ngram_coef: Annotated[float, Field(ge=0)] = 0.0
+    ngram_coef: Weight = 0.0
     """Weight of ChatLearn's penalty of repeated pairs and triples of tokens."""
 
-    workers: Count = 1
+    workers: Processes = 1
     """Processes of each rank that judge answers by rules."""
 
-    timeout_seconds: Annotated[float, Field(gt=0)] = 3.0
+    timeout_seconds: ProcessorSeconds = 3.0
     """Processor seconds that judging one answer may take; 20 times as long by the clock. One that
     takes longer is tried once more, alone, before it counts as wrong."""
 
@@ -159,19 +170,19 @@ class GroupScore(Score):
 class Penalty(Section):
     """What distance from the reference costs, as a part of the reward."""
 
-    coef: Annotated[float, Field(ge=0)] = 0.02
+    coef: Weight = 0.02
     """Cost of a nat of KL; with the adaptive controller, at first."""
 
     controller: Literal["fixed", "adaptive"] = "fixed"
     """adaptive: the coefficient leads the KL of whole answers towards target (Ziegler 2019)."""
 
-    target: Annotated[float, Field(gt=0)] = 6.0
+    target: Positive = 6.0
     """Nats per answer, with adaptive."""
 
-    horizon: Annotated[float, Field(gt=0)] = 10000.0
+    horizon: Positive = 10000.0
     """Answers over which the coefficient adapts, with adaptive."""
 
-    lm_coef: float = 0.0
+    lm_coef: Real = 0.0
     """Reward of each token per nat of the reference's own log-probability."""
 
 
@@ -185,20 +196,20 @@ class Clipping(Section):
     clip_low: Annotated[float, Field(gt=0, le=1)] = 0.2
     """How far below 1 the ratio of new to old probabilities still has a gradient."""
 
-    clip_high: Annotated[float, Field(gt=0)] = 0.2
+    clip_high: Positive = 0.2
     """How far above 1; DAPO takes 0.28."""
 
-    dual_clip: Annotated[float, Field(gt=1)] | None = None
+    dual_clip: Annotated[float, Field(gt=1, le=1e9)] | None = None
     """Bound of the loss of bad tokens, in multiples of their advantage; only of ppo; null: none."""
 
     aggregation: Literal["token", "sequence", "constant"] = "token"
     """Mean over tokens, over answers of the means over their tokens (GRPO), or over answers of sums
     divided by rollout.max_new_tokens (Dr. GRPO)."""
 
-    entropy_coef: Annotated[float, Field(ge=0)] = 0.0
+    entropy_coef: Weight = 0.0
     """Weight of the entropy, which keeps the policy curious."""
 
-    max_kl: Annotated[float, Field(gt=0)] | None = None
+    max_kl: Positive | None = None
     """KL of old and new policy per token above which an episode's remaining updates are left out;
     null: none are."""
 
@@ -210,7 +221,7 @@ class GroupClipping(Clipping):
     """Mean over tokens (DAPO), over answers of the means over their tokens (GRPO), or over answers
     of sums divided by rollout.max_new_tokens (Dr. GRPO)."""
 
-    kl_coef: Annotated[float, Field(ge=0)] = 0.0
+    kl_coef: Weight = 0.0
     """Weight of the KL to the reference in the loss, with the value of k3 and the gradient of k2;
     0: no reference model is held."""
 
@@ -230,17 +241,17 @@ class Value(Section):
     lam: Annotated[float, Field(ge=0, le=1)] = 0.95
     """GAE's lambda: 1 trusts the rewards, 0 the values."""
 
-    clip: Annotated[float, Field(gt=0)] | None = 0.1
+    clip: Positive | None = 0.1
     """How far a value may move in one episode; null: any distance."""
 
     clipped_only: bool = False
     """ChatLearn's variant of clipping, in which a value that has gone too far stays there."""
 
-    warmup_steps: Annotated[int, Field(ge=0)] | None = None
+    warmup_steps: MaybeNone | None = None
     """Episodes at the start in which only the value model learns; null: warmup_fraction says how
     many."""
 
-    warmup_fraction: Annotated[float, Field(ge=0, lt=1)] | None = None
+    warmup_fraction: Fraction | None = None
     """The same as a share of all episodes, rounded down; null: none."""
 
     bootstrap_cut: bool = False

@@ -3,6 +3,7 @@
 import math
 from typing import Literal
 
+from alignctl.config.numbers import MaybeNone
 from alignctl.config.on_policy import (
     Clipping,
     Episodes,
@@ -40,7 +41,7 @@ class OnPolicyConfig(OnPolicySettings, TrainingConfig):
     reward_load: FilePath | None = None
     """The reward model: a Hugging Face folder, a Megatron checkpoint or a run folder."""
 
-    reward_load_iteration: int | None = None
+    reward_load_iteration: MaybeNone | None = None
     """Which of its checkpoints; null: the newest."""
 
     @property

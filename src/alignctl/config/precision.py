@@ -4,7 +4,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from alignctl.config.sections import Count, Section
+from alignctl.config.numbers import Count
+from alignctl.config.sections import Section
 
 Precision = Literal["fp32", "bf16", "fp16"]
 """Of weights and activations."""
@@ -22,10 +23,10 @@ class LossScale(Section):
     the gradients of others are divided by it again.
     """
 
-    initial: Annotated[float, Field(gt=0)] = 2.0**32
+    initial: Annotated[float, Field(gt=0, le=2.0**100)] = 2.0**32
     """At the start: more than fits, so that the first steps find the largest that does."""
 
-    minimum: Annotated[float, Field(gt=0)] = 1.0
+    minimum: Annotated[float, Field(gt=0, le=2.0**100)] = 1.0
     """It does not become smaller than this: gradients that are not finite then end the run."""
 
     growth_interval: Count = 1000

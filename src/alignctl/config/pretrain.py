@@ -6,9 +6,11 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, Field
 from typing_extensions import override
 
+from alignctl.config.bounds import MOST_TOKENS
 from alignctl.config.data import Inputs
+from alignctl.config.numbers import Positive, Tokens
 from alignctl.config.run import GrowingConfig, GrowingSettings
-from alignctl.config.sections import Count, FilePath, Optimizer, Train, one_warmup
+from alignctl.config.sections import FilePath, Optimizer, Train, one_warmup
 
 
 def _shares(text: str) -> str:
@@ -26,7 +28,7 @@ def _numbers(text: str) -> list[float]:
 class Corpora(Inputs):
     """Which indexed datasets are learned from, and how their documents become sequences."""
 
-    blend: dict[FilePath, Annotated[float, Field(gt=0)]] | None = None
+    blend: dict[FilePath, Positive] | None = None
     """Several datasets (or folders of them) with their weights, in the place of `train`: the share
     of all training sequences that is drawn from each, over the sum of the weights."""
 
@@ -42,7 +44,7 @@ class Corpora(Inputs):
 class Pretraining(Train):
     """How long, and how often to look."""
 
-    tokens: Count | None = None
+    tokens: Tokens | None = None
     """Tokens to train on, over all ranks: rounded down to whole steps of batch.global_batch_size x
     batch.seq_length; acts only where `steps` and `epochs` are null."""
 
@@ -50,7 +52,7 @@ class Pretraining(Train):
 class TokenSchedule(Optimizer):
     """AdamW and its learning-rate schedule."""
 
-    warmup_tokens: Annotated[int, Field(ge=0)] | None = None
+    warmup_tokens: Annotated[int, Field(ge=0, le=MOST_TOKENS)] | None = None
     """Tokens over which the learning rate rises from 0 to lr, rounded down to whole steps; in the
     place of warmup_steps or warmup_fraction."""
 

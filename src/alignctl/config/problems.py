@@ -31,6 +31,9 @@ _BOUNDS = {
     "less_than_equal": ("at most", "le"),
 }
 
+_FOLLOWS = dict.fromkeys(("ranks", "processes"), ("launch.nproc_per_node", "launch.nnodes"))
+"""Words of rules for numbers that nobody wrote down, with the keys that they follow from."""
+
 
 def known_keys(model: type[BaseModel], prefix: str = "") -> list[str]:
     """Every key of a model and of its sections, with dots."""
@@ -105,10 +108,15 @@ def _sentence(detail: ErrorDetails, known: list[str]) -> str:
         return f"{key} must be one of {', '.join(choices)}; found {_quoted(found)}{guess}"
     if kind in _BOUNDS:
         words, name = _BOUNDS[kind]
-        return f"{key} must be {words} {context[name]:g}; found {_quoted(found)}"
+        return f"{key} must be {words} {_plain(context[name])}; found {_quoted(found)}"
     if kind in _TYPES:
         return f"{key} must be {_TYPES[kind]}; found {_quoted(found)}"
     return f"{key}: {detail['msg']}; found {_quoted(found)}"
+
+
+def _plain(bound: float) -> str:
+    """A bound with all its digits, as long as they can be read."""
+    return str(int(bound)) if bound == int(bound) and abs(bound) < 1e15 else f"{bound:g}"
 
 
 def _quoted(value: Any) -> str:
@@ -132,8 +140,9 @@ def _culprit(
     rule: str, path: KeyPath, origins: Mapping[KeyPath, Origin], fallback: Origin
 ) -> Origin:
     """Of the keys a broken rule names, the one to blame: what was typed last, else the first."""
-    words = (word.rstrip(".,:;)") for word in rule.replace("(", " ").split())
-    named = [origins[key] for word in words if (key := (*path, *word.split("."))) in origins]
+    words = [word.rstrip(".,:;)") for word in rule.replace("(", " ").split()]
+    keys = [key for word in words for key in (word, *_FOLLOWS.get(word, ()))]
+    named = [origins[at] for key in keys if (at := (*path, *key.split("."))) in origins]
     typed = [origin for origin in named if origin.is_command_line]
     return next(iter([*typed, *named]), _nearest(path, origins, fallback))
 

@@ -4,7 +4,8 @@ from typing import Annotated
 
 from pydantic import Field
 
-from alignctl.config.sections import Count, Model, Section
+from alignctl.config.numbers import Count, Positive, Processes, Weight
+from alignctl.config.sections import Model, Section
 
 
 class Drawing(Section):
@@ -19,14 +20,14 @@ class Drawing(Section):
     min_p: Annotated[float, Field(ge=0, le=1)] = 0.0
     """Draw only from tokens at least this likely, as a share of the likeliest one's probability."""
 
-    repetition_penalty: Annotated[float, Field(gt=0)] = 1.0
+    repetition_penalty: Positive = 1.0
     """Above 1, tokens that prompt or completion have already become less likely."""
 
 
 class Rollout(Drawing):
     """vLLM beside the trainer, on the same devices. It has the trainer's weights and precision."""
 
-    tp: Count = 1
+    tp: Processes = 1
     """Tensor-parallel ranks of a copy of the model; consecutive ranks make one copy, and there are
     as many copies as fit into the job, whatever the trainer's own layout."""
 
@@ -34,10 +35,10 @@ class Rollout(Drawing):
     """Most tokens of a completion, its end token included; less than batch.seq_length, of which
     the rest is the prompt's."""
 
-    temperature: Annotated[float, Field(ge=0)] = 1.0
+    temperature: Weight = 1.0
     """What logits are divided by before a token is drawn, in training too; 0: no chance at all."""
 
-    max_num_seqs: Count = 256
+    max_num_seqs: Processes = 256
     """Most completions that one copy of the model works on at the same time."""
 
     max_num_batched_tokens: Count | None = None
@@ -46,7 +47,7 @@ class Rollout(Drawing):
     gpu_memory_utilization: Annotated[float, Field(gt=0, lt=1)] = 0.5
     """Share of a GPU's memory for vLLM's weights and cache together; acts only on GPUs."""
 
-    kv_cache_gib: Annotated[float, Field(gt=0)] = 1.0
+    kv_cache_gib: Annotated[float, Field(gt=0, le=1e6)] = 1.0
     """GiB for each rank's cache of keys and values; acts only without GPUs."""
 
     enforce_eager: bool = False

@@ -220,7 +220,7 @@ class TrainingConfig(TrainingSettings, RunConfig):
 class GrowingSettings(TrainingSettings):
     """What a preset says about stages whose model may get a larger vocabulary."""
 
-    extra_vocab_size: Annotated[int, Field(ge=0)] = 0
+    extra_vocab_size: Annotated[int, Field(ge=0, le=10**7)] = 0
     """Rows that the embedding and the output layer get beyond model.vocab_size, each the mean of
     all rows there were: for a tokenizer with more tokens."""
 

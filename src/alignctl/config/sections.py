@@ -1,14 +1,26 @@
 """The sections of a run's configuration: each knob once, with its unit, its bounds, its default."""
 
+import fractions
 import math
-from fractions import Fraction
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-Count = Annotated[int, Field(ge=1)]
-"""A number of things of which there is at least one."""
+from alignctl.config.numbers import (
+    Count,
+    Fraction,
+    Layers,
+    MaybeNone,
+    Minutes,
+    Positive,
+    Processes,
+    Seconds,
+    Seed,
+    Several,
+    Weight,
+    Width,
+)
 
 FilePath = Annotated[Path, Field(strict=False)]
 """A path: text is taken for one, although everything else is strict about types."""
@@ -46,19 +58,19 @@ class Model(Section):
     family: Literal["llama2", "bloom"]
     """llama2: RMSNorm, SwiGLU, RoPE, no biases. bloom: LayerNorm, GELU, ALiBi, biases."""
 
-    num_layers: Count
+    num_layers: Layers
     """Transformer layers, over all pipeline stages."""
 
-    hidden_size: Count
+    hidden_size: Width
     """Width of the residual stream."""
 
-    num_attention_heads: Count
+    num_attention_heads: Width
     """Query heads of each layer, over all tensor-parallel ranks."""
 
-    num_query_groups: Count
+    num_query_groups: Width
     """Key-value heads of each layer; as many as query heads when there is no grouping."""
 
-    ffn_hidden_size: Count
+    ffn_hidden_size: Width
     """Inner width of the feed-forward block."""
 
     vocab_size: Count
@@ -67,10 +79,10 @@ class Model(Section):
     max_position_embeddings: Count
     """Longest sequence the weights were trained on, in tokens; a limit for llama2 only."""
 
-    norm_epsilon: Annotated[float, Field(gt=0)] = 1e-5
+    norm_epsilon: Annotated[float, Field(gt=0, le=1)] = 1e-5
     """Added to the variance in RMSNorm and LayerNorm."""
 
-    rotary_base: Annotated[float, Field(gt=0)] | None = None
+    rotary_base: Annotated[float, Field(gt=0, le=1e12)] | None = None
     """Base of the rotary frequencies; llama2 needs it, bloom has none."""
 
     tie_embeddings: bool
@@ -79,10 +91,10 @@ class Model(Section):
     vocab_divisor: Count = 128
     """The embedding is padded to a multiple of this times tp, as Megatron does."""
 
-    attention_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    attention_dropout: Fraction = 0.0
     """Probability of dropping an attention weight while training."""
 
-    hidden_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    hidden_dropout: Fraction = 0.0
     """Probability of dropping an element of a block's output while training."""
 
     @property
@@ -161,10 +173,10 @@ class Model(Section):
 class Parallel(Section):
     """How one model is laid over GPUs; what remains of them is data parallel."""
 
-    tp: Count = 1
+    tp: Processes = 1
     """Tensor-parallel ranks: each layer is cut this many ways."""
 
-    pp: Count = 1
+    pp: Processes = 1
     """Pipeline stages: the layers are cut this many ways."""
 
     sequence_parallel: bool = False
@@ -180,22 +192,22 @@ class Parallel(Section):
 class Launch(Section):
     """The processes to start."""
 
-    nproc_per_node: Count
+    nproc_per_node: Processes
     """Processes on each node: one per GPU."""
 
-    nnodes: Count = 1
+    nnodes: Processes = 1
     """Nodes, each of which runs the same command."""
 
-    timeout_minutes: Count = 30
+    timeout_minutes: Minutes = 30
     """How long a rank waits for the others in one collective before it gives up."""
 
-    start_timeout_seconds: Count = 600
+    start_timeout_seconds: Seconds = 600
     """How long nodes, and then ranks, wait for each other before the start."""
 
-    node_timeout_seconds: Count = 120
+    node_timeout_seconds: Seconds = 120
     """Of several nodes: one that has not been heard of for this long is lost, and ends the job."""
 
-    max_restarts: Annotated[int, Field(ge=0)] = 0
+    max_restarts: MaybeNone = 0
     """How often a job that lost a process or a node goes on by itself from its last checkpoint."""
 
 
@@ -208,17 +220,17 @@ class Batch(Section):
     global_batch_size: Count
     """Sequences per optimizer step, over all data-parallel ranks; with data.packing=step rows."""
 
-    seq_length: Annotated[int, Field(ge=2)]
+    seq_length: Several
     """Longest sequence in tokens; with packing, the capacity that documents are packed into."""
 
 
 class RewardLoss(Section):
     """What a reward model minimises: -log sigmoid(r_b - r_w) of a better and a worse answer."""
 
-    margin: Annotated[float, Field(ge=0)] = 0.0
+    margin: Weight = 0.0
     """How far apart scores have to be for each unit between the data's; 0: the order is all."""
 
-    centering: Annotated[float, Field(ge=0)] = 0.0
+    centering: Weight = 0.0
     """Weight of (r_b + r_w)^2, which draws the scores of a pair towards a sum of 0; TRL suggests
     0.01."""
 
@@ -230,13 +242,13 @@ class DPOLoss(Section):
     """sigmoid: DPO itself. sigmoid_norm: with log-probabilities per token of the answer, so that
     long answers have no larger steps. ipo: a squared distance, also per token."""
 
-    beta: Annotated[float, Field(gt=0)] = 0.1
+    beta: Positive = 0.1
     """How strongly the policy is held to the reference."""
 
     label_smoothing: Annotated[float, Field(ge=0, lt=0.5)] = 0.0
     """Probability that a preference is the wrong way round (conservative DPO); not of ipo."""
 
-    nll: Annotated[float, Field(ge=0)] = 0.0
+    nll: Weight = 0.0
     """Weight of the better answer's own loss per token (RPO), which keeps it likely."""
 
     def problems(self) -> list[str]:
@@ -252,39 +264,39 @@ class DPOLoss(Section):
 class Optimizer(Section):
     """AdamW and its learning-rate schedule."""
 
-    lr: Annotated[float, Field(gt=0)]
+    lr: Annotated[float, Field(gt=0, le=10)]
     """Learning rate at the end of the warm-up."""
 
-    min_lr: Annotated[float, Field(ge=0)] = 0.0
+    min_lr: Annotated[float, Field(ge=0, le=10)] = 0.0
     """Learning rate at the end of the decay."""
 
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
     """Course of the learning rate from lr to min_lr after the warm-up."""
 
-    warmup_steps: Annotated[int, Field(ge=0)] | None = None
+    warmup_steps: MaybeNone | None = None
     """Optimizer steps over which the learning rate rises from 0 to lr; null: warmup_fraction says
     how many."""
 
-    warmup_fraction: Annotated[float, Field(ge=0, lt=1)] | None = None
+    warmup_fraction: Fraction | None = None
     """The same as a share of decay_steps, rounded down to whole steps, so that a shorter run warms
     up for a shorter time; null: the learning rate is lr from the first step on."""
 
     decay_steps: Count | None = None
     """Optimizer step at which min_lr is reached, warm-up included; null: the last step."""
 
-    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    weight_decay: Weight = 0.0
     """Decoupled weight decay of matrices; biases and norms have none."""
 
-    clip_grad: Annotated[float, Field(gt=0)] | None = 1.0
+    clip_grad: Positive | None = 1.0
     """Largest norm of the gradient of all parameters together; null: not clipped."""
 
-    beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    beta1: Fraction = 0.9
     """Decay of the first moment."""
 
-    beta2: Annotated[float, Field(ge=0, lt=1)] = 0.999
+    beta2: Fraction = 0.999
     """Decay of the second moment."""
 
-    eps: Annotated[float, Field(gt=0)] = 1e-8
+    eps: Annotated[float, Field(gt=0, le=1)] = 1e-8
     """Added to the square root of the second moment."""
 
     def problems(
@@ -331,7 +343,7 @@ def one_warmup(key: str, section: Section) -> list[str]:
 
 def share_of(fraction: float, total: int) -> int:
     """A share of steps, rounded down; 0.29 of 100 are 29, though the float 0.29 is less."""
-    return math.floor(Fraction(str(fraction)) * total)
+    return math.floor(fractions.Fraction(str(fraction)) * total)
 
 
 LORA_TARGETS: dict[str, dict[str, tuple[str, ...]]] = {
@@ -356,7 +368,7 @@ class Lora(Section):
     alpha: Annotated[float, Field(gt=0, le=65536)] = 32.0
     """An adapter adds alpha / rank x B A x to what its layer computes."""
 
-    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    dropout: Fraction = 0.0
     """Probability of dropping an element of an adapter's input while training; not of the stages
     that learn from their own answers."""
 
@@ -403,10 +415,10 @@ class Train(Section):
     steps: Count | None = None
     """Optimizer steps; either this or `epochs`."""
 
-    epochs: Annotated[float, Field(gt=0)] | None = None
+    epochs: Positive | None = None
     """Passes over the training rows; either this or `steps`."""
 
-    seed: Annotated[int, Field(ge=0)] = 1234
+    seed: Seed = 1234
     """Seed of the order of the rows and of everything random."""
 
     eval_interval: Count = 1000

@@ -10,7 +10,7 @@ from pydantic import model_validator
 
 from alignctl import console
 from alignctl.config.generation import RESOURCES, Generation
-from alignctl.config.sections import Count
+from alignctl.config.numbers import Count
 from alignctl.data.messages import Message
 from alignctl.data.prompt_schemas import chat
 from alignctl.errors import UserError

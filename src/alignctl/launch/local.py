@@ -181,6 +181,8 @@ def _conclude(
             saved = folder.latest_step()
             where = f"at step {saved}" if saved else "before anything was saved"
             display.note(f"stopped {where}; the same command goes on from there")
+        if job.nnodes == 1:  # other nodes may not have seen it yet
+            folder.stop_file.unlink(missing_ok=True)
         return
     if peers is not None:
         peers.settle()

@@ -23,6 +23,10 @@ _SECONDS_TO_TELL = 300
 """How long the other nodes have to end by themselves, and to say why, once one has ended."""
 
 _NAME = re.compile(r"[a-z]([-a-z0-9]*[a-z0-9])?")
+_DNS = re.compile(r"[a-z0-9]([-.a-z0-9]{0,251}[a-z0-9])?")
+_QUANTITY = re.compile(r"(\d{1,18}(?:\.\d{1,9})?)(m|[kMGTPE]|[KMGTPE]i)?")
+_TIME = re.compile(r"(\d{1,9}-)?(\d{1,9})(:[0-5]?\d)?(:[0-5]?\d)?|UNLIMITED")
+_LEAST_MEMORY = 2**30
 _MAX_NAME = 50
 """Kubernetes allows 63; the operator adds `-worker-N`."""
 
@@ -68,6 +72,11 @@ def sbatch_script(stage: Stage, slurm: Slurm) -> str:
     Raises:
         UserError: An option cannot stand in such a script.
     """
+    if slurm.time is not None and not _is_time(slurm.time):
+        raise UserError(
+            f"--time {slurm.time!r} is not a time of Slurm's",
+            "write HH:MM:SS or D-HH:MM:SS, such as 12:00:00; 60 minutes are an hour",
+        )
     given = {
         "job-name": stage.name,
         "nodes": str(stage.nnodes),
@@ -113,6 +122,12 @@ def sbatch_script(stage: Stage, slurm: Slurm) -> str:
             "",
         ]
     )
+
+
+def _is_time(text: str) -> bool:
+    """Whether Slurm reads a text as a time: M, M:S, H:M:S, D-H, D-H:M or D-H:M:S."""
+    match = _TIME.fullmatch(text)
+    return match is not None and (match[1] is None or int(match[2]) < 24)
 
 
 def _directive(option: str) -> str:
@@ -217,6 +232,19 @@ def _manifest(
             f"--name {stage.name!r} cannot be the name of a Kubernetes object",
             f"use a to z, 0 to 9 and dashes, a letter first, {_MAX_NAME} characters at most",
         )
+    names = {
+        "--namespace": kubernetes.namespace,
+        "--service-account": kubernetes.service_account,
+        "--runtime": kubernetes.runtime,
+    }
+    for flag, name in names.items():
+        if name is not None and not _DNS.fullmatch(name):
+            raise UserError(
+                f"{flag} {name!r} cannot be the name of a Kubernetes object",
+                "use a to z, 0 to 9, dots and dashes",
+            )
+    if not re.fullmatch(r"[!-~]+", kubernetes.image):
+        raise UserError(f"--image {kubernetes.image!r} cannot be the name of an image")
     metadata = {"name": stage.name}
     if kubernetes.namespace is not None:
         metadata["namespace"] = kubernetes.namespace
@@ -249,6 +277,15 @@ def _command(stage: Stage) -> list[str]:
 
 
 def _resources(kubernetes: Kubernetes) -> dict[str, Any]:
+    cores = _amount("--cpus", kubernetes.cpus, "64 or 1.5")
+    memory = _amount("--memory", kubernetes.memory, "900Gi")
+    if cores is not None and not 0 < cores <= 2**20:
+        raise UserError(f"--cpus {kubernetes.cpus}: no pod has so many", "such as 64 or 1.5")
+    if memory is not None and not _LEAST_MEMORY <= memory <= 2**60:
+        raise UserError(
+            f"--memory {kubernetes.memory}: no pod of a stage can do with it",
+            "write the unit too: 900Gi",
+        )
     amounts = {
         "cpu": kubernetes.cpus,
         "memory": kubernetes.memory,
@@ -256,6 +293,22 @@ def _resources(kubernetes: Kubernetes) -> dict[str, Any]:
     }
     limits = {name: amount for name, amount in amounts.items() if amount is not None}
     return {"limits": limits, "requests": dict(limits)} if limits else {}
+
+
+def _amount(flag: str, text: str | None, example: str) -> float | None:
+    """A quantity as Kubernetes writes it, in cores or bytes.
+
+    Raises:
+        UserError: It is none.
+    """
+    if text is None:
+        return None
+    match = _QUANTITY.fullmatch(text)
+    if match is None:
+        raise UserError(f"{flag} {text!r} is not a quantity", f"such as {example}")
+    unit = match[2] or ""
+    power = "kMGTPE".find(unit[:1].replace("K", "k")) + 1 if unit != "m" else -1
+    return float(float(match[1]) * (1024.0 if unit.endswith("i") else 1000.0) ** power)
 
 
 def _volumes(kubernetes: Kubernetes) -> tuple[list[dict[str, Any]], list[dict[str, str]]]:

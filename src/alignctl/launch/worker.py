@@ -43,6 +43,8 @@ def run(main: Callable[[RunFolder], None], run_folder: str) -> NoReturn:
         run_folder: Path of the run folder, the one argument of every stage module.
     """
     folder = RunFolder(Path(run_folder))
+    if not folder.config.exists():  # the command of a dry run, before there is anything to run
+        sys.exit(f"{folder.path} is no run folder: alignctl STAGE --output makes it")
     rank = int(os.environ.get("RANK", "0"))
     die_with_parent()
     folder.logs.mkdir(parents=True, exist_ok=True)
