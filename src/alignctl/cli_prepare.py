@@ -314,11 +314,19 @@ def tokenize(
         last = counts
         progress(counts.consumed, counts.text_bytes, counts.tokens)
 
+    def resume(counts: Counts) -> None:
+        nonlocal last
+        last = counts
+        progress.resume(counts.consumed, counts.text_bytes, counts.tokens)
+
     manifest = run(
         options,
         note,
-        lambda counts: progress.resume(counts.consumed, counts.text_bytes, counts.tokens),
+        resume,
     )
+    if last == Counts():
+        console.say(f"{options.prefix} is complete already: nothing is left to do")
+        return
     left_out = f", {last.empty:,} empty ones left out" if last.empty else ""
     console.say(
         f"{options.prefix}: {manifest.documents:,} documents{left_out}, {manifest.tokens:,} tokens "

@@ -2,6 +2,8 @@ import gzip
 import json
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
@@ -215,6 +217,57 @@ def test_a_command_that_is_killed_goes_on_and_leaves_no_process(
     assert content(tmp_path / "data") == content(tmp_path / "whole")
 
 
+_DIES = """
+import os, signal, sys
+from pathlib import Path
+from alignctl.corpus.tokenization import Options, tokenize
+
+left = int(sys.argv[1])
+
+def dying(change):
+    def changed(*args, **keywords):
+        global left
+        change(*args, **keywords)
+        left -= 1
+        if not left:
+            os.kill(os.getpid(), signal.SIGKILL)
+    return changed
+
+for name in ("rename", "replace", "unlink", "rmdir"):
+    setattr(os, name, dying(getattr(os, name)))
+tokenize(Options((Path(sys.argv[2]),), Path(sys.argv[3]), Path(sys.argv[4])))
+"""
+"""Dies after so many files got, changed or lost a name."""
+
+
+@pytest.mark.slow
+def test_a_run_that_dies_wherever_files_get_their_names_goes_on(
+    tmp_path: Path, tokenizer_folder: Path, write_texts: Callable[..., Path]
+) -> None:
+    file, prefix = write_texts(some_texts(300)), tmp_path / "data"
+    tokenize(Options((file,), tmp_path / "whole", tokenizer_folder))
+    for number in count(1):
+        words = [sys.executable, "-c", _DIES, number, file, prefix, tokenizer_folder]
+        died = subprocess.run([str(word) for word in words], check=False).returncode
+        finished = beside(prefix, ".json").exists()
+        steps: list[Counts] = []
+        tokenize(Options((file,), prefix, tokenizer_folder), steps.append, steps.append)
+        assert bool(steps) != finished
+        assert content(prefix) == content(tmp_path / "whole")
+        assert sorted(path.name for path in tmp_path.glob("*data*")) == [
+            "data.bin",
+            "data.idx",
+            "data.json",
+        ]
+        if died == 0:
+            break
+        assert died == -signal.SIGKILL
+        for left in tmp_path.glob("data.*"):
+            left.unlink()
+    # The state, two files, the manifest, and what the folder held.
+    assert number > 6
+
+
 def failure(file: Path, tokenizer: Path, **changes: object) -> UserError:
     options = replace(Options((file,), file.parent / "data", tokenizer), **changes)  # type: ignore[arg-type]
     with pytest.raises(UserError) as caught:
@@ -263,9 +316,15 @@ def test_a_dataset_is_not_overwritten(
     tmp_path: Path, tokenizer_folder: Path, write_texts: Callable[..., Path]
 ) -> None:
     options = Options((write_texts(["the"]),), tmp_path / "data", tokenizer_folder)
-    tokenize(options)
+    manifest = tokenize(options)
+    assert tokenize(options) == manifest
+    before = content(options.prefix)
+    with pytest.raises(UserError, match=r"data\.json exists already"):
+        tokenize(replace(options, append_eod=True))
+    beside(options.prefix, ".json").unlink()
     with pytest.raises(UserError, match=r"data\.bin exists already"):
         tokenize(options)
+    assert content(options.prefix)[:2] == before[:2]
 
 
 def test_a_full_disk_keeps_what_is_done(

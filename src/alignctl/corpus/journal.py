@@ -25,21 +25,27 @@ class Journal:
 
     Attributes:
         folder: The folder. It stays after a failure; `remove` takes it away.
+        key: A hash of all that decides the content of its files.
         state: What `commit` was last given; empty in a new one.
     """
 
-    def __init__(self, folder: Path, key: str, names: Sequence[str]) -> None:
+    def __init__(
+        self, folder: Path, key: str, names: Sequence[str], targets: Mapping[str, Path]
+    ) -> None:
         """Describes the journal; nothing is opened yet.
 
         Args:
             folder: Where its files lie.
             key: A hash of all that decides their content.
             names: The files.
+            targets: Where some of them are moved to in the end. What a run has moved that was
+                killed before `remove` is taken back.
         """
         self.folder = folder
         self.state: dict[str, Any] = {}
-        self._key = key
+        self.key = key
         self._names = names
+        self._targets = targets
         self._files: dict[str, BinaryIO] = {}
         self._stack = ExitStack()
 
@@ -47,6 +53,7 @@ class Journal:
         self.folder.mkdir(parents=True, exist_ok=True)
         with self._stack:
             self._lock()
+            self._take_back()
             saved = self._read_state()
             self.state = saved.get("state", {})
             sizes = saved.get("sizes", {})
@@ -71,7 +78,7 @@ class Journal:
             file.flush()
             os.fsync(file.fileno())
         sizes = {name: file.tell() for name, file in self._files.items()}
-        saved = {"key": self._key, "sizes": sizes, "state": state}
+        saved = {"key": self.key, "sizes": sizes, "state": state}
         atomic.write_text(self.folder / _STATE, json.dumps(saved))
 
     def remove(self) -> None:
@@ -87,14 +94,33 @@ class Journal:
                 f"{self.folder}: another process is writing it", "wait for it, or stop it"
             ) from error
 
-    def _read_state(self) -> dict[str, Any]:
-        """What was committed, if that is of the same key and still there."""
+    def has_moved(self, name: str) -> bool:
+        """Whether a run with this key has brought a file to its target, and was killed then."""
+        saved, target = self._saved(), self._targets[name]
+        return (
+            saved.get("key") == self.key
+            and not (self.folder / name).exists()
+            and target.is_file()
+            and target.stat().st_size == saved["sizes"][name]
+        )
+
+    def _take_back(self) -> None:
+        for name in filter(self.has_moved, self._targets):
+            self._targets[name].rename(self.folder / name)
+
+    def _saved(self) -> dict[str, Any]:
+        """What was committed last, of whatever key."""
         try:
             saved: dict[str, Any] = json.loads((self.folder / _STATE).read_text("utf-8"))
         except FileNotFoundError:
             return {}
+        return saved
+
+    def _read_state(self) -> dict[str, Any]:
+        """What was committed, if that is of the same key and still there."""
+        saved = self._saved()
         sizes = {name: self._size(name) for name in self._names}
-        if saved["key"] != self._key or any(sizes[n] < saved["sizes"][n] for n in sizes):
+        if saved.get("key") != self.key or any(sizes[n] < saved["sizes"][n] for n in sizes):
             return {}
         return saved
 

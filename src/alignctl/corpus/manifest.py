@@ -82,6 +82,8 @@ class CorpusManifest(_Frozen):
     """The .bin and the .idx."""
     source: tuple[FileRecord, ...]
     """The files of text, in the order in which their documents follow each other."""
+    recipe: str = ""
+    """Hash of all that decided the bytes: the same command knows by it that all is done."""
 
     @property
     def bytes(self) -> int:

@@ -2,13 +2,14 @@
 
 Blocks of text are tokenised by workers and appended in the order of the text, so neither the number
 of workers nor an interruption shows in the result. The three files get their names at the end, the
-manifest last.
+manifest last; whenever a run is killed, the same command goes on, or finds that all is done.
 """
 
 import errno
 import hashlib
 import json
 import os
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
@@ -28,6 +29,7 @@ from alignctl.corpus.manifest import (
     TokenizerIdentity,
     beside,
     file_record,
+    read_manifest,
     write_manifest,
 )
 from alignctl.corpus.pool import map_in_order
@@ -93,7 +95,8 @@ def tokenize(
     """Writes NAME.bin, NAME.idx and NAME.json.
 
     Each document is BOS, where the tokenizer puts one, its text, and EOS, if that is asked for.
-    What was done of an interrupted run on the same files is not done again.
+    What was done of an interrupted run on the same files is not done again; where all was, the
+    manifest is returned at once, and `on_progress` is told nothing.
 
     Args:
         options: What to do.
@@ -108,16 +111,19 @@ def tokenize(
         RunError: The disk is full, or a worker was killed; what is done is kept for the next run.
     """
     prefix = options.prefix
-    taken = [beside(prefix, suffix) for suffix in (".bin", ".idx", ".json")]
-    if any(file.exists() for file in taken):
-        found = next(file for file in taken if file.exists())
-        raise UserError(f"{found} exists already", "give another --output, or remove it first")
     tokenizer = load_tokenizer(options.tokenizer)
     source = tuple(file_record(file) for file in options.files)
     key = _key(options, tokenizer, source)
     folder = prefix.with_name(f".{prefix.name}.partial")
+    bin_file, idx_file, json_file = (beside(prefix, suffix) for suffix in (".bin", ".idx", ".json"))
+    if json_file.exists():
+        return _finished(prefix, key, folder)
     try:
-        with Journal(folder, key, ("tokens", "lengths")) as journal:
+        journal = Journal(folder, key, ("tokens", "lengths"), {"tokens": bin_file})
+        if not journal.has_moved("tokens"):
+            for file in (bin_file, idx_file):
+                _refuse_taken(file)
+        with journal:
             counts = Counts(**journal.state)
             if counts.blocks and on_resume is not None:
                 on_resume(counts)
@@ -129,10 +135,28 @@ def tokenize(
                 # Files that are mended have other hashes: nothing could go on from here.
                 journal.remove()
                 raise
-            manifest = _finish(options, tokenizer, source, folder, counts)
+            manifest = _finish(options, tokenizer, source, journal, counts)
             journal.remove()
     except OSError as error:
         raise _not_written(prefix, folder, error) from error
+    return manifest
+
+
+def _refuse_taken(file: Path) -> None:
+    if file.exists():
+        raise UserError(f"{file} exists already", "give another --output, or remove it first")
+
+
+def _finished(prefix: Path, key: str, folder: Path) -> CorpusManifest:
+    """What the same command has written before.
+
+    Raises:
+        UserError: It was another command, or a file is missing or of another size.
+    """
+    manifest = read_manifest(prefix)
+    if manifest.recipe != key:
+        _refuse_taken(beside(prefix, ".json"))
+    shutil.rmtree(folder, ignore_errors=True)  # a run that was killed as it removed its own
     return manifest
 
 
@@ -286,17 +310,17 @@ def _finish(
     options: Options,
     tokenizer: Tokenizer,
     source: tuple[FileRecord, ...],
-    folder: Path,
+    journal: Journal,
     counts: Counts,
 ) -> CorpusManifest:
     """Writes the index, gives the files their names, and writes the manifest."""
+    folder = journal.folder
     dtype = dtype_for(tokenizer.vocab_size)
     write_index(folder / "index", np.memmap(folder / "lengths", np.int32, "r"), dtype)
     atomic.fsync_tree(folder)
-    records = []
-    for name, suffix in (("tokens", ".bin"), ("index", ".idx")):
-        file = beside(options.prefix, suffix)
-        records.append(file_record(folder / name, file.name))
+    files = {"tokens": beside(options.prefix, ".bin"), "index": beside(options.prefix, ".idx")}
+    records = [file_record(folder / name, file.name) for name, file in files.items()]
+    for name, file in files.items():
         (folder / name).rename(file)
     manifest = CorpusManifest(
         tokenizer=TokenizerIdentity.of(tokenizer),
@@ -309,6 +333,7 @@ def _finish(
         dtype=dtype,
         files=(records[0], records[1]),
         source=source,
+        recipe=journal.key,
     )
     write_manifest(options.prefix, manifest)
     return manifest
