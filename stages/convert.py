@@ -47,6 +47,7 @@ def run(direction: Direction, options: ConvertOptions) -> None:
     memory.keep_freed()
     # The threads of NumPy's BLAS would wait busily for something to multiply.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    from alignctl.checkpoints.companions import code_beside
     from alignctl.checkpoints.conversion import Target
     from alignctl.checkpoints.dtypes import BY_FLAG
     from alignctl.checkpoints.source import find
@@ -81,6 +82,8 @@ def run(direction: Direction, options: ConvertOptions) -> None:
     console.say(f"to: {options.save} ({_description(target)})")
     if target.format == "hf" and (change := _padding(source, options.save)):
         console.say(f"note: {change}")
+    if code := code_beside(source.companions):
+        console.say(f"note: not taken along, and never run: {', '.join(code)}")
     if source.unchecked:
         console.say(f"note: not checked: {source.unchecked}")
     if source.companions is None and options.tokenizer is None:

@@ -19,7 +19,6 @@ def test_what_belongs_to_a_hugging_face_model_travels_and_nothing_else(tmp_path:
         "merges.txt",
         "qwen.tiktoken",
         "chat_template.jinja",
-        "tokenization_own.py",
         "LICENSE.txt",
         "README.md",
     ]
@@ -35,6 +34,8 @@ def test_what_belongs_to_a_hugging_face_model_travels_and_nothing_else(tmp_path:
         "latest_checkpointed_iteration.txt",
         "latest",
         "zero_to_fp32.py",
+        "tokenization_own.py",
+        "modeling_own.py",
         "trainer_state.json",
         "training_args.bin",
         "metadata.json",

@@ -15,19 +15,50 @@ _TOKENIZER = re.compile(
 )
 """Files that make up a tokenizer; another tokenizer replaces all of them."""
 
+_TEXTS = r"(LICEN[CS]E|NOTICE|COPYING|USE_POLICY|README|MODEL_CARD|Responsible-Use)[^/]*"
+
 _COMPANION = re.compile(
-    rf"config\.json|generation_config\.json|{_TOKENIZER.pattern}"
-    r"|(configuration|modeling|tokenization)_\w+\.py"
-    r"|(LICEN[CS]E|NOTICE|COPYING|USE_POLICY|README|MODEL_CARD|Responsible-Use)[^/]*",
-    re.IGNORECASE,
+    rf"config\.json|generation_config\.json|{_TOKENIZER.pattern}|{_TEXTS}", re.IGNORECASE
 )
 """All that belongs to a Hugging Face model beside its weights. What else lies there belongs to
 whatever program put it there: trackers, training states, logs."""
+
+_EDITED = re.compile(
+    r"(config|generation_config|tokenizer_config|special_tokens_map)\.json|chat_template[^/]*"
+    rf"|{_TEXTS}",
+    re.IGNORECASE,
+)
+"""What people change by hand. A config.json of another architecture is refused when it is read."""
 
 
 def is_companion(name: str) -> bool:
     """Whether a file of this name belongs to a Hugging Face model, and travels with it."""
     return _COMPANION.fullmatch(name) is not None
+
+
+def may_be_edited(name: str) -> bool:
+    """Whether a companion of this name is one that people change by hand."""
+    return _EDITED.fullmatch(name) is not None
+
+
+def code_beside(folder: Path | None) -> list[str]:
+    """The names of the Python files beside a model: they are neither run nor taken along."""
+    return sorted(file.name for file in folder.glob("*.py")) if folder else []
+
+
+def refuse_links_out(folder: Path, checkpoint: Path) -> None:
+    """Refuses what lies in a folder of a checkpoint's only by name.
+
+    Raises:
+        UserError: The folder, or something in it, is a link to what is outside of the checkpoint.
+    """
+    root = checkpoint.resolve()
+    for path in (folder, *sorted(folder.iterdir())):
+        if path.is_symlink() and not path.resolve().is_relative_to(root):
+            raise UserError(
+                f"{path}: a link out of the checkpoint, to {path.readlink()}: it is not followed",
+                "put the file itself there, or remove the link",
+            )
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from alignctl.checkpoints import adapted, hf, legacy_writer, manifest, mcore, pa
 from alignctl.checkpoints.companions import copy_companions, read_json, write_config
 from alignctl.checkpoints.dtypes import Bits, DType, tensor_of
 from alignctl.checkpoints.lazy import LazyTensor
-from alignctl.checkpoints.manifest import HF_FOLDER, FileRecord, Manifest, Recorder
+from alignctl.checkpoints.manifest import HF_FOLDER, Manifest, Recorder
 from alignctl.checkpoints.source import Source
 from alignctl.config.sections import Model
 from alignctl.errors import UserError
@@ -95,18 +95,12 @@ def convert(
             tp=target.tp,
             pp=target.pp,
             hf_prefix=source.hf_prefix,
-        ).write(folder, _records(folder, target, recorder))
+        ).write(folder, manifest.record_all(folder, recorder.records(folder)))
 
 
 def _verify(source: Source | None) -> None:
     if source is not None:
         adapted.verify(source)
-
-
-def _records(folder: Path, target: Target, recorder: Recorder) -> dict[str, FileRecord]:
-    """Everything that is in the folder; beside a Hugging Face model people may edit texts."""
-    known = recorder.records(folder)
-    return known if target.format == "hf" else manifest.record_all(folder, known)
 
 
 def _write(

@@ -22,6 +22,7 @@ from pydantic import (
     model_validator,
 )
 
+from alignctl.checkpoints import companions
 from alignctl.checkpoints.direct_file import DirectFile
 from alignctl.checkpoints.mapped_file import windows
 from alignctl.config.sections import Head, Lora, Model, Role
@@ -279,6 +280,8 @@ def read(folder: Path) -> Manifest:
         )
     for name, expected in manifest.files.items():
         file = folder / name
+        if _may_be_edited(name) and (file.is_file() or file.name != "config.json"):
+            continue
         if not file.is_file():
             raise UserError(
                 f"{folder}: {name} is missing, though {NAME} lists it",
@@ -290,13 +293,47 @@ def read(folder: Path) -> Manifest:
                 "the file is truncated or was changed: copy the checkpoint again, or use an older "
                 "one",
             )
+        if _is_companion(name):  # it is read long before the weights, whose files are large
+            _compare(folder, name, expected)
     return manifest
+
+
+def changed_texts(folder: Path, manifest: Manifest) -> list[str]:
+    """The files of a checkpoint, of those that people may edit, that are not as we wrote them."""
+    return [
+        name
+        for name, expected in manifest.files.items()
+        if _may_be_edited(name)
+        and not ((folder / name).is_file() and is_unchanged(folder / name, expected))
+    ]
+
+
+def _is_companion(name: str) -> bool:
+    """Whether a path in a checkpoint is that of a file of its Hugging Face model."""
+    path = Path(name)
+    return str(path.parent) in (".", HF_FOLDER) and companions.is_companion(path.name)
+
+
+def _may_be_edited(name: str) -> bool:
+    return _is_companion(name) and companions.may_be_edited(Path(name).name)
+
+
+def _compare(folder: Path, name: str, expected: FileRecord) -> None:
+    if is_unchanged(folder / name, expected):
+        return
+    hint = "the file is damaged: copy the checkpoint again, or use an older one"
+    if _is_companion(name) and (folder / "config.json").is_file():
+        hint = (
+            "the file is damaged or was edited: copy the folder again; if the change was meant, "
+            f"remove {NAME}, and it is any Hugging Face model"
+        )
+    raise UserError(f"{folder / name}: its checksum differs from the one in {NAME}", hint)
 
 
 def verify_checksums(
     folder: Path, manifest: Manifest, *, share: int = 0, num_shares: int = 1
 ) -> None:
-    """Reads every file once and compares its checksum with the manifest.
+    """Reads every file once, but for texts, and compares its checksum with the manifest.
 
     Args:
         folder: The checkpoint.
@@ -308,11 +345,8 @@ def verify_checksums(
         UserError: A file's content is not what was written.
     """
     for name in sorted(manifest.files)[share::num_shares]:
-        if not is_unchanged(folder / name, manifest.files[name]):
-            raise UserError(
-                f"{folder / name}: its checksum differs from the one in {NAME}",
-                "the file is damaged: copy the checkpoint again, or use an older one",
-            )
+        if not _may_be_edited(name):
+            _compare(folder, name, manifest.files[name])
 
 
 def check_layout(folder: Path, manifest: Manifest, layout: Mapping[str, int | bool]) -> None:

@@ -19,7 +19,7 @@ from alignctl.checkpoints import (
     zero_files,
 )
 from alignctl.checkpoints.adapted import Adapters, base_folder, check_base, merged
-from alignctl.checkpoints.companions import dangling, read_json
+from alignctl.checkpoints.companions import dangling, read_json, refuse_links_out
 from alignctl.checkpoints.lazy import LazyTensor
 from alignctl.checkpoints.manifest import HF_FOLDER, METADATA, Manifest
 from alignctl.checkpoints.megatron_args import model_from
@@ -119,9 +119,14 @@ def find(path: Path, *, vocab_divisor: int = 128, expected: Model | None = None)
         UserError: There is no such folder, or it is none of these, or it is incomplete.
     """
     try:
-        return _find(path, vocab_divisor, expected)
+        source = _find(path, vocab_divisor, expected)
+        changed = manifest.changed_texts(source.path, source.manifest) if source.manifest else ()
     except OSError as error:
         raise UserError(f"{error.filename or path}: cannot be read: {error.strerror}") from error
+    if not changed:
+        return source
+    told = f"{source.description}; changed since they were written: {', '.join(changed)}"
+    return replace(source, description=told)
 
 
 def _find(path: Path, vocab_divisor: int, expected: Model | None) -> Source:
@@ -336,7 +341,7 @@ def _adapted(
         path=path,
         model=found.model,
         head=found.head,
-        companions=path / HF_FOLDER,
+        companions=_companions(path),
         manifest=found,
         hf_prefix=found.hf_prefix,
         tensors=tensors,
@@ -373,6 +378,8 @@ def _from_megatron(
     if found and found.head != head:
         raise UserError(f"{path}: {manifest.NAME} tells of a head {found.head!r}, found {head!r}")
     companions = next((p for p in (path / HF_FOLDER, path, path.parent) if _has_config(p)), None)
+    if companions == path / HF_FOLDER:
+        companions = _companions(path)
     step = f", iteration {found.iteration}" if found and found.iteration else ""
     return Source(
         kind=kind,
@@ -385,6 +392,12 @@ def _from_megatron(
         tensors={name: tensors[name] for name in rows},
         description=f"{path}: {text} {_about(model, head, tensors)}{step}",
     )
+
+
+def _companions(path: Path) -> Path:
+    """The folder of a checkpoint with what goes back to Hugging Face; it holds its own files."""
+    refuse_links_out(path / HF_FOLDER, path)
+    return path / HF_FOLDER
 
 
 def _without_padding(tensor: LazyTensor, model: Model) -> LazyTensor:
