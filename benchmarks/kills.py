@@ -69,10 +69,14 @@ class Untouched:
 
 @dataclass(frozen=True)
 class Kill:
-    """What was killed and when, in words; the processes below the launcher; the time."""
+    """What was killed and when, in words; the processes below the launcher; how and when it ended.
+
+    Where one of the processes below was killed, the launcher ends by itself, be it well.
+    """
 
     words: str
     below: list[int]
+    code: int
     time: float
 
     def is_over(self, seconds: float) -> bool:
@@ -199,7 +203,7 @@ def _kill(stage: Stage, work: Path, seconds: float, chance: random.Random) -> Ki
             os.kill(pid, signal.SIGKILL)
     process.wait(TIMEOUT_SECONDS)
     when = f"{wait:.3f} s after save {save} began" if save else f"after {wait:.1f} s"
-    return Kill(f"{victim} {when}", below, time.monotonic())
+    return Kill(f"{victim} {when}", below, process.returncode, time.monotonic())
 
 
 def _wait_for_save(
@@ -217,7 +221,7 @@ def _go_on(stage: Stage, work: Path, untouched: Untouched, kill: Kill, found: Fo
     """Looks at what a kill has left, goes on and compares; says what is wrong, if anything is."""
     wrong = false_claims(work, stage.finished, untouched.content)
     found.false += bool(wrong)
-    code, orphans = _end_of(_start(stage, work), kill)
+    code, orphans = _end_of(_start(stage, work) if kill.code else None, kill)
     while code and any(words in _said(work) for words in BUSY) and not kill.is_over(60):
         time.sleep(2)
         code, _ = _end_of(_start(stage, work), kill)
@@ -235,12 +239,12 @@ def _go_on(stage: Stage, work: Path, untouched: Untouched, kill: Kill, found: Fo
     return "; ".join(wrong)
 
 
-def _end_of(process: "subprocess.Popen[bytes]", kill: Kill) -> tuple[int, list[str]]:
+def _end_of(process: "subprocess.Popen[bytes] | None", kill: Kill) -> tuple[int, list[str]]:
     """The exit code, and who was left of the killed run when its time was over."""
     while not kill.is_over(ORPHAN_SECONDS):
         time.sleep(0.05)
     orphans = [_name(pid) for pid in kill.below if is_alive(pid)]
-    return process.wait(TIMEOUT_SECONDS), orphans
+    return process.wait(TIMEOUT_SECONDS) if process else 0, orphans
 
 
 def _name(pid: int) -> str:

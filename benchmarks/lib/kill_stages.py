@@ -79,7 +79,7 @@ def _write_texts(inputs: Path) -> None:
     """Documents of random words, of which every tenth comes twice, and preferences as HH's."""
     chance = random.Random(0)
     words = ["".join(chance.choices("abcdefghij", k=chance.randint(2, 9))) for _ in range(3000)]
-    texts = [" ".join(chance.choices(words, k=chance.randint(20, 200))) for _ in range(20_000)]
+    texts = [" ".join(chance.choices(words, k=chance.randint(20, 200))) for _ in range(8_000)]
     rows = [
         {"text": text} for number, text in enumerate(texts) for _ in range(1 + (number % 10 < 1))
     ]
@@ -118,7 +118,7 @@ def _preparations(inputs: Path) -> Iterator[Stage]:
         "corpus",
         (".corpus.partial/index", ".corpus.partial/state.json", "corpus.bin", "corpus.idx"),
         "corpus.json",
-        6,
+        8,
     )
     others = {"clean": (texts, "--workers", 2), "hh": (inputs / "hh",)}
     for name, words in others.items():
@@ -129,7 +129,7 @@ def _preparations(inputs: Path) -> Iterator[Stage]:
             "rows",
             (".rows.*partial",),
             "rows",
-            4,
+            5,
         )
 
 
@@ -137,34 +137,36 @@ def _conversions(inputs: Path) -> Iterator[Stage]:
     saves = (".out.*partial", ".out.*partial/*")
     hf2mg = ("convert-hf2mg", "--load", inputs / "large", "--verify", "none")
     legacy = ("--format", "legacy", "--tp", 2, "--pp", 2)
-    yield Stage("convert-hf2mg", hf2mg, "--save", "out", saves, "out", 8)
-    yield Stage("convert-hf2mg legacy", (*hf2mg, *legacy), "--save", "out", saves, "out", 4)
+    yield Stage("convert-hf2mg", hf2mg, "--save", "out", saves, "out", 14)
+    yield Stage("convert-hf2mg legacy", (*hf2mg, *legacy), "--save", "out", saves, "out", 8)
     mg2hf = ("convert-mg2hf", "--load", inputs / "megatron", "--verify", "none")
     yield Stage(
-        "convert-mg2hf", (*mg2hf, "--max-shard-size", "20MB"), "--save", "out", saves, "out", 12
+        "convert-mg2hf", (*mg2hf, "--max-shard-size", "20MB"), "--save", "out", saves, "out", 14
     )
 
 
 def _training(inputs: Path) -> Iterator[Stage]:
-    data = {
-        "pretrain": "corpus",
-        "sft": "rows.jsonl",
-        "reward": "pairs.jsonl",
-        "dpo": "pairs.jsonl",
-    }
+    pairs = "pairs.jsonl"
+    data = {"pretrain": "corpus", "sft": "rows.jsonl", "reward": pairs, "dpo": pairs}
     for name, file in data.items():
         words = (name, "--preset", inputs / "tiny.yaml", "--load", inputs / "hf")
-        yield _run(name, (*words, "--data", inputs / file), 10)
+        ranks = 2 if name in ("sft", "dpo") else 1
+        words += ("--data", inputs / file, f"launch.nproc_per_node={ranks}")
+        yield _run(name, words, 7)
 
 
 def _on_policy(inputs: Path) -> Iterator[Stage]:
     folder = inputs / "on_policy"
     knobs = ("train.steps=4", "checkpoint.save_interval=2")
-    for name in ("rlhf", "grpo", "online-dpo"):
+    extra = {
+        "rlhf": ("value.warmup_steps=2", "launch.nproc_per_node=2"),
+        "grpo": ("launch.nproc_per_node=1",),
+        "online-dpo": ("launch.nproc_per_node=1",),
+    }
+    for name, more in extra.items():
         # The output comes last in the command of the tests, which is given one here.
         [*words, _, _] = tiny_on_policy.command(name, folder, Path())
-        extra = ("value.warmup_steps=2",) if name == "rlhf" else ()
-        yield _run(name, (*words, *knobs, *extra), 4)
+        yield _run(name, (*words, *knobs, *more), 3)
 
 
 def _run(name: str, words: tuple[object, ...], kills: int) -> Stage:
@@ -183,7 +185,7 @@ def _asking(inputs: Path) -> Iterator[Stage]:
         "answers.jsonl",
         (".answers.*.partial",),
         "answers.jsonl",
-        6,
+        5,
     )
     yield Stage(
         "eval",

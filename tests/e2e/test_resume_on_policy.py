@@ -203,6 +203,37 @@ def test_a_run_killed_in_its_first_save_starts_anew(
     finish(setting, run, start)
 
 
+@pytest.fixture(scope="module")
+def warming(inputs: Path, tmp_path_factory: pytest.TempPathFactory) -> Setting:
+    """A run whose policy has not taken a step when it is saved, until the last episode."""
+    knobs = (*KNOBS, "checkpoint.save_interval=1", f"value.warmup_steps={EPISODES - 1}")
+    return made(inputs, tmp_path_factory.mktemp("warming") / "run", "rlhf", *knobs)
+
+
+@pytest.mark.slow
+def test_a_run_stopped_while_only_the_value_model_learns_goes_on(
+    warming: Setting, run: RunFolder, start: Start
+) -> None:
+    process = start(warming)
+    commands.wait_until(lambda: episodes_done(run) >= 1, process)
+    process.send_signal(signal.SIGINT)
+    outcome = commands.finish(process)
+    assert outcome.code == 0, outcome.text
+    assert 1 <= run.latest_step() < EPISODES - 1
+    finish(warming, run, start)
+
+
+@pytest.mark.slow
+def test_a_run_killed_while_only_the_value_model_learns_goes_on(
+    warming: Setting, run: RunFolder, start: Start
+) -> None:
+    process = start(warming)
+    commands.wait_until(lambda: pointed_to(run) == 1, process)
+    commands.kill_tree(process)
+    assert 1 <= run.latest_step() < EPISODES - 1
+    finish(warming, run, start)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("stage", "knobs"),
