@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Literal
 from alignctl import atomic, console, memory
 from alignctl.config.convert import ConvertOptions
 from alignctl.data.tokenizer import check_fits, load_tokenizer
-from alignctl.errors import RunError, UserError
+from alignctl.errors import RunError, TakenError, UserError
 from alignctl.launch.run_folder import LATEST
 from alignctl.reporting.bytes_progress import BytesProgress
 
@@ -36,8 +36,15 @@ RELEASE = "release"
 _MEGATRON = ("mcore", "legacy")
 
 
-def run(direction: Direction, options: ConvertOptions) -> None:
-    """Converts, and prints the folder that was written.
+def run(
+    direction: Direction, options: ConvertOptions, *, on_wait: atomic.OnWait | None = None
+) -> None:
+    """Converts, and prints the folder that was written, or that is there since the same was done.
+
+    Args:
+        direction: Which of the commands it is.
+        options: What it was told.
+        on_wait: Told that another conversion to the same folder is waited for; None: do not wait.
 
     Raises:
         UserError: The source is not a model of ours or damaged, the layout does not fit it, or
@@ -47,9 +54,9 @@ def run(direction: Direction, options: ConvertOptions) -> None:
     memory.keep_freed()
     # The threads of NumPy's BLAS would wait busily for something to multiply.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-    from alignctl.checkpoints.companions import code_beside
     from alignctl.checkpoints.conversion import Target
     from alignctl.checkpoints.dtypes import BY_FLAG
+    from alignctl.checkpoints.identity import recipe_of
     from alignctl.checkpoints.source import find
 
     source = find(
@@ -60,8 +67,9 @@ def run(direction: Direction, options: ConvertOptions) -> None:
     check(direction, options, source)
     console.say(f"from: {source.description}")
     if options.adapter_only:
-        _write_adapters(options, source)
+        _write_adapters(options, source, on_wait)
         return
+    told = options.model_dump(mode="json", include=_SAYS_WHAT)
     target = Target(
         format="hf" if direction == "mg2hf" else options.format,
         dtype=BY_FLAG.get(options.dtype),
@@ -69,8 +77,45 @@ def run(direction: Direction, options: ConvertOptions) -> None:
         pp=options.pp,
         tokenizer=options.tokenizer,
         max_shard_bytes=options.max_shard_size,
+        made_from=recipe_of(source, {**told, "direction": direction}, options.tokenizer),
     )
-    with atomic.new_folder(options.save) as partial:
+    try:
+        _convert(options, source, target, on_wait)
+    except TakenError:
+        if not _is_there(options.save, target):
+            raise
+        console.say(f"{options.save} is there already, whole and from the same: nothing is to do")
+    else:
+        _tell(options, source, target)
+    console.emit(str(options.save))
+
+
+_SAYS_WHAT = {"format", "dtype", "tp", "pp", "max_shard_size", "verify"}
+"""The options that change what is written, or how it is verified."""
+
+
+def _is_there(save: Path, target: "Target") -> bool:
+    """Whether a folder is what the same conversion has written.
+
+    Raises:
+        UserError: It is, but a file in it is missing or was changed.
+    """
+    from alignctl.checkpoints import manifest
+
+    folder = save if target.format == "hf" else save / RELEASE
+    if not (folder / manifest.NAME).is_file():
+        return False
+    found = manifest.read(folder)
+    if found.made_from != target.made_from:
+        return False
+    manifest.verify_checksums(folder, found)
+    return True
+
+
+def _convert(
+    options: ConvertOptions, source: "Source", target: "Target", on_wait: atomic.OnWait | None
+) -> None:
+    with atomic.new_folder(options.save, on_wait) as partial:
         total = sum(tensor.num_bytes for tensor in source.tensors.values())
         if target.dtype is not None:
             total = sum(tensor.numel * target.dtype.itemsize for tensor in source.tensors.values())
@@ -79,6 +124,12 @@ def run(direction: Direction, options: ConvertOptions) -> None:
         written = _opened(source, partial, target)
         if options.verify != "none":
             _verify(source, written, target, is_full=options.verify == "full")
+
+
+def _tell(options: ConvertOptions, source: "Source", target: "Target") -> None:
+    """Says what was written, and what it lacks."""
+    from alignctl.checkpoints.companions import code_beside
+
     console.say(f"to: {options.save} ({_description(target)})")
     if target.format == "hf" and (change := _padding(source, options.save)):
         console.say(f"note: {change}")
@@ -95,7 +146,6 @@ def run(direction: Direction, options: ConvertOptions) -> None:
             f"note: score_offset {offset:.4f} is not in the weights: add it to every score to "
             "centre them; it is kept in alignctl.json"
         )
-    console.emit(str(options.save))
 
 
 def _has_padding(source: "Source") -> bool:
@@ -127,10 +177,12 @@ def _padding(source: "Source", written: Path) -> str | None:
     )
 
 
-def _write_adapters(options: ConvertOptions, source: "Source") -> None:
+def _write_adapters(
+    options: ConvertOptions, source: "Source", on_wait: atomic.OnWait | None
+) -> None:
     from alignctl.checkpoints import peft
 
-    with atomic.new_folder(options.save) as folder:
+    with atomic.new_folder(options.save, on_wait) as folder:
         peft.write(source, folder)
     console.say(f"to: {options.save} (adapters, for PEFT)")
     if source.head == "linear" and not _has_padding(source):

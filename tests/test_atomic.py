@@ -1,3 +1,6 @@
+import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -59,6 +62,37 @@ def test_a_second_writer_of_a_folder_is_refused_by_name(tmp_path: Path) -> None:
             pass
     assert [each.name for each in tmp_path.iterdir()] == ["model"]
     assert [each.name for each in final.iterdir()] == ["a"]
+
+
+def test_a_second_writer_waits_if_it_is_told_to(tmp_path: Path) -> None:
+    """The first one is another process, as it always is; it ends once the second one waits."""
+    final = tmp_path / "model"
+    code = (
+        "import sys; from pathlib import Path; from alignctl import atomic\n"
+        "with atomic.locked(Path(sys.argv[1])):\n"
+        "    print('locked', flush=True); sys.stdin.read()"
+    )
+    words = [sys.executable, "-c", code, str(final)]
+    pipe = subprocess.PIPE
+    said: list[str] = []
+    with subprocess.Popen(words, stdin=pipe, stdout=pipe, text=True) as first:
+        assert first.stdin is not None
+        assert first.stdout is not None
+        assert first.stdout.readline() == "locked\n"
+        other = first.stdin
+
+        def hear(line: str) -> None:
+            said.append(line)
+            other.close()
+
+        with atomic.new_folder(final, hear) as partial:
+            (partial / "a").touch()
+    holder = f"process {first.pid} on {socket.gethostname()}"
+    assert said == [
+        f"{final} is being written by another command ({holder}): waiting for it",
+        f"{final}: the other command has ended",
+    ]
+    assert [each.name for each in tmp_path.iterdir()] == ["model"]
 
 
 def test_what_killed_writers_have_left_is_removed(tmp_path: Path) -> None:

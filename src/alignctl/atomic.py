@@ -11,10 +11,13 @@ import os
 import re
 import shutil
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from alignctl.errors import RunError, UserError
+from alignctl.errors import RunError, TakenError, UserError
+
+OnWait = Callable[[str], None]
+"""Told what is waited for, and when that is over."""
 
 
 def write_text(path: Path, text: str) -> None:
@@ -86,24 +89,26 @@ def commit_folder(partial: Path, final: Path) -> None:
 
 
 @contextlib.contextmanager
-def new_folder(final: Path) -> Iterator[Path]:
+def new_folder(final: Path, on_wait: OnWait | None = None) -> Iterator[Path]:
     """A folder to fill that gets its name only when the block ends without an error.
 
     Args:
         final: The name it gets; nothing, or an empty folder, may be there.
+        on_wait: What `locked` is given.
 
     Yields:
         A hidden folder beside it, empty. What killed attempts have left there is removed.
 
     Raises:
-        UserError: The name is taken, another process is writing it, or it cannot be made.
+        TakenError: The name is taken, perhaps by whom was waited for.
+        UserError: Another process is writing it, or it cannot be made.
         RunError: The disk is full.
     """
     _refuse_taken(final)
     partial = final.with_name(f".{final.name}.{os.getpid()}.partial")
     try:
         final.parent.mkdir(parents=True, exist_ok=True)
-        with locked(final):
+        with locked(final, on_wait):
             _refuse_taken(final)  # whoever had the lock before may have finished it
             scratch = re.compile(rf"\.{re.escape(final.name)}\.(\d+\.)?partial")
             for left in filter(lambda each: scratch.fullmatch(each.name), final.parent.iterdir()):
@@ -131,38 +136,42 @@ def _refuse_taken(final: Path) -> None:
     if final.parent.exists() and not final.parent.is_dir():
         raise UserError(f"{final}: cannot be written: {os.strerror(errno.ENOTDIR)}")
     if final.exists() and (not final.is_dir() or any(final.iterdir())):
-        raise UserError(
+        raise TakenError(
             f"{final} exists already and is not empty", "give another name, or remove it first"
         )
 
 
 @contextlib.contextmanager
-def locked(path: Path) -> Iterator[None]:
+def locked(path: Path, on_wait: OnWait | None = None) -> Iterator[None]:
     """Keeps other processes from writing what is to get a name, until the block ends.
 
     The kernel drops the lock of a process that dies.
 
     Args:
         path: The name; its folder must exist.
+        on_wait: Told that another process is writing it, and when it is done; None: do not wait.
 
     Raises:
-        UserError: Another process is writing it.
+        UserError: Another process is writing it, and nobody wants to wait.
     """
     file = path.with_name(f".{path.name}.lock")
+    has_waited = False
     while True:
         descriptor = os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            holder = os.pread(descriptor, 200, 0).decode("utf-8", "replace").strip()
-            os.close(descriptor)
-            raise UserError(
-                f"{path} is being written by another command ({holder or 'just starting'})",
-                "wait until it is done, stop it, or give another name",
-            ) from None
+            try:
+                _wait(path, descriptor, None if has_waited else on_wait, is_wanted=bool(on_wait))
+            except BaseException:
+                os.close(descriptor)
+                raise
+            has_waited = True
         if _is_still_at(file, descriptor):
             break
         os.close(descriptor)
+    if has_waited and on_wait is not None:
+        on_wait(f"{path}: the other command has ended")
     try:
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
@@ -170,6 +179,17 @@ def locked(path: Path) -> Iterator[None]:
     finally:
         file.unlink(missing_ok=True)
         os.close(descriptor)
+
+
+def _wait(path: Path, descriptor: int, tell: OnWait | None, *, is_wanted: bool) -> None:
+    """Takes a lock when its holder has ended, or says who that is."""
+    holder = os.pread(descriptor, 200, 0).decode("utf-8", "replace").strip() or "just starting"
+    said = f"{path} is being written by another command ({holder})"
+    if not is_wanted:
+        raise UserError(said, "wait until it is done (--wait), stop it, or give another name")
+    if tell is not None:
+        tell(f"{said}: waiting for it")
+    fcntl.flock(descriptor, fcntl.LOCK_EX)
 
 
 def _is_still_at(file: Path, descriptor: int) -> bool:

@@ -16,6 +16,7 @@ from alignctl.flags import (
     TokenizerFlag,
     TPFlag,
     VerifyFlag,
+    WaitFlag,
     example,
 )
 
@@ -72,12 +73,14 @@ def convert_hf2mg(
     dtype: DtypeFlag = "keep",
     tokenizer: TokenizerFlag = None,
     verify: VerifyFlag = "full",
+    wait: WaitFlag = False,
     dry_run: DryRunFlag = False,
 ) -> None:
     """Turn a Hugging Face model into a Megatron checkpoint."""
     _convert(
         "hf2mg",
         preset,
+        wait,
         dry_run,
         load=load,
         save=save,
@@ -108,12 +111,14 @@ def convert_mg2hf(
         ),
     ] = False,
     verify: VerifyFlag = "full",
+    wait: WaitFlag = False,
     dry_run: DryRunFlag = False,
 ) -> None:
     """Turn a Megatron checkpoint into a Hugging Face model."""
     _convert(
         "mg2hf",
         preset,
+        wait,
         dry_run,
         load=load,
         save=save,
@@ -137,6 +142,7 @@ def convert_mg2mg(
     dtype: DtypeFlag = "keep",
     tokenizer: TokenizerFlag = None,
     verify: VerifyFlag = "full",
+    wait: WaitFlag = False,
     dry_run: DryRunFlag = False,
 ) -> None:
     """Write a Megatron checkpoint in another format or layout.
@@ -146,6 +152,7 @@ def convert_mg2mg(
     _convert(
         "mg2mg",
         preset,
+        wait,
         dry_run,
         load=load,
         save=save,
@@ -159,19 +166,22 @@ def convert_mg2mg(
     )
 
 
-def _convert(direction: "Direction", preset: str | None, dry_run: bool, **flags: Any) -> None:
-    from alignctl.config.inputs import not_here
+def _convert(
+    direction: "Direction", preset: str | None, wait: bool, dry_run: bool, **flags: Any
+) -> None:
+    from alignctl.config.inputs import not_here, refuse_inside
     from alignctl.config.load import convert_options
 
     options = convert_options(preset, **flags)
+    paths = [("--load", options.load), ("--tokenizer", options.tokenizer)]
+    refuse_inside("--save", options.save, paths)
     if dry_run:
-        paths = [("--load", options.load), ("--tokenizer", options.tokenizer)]
         console.note_all(not_here(paths))
         console.emit(options.model_dump_json(indent=2))
         return
     from alignctl.stages import convert as stage
 
-    stage.run(direction, options)
+    stage.run(direction, options, on_wait=console.say if wait else None)
 
 
 def verify(

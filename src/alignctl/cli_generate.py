@@ -46,7 +46,7 @@ def generate(
     prints their values. The same command goes on after an interruption.
     """
     from alignctl.config.generation import GenerateOptions
-    from alignctl.config.inputs import not_here
+    from alignctl.config.inputs import not_here, refuse_inside
     from alignctl.config.load import load_preset, options
 
     flags = {
@@ -57,8 +57,9 @@ def generate(
         "model": load_preset(preset).model if preset else None,
     }
     found = options(GenerateOptions, flags, overrides or [])
+    named = {"--load": load, "--data": data, "--tokenizer": tokenizer}
+    refuse_inside("--output", output, named.items())
     if dry_run:
-        named = {"--load": load, "--data": data, "--tokenizer": tokenizer}
         console.note_all(not_here(named.items()))
         console.emit(found.model_dump_json(indent=2))
         return

@@ -1,6 +1,7 @@
 """The commands below `alignctl prepare`: from files as downloaded to what the stages read."""
 
 import json
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from textwrap import shorten
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -14,6 +15,7 @@ from alignctl.flags import (
     PresetFlag,
     RowsStage,
     ValidationDataFlag,
+    WaitFlag,
     example,
 )
 
@@ -47,6 +49,17 @@ OutputFlag = Annotated[Path, typer.Option(metavar="DIR", help="New folder to wri
 CompressFlag = Annotated[
     Literal["none", "gz", "zst"], typer.Option("--compress", help="How files are compressed.")
 ]
+
+
+def _refuse_inside(output: Path, inputs: Sequence[Path]) -> None:
+    from alignctl.config.inputs import refuse_inside
+
+    refuse_inside("--output", output, [("input", path) for path in inputs])
+
+
+def _waiting(is_wanted: bool) -> Callable[[str], None] | None:
+    """Who is told what is waited for; None where nobody waits."""
+    return console.say if is_wanted else None
 
 
 @app.callback(invoke_without_command=True)
@@ -89,6 +102,7 @@ def _add_dataset(name: "Name", what: str, sample: str) -> None:
             str | None,
             typer.Option(metavar="NAME", help="Licence; default: what the download's card says."),
         ] = None,
+        wait: WaitFlag = False,
     ) -> None:
         from alignctl.reporting.preview import visible
         from alignctl.sources.download import locate
@@ -97,7 +111,9 @@ def _add_dataset(name: "Name", what: str, sample: str) -> None:
         from alignctl.sources.preparation import prepare as run
 
         paths = tuple(locate(given, FORMATS[name].hub) for given in inputs)
-        outcome = run(Options(name, paths, output, dev_fraction, license))
+        _refuse_inside(output, paths)
+        options = Options(name, paths, output, dev_fraction, license)
+        outcome = run(options, _waiting(wait))
         for kind, row in outcome.preview.items():
             text = visible(json.dumps(row, ensure_ascii=False))
             console.emit(f"{kind}/train.jsonl: {shorten(text, 400, placeholder=' ...')}")
@@ -178,6 +194,7 @@ def clean(
     ] = 0.8,
     compress: CompressFlag = "none",
     workers: WorkersFlag = None,
+    wait: WaitFlag = False,
 ) -> None:
     """Turn raw text into one file of clean documents, and say what was left out.
 
@@ -196,6 +213,7 @@ def clean(
         check_languages(codes)
     rules = Rules(policy, not keep_urls, mask_pii, not keep_white_space)
     Cleaner(rules)  # refuses a policy that is none
+    _refuse_inside(output, inputs)
     files = tuple(find_texts(inputs))
     options = Options(
         files=files,
@@ -211,7 +229,7 @@ def clean(
         compression=compress,
         workers=workers or available_cores(),
     )
-    outcome = run(options, CorpusProgress("cleaning", total_bytes(files)))
+    outcome = run(options, CorpusProgress("cleaning", total_bytes(files)), _waiting(wait))
     for message in outcome.rejected:
         console.say(f"rejected: {message}")
     console.say(f"{output}: {outcome.describe()}")
@@ -239,6 +257,7 @@ def shard(
         int, typer.Option(min=0, max=LARGEST_SEED, metavar="N", help="What decides the order.")
     ] = 1234,
     compress: CompressFlag = "zst",
+    wait: WaitFlag = False,
 ) -> None:
     """Merge rows, shuffle them, and cut them into files of about the same size."""
     from alignctl.config.convert import size_in_bytes
@@ -247,6 +266,7 @@ def shard(
     from alignctl.corpus.shards import shard as run
     from alignctl.reporting.corpus_progress import CorpusProgress
 
+    _refuse_inside(output, inputs)
     files = tuple(find_texts(inputs))
     options = Options(
         files=files,
@@ -257,7 +277,7 @@ def shard(
         seed=seed,
         compression=compress,
     )
-    shards = run(options, CorpusProgress("sharding", total_bytes(files)))
+    shards = run(options, CorpusProgress("sharding", total_bytes(files)), _waiting(wait))
     rows, written = sum(s.lines for s in shards), sum(s.record.bytes for s in shards)
     files_word = "file" if len(shards) == 1 else "files"
     console.say(f"{output}: {rows:,} rows in {len(shards):,} {files_word}, {written / 1e6:.1f} MB")
@@ -284,6 +304,7 @@ def tokenize(
         bool, typer.Option("--append-eod", help="End every document with EOS.")
     ] = False,
     workers: WorkersFlag = None,
+    wait: WaitFlag = False,
 ) -> None:
     """Turn text into Megatron's indexed dataset.
 
@@ -297,6 +318,7 @@ def tokenize(
     from alignctl.corpus.tokenization import tokenize as run
     from alignctl.reporting.corpus_progress import CorpusProgress
 
+    _refuse_inside(output, inputs)
     files = tuple(find_texts(inputs))
     options = Options(
         files=files,
@@ -323,6 +345,7 @@ def tokenize(
         options,
         note,
         resume,
+        _waiting(wait),
     )
     if last == Counts():
         console.say(f"{options.prefix} is complete already: nothing is left to do")

@@ -179,7 +179,7 @@ def start(
         resume: Whether a run that was started before may be continued.
         simulated_gpu_gib: Only simulate it, on GPUs of so much memory; None: really start it.
     """
-    from alignctl.config.inputs import missing_inputs, require_inputs
+    from alignctl.config.inputs import missing_inputs, paths_of, refuse_inside, require_inputs
     from alignctl.config.load import STAGES, resolve, section_of
     from alignctl.launch.nodes import NodeFlags, nnodes_in, nodes_from
     from alignctl.launch.run_folder import RunFolder
@@ -190,6 +190,7 @@ def start(
         "launch.nnodes": nodes[0] or (None if context.obj else nnodes_in(os.environ)),
     }
     config = resolve(STAGES[section_of(stage)], preset, flags, overrides or [])
+    refuse_inside("--output", config.output, paths_of(config))
     if context.obj is not None:
         if nodes[1:] != (None, None, None) or dry_run or simulated_gpu_gib is not None:
             raise UserError(

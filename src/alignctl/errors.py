@@ -24,6 +24,10 @@ class UserError(AlignctlError):
     exit_code = 2
 
 
+class TakenError(UserError):
+    """What was to be written is there already."""
+
+
 class RunError(AlignctlError):
     """The run itself failed (a loss that is not finite, a full disk): exit code 1."""
 

@@ -25,6 +25,10 @@ TokenizerFlag = Annotated[
 DryRunFlag = Annotated[
     bool, typer.Option("--dry-run", help="Print what would run, and start nothing.")
 ]
+WaitFlag = Annotated[
+    bool,
+    typer.Option("--wait", help="Wait for another command that is writing the same, if there is."),
+]
 SimulateFlag = Annotated[
     bool,
     typer.Option(

@@ -41,6 +41,7 @@ class Target:
         pp: Pipeline stages, for the files of the legacy format.
         tokenizer: Folder of the tokenizer to take along, if not the source's own.
         max_shard_bytes: Largest file of a Hugging Face folder.
+        made_from: What `recipe_of` makes of the conversion; None: it is not written down.
     """
 
     format: Format
@@ -49,6 +50,7 @@ class Target:
     pp: int = 1
     tokenizer: Path | None = None
     max_shard_bytes: int = 5 * 10**9
+    made_from: str | None = None
 
 
 def convert(
@@ -95,6 +97,7 @@ def convert(
             tp=target.tp,
             pp=target.pp,
             hf_prefix=source.hf_prefix,
+            made_from=target.made_from,
         ).write(folder, manifest.record_all(folder, recorder.records(folder)))
 
 

@@ -1,7 +1,9 @@
 """Which weights these are: equal for copies of one model, different for any two models."""
 
 import hashlib
+import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from alignctl.checkpoints import manifest
@@ -33,6 +35,36 @@ def identity(source: "Source") -> dict[str, object]:
         "head": source.head,
         "weights": _digest(files),
     }
+
+
+def recipe_of(source: "Source", told: Mapping[str, object], tokenizer: Path | None) -> str:
+    """A hash that is another one as soon as a conversion would read or do something else.
+
+    Checkpoints of ours are told by their manifest, files of others by size and time of change, as
+    make does: reading them would take as long as converting them.
+
+    Args:
+        source: What is read.
+        told: The flags that change what is written, or how it is verified.
+        tokenizer: Folder of another tokenizer, or a file in it.
+    """
+    stats = {} if source.manifest else {name: source.path / name for name in weight_files(source)}
+    if tokenizer is not None and tokenizer.is_file():
+        tokenizer = tokenizer.parent
+    for what, folder in (("beside", source.companions), ("tokenizer", tokenizer)):
+        stats |= {f"{what}/{file.name}": file for file in folder.iterdir()} if folder else {}
+    state = [
+        source.manifest.own_digest() if source.manifest else None,
+        source.model.model_dump(mode="json"),
+        dict(told),
+        sorted((name, _stamp(file)) for name, file in stats.items() if file.is_file()),
+    ]
+    return hashlib.sha256(json.dumps(state).encode()).hexdigest()
+
+
+def _stamp(file: Path) -> tuple[int, int]:
+    about = file.stat()
+    return about.st_size, about.st_mtime_ns
 
 
 def recorded_files(source: "Source") -> dict[str, FileRecord]:

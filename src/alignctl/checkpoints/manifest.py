@@ -114,6 +114,8 @@ class Manifest(BaseModel):
     """Of a checkpoint that holds adapters, and a score head, instead of all weights."""
     training: dict[str, int | bool] | None = None
     """Layout whose optimizer state is stored, or None where there are only weights."""
+    made_from: str | None = None
+    """Of a conversion: a hash of what it read and of what it was told; None in older ones."""
     files: dict[str, FileRecord] = {}
     digest: str | None = None
     """SHA-256 of this manifest without this entry; older ones have none."""
@@ -132,8 +134,9 @@ class Manifest(BaseModel):
     def own_digest(self) -> str:
         """What `digest` must be."""
         rest = self.model_copy(update={"digest": None})
-        # Manifests from before there was an offset, or adapters, keep their digest.
-        unknown = {name for name in ("score_offset", "adapted") if getattr(self, name) is None}
+        # Manifests from before there was one of these keep their digest.
+        later = ("score_offset", "adapted", "made_from")
+        unknown = {name for name in later if getattr(self, name) is None}
         return hashlib.sha256(rest.model_dump_json(exclude=unknown).encode()).hexdigest()
 
 

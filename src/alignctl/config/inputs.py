@@ -9,6 +9,7 @@ from alignctl.config.on_policy_run import OnPolicyConfig, RLHFConfig
 from alignctl.config.pretrain import PretrainConfig
 from alignctl.config.problems import refuse
 from alignctl.config.run import TrainingConfig
+from alignctl.errors import UserError
 
 
 def require_inputs(
@@ -42,15 +43,36 @@ def missing_inputs(config: TrainingConfig) -> list[str]:
 
     For runs that are only shown, and may be meant for another machine.
     """
-    named = [(flag, path) for flag, _, path, _ in _inputs(config)]
-    if isinstance(config, PretrainConfig):
-        data = [config.data.train, config.data.validation, *(config.data.blend or ())]
-        named += [("--data", path) for path in data if path and not _is_dataset(path)]
+    named = [(flag, path) for flag, path in paths_of(config) if not _is_dataset(path)]
     return [
         f"{flag} is missing: {meaning}"
         for flag, meaning, path, is_required in _inputs(config)
         if path is None and is_required
     ] + not_here(named)
+
+
+def paths_of(config: TrainingConfig) -> list[tuple[str, Path]]:
+    """The flags and paths of all that a run is told to read."""
+    named = [(flag, path) for flag, _, path, _ in _inputs(config)]
+    if isinstance(config, PretrainConfig):
+        data = config.data
+        named += [("--data", path) for path in (data.train, *(data.blend or ()))]
+        named.append(("--validation-data", data.validation))
+    return [(flag, path) for flag, path in named if path is not None]
+
+
+def refuse_inside(flag: str, output: Path, inputs: Iterable[tuple[str, Path | None]]) -> None:
+    """Refuse to write into a folder that is read: it would be read too, the next time.
+
+    Raises:
+        UserError: The output lies below one of the inputs.
+    """
+    target = output.resolve()
+    for name, path in inputs:
+        if path is not None and path.is_dir() and path.resolve() in target.parents:
+            raise UserError(
+                f"{flag} {output} lies in {name} {path}, which is read", "give a folder beside it"
+            )
 
 
 def not_here(paths: Iterable[tuple[str, Path | None]]) -> list[str]:

@@ -110,19 +110,24 @@ OnProgress = Callable[[int, int], None]
 """Called with the bytes of files and of text that are done."""
 
 
-def clean(options: Options, on_progress: OnProgress | None = None) -> Outcome:
+def clean(
+    options: Options,
+    on_progress: OnProgress | None = None,
+    on_wait: atomic.OnWait | None = None,
+) -> Outcome:
     """Writes a folder: `train.jsonl` with `{"text"}` rows, `manifest.json`, `rejected.jsonl`.
 
     Args:
         options: What to do.
         on_progress: Told about every block.
+        on_wait: What `atomic.locked` is given.
 
     Raises:
         UserError: A file cannot be read or ends early, no document is left, or a setting is wrong.
         RunError: The disk is full, or a worker was killed. No folder is left behind.
     """
     key = options.key or _found_key(options)
-    with atomic.new_folder(options.folder) as partial:
+    with atomic.new_folder(options.folder, on_wait) as partial:
         work = _Work(options, key)
         total = _clean_blocks(work, partial, on_progress)
         dropped = _find_duplicates(options, partial, total)

@@ -57,18 +57,23 @@ class Shard:
     lines: int
 
 
-def shard(options: Options, on_progress: Callable[[int, int], None] | None = None) -> list[Shard]:
+def shard(
+    options: Options,
+    on_progress: Callable[[int, int], None] | None = None,
+    on_wait: atomic.OnWait | None = None,
+) -> list[Shard]:
     """Writes `train-00000.jsonl.zst`, ... and `manifest.json` into a new folder.
 
     Args:
         options: What to do.
         on_progress: Called with the bytes of files and of rows that were read.
+        on_wait: What `atomic.locked` is given.
 
     Raises:
         UserError: A file cannot be read, or a row is not a JSON object.
         RunError: The disk is full. No folder is left behind.
     """
-    with atomic.new_folder(options.folder) as partial:
+    with atomic.new_folder(options.folder, on_wait) as partial:
         lines = _lines(options, on_progress)
         if options.shuffle:
             lines = _shuffled(lines, options, partial)

@@ -30,6 +30,7 @@ from alignctl.corpus.manifest import (
     beside,
     file_record,
     read_manifest,
+    verify_files,
     write_manifest,
 )
 from alignctl.corpus.pool import map_in_order
@@ -91,6 +92,7 @@ def tokenize(
     options: Options,
     on_progress: OnProgress | None = None,
     on_resume: OnProgress | None = None,
+    on_wait: atomic.OnWait | None = None,
 ) -> CorpusManifest:
     """Writes NAME.bin, NAME.idx and NAME.json.
 
@@ -102,6 +104,7 @@ def tokenize(
         options: What to do.
         on_progress: Told after every block.
         on_resume: Told what an interrupted run left.
+        on_wait: What `atomic.locked` is given.
 
     Returns:
         The manifest.
@@ -115,30 +118,46 @@ def tokenize(
     source = tuple(file_record(file) for file in options.files)
     key = _key(options, tokenizer, source)
     folder = prefix.with_name(f".{prefix.name}.partial")
+    try:
+        prefix.parent.mkdir(parents=True, exist_ok=True)
+        with atomic.locked(prefix, on_wait):
+            return _tokenize(options, tokenizer, source, key, folder, on_progress, on_resume)
+    except OSError as error:
+        raise _not_written(prefix, folder, error) from error
+
+
+def _tokenize(
+    options: Options,
+    tokenizer: Tokenizer,
+    source: tuple[FileRecord, ...],
+    key: str,
+    folder: Path,
+    on_progress: OnProgress | None,
+    on_resume: OnProgress | None,
+) -> CorpusManifest:
+    """What `tokenize` does once nobody else does it."""
+    prefix = options.prefix
     bin_file, idx_file, json_file = (beside(prefix, suffix) for suffix in (".bin", ".idx", ".json"))
     if json_file.exists():
         return _finished(prefix, key, folder)
-    try:
-        journal = Journal(folder, key, ("tokens", "lengths"), {"tokens": bin_file})
-        if not journal.has_moved("tokens"):
-            for file in (bin_file, idx_file):
-                _refuse_taken(file)
-        with journal:
-            counts = Counts(**journal.state)
-            if counts.blocks and on_resume is not None:
-                on_resume(counts)
-            try:
-                counts = _append_blocks(options, tokenizer, journal, counts, on_progress)
-                if not counts.documents:
-                    raise UserError(f"{_names(options)}: there is no document with a token in it")
-            except UserError:
-                # Files that are mended have other hashes: nothing could go on from here.
-                journal.remove()
-                raise
-            manifest = _finish(options, tokenizer, source, journal, counts)
+    journal = Journal(folder, key, ("tokens", "lengths"), {"tokens": bin_file})
+    if not journal.has_moved("tokens"):
+        for file in (bin_file, idx_file):
+            _refuse_taken(file)
+    with journal:
+        counts = Counts(**journal.state)
+        if counts.blocks and on_resume is not None:
+            on_resume(counts)
+        try:
+            counts = _append_blocks(options, tokenizer, journal, counts, on_progress)
+            if not counts.documents:
+                raise UserError(f"{_names(options)}: there is no document with a token in it")
+        except UserError:
+            # Files that are mended have other hashes: nothing could go on from here.
             journal.remove()
-    except OSError as error:
-        raise _not_written(prefix, folder, error) from error
+            raise
+        manifest = _finish(options, tokenizer, source, journal, counts)
+        journal.remove()
     return manifest
 
 
@@ -151,11 +170,12 @@ def _finished(prefix: Path, key: str, folder: Path) -> CorpusManifest:
     """What the same command has written before.
 
     Raises:
-        UserError: It was another command, or a file is missing or of another size.
+        UserError: It was another command, or a file is missing or another one.
     """
     manifest = read_manifest(prefix)
     if manifest.recipe != key:
         _refuse_taken(beside(prefix, ".json"))
+    verify_files(prefix, manifest)
     shutil.rmtree(folder, ignore_errors=True)  # a run that was killed as it removed its own
     return manifest
 

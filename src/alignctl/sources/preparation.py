@@ -72,12 +72,13 @@ class Outcome:
         return "\n".join([line, *unread_notes(self.unread)])
 
 
-def prepare(options: Options) -> Outcome:
+def prepare(options: Options, on_wait: atomic.OnWait | None = None) -> Outcome:
     """Writes `KIND/train.jsonl` and `KIND/dev.jsonl` for each kind, and `manifest.json`.
 
     Held out are the rows of the download's test or validation files. Where it has none, a hash of
     its prompt decides for each row, so that these are always the same ones, whatever else is in the
-    files, and that rows which ask the same are on one side.
+    files, and that rows which ask the same are on one side. `on_wait` is what `atomic.locked` is
+    given.
 
     Raises:
         UserError: For whatever is wrong with files or rows. No folder is left behind.
@@ -90,7 +91,7 @@ def prepare(options: Options) -> Outcome:
     counts: Counter[str] = Counter()
     unread = Unread()
     preview: dict[Kind, dict[str, object]] = {}
-    with atomic.new_folder(options.folder) as partial:
+    with atomic.new_folder(options.folder, on_wait) as partial:
         writers = _Writers(partial, form)
         with writers:
             seen: set[bytes] = set()
