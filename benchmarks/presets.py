@@ -128,10 +128,17 @@ def _prepared(config: TrainingConfig, folder: Path, tokenizer: Path) -> SFTData 
 
 def before(revision: str, name: str, stage: str) -> TrainingConfig:
     """A stage of a preset as an older version had it: its batches, its length, its packing."""
-    text = subprocess.run(
-        ["git", "show", f"{revision}:presets/{name}.yaml"], capture_output=True, check=True
-    ).stdout
-    old = yaml.safe_load(text)[stage]
+    old = yaml.safe_load(_shown(revision, f"presets/{name}.yaml"))
+    if "extends" in old:
+        values = json.loads(_shown(revision, "tests/config/resolved.json"))
+        old = {}
+        for key, (usual, others) in list(values.items())[1:]:
+            *sections, last = key.split(".")
+            place = old
+            for section in sections:
+                place = place.setdefault(section, {})
+            place[last] = others.get(name, usual)
+    old = old[stage]
     kept = {section: old[section] for section in ("batch", "train", "experience") if section in old}
     kept["data"] = {"packing": old["data"]["packing"]} if stage == "sft" else {}
     overrides = [
@@ -140,6 +147,11 @@ def before(revision: str, name: str, stage: str) -> TrainingConfig:
         for key, value in values.items()
     ]
     return resolve(STAGES[stage], name, {"output": Path("runs")}, overrides)
+
+
+def _shown(revision: str, file: str) -> bytes:
+    command = ["git", "show", f"{revision}:{file}"]
+    return subprocess.run(command, capture_output=True, check=True).stdout
 
 
 def main() -> None:

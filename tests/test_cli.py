@@ -84,6 +84,11 @@ def test_the_version_is_data(alignctl: Alignctl) -> None:
         (["sft", "--preset", "lama2-7b"], "did you mean llama2-7b?", "presets: bloom-13b, "),
         (["convert-hf2mg", "--load", "a", "--save", "b", "--format", "old"], "'old'", "--help"),
         (["presets", "show", "nothing.yaml"], "cannot read nothing.yaml", ""),
+        (
+            ["presets", "show", "llama2-7b", "sftt"],
+            "no stage 'sftt'; did you mean 'sft'?",
+            "stages:",
+        ),
         (["presets", "copy", "tiny-llama", "."], ". exists already", ""),
         (["presets", "frobnicate"], "No such command", "alignctl presets --help"),
     ],
@@ -142,21 +147,27 @@ def test_a_dry_conversion_prints_its_options_and_writes_nothing(
 def test_presets_can_be_listed_shown_copied_and_checked(alignctl: Alignctl, tmp_path: Path) -> None:
     listed = alignctl("presets", "list").out.splitlines()
     assert [line.split()[0] for line in listed] == presets.names()
+    assert all(name in alignctl("presets", "list").err for name in presets.recipes())
 
     shown = yaml.safe_load(alignctl("presets", "show", "llama2-7b", "optimizer.lr=1e-3").out)
     assert shown["sft"]["optimizer"]["lr"] == 1e-3
+    alone = alignctl("presets", "show", "llama2-7b", "online-dpo", "loss.beta=0.2").out
+    assert list(yaml.safe_load(alone)) == ["model", "convert", "online_dpo"]
+    assert "beta: 0.2 # override 'loss.beta=0.2'\n" in alone
+    as_json = json.loads(alignctl("presets", "show", "llama2-7b", "dpo", "--json").out)
+    assert as_json["dpo"]["parallel"]["tp"] == 8
 
     mine = tmp_path / "mine.yaml"
     assert alignctl("presets", "copy", "llama2-7b", str(mine)).code == 0
     assert alignctl("presets", "validate", str(mine)) == Outcome(0, f"{mine}: ok\n", "")
 
     bad = tmp_path / "bad.yaml"
-    bad.write_text(mine.read_text().replace("tie_embeddings:", "tie_embedding:"))
+    bad.write_text(mine.read_text().replace("num_layers:", "num_layer:"))
     outcome = alignctl("presets", "validate", str(mine), str(bad), "tiny-lama")
     assert outcome.code == 2
     assert outcome.out == f"{mine}: ok\n"
-    assert "key 'model.tie_embeddings' is missing" in outcome.err
-    assert "did you mean 'model.tie_embeddings'?" in outcome.err
+    assert "key 'model.num_layers' is missing" in outcome.err
+    assert "did you mean 'model.num_layers'?" in outcome.err
     assert "there is no preset 'tiny-lama'" in outcome.err
 
 

@@ -100,12 +100,23 @@ def test_no_reward_model_scores_an_answer_that_was_cut(name: str) -> None:
 @pytest.mark.parametrize("name", presets.names())
 def test_every_preset_opens_with_a_runbook_of_ascii(name: str) -> None:
     text = (presets.folder() / f"{name}.yaml").read_bytes().decode("ascii")
-    header = text[: text.index("\nmodel:")]
+    header = text[: text.index("\nextends:")]
     assert all(line.startswith("#") for line in header.splitlines() if line)
     stages = ["pretrain", "sft", "reward", "dpo", "rlhf", "online-dpo", "grpo"]
     for command in ["convert-hf2mg", *stages, "convert-mg2hf"]:
         assert f"#   alignctl {command} " in header
     assert max(map(len, text.splitlines())) <= 100
+
+
+def test_what_presets_have_in_common_is_written_once() -> None:
+    """Of 5,792 lines 691 were distinct when each preset said everything."""
+    files = [f"{name}.yaml" for name in [*presets.names(), *presets.recipes()]]
+    texts = {name: (presets.folder() / name).read_text() for name in files}
+    for name, text in texts.items():
+        length = len(text.splitlines())
+        assert length <= 90 or name.startswith("recipes/"), f"{name} has {length} lines"
+    lines = [line for text in texts.values() for line in text.splitlines() if line.strip()]
+    assert len(set(lines)) / len(lines) > 0.6
 
 
 @pytest.mark.parametrize(("name", "parameters"), PARAMETERS.items())

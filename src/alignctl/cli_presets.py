@@ -7,11 +7,11 @@ import typer
 
 from alignctl import console
 from alignctl.errors import UserError
-from alignctl.flags import OverridesArgument, PresetArgument, RowsStage, example
+from alignctl.flags import PresetArgument, example
 
 app = typer.Typer(
     name="presets",
-    help="List, show, copy and check presets, one per model.",
+    help="List, show, copy and check presets, one per model. A preset may extend another.",
     epilog=example("alignctl presets list"),
     rich_markup_mode=None,
 )
@@ -25,65 +25,83 @@ def _root(context: typer.Context) -> None:
 
 @app.command("list", epilog=example("alignctl presets list"))
 def list_presets() -> None:
-    """List the presets that come with alignctl."""
+    """List the presets that come with alignctl; recipes are what they extend."""
     from alignctl.config import presets
 
     names = presets.names()
     for name in names:
         console.emit(f"{name:<{max(map(len, names))}}  {presets.title(name)}")
+    console.say(f"a preset of yours may extend any of them, or {', '.join(presets.recipes())}")
 
 
 @app.command(
     "show",
     epilog=example(
+        "alignctl presets show llama2-7b sft",
         "alignctl presets show llama2-7b optimizer.lr=1e-5 parallel.tp=8",
-        "alignctl presets show llama2-7b --stage sft --data data/sft --tokenizer models/llama2-7b",
+        "alignctl presets show llama2-7b sft --data data/sft --tokenizer models/llama2-7b",
     ),
 )
 def show_preset(
     preset: PresetArgument,
-    overrides: OverridesArgument = None,
-    json: Annotated[bool, typer.Option("--json", help="JSON instead of YAML.")] = False,
-    stage: Annotated[
-        RowsStage | None, typer.Option(metavar="STAGE", help="The stage that reads --data.")
+    words: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[STAGE] [key=value]...",
+            help="The only stage to show; knobs to change, such as optimizer.lr=1e-5.",
+        ),
     ] = None,
+    json: Annotated[bool, typer.Option("--json", help="JSON instead of YAML.")] = False,
     data: Annotated[
         Path | None,
-        typer.Option(metavar="PATH", help="Rows, to say how far the stage goes with them."),
+        typer.Option(metavar="PATH", help="Rows, to say how far STAGE goes with them."),
     ] = None,
     tokenizer: Annotated[
         Path | None, typer.Option(metavar="DIR", help="The model's tokenizer, for --data.")
     ] = None,
 ) -> None:
-    """Print a preset with every default and override filled in, and say how far its stages go."""
-    from alignctl.config.load import render_preset, resolve_all, section_of
+    """Print a preset as one whole, and say how far its stages go.
+
+    Every default and override is filled in, and a comment says where each value comes from. What is
+    printed is a preset itself.
+    """
+    from alignctl.config.load import STAGES, resolve_all, section_of
+    from alignctl.config.problems import did_you_mean
+    from alignctl.config.render import render_preset
     from alignctl.stages import course
 
+    overrides = list(words or [])
+    stage = section_of(overrides.pop(0)) if overrides and "=" not in overrides[0] else None
+    if stage is not None and stage not in STAGES:
+        stages = [name.replace("_", "-") for name in STAGES]
+        guess = did_you_mean(stage, stages)
+        raise UserError(f"there is no stage {stage!r}{guess}", hint=f"stages: {', '.join(stages)}")
     given = [each for each in (stage, data, tokenizer) if each is not None]
-    if len(given) not in (0, 3):
+    if (data or tokenizer) and len(given) != 3:
         raise UserError(
-            f"{len(given)} of --stage, --data and --tokenizer given: they are all needed to say "
-            "how far a stage goes with rows"
+            f"{len(given)} of STAGE, --data and --tokenizer given: they are all needed to say how "
+            "far a stage goes with rows"
         )
-    configs = resolve_all(preset, overrides or [])
-    if stage is not None and section_of(stage) not in configs:
-        raise UserError(f"{preset} has no section {section_of(stage)!r}")
-    console.emit(render_preset(preset, overrides or [], as_json=json))
-    for each in configs.values():
-        console.say(f"{each.stage}: {course.planned(each)}")
-    if stage is None:
+    if data and stage == "pretrain":
+        raise UserError("pretrain reads no rows: name a stage that does, such as sft")
+    text = render_preset(preset, overrides, stage=stage, as_json=json)
+    configs = resolve_all(preset, overrides)
+    console.emit(text)
+    for section, config in configs.items():
+        if stage in (None, section):
+            console.say(f"{config.stage}: {course.planned(config)}")
+    if stage is None or data is None:
         console.say(
-            "these over the rows of your data are the passes: --stage, --data and --tokenizer say "
+            "these over the rows of your data are the passes: STAGE, --data and --tokenizer say "
             "them, and the tokens that a step learns from"
         )
-    else:
-        from alignctl.stages import check
+        return
+    from alignctl.stages import check
 
-        config = configs[section_of(stage)]
-        rows = config.data.model_copy(update={"train": data})
-        config = config.model_copy(update={"data": rows, "tokenizer": tokenizer})
-        for line in check.report(config, samples=0):
-            console.say(str(line))
+    rows = configs[stage].data.model_copy(update={"train": data})
+    config = configs[stage].model_copy(update={"data": rows, "tokenizer": tokenizer})
+    for line in check.report(config, samples=0):
+        console.say(str(line))
 
 
 @app.command("copy", epilog=example("alignctl presets copy llama2-7b my-model.yaml"))
@@ -91,10 +109,14 @@ def copy_preset(
     preset: PresetArgument,
     file: Annotated[Path, typer.Argument(metavar="FILE", help="The file to write.")],
 ) -> None:
-    """Copy a preset, comments and all, to a file of your own."""
-    from alignctl.config import presets
+    """Copy a preset, comments and all, to a file of your own.
 
-    presets.copy(preset, file)
+    The copy extends what the preset extends; `presets show` prints what that gives. A file of three
+    lines that itself extends the preset is often enough.
+    """
+    from alignctl.config import inheritance
+
+    inheritance.copy(preset, file)
     console.say(f"wrote {file}; use it with --preset {file}")
 
 

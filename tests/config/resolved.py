@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from alignctl.config import presets
-from alignctl.config.load import render_preset
+from alignctl.config.render import render_preset
 
 FILE = Path(__file__).with_name("resolved.json")
 

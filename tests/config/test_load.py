@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from alignctl.config import presets
-from alignctl.config.load import STAGES, convert_options, load_preset, render_preset, resolve
+from alignctl.config.load import STAGES, convert_options, load_preset, resolve
+from alignctl.config.render import render_preset
 from alignctl.config.run import SFTConfig
 from alignctl.config.sections import Lora
 from alignctl.errors import UserError
@@ -27,13 +28,43 @@ def refused(
     return caught.value.message
 
 
+MINE = """\
+model:
+  family: llama2
+  num_layers: 2
+  hidden_size: 128
+  num_attention_heads: 4
+  num_query_groups: 4
+  ffn_hidden_size: 352
+  vocab_size: 512
+  max_position_embeddings: 256
+  rotary_base: 10000.0
+  tie_embeddings: false
+
+sft:
+  precision: fp32
+  parallel:
+    tp: 2
+  launch:
+    nproc_per_node: 2
+  batch:
+    micro_batch_size: 8
+    global_batch_size: 16
+    seq_length: 128
+  optimizer:
+    lr: 3.0e-3
+    min_lr: 2.0e-4
+    warmup_fraction: 0.1 # 20 steps
+  train:
+    steps: 200
+"""
+
+
 @pytest.fixture
 def preset_file(tmp_path: Path) -> Path:
-    """The model and the `sft` section of a preset."""
+    """A preset that extends nothing."""
     file = tmp_path / "mine.yaml"
-    presets.copy("tiny-llama", file)
-    head, _, rest = file.read_text().partition("\npretrain:")
-    file.write_text(head + "\nsft:" + rest.partition("\nsft:")[2].partition("\nreward:")[0])
+    file.write_text(MINE)
     return file
 
 
@@ -250,11 +281,11 @@ def test_a_rule_broken_inside_of_a_file_names_the_line(preset_file: Path) -> Non
 
 def test_the_problems_of_all_stages_are_told_together(tmp_path: Path) -> None:
     """Rules of some stages and a bound of another: none hides the others."""
-    tree = yaml.safe_load(presets.find("tiny-llama").read_text())
-    tree["sft"]["batch"]["seq_length"] = 512
-    tree["reward"]["train"]["seed"] = 2**64
-    tree["dpo"]["batch"]["global_batch_size"] = 7
-    tree["grpo"]["rollout"]["temperature"] = 0
+    tree: dict[str, Any] = {"extends": "tiny-llama"}
+    tree["sft"] = {"batch": {"seq_length": 512}}
+    tree["reward"] = {"train": {"seed": 2**64}}
+    tree["dpo"] = {"batch": {"global_batch_size": 7}}
+    tree["grpo"] = {"rollout": {"temperature": 0}}
     file = tmp_path / "mine.yaml"
     file.write_text(yaml.safe_dump(tree))
     with pytest.raises(UserError) as caught:

@@ -11,11 +11,10 @@ def test_a_name_with_an_ending_or_a_slash_is_a_path() -> None:
     assert presets.find("./mine") == Path("./mine")
 
 
-def test_a_copy_keeps_the_comments_and_overwrites_nothing(tmp_path: Path) -> None:
-    target = tmp_path / "mine.yaml"
-    presets.copy("bloom-7b1", target)
-    assert target.read_bytes() == (presets.folder() / "bloom-7b.yaml").read_bytes()
-    with pytest.raises(UserError, match="exists already"):
-        presets.copy("llama2-7b", target)
-    with pytest.raises(UserError, match="No such file"):
-        presets.copy("llama2-7b", tmp_path / "nowhere" / "mine.yaml")
+def test_recipes_are_found_by_name_and_a_misspelt_one_is_named() -> None:
+    assert presets.find("recipes/llama2") == presets.folder() / "recipes" / "llama2.yaml"
+    with pytest.raises(UserError) as caught:
+        presets.find("recipes/lama2")
+    assert caught.value.message.endswith("(did you mean recipes/llama2?)")
+    assert caught.value.hint is not None
+    assert all(name in caught.value.hint for name in presets.recipes())

@@ -106,7 +106,7 @@ def test_with_data_a_preset_says_both_figures(tmp_path: Path) -> None:
     sft = tiny.preset()["sft"] | {"data": {"packing": "step"}}
     preset = tiny.write_preset(tmp_path / "p.yaml", sft=sft)
     rows, tokenizer = tiny.write_rows(tmp_path / "r.jsonl"), tiny.write_tokenizer(tmp_path / "tok")
-    flags = ("--stage", "sft", "--data", rows, "--tokenizer", tokenizer)
+    flags = ("sft", "--data", rows, "--tokenizer", tokenizer)
     shown = commands.alignctl("presets", "show", preset, *flags)
     assert shown.code == 0, shown.text
     assert "course: 4 steps of 4 rows, 0.40 passes over 40;" in shown.err
@@ -117,4 +117,4 @@ def test_with_data_a_preset_says_both_figures(tmp_path: Path) -> None:
 def test_figures_need_rows_a_stage_and_a_tokenizer(tmp_path: Path) -> None:
     failed = commands.alignctl("presets", "show", "tiny-llama", "--data", tmp_path / "r.jsonl")
     assert failed.code == 2
-    assert "1 of --stage, --data and --tokenizer given" in failed.err
+    assert "1 of STAGE, --data and --tokenizer given" in failed.err

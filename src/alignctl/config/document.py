@@ -24,6 +24,9 @@ class Origin:
     is_command_line: bool = False
     """Whether the user typed it just now, which makes it the first suspect."""
 
+    distance: int = 0
+    """Files between it and the preset that the user named: the nearest is the next suspect."""
+
 
 @dataclass(frozen=True)
 class Document:

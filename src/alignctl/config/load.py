@@ -1,16 +1,15 @@
 """From a preset, flags and overrides to one validated, frozen configuration."""
 
-import json
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from pathlib import Path
-from typing import Any, TypeVar, get_args, get_origin
+from typing import Any, TypeVar
 
-import yaml
 from pydantic import BaseModel, ValidationError
 
-from alignctl.config import presets
+from alignctl.config import inheritance, presets
 from alignctl.config.convert import ConvertOptions, Layout
-from alignctl.config.document import Document, Origin, parse_value, read_yaml, shown
+from alignctl.config.document import Document, KeyPath, Origin, parse_value, shown
 from alignctl.config.on_policy_run import (
     GRPOConfig,
     GRPOSettings,
@@ -20,7 +19,7 @@ from alignctl.config.on_policy_run import (
     RLHFSettings,
 )
 from alignctl.config.pretrain import PretrainConfig, PretrainSettings
-from alignctl.config.problems import describe, did_you_mean, known_keys, refuse, sections_of
+from alignctl.config.problems import describe, did_you_mean, is_table, known_keys, refuse
 from alignctl.config.run import (
     DPOConfig,
     DPOSettings,
@@ -78,6 +77,21 @@ STAGES: dict[str, type[TrainingConfig]] = {
 """The sections of a preset that configure a run, with the configuration they become."""
 
 
+class PresetFile(Preset):
+    """What a preset file may hold: it may extend others, and say once how all stages are laid out.
+
+    `config.inheritance` makes a preset of it.
+    """
+
+    extends: str | list[str] | None = None
+    """What this file builds on and differs from: a preset or recipe of ours by name, such as
+    llama2-7b or recipes/llama2, a .yaml file by its path relative to this one, or a list of them,
+    of which the last one wins."""
+
+    layout: inheritance.StageLayout | None = None
+    """What each stage is told unless its own section differs."""
+
+
 def section_of(stage: str) -> str:
     """The section of a preset for a subcommand, which is also the name of the stage's module."""
     return stage.replace("-", "_")
@@ -101,10 +115,29 @@ def resolve(
         UserError: For anything the user got wrong; it names the file and line, or the override.
     """
     path = presets.find(preset)
-    whole = read_yaml(path)
+    return settle(inheritance.read(path, STAGES), config_class, preset, flags, overrides)[0]
+
+
+def settle(
+    whole: Document,
+    config_class: type[Config],
+    preset: str,
+    flags: Mapping[str, Any],
+    overrides: Sequence[str],
+) -> tuple[Config, dict[KeyPath, Origin]]:
+    """Make the configuration of a stage from a preset that has been read, and say what is whence.
+
+    Args:
+        whole: The preset with all that it extends.
+        config_class: As for `resolve`, as are the others.
+        preset: Its name or path.
+        flags: Dotted key to value.
+        overrides: `section.key=value`.
+    """
+    path = presets.find(preset)
     for key in whole.tree:
         if key not in Preset.model_fields:
-            guess = did_you_mean(key, Preset.model_fields)
+            guess = did_you_mean(key, PresetFile.model_fields)
             raise UserError(f"{whole.origins[(key,)].text}: unknown key {key!r}{guess}")
     document = _stage_document(whole, path, config_class, preset)
     for key, value in flags.items():
@@ -115,7 +148,7 @@ def resolve(
     config = _validated(config_class, document, path, problems)
     if config is None or problems:
         raise refuse(problems)
-    return config
+    return config, document.origins
 
 
 def _validated(
@@ -135,18 +168,27 @@ def load_preset(name_or_file: str) -> Preset:
     Raises:
         UserError: With every problem of the file.
     """
+    return check_preset(read_preset(name_or_file), name_or_file)
+
+
+def read_preset(name_or_file: str) -> Document:
+    """Read a preset with all that it extends, unchecked but for what ties the files together."""
+    return inheritance.read(presets.find(name_or_file), STAGES)
+
+
+def check_preset(whole: Document, name_or_file: str) -> Preset:
+    """Check a preset that has been read, and each of its stages as a run would."""
     path = presets.find(name_or_file)
-    document = read_yaml(path)
     problems: list[str] = []
     preset, wrong = None, set()
     try:
-        preset = Preset.model_validate(document.tree)
+        preset = Preset.model_validate(whole.tree)
     except ValidationError as error:
-        problems = describe(error, Preset, document.origins, Origin(shown(path)))
+        problems = describe(error, PresetFile, whole.origins, Origin(shown(path)))
         wrong = {detail["loc"][0] for detail in error.errors() if detail["loc"]}
     for stage, config_class in STAGES.items():
-        if document.tree.get(stage) is not None and stage not in wrong:
-            part = _stage_document(document, path, config_class, name_or_file)
+        if whole.tree.get(stage) is not None and stage not in wrong:
+            part = _stage_document(whole, path, config_class, name_or_file)
             part.tree["output"] = Path("runs")
             _validated(config_class, part, path, problems)
     if preset is None or problems:
@@ -220,34 +262,24 @@ def resolve_all(name_or_file: str, overrides: Sequence[str]) -> dict[str, Traini
         name_or_file: Name or path of the preset.
         overrides: `section.key=value`, relative to a stage's section, for all that have such a key.
     """
-    preset = load_preset(name_or_file)
+    whole = read_preset(name_or_file)
+    settled = settle_all(whole, check_preset(whole, name_or_file), name_or_file, overrides)
+    return {stage: config for stage, (config, _) in settled.items()}
+
+
+def settle_all(
+    whole: Document, preset: Preset, name_or_file: str, overrides: Sequence[str]
+) -> dict[str, tuple[TrainingConfig, dict[KeyPath, Origin]]]:
+    """The same of a preset that was read and checked, each with the origins of its keys."""
     present = {stage: known_keys(STAGES[stage]) for stage in STAGES if getattr(preset, stage)}
-    configs = {}
+    settled = {}
     for stage, known in present.items():
         others = {key for other, keys in present.items() if other != stage for key in keys}
         elsewhere = others - set(known)
         mine = [each for each in overrides if each.partition("=")[0] not in elsewhere]
-        configs[stage] = resolve(STAGES[stage], name_or_file, {"output": Path("runs")}, mine)
-    return configs
-
-
-def render_preset(name_or_file: str, overrides: Sequence[str], *, as_json: bool = False) -> str:
-    """A preset with every default and override filled in: itself a valid preset.
-
-    Args:
-        name_or_file: Name or path of the preset.
-        overrides: `section.key=value`, relative to a stage's section, for all that have such a key.
-        as_json: JSON instead of YAML.
-    """
-    preset = load_preset(name_or_file)
-    tree = preset.model_dump(mode="json", exclude=set(STAGES))
-    for stage, config in resolve_all(name_or_file, overrides).items():
-        document = config.model_dump(mode="json")
-        tree["model"] = document["model"]
-        tree[stage] = {key: document[key] for key in type(getattr(preset, stage)).model_fields}
-    if as_json:
-        return json.dumps(tree, indent=2)
-    return yaml.safe_dump(tree, sort_keys=False).rstrip()
+        output = {"output": Path("runs")}
+        settled[stage] = settle(whole, STAGES[stage], name_or_file, output, mine)
+    return settled
 
 
 def _stage_document(
@@ -259,12 +291,10 @@ def _stage_document(
     settings = whole.tree.get(section)
     if not isinstance(settings, dict):
         raise UserError(f"{shown(path)} has no section {section!r}, which alignctl {stage} needs")
-    tree: dict[str, Any] = {"stage": stage, "preset": preset, **settings}
-    origins = {
-        at[1:]: origin for at, origin in whole.origins.items() if at[0] == section and at[1:]
-    }
+    tree: dict[str, Any] = {"stage": stage, "preset": preset, **deepcopy(settings)}
+    origins = inheritance.part(whole, section).origins
     if "model" in whole.tree:
-        tree["model"] = whole.tree["model"]
+        tree["model"] = deepcopy(whole.tree["model"])
         origins |= {at: origin for at, origin in whole.origins.items() if at[0] == "model"}
     return Document(tree, origins)
 
@@ -294,20 +324,12 @@ def _apply(
             problems.append(f"{source}: {key} is not a knob")
         else:
             try:
-                is_table = _is_table(config_class, key)
-                _put(document, key, parse_value(text, source, may_be_mapping=is_table), source)
+                may_be_mapping = is_table(config_class, key)
+                value = parse_value(text, source, may_be_mapping=may_be_mapping)
+                _put(document, key, value, source)
             except UserError as error:
                 problems.append(f"{error.message} ({error.hint})" if error.hint else error.message)
     return problems
-
-
-def _is_table(model: type[BaseModel], key: str) -> bool:
-    """Whether what is below a known key are names of the user's own, such as paths."""
-    section, _, rest = key.partition(".")
-    annotation = model.model_fields[section].annotation
-    if rest:
-        return any(_is_table(each, rest) for each in sections_of(annotation))
-    return any(get_origin(each) is dict for each in (annotation, *get_args(annotation)))
 
 
 def _put(document: Document, key: str, value: Any, source: str) -> None:

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
-from typing import Any, get_args
+from typing import Any, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
@@ -63,6 +63,8 @@ def describe(
     model: type[BaseModel],
     origins: Mapping[KeyPath, Origin],
     fallback: Origin,
+    *,
+    is_part: bool = False,
 ) -> list[str]:
     """One line for each thing that is wrong, led by where it was written.
 
@@ -71,11 +73,14 @@ def describe(
         model: The class that was to be made.
         origins: Where the keys of the document come from.
         fallback: The origin of what nobody wrote, such as a missing section.
+        is_part: Whether more is to come, so that nothing is missing yet.
     """
     known = known_keys(model)
     lines: list[str] = []
     for detail in error.errors(include_url=False):
         path = detail["loc"]
+        if is_part and detail["type"] == "missing":
+            continue
         if detail["type"] == "value_error":
             rules = str(detail["ctx"]["error"]).splitlines()
             lines.extend(
@@ -105,13 +110,13 @@ def _sentence(detail: ErrorDetails, known: list[str]) -> str:
     if kind == "literal_error":
         choices = re.findall(r"'([^']*)'", context["expected"])
         guess = did_you_mean(str(found), choices)
-        return f"{key} must be one of {', '.join(choices)}; found {_quoted(found)}{guess}"
+        return f"{key} must be one of {', '.join(choices)}; found {quoted(found)}{guess}"
     if kind in _BOUNDS:
         words, name = _BOUNDS[kind]
-        return f"{key} must be {words} {_plain(context[name])}; found {_quoted(found)}"
+        return f"{key} must be {words} {_plain(context[name])}; found {quoted(found)}"
     if kind in _TYPES:
-        return f"{key} must be {_TYPES[kind]}; found {_quoted(found)}"
-    return f"{key}: {detail['msg']}; found {_quoted(found)}"
+        return f"{key} must be {_TYPES[kind]}; found {quoted(found)}"
+    return f"{key}: {detail['msg']}; found {quoted(found)}"
 
 
 def _plain(bound: float) -> str:
@@ -119,7 +124,7 @@ def _plain(bound: float) -> str:
     return str(int(bound)) if bound == int(bound) and abs(bound) < 1e15 else f"{bound:g}"
 
 
-def _quoted(value: Any) -> str:
+def quoted(value: Any) -> str:
     """A value as the user would write it, with its quotes when it is text."""
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
@@ -139,15 +144,30 @@ def _nearest(path: KeyPath, origins: Mapping[KeyPath, Origin], fallback: Origin)
 def _culprit(
     rule: str, path: KeyPath, origins: Mapping[KeyPath, Origin], fallback: Origin
 ) -> Origin:
-    """Of the keys a broken rule names, the one to blame: what was typed last, else the first."""
+    """Of the keys a broken rule names, the one to blame.
+
+    That is what was typed, else what the nearest file says, and of several the first.
+    """
     words = [word.rstrip(".,:;)") for word in rule.replace("(", " ").split()]
     keys = [key for word in words for key in (word, *_FOLLOWS.get(word, ()))]
     named = [origins[at] for key in keys if (at := (*path, *key.split("."))) in origins]
-    typed = [origin for origin in named if origin.is_command_line]
-    return next(iter([*typed, *named]), _nearest(path, origins, fallback))
+    if not named:
+        return _nearest(path, origins, fallback)
+    return min(named, key=lambda origin: (not origin.is_command_line, origin.distance))
 
 
 def sections_of(annotation: Any) -> list[type[BaseModel]]:
     """The models that a field of this type may hold."""
     candidates = (annotation, *get_args(annotation))
     return [each for each in candidates if isinstance(each, type) and issubclass(each, BaseModel)]
+
+
+def is_table(model: type[BaseModel], key: str) -> bool:
+    """Tell whether what is below a key are names of the user's own, such as paths."""
+    section, _, rest = key.partition(".")
+    field = model.model_fields.get(section)
+    if field is None:
+        return False
+    if rest:
+        return any(is_table(each, rest) for each in sections_of(field.annotation))
+    return any(get_origin(each) is dict for each in (field.annotation, *get_args(field.annotation)))

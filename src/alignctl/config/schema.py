@@ -8,16 +8,21 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from alignctl.config.load import Preset
+from alignctl.config.load import PresetFile
 from alignctl.config.problems import sections_of
 
 
 def preset_schema() -> str:
-    """The JSON schema of a preset file."""
-    tree = Preset.model_json_schema()
+    """Write the JSON schema of a preset file.
+
+    Nothing is required: what a file lacks may come from those that it extends, and what is missing
+    in the whole is said by `alignctl presets validate`.
+    """
+    tree = PresetFile.model_json_schema()
     definitions = tree["$defs"]
-    for model in _models(Preset):
-        schema = tree if model is Preset else definitions[model.__name__]
+    for model in _models(PresetFile):
+        schema = tree if model is PresetFile else definitions[model.__name__]
+        schema.pop("required", None)
         documents = describe_fields(model)
         for name, knob in schema["properties"].items():
             if name in documents:
