@@ -9,7 +9,7 @@ MEGATRONS := 0.18.2 0.19.2
 OVERLAYS := $(MEGATRONS:%=$(CURDIR)/.cache/megatron-core-%)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all test-megatron resolve lint check bench format clean
+.PHONY: help setup demo demo-all test test-ci test-all test-megatron resolve lint check bench format clean
 
 help: ## Show this list.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -31,11 +31,17 @@ $(READY): requirements/cpu.lock pyproject.toml
 	$(BIN)/python -c "import torch"
 	touch $(READY)
 
-demo: setup ## Tiny Llama and tiny Bloom on two CPU processes: convert, fine-tune, convert back; align.
+demo: setup ## A tiny Llama on two CPU processes: convert, fine-tune, convert back; align. 3 minutes.
 	$(BIN)/python examples/demo.py
 
-test: setup ## The tests that take seconds.
-	$(BIN)/python -m pytest -m "not slow"
+demo-all: setup ## The same, then a tiny Bloom, and a Llama with grouped queries.
+	$(BIN)/python examples/demo.py --models tiny-llama tiny-bloom tiny-llama-gqa
+
+test: setup ## The tests of every day, in minutes: the quick ones, and one chain from end to end.
+	$(BIN)/python -m pytest -m "not ci and not slow"
+
+test-ci: setup ## The tests that start processes: layouts, formats, resumed runs, every stage.
+	$(BIN)/python -m pytest -m "ci and not slow"
 
 test-all: setup ## All tests.
 	$(BIN)/python -m pytest

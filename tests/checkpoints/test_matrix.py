@@ -15,6 +15,8 @@ from alignctl.checkpoints.source import find
 from alignctl.config.sections import Head, Model
 from tests.checkpoints.folders import random_weights, write_config, write_hf
 
+pytestmark = pytest.mark.ci
+
 Kind = Literal["llama-mha", "llama-gqa", "bloom"]
 Megatron = Literal["mcore", "legacy"]
 FORMATS: tuple[Megatron, ...] = ("mcore", "legacy")

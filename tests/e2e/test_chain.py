@@ -47,7 +47,7 @@ def generate(model: Path) -> list[int]:
     return tokens[0, prompt.shape[1] :].tolist()
 
 
-@pytest.mark.parametrize("family", ["llama-gqa", "bloom"])
+@pytest.mark.parametrize("family", ["llama-gqa", pytest.param("bloom", marks=pytest.mark.ci)])
 def test_a_model_goes_to_megatron_is_trained_and_comes_back(
     tmp_path: Path, family: tiny.Family
 ) -> None:
@@ -74,6 +74,7 @@ def test_a_model_goes_to_megatron_is_trained_and_comes_back(
     assert text
 
 
+@pytest.mark.ci
 def test_a_run_starts_from_a_hugging_face_folder_or_from_another_run_at_any_layout(
     tmp_path: Path,
 ) -> None:

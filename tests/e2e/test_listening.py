@@ -15,7 +15,7 @@ import pytest
 
 from tests import commands, named_machine, tiny, tiny_on_policy
 
-pytestmark = pytest.mark.timeout(600)
+pytestmark = [pytest.mark.ci, pytest.mark.timeout(600)]
 
 
 def listened(tmp_path: Path, *arguments: object) -> set[str]:

@@ -27,7 +27,7 @@ from alignctl.checkpoints import manifest
 from alignctl.launch.run_folder import RunFolder
 from tests import commands, tiny
 
-pytestmark = pytest.mark.timeout(1800)
+pytestmark = [pytest.mark.ci, pytest.mark.timeout(1800)]
 
 STEPS = 20
 LAYOUTS: dict[str, dict[str, object]] = {

@@ -22,7 +22,7 @@ from tests import commands
 from tests import tiny_on_policy as tiny
 from tests.e2e.test_resume import assert_complete, content
 
-pytestmark = pytest.mark.timeout(1800)
+pytestmark = [pytest.mark.ci, pytest.mark.timeout(1800)]
 
 EPISODES = 5
 KNOBS = (

@@ -8,6 +8,8 @@ import torch
 from tests import smollm2
 from tests.commands import alignctl
 
+pytestmark = pytest.mark.ci
+
 PROMPT = "<|im_start|>user\nWhat is the capital of France?<|im_end|>\n<|im_start|>assistant\n"
 
 

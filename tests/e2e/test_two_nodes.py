@@ -16,7 +16,7 @@ from tests import commands, tiny
 from tests.e2e.test_resume import STEPS, assert_same
 from tests.two_nodes import Node, Process, finish, two_nodes
 
-pytestmark = pytest.mark.timeout(1800)
+pytestmark = [pytest.mark.ci, pytest.mark.timeout(1800)]
 
 SILENCE = 20
 

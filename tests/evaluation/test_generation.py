@@ -14,6 +14,8 @@ from alignctl.evaluation.generation import Generator
 from tests import tiny
 from tests.evaluation.asked import EOS, LENGTH, LIMIT, PENALTIES, QUESTIONS
 
+pytestmark = pytest.mark.ci
+
 
 def said_by_transformers(folder: Path, prompts: list[list[int]], **more: object) -> list[list[int]]:
     """The likeliest tokens, prompt by prompt, without any padding."""

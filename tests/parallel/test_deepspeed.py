@@ -37,6 +37,8 @@ from tests.parallel.deepspeed_cases import (
 )
 from tests.parallel.deepspeed_jobs import Result
 
+pytestmark = pytest.mark.ci
+
 Results = Callable[[DeepSpeedCase], Result]
 
 

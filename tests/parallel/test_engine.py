@@ -7,6 +7,8 @@ import pytest
 from tests.parallel.cases import BASELINES, RESHARD, SPOILT_STEPS, STOP, Case
 from tests.parallel.jobs import Result
 
+pytestmark = pytest.mark.ci
+
 
 @pytest.mark.parametrize("case", SPOILT_STEPS, ids=lambda case: case.name)
 def test_a_step_that_is_not_finite_changes_nothing(

@@ -9,6 +9,8 @@ import pytest
 from tests.parallel.cases import EVALUATION, Case
 from tests.parallel.jobs import Result
 
+pytestmark = pytest.mark.ci
+
 
 @pytest.mark.parametrize("case", EVALUATION, ids=lambda case: case.name)
 def test_evaluation_is_the_token_weighted_mean_of_transformers(

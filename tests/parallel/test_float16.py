@@ -8,6 +8,8 @@ from tests.parallel.cases import BASELINES, FLOAT16, OVERFLOW, OVERFLOW_APART, C
 from tests.parallel.float16 import STEPS, TOO_LARGE
 from tests.parallel.jobs import Result
 
+pytestmark = pytest.mark.ci
+
 BASELINE = {case.model: case for case in BASELINES}
 
 

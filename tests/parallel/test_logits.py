@@ -7,6 +7,8 @@ import pytest
 from tests.parallel.cases import LOGITS, PLAIN_MEGATRON, Case
 from tests.parallel.jobs import Result
 
+pytestmark = pytest.mark.ci
+
 
 @pytest.mark.parametrize("case", LOGITS, ids=lambda case: case.name)
 def test_logits_are_those_of_transformers(case: Case, result: Callable[[Case], Result]) -> None:

@@ -22,6 +22,8 @@ from tests.parallel.cases import (
 )
 from tests.parallel.jobs import Result
 
+pytestmark = pytest.mark.ci
+
 BASELINE = {case.kind: case for case in LORA_BASELINES}
 
 

@@ -21,6 +21,8 @@ from tests.parallel.cases import (
 from tests.parallel.jobs import Result
 from tests.parallel.on_policy import LENGTHS
 
+pytestmark = pytest.mark.ci
+
 BASELINE = {case.model: case for case in (*VALUE_BASELINES, *POLICY_BASELINES)}
 
 

@@ -8,6 +8,8 @@ from tests.parallel.cases import DPO, DPO_BASELINE, Case
 from tests.parallel.jobs import Result
 from tests.parallel.preferences import PROMPTS, STEPS
 
+pytestmark = pytest.mark.ci
+
 
 @pytest.mark.parametrize("case", DPO, ids=lambda case: case.name)
 def test_loss_and_gradient_norm_do_not_depend_on_the_layout(

@@ -11,6 +11,8 @@ from tests.parallel.cases import PRETRAINING, Case
 from tests.parallel.jobs import Result
 from tests.parallel.plain_pretraining import BATCH, SEQ_LENGTH
 
+pytestmark = pytest.mark.ci
+
 
 @pytest.mark.parametrize("case", PRETRAINING, ids=lambda case: case.name)
 def test_twenty_steps_follow_transformers_on_megatrons_samples(

@@ -23,6 +23,8 @@ from tests.parallel.followed import STEPS
 from tests.parallel.jobs import Result
 from tests.parallel.preferences import SIZES
 
+pytestmark = pytest.mark.ci
+
 BASELINE = {case.model: case for case in REWARD_BASELINES}
 
 

@@ -10,6 +10,8 @@ from tests.parallel import documents
 from tests.parallel.cases import BASELINES, BF16, FOLLOWING, MASTER_WEIGHTS, TRAINING, Case
 from tests.parallel.jobs import Result
 
+pytestmark = pytest.mark.ci
+
 BASELINE = {case.model: case for case in BASELINES}
 
 

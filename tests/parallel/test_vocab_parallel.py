@@ -7,6 +7,8 @@ import pytest
 from tests.parallel.cases import VOCAB_PARALLEL, Case
 from tests.parallel.jobs import Result
 
+pytestmark = pytest.mark.ci
+
 
 @pytest.fixture
 def found(result: Callable[[Case], Result]) -> Result:

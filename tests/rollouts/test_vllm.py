@@ -7,6 +7,8 @@ import pytest
 from tests.rollouts.cases import FAST, SLOW, Case
 from tests.rollouts.jobs import Result
 
+pytestmark = pytest.mark.ci
+
 ALL = [
     *(pytest.param(case, id=case.name) for case in FAST),
     *(pytest.param(case, id=case.name, marks=pytest.mark.slow) for case in SLOW),

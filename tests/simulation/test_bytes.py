@@ -11,6 +11,8 @@ import pytest
 
 from alignctl.launch.job import Job, worker_environment
 
+pytestmark = pytest.mark.ci
+
 ROOT = Path(__file__).parents[2]
 
 SMALL = [

@@ -11,6 +11,8 @@ import pytest
 from alignctl.config import presets
 from alignctl.config.load import STAGES
 
+pytestmark = pytest.mark.ci
+
 ROOT = Path(__file__).parents[2]
 REAL = [name for name in presets.names() if not name.startswith("tiny")]
 FAST: list[Any] = [("sft", "bloom-560m", []), ("grpo", "bloom-1b1", ["offload=true"])]

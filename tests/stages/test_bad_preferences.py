@@ -6,6 +6,8 @@ import pytest
 
 from tests.stages.conftest import Alignctl, refused, snapshot
 
+pytestmark = pytest.mark.ci
+
 
 def command(stage: str, workspace: Path, *overrides: str, **flags: object) -> list[object]:
     inputs = {"preset": "tiny.yaml", "load": "hf", "data": "pairs.jsonl", "output": "new"}

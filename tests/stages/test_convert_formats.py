@@ -16,6 +16,8 @@ from alignctl.models import llama2
 from tests import commands, tiny
 from tests.stages.conftest import Alignctl, refused, snapshot
 
+pytestmark = pytest.mark.ci
+
 
 @pytest.fixture(scope="module")
 def reward(tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -18,7 +18,7 @@ from alignctl.config.sections import Model
 from tests import commands
 from tests.checkpoints.folders import random_weights, write_hf
 
-pytestmark = pytest.mark.timeout(1800)
+pytestmark = [pytest.mark.ci, pytest.mark.timeout(1800)]
 
 TARGETS: dict[str, list[object]] = {
     "hf": ["convert-mg2hf", "--max-shard-size", "20MB"],

@@ -9,6 +9,8 @@ from tests import commands
 from tests.e2e.test_resume import rows
 from tests.stages.conftest import Alignctl, refused
 
+pytestmark = pytest.mark.ci
+
 DATA = {"sft": "train.jsonl", "reward": "pairs.jsonl", "dpo": "pairs.jsonl"}
 
 

@@ -12,6 +12,8 @@ from tests.commands import Outcome
 from tests.e2e.test_resume import content, rows
 from tests.stages.conftest import Alignctl, refused
 
+pytestmark = pytest.mark.ci
+
 METRICS = {"accuracy", "margin", "chosen_reward", "rejected_reward", "chosen_logprob"}
 
 

@@ -10,6 +10,8 @@ import pytest
 from alignctl.launch.run_folder import LATEST, RunFolder
 from tests.stages.conftest import Alignctl
 
+pytestmark = pytest.mark.ci
+
 ODD = "it's a run"
 """Spaces and a quote, which a shell reads in another way than a path."""
 

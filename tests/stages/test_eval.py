@@ -17,6 +17,8 @@ from tests import tiny
 from tests.commands import alignctl
 from tests.rollouts.jobs import make_models
 
+pytestmark = pytest.mark.ci
+
 Run = Callable[..., tuple[int, str]]
 
 

@@ -12,6 +12,8 @@ from tests import smollm2, tiny
 from tests.commands import alignctl, descendants, kill_tree, start, wait_until
 from tests.rollouts.jobs import make_models
 
+pytestmark = pytest.mark.ci
+
 _SHORT = ("max_new_tokens=16", "max_prompt_length=40", "kv_cache_gib=0.05")
 
 

@@ -16,6 +16,8 @@ from tests.commands import Outcome
 from tests.e2e.test_resume import rows
 from tests.stages.conftest import Alignctl, refused
 
+pytestmark = pytest.mark.ci
+
 LORA = ("lora.rank=4", "lora.targets=[q_proj, v_proj, mlp]", "lora.dropout=0.05")
 TOKENS = torch.arange(60).reshape(2, 30)
 

@@ -13,7 +13,7 @@ from alignctl.checkpoints.source import find
 from tests import commands
 from tests import tiny_on_policy as tiny
 
-pytestmark = pytest.mark.timeout(600)
+pytestmark = [pytest.mark.ci, pytest.mark.timeout(600)]
 
 LAYOUTS = {
     "rlhf": ("offload=true",),

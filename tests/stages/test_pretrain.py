@@ -27,6 +27,8 @@ from tests import tiny
 from tests.e2e.test_resume import rows
 from tests.stages.conftest import Alignctl, refused, snapshot
 
+pytestmark = pytest.mark.ci
+
 EXTRA = 3
 
 

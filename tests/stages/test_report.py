@@ -7,6 +7,8 @@ from alignctl.errors import UserError
 from alignctl.stages import report
 from tests.reporting import run_folders
 
+pytestmark = pytest.mark.ci
+
 Report = Callable[..., None]
 
 

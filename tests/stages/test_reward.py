@@ -15,6 +15,8 @@ from tests import commands
 from tests.e2e.test_resume import rows
 from tests.stages.conftest import Alignctl
 
+pytestmark = pytest.mark.ci
+
 
 def test_the_offset_centres_the_best_answers_also_in_transformers(
     alignctl: Alignctl, rewarded: Path, tmp_path: Path

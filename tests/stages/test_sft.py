@@ -15,6 +15,8 @@ from tests import commands, tiny
 from tests.stages.conftest import Alignctl, refused, snapshot
 from tests.stages.full_disk import alignctl_on_full_disk
 
+pytestmark = pytest.mark.ci
+
 
 def sft(workspace: Path, output: Path, *overrides: str, **flags: object) -> list[object]:
     """A run of the workspace's model, data and preset."""
