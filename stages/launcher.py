@@ -111,7 +111,7 @@ def launch(
                     peers.disperse()
                 console.say(f"restart {restart + 1} of {config.launch.max_restarts}")
     except AlignctlError as error:
-        if peers is not None:
+        if peers is not None and config.output.is_dir():
             peers.cannot_start(error)
         raise
     return 0

@@ -5,6 +5,7 @@ answered at once.
 """
 
 import importlib.util
+import io
 import os
 import sys
 from typing import Annotated
@@ -33,6 +34,8 @@ def main() -> None:
     """Run the command line and exit: 2 for what the user got wrong, 1 for what went wrong here."""
     # Pydantic would look for plugins in the metadata of every installed distribution.
     os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="surrogateescape")  # names of files may be any bytes
     try:
         code = app(standalone_mode=False)
     except AlignctlError as error:

@@ -1,21 +1,32 @@
 """The few lines every command shares: data to stdout, words to stderr, errors with their hints."""
 
 import os
+import re
 import sys
 import traceback
 from collections.abc import Iterable
 
 from alignctl.errors import AlignctlError
 
+_UNSEEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+"""What a terminal obeys instead of showing it: control characters, and with them escape sequences;
+line separators; embeddings, overrides and isolates, which change the order of what is around them;
+and bytes of file names that are no characters. Line breaks and tabs are none of these."""
+
+
+def shown(text: str) -> str:
+    r"""Escape what a terminal would obey, such as \x1b, in names and contents of files."""
+    return _UNSEEN.sub(lambda match: match[0].encode("unicode_escape").decode("ascii"), text)
+
 
 def emit(text: str) -> None:
-    """Print data that someone may pipe to another program."""
-    print(text)
+    """Print data that someone may pipe to another program, which gets it as it is."""
+    print(shown(text) if sys.stdout.isatty() else text)
 
 
 def say(text: str) -> None:
     """Print words for a person."""
-    print(text, file=sys.stderr)
+    print(shown(text), file=sys.stderr)
 
 
 def note_all(lines: Iterable[str]) -> None:
@@ -31,15 +42,15 @@ def report(error: AlignctlError) -> int:
 
 def explain(message: str, hint: str | None, exit_code: int) -> int:
     """Print `error:` and `hint:` lines; returns `exit_code`."""
-    say(f"{_painted('error:', '1;31')} {message}")
+    print(f"{_painted('error:', '1;31')} {shown(message)}", file=sys.stderr)
     if hint:
-        say(f"{_painted('hint:', '1;36')} {hint}")
+        print(f"{_painted('hint:', '1;36')} {shown(hint)}", file=sys.stderr)
     return exit_code
 
 
 def report_bug(error: Exception) -> int:
     """Explain a failure that nobody foresaw; returns the exit code it calls for."""
-    traceback.print_exception(error)
+    say("".join(traceback.format_exception(error)).rstrip())
     return explain(
         f"unexpected {type(error).__name__}: {error}",
         "this is a defect of alignctl; please open an issue with the lines above and with what "

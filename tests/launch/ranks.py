@@ -79,6 +79,12 @@ def train_until_stopped(folder: RunFolder) -> None:
             metrics.note("saved")
 
 
+def lose_the_folder(folder: RunFolder) -> None:
+    while True:  # as who removes it while ranks go on, one of which writes a checkpoint then
+        (folder.path / f"rank_{RANK}").write_text("training")
+        time.sleep(0.02)
+
+
 def ignore_everything(folder: RunFolder) -> None:
     with MetricsWriter(folder, enabled=RANK == 0) as metrics:
         metrics.note("training")

@@ -156,6 +156,34 @@ def test_a_second_signal_kills_a_job_that_does_not_stop(folder: RunFolder, launc
     wait_for(lambda: not any(is_alive(pid) for pid in rank_processes(folder)))
 
 
+def test_a_run_whose_folder_is_removed_says_so(folder: RunFolder, launch: Launch) -> None:
+    process = launch("lose_the_folder")
+    wait_for(lambda: all((folder.path / f"rank_{rank}").exists() for rank in (0, 1)))
+    folder.path.rename(folder.path.with_name("elsewhere"))
+    _, words = process.communicate()
+    assert process.returncode == 1
+    *_, message, hint = words.splitlines()
+    assert message.startswith(f"error: {folder.path} was removed, or moved elsewhere, while the")
+    assert hint.startswith("hint: start the run again")
+    assert "Traceback" not in words
+
+
+def test_a_launcher_that_died_is_not_called_another_one(folder: RunFolder, launch: Launch) -> None:
+    """torchrun gives ranks that leave for nothing half a minute: so long it holds the lock."""
+    process = launch("ignore_everything")
+    wait_for(lambda: is_training(folder))
+    process.kill()
+    process.wait()
+    second = launch("ignore_everything")
+    _, words = second.communicate()
+    assert second.returncode == 2
+    assert f"{folder.path}: its launcher (process {process.pid} on " in words
+    assert ") has died, and what it started (process " in words
+    number = int(words.split("kill -9 ")[1].split()[0])
+    os.kill(number, signal.SIGKILL)
+    wait_for(lambda: not any(is_alive(pid) for pid in rank_processes(folder)))
+
+
 def test_when_the_launcher_is_killed_the_ranks_save_and_nobody_else_gets_in_before(
     folder: RunFolder, launch: Launch
 ) -> None:

@@ -203,10 +203,7 @@ def _locked(folder: RunFolder, node_rank: int) -> Iterator[int]:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             holder = os.read(descriptor, 200).decode("utf-8", "replace").strip()
-            raise UserError(
-                f"{folder.path} is in use by another launcher ({holder or 'just starting'})",
-                "wait until it is done, stop it, or choose another --output",
-            ) from None
+            raise _in_use(folder, holder, _holders(path)) from None
         # Only for the message above. The kernel drops the lock when its last holder dies, so the
         # file may stay: removing it would let two launchers lock two files of one name.
         os.ftruncate(descriptor, 0)
@@ -214,6 +211,41 @@ def _locked(folder: RunFolder, node_rank: int) -> Iterator[int]:
         yield descriptor
     finally:
         os.close(descriptor)
+
+
+def _in_use(folder: RunFolder, holder: str, processes: set[int]) -> UserError:
+    """What is wrong with a run folder whose lock is held.
+
+    Args:
+        folder: The run folder.
+        holder: Who has written that he holds it: "process N on HOST".
+        processes: Who holds it, of those of this machine that can be seen.
+    """
+    words = holder.split()
+    is_here = len(words) == 4 and words[3] == socket.gethostname() and words[1].isdecimal()
+    if not is_here or not processes or int(words[1]) in processes:
+        return UserError(
+            f"{folder.path} is in use by another launcher ({holder or 'just starting'})",
+            "wait until it is done, stop it, or choose another --output",
+        )
+    numbers = " ".join(map(str, sorted(processes)))
+    return UserError(
+        f"{folder.path}: its launcher ({holder}) has died, and what it started (process {numbers}) "
+        "has not ended yet",
+        "its ranks finish the step, save and leave: start the same command again then, and it goes "
+        f"on from there; kill -9 {numbers} ends them at once, and it goes on from the last "
+        "checkpoint",
+    )
+
+
+def _holders(lock: Path) -> set[int]:
+    """The processes of this machine that have a file open, as far as we may look into them."""
+    found, name = set(), str(lock.resolve())
+    for link in Path("/proc").glob("[0-9]*/fd/*"):
+        with contextlib.suppress(OSError):  # it has ended, or belongs to somebody else
+            if str(link.readlink()) == name:
+                found.add(int(link.parts[2]))
+    return found - {os.getpid()}
 
 
 def _attempts_so_far(folder: RunFolder) -> int:

@@ -56,6 +56,10 @@ def run(job: Job, attempt: Attempt, display: Display, peers: Peers | None = None
             follower = Follower(folder.metrics, since=started) if job.node_rank == 0 else None
             interrupts = _watch(process, job, folder, follower, display, peers)
             _conclude(job, folder, process.returncode, interrupts, display, peers)
+    except OSError as error:
+        if folder.config.exists():
+            raise
+        raise _removed(folder) from error
     finally:
         if process.poll() is None:
             process.kill()  # its ranks are tied to it, see `worker`
@@ -118,7 +122,7 @@ def _watch(
             time.sleep(_SECONDS_BETWEEN_LOOKS)
         for row in follower.rows() if follower else ():
             display.show(row)
-    if peers is not None:
+    if peers is not None and folder.path.is_dir():
         code = 0 if _has_ended_well(job, folder, process.returncode) else process.returncode
         peers.leave(code, is_cause=not watch.has_trouble and not received)
     return received
@@ -174,6 +178,8 @@ def _conclude(
     display: Display,
     peers: Peers | None,
 ) -> None:
+    if not folder.config.exists():
+        raise _removed(folder)
     if _has_ended_well(job, folder, exit_code):
         # With several nodes the signal may have come to another one.
         is_stopped = interrupts or exit_code or folder.stop_file.exists()
@@ -199,6 +205,14 @@ def _conclude(
     if peers is not None:
         peers.told()
     raise cause
+
+
+def _removed(folder: RunFolder) -> RunError:
+    return RunError(
+        f"{folder.path} was removed, or moved elsewhere, while the run was going on: what ranks "
+        "wrote into it since then is lost",
+        "start the run again; a folder that was moved goes on with --output NEW_PLACE",
+    )
 
 
 def _has_ended_well(job: Job, folder: RunFolder, exit_code: int) -> bool:

@@ -12,6 +12,7 @@ from rich.console import Console, RenderableType
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from rich.table import Column
 
+from alignctl.console import shown
 from alignctl.reporting import preview
 from alignctl.reporting.metrics import measured
 
@@ -123,7 +124,7 @@ class PlainDisplay:
 
     def note(self, text: str) -> None:
         """Writes a line."""
-        self._stream.write(f"{text}\n")
+        self._stream.write(f"{shown(text)}\n")
         self._stream.flush()
 
     def __enter__(self) -> Self:
@@ -171,7 +172,7 @@ class LiveDisplay:
 
     def note(self, text: str) -> None:
         """Writes a line that stays above the bar."""
-        self._print(text)
+        self._print(shown(text))
 
     def __enter__(self) -> Self:
         self._progress.start()
