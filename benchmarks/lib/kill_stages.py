@@ -49,8 +49,8 @@ def stages(inputs: Path) -> list[Stage]:
         *_preparations(inputs),
         *_conversions(inputs),
         *_training(inputs),
-        *_on_policy(inputs),
         *_asking(inputs),
+        *_on_policy(inputs),
     ]
 
 
