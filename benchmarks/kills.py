@@ -94,7 +94,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", default=[""], help="stages, or how they begin")
     parser.add_argument("--count", type=int, help="kills of each stage")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--folder", type=Path, help="an empty one to work in; default: a temporary")
+    parser.add_argument("--folder", type=Path, help="an empty one, or that of an earlier call")
     options = parser.parse_args()
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     folder = (options.folder or Path(tempfile.mkdtemp(prefix="kills-"))).resolve()

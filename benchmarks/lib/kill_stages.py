@@ -10,6 +10,9 @@ from tests import commands, tiny, tiny_on_policy
 SAVED = "checkpoints/.iter_*.partial"
 """What a checkpoint is called while it is written, in a run folder."""
 
+_LAST = "written"
+"""The last of the inputs."""
+
 
 @dataclass(frozen=True)
 class Stage:
@@ -42,9 +45,10 @@ def stages(inputs: Path) -> list[Stage]:
     """All stages, after their inputs are written.
 
     Args:
-        inputs: A folder for models, data and presets.
+        inputs: A folder for models, data and presets; what an earlier call has written serves.
     """
-    _write_inputs(inputs)
+    if not (inputs / _LAST).exists():
+        _write_inputs(inputs)
     return [
         *_preparations(inputs),
         *_conversions(inputs),
@@ -73,6 +77,7 @@ def _write_inputs(inputs: Path) -> None:
         preset[name]["checkpoint"] = {"save_interval": 2}
     tiny.write_preset(inputs / "tiny.yaml", **preset)
     tiny_on_policy.write(inputs / "on_policy")
+    (inputs / _LAST).touch()
 
 
 def _write_texts(inputs: Path) -> None:

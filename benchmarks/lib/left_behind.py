@@ -77,8 +77,11 @@ def false_claims(folder: Path, finished: str, theirs: Mapping[str, str]) -> list
         theirs: What has to be in it then: see `content`.
     """
     wrong = []
-    if (folder / finished).exists() and (differing := differences(content(folder), theirs)):
-        wrong.append(f"{finished} is there, but these differ: {', '.join(differing)}")
+    if (folder / finished).exists():
+        ours = content(folder)
+        # What is there besides was in use when the command was killed, and is removed later.
+        if differing := [name for name in theirs if ours.get(name) != theirs[name]]:
+            wrong.append(f"{finished} is there, but these differ: {', '.join(differing)}")
     for checkpoints in folder.rglob("checkpoints"):
         try:
             RunFolder(checkpoints.parent).latest_checkpoint()

@@ -1,15 +1,17 @@
 """The commands below `alignctl prepare`: from files as downloaded to what the stages read."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from textwrap import shorten
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from alignctl import console
 from alignctl.config.bounds import LARGEST_SEED, MOST, MOST_PROCESSES
+from alignctl.errors import TakenError
 from alignctl.flags import (
     OverridesArgument,
     PresetFlag,
@@ -68,6 +70,19 @@ def _root(context: typer.Context) -> None:
         console.emit(context.get_help())
 
 
+@contextmanager
+def _unless_made(folder: Path, recipe: "Callable[[], dict[str, Any]]") -> Iterator[None]:
+    """Says where a folder is what the block would write, in the place of refusing it."""
+    try:
+        yield
+    except TakenError:
+        from alignctl.corpus.manifest import is_made
+
+        if not is_made(folder, recipe()):
+            raise
+        console.say(f"{folder} is complete already: nothing is left to do")
+
+
 def _add_dataset(name: "Name", what: str, sample: str) -> None:
     """Adds the command of a data set.
 
@@ -107,18 +122,19 @@ def _add_dataset(name: "Name", what: str, sample: str) -> None:
         from alignctl.reporting.preview import visible
         from alignctl.sources.download import locate
         from alignctl.sources.formats import FORMATS
-        from alignctl.sources.preparation import Options
+        from alignctl.sources.preparation import Options, recipe
         from alignctl.sources.preparation import prepare as run
 
         paths = tuple(locate(given, FORMATS[name].hub) for given in inputs)
         _refuse_inside(output, paths)
         options = Options(name, paths, output, dev_fraction, license)
-        outcome = run(options, _waiting(wait))
-        for kind, row in outcome.preview.items():
-            text = visible(json.dumps(row, ensure_ascii=False))
-            console.emit(f"{kind}/train.jsonl: {shorten(text, 400, placeholder=' ...')}")
-        console.say(f"{output}: {outcome.describe()}")
-        console.say(f"license: {outcome.license or 'unknown; name it with --license'}")
+        with _unless_made(output, lambda: recipe(options)):
+            outcome = run(options, _waiting(wait))
+            for kind, row in outcome.preview.items():
+                text = visible(json.dumps(row, ensure_ascii=False))
+                console.emit(f"{kind}/train.jsonl: {shorten(text, 400, placeholder=' ...')}")
+            console.say(f"{output}: {outcome.describe()}")
+            console.say(f"license: {outcome.license or 'unknown; name it with --license'}")
 
 
 _add_dataset(
@@ -202,7 +218,7 @@ def clean(
     """
     from alignctl.corpus.blocks import find_texts, total_bytes
     from alignctl.corpus.characters import Cleaner, Rules
-    from alignctl.corpus.cleaning import Options
+    from alignctl.corpus.cleaning import Options, recipe
     from alignctl.corpus.cleaning import clean as run
     from alignctl.corpus.languages import check_languages
     from alignctl.corpus.pool import available_cores
@@ -229,10 +245,11 @@ def clean(
         compression=compress,
         workers=workers or available_cores(),
     )
-    outcome = run(options, CorpusProgress("cleaning", total_bytes(files)), _waiting(wait))
-    for message in outcome.rejected:
-        console.say(f"rejected: {message}")
-    console.say(f"{output}: {outcome.describe()}")
+    with _unless_made(output, lambda: recipe(options)):
+        outcome = run(options, CorpusProgress("cleaning", total_bytes(files)), _waiting(wait))
+        for message in outcome.rejected:
+            console.say(f"rejected: {message}")
+        console.say(f"{output}: {outcome.describe()}")
 
 
 @app.command(
@@ -262,7 +279,7 @@ def shard(
     """Merge rows, shuffle them, and cut them into files of about the same size."""
     from alignctl.config.convert import size_in_bytes
     from alignctl.corpus.blocks import find_texts, total_bytes
-    from alignctl.corpus.shards import Options
+    from alignctl.corpus.shards import Options, recipe
     from alignctl.corpus.shards import shard as run
     from alignctl.reporting.corpus_progress import CorpusProgress
 
@@ -277,10 +294,11 @@ def shard(
         seed=seed,
         compression=compress,
     )
-    shards = run(options, CorpusProgress("sharding", total_bytes(files)), _waiting(wait))
-    rows, written = sum(s.lines for s in shards), sum(s.record.bytes for s in shards)
-    files_word = "file" if len(shards) == 1 else "files"
-    console.say(f"{output}: {rows:,} rows in {len(shards):,} {files_word}, {written / 1e6:.1f} MB")
+    with _unless_made(output, lambda: recipe(options)):
+        shards = run(options, CorpusProgress("sharding", total_bytes(files)), _waiting(wait))
+        rows, written = sum(s.lines for s in shards), sum(s.record.bytes for s in shards)
+        many = f"{len(shards):,} {'file' if len(shards) == 1 else 'files'}"
+        console.say(f"{output}: {rows:,} rows in {many}, {written / 1e6:.1f} MB")
 
 
 @app.command(

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests import commands
+from tests import commands, tiny
 from tests.stages.conftest import Alignctl, snapshot
 
 HF2MG = ("convert-hf2mg", "--verify", "none", "--load")
@@ -96,3 +96,38 @@ def test_nothing_is_written_into_what_is_read(
     assert outcome.code == 2, outcome.text
     assert ", which is read\n" in outcome.err
     assert snapshot(workspace) == before
+
+
+@pytest.mark.parametrize(
+    ("line", "other"),
+    [
+        ("prepare clean texts.jsonl", "--min-characters 2"),
+        ("prepare shard texts.jsonl", "--compress none"),
+        ("prepare alpaca alpaca.jsonl", "--dev-fraction 0.5"),
+    ],
+)
+def test_rows_that_are_prepared_are_left_as_they_are(
+    alignctl: Alignctl, tmp_path: Path, line: str, other: str
+) -> None:
+    """The same command finds them done; another one, other input or a damaged file is refused."""
+    out = tmp_path / "out"
+    texts = tiny.write_rows(tmp_path / "texts.jsonl", [{"text": f"text {n}"} for n in range(9)])
+    rows = [{"instruction": f"{n}?", "input": "", "output": f"{n}"} for n in range(99)]
+    tiny.write_rows(tmp_path / "alpaca.jsonl", rows)
+    *words, name = line.split()
+    command = (*words, tmp_path / name, "--output", out)
+    assert alignctl(*command).code == 0
+    before = snapshot(out)
+    again = alignctl(*command)
+    assert again.code == 0, again.text
+    assert f"{out} is complete already: nothing is left to do" in again.err
+    assert snapshot(out) == before
+    assert "exists already" in alignctl(*command, *other.split()).err
+    file = next(out.rglob("*train*"))
+    content = file.read_bytes()
+    file.write_bytes(content[:-1])
+    assert "exists already" in alignctl(*command).err
+    file.write_bytes(content)
+    with (tmp_path / name).open("a") as stream:
+        stream.write(texts.read_text().splitlines()[0] + "\n")
+    assert "exists already" in alignctl(*command).err

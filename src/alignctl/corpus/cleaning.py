@@ -7,7 +7,7 @@ all signatures are known, the documents that are not left out are copied to thei
 import json
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -369,16 +369,19 @@ def _copy_kept(
     return characters
 
 
-def _write_manifest(partial: Path, work: _Work, outcome: Outcome, writer: LineWriter) -> None:
-    options = work.options
-    settings: dict[str, Any] = asdict(options) | {"key": work.key}
+def recipe(options: Options) -> dict[str, Any]:
+    """All that decides what is written."""
+    settings: dict[str, Any] = asdict(options) | {"key": options.key or _found_key(options)}
     for where in ("files", "folder", "workers"):
         del settings[where]
+    source = [file_record(file).model_dump() for file in options.files]
+    return {"format": 1, "settings": settings, "source": source}
+
+
+def _write_manifest(partial: Path, work: _Work, outcome: Outcome, writer: LineWriter) -> None:
     manifest = {
-        "format": 1,
-        "settings": settings,
+        **recipe(replace(work.options, key=work.key)),
         "outcome": {name: value for name, value in asdict(outcome).items() if name != "rejected"},
         "files": [writer.record().model_dump()],
-        "source": [file_record(file).model_dump() for file in options.files],
     }
     atomic.write_text(partial / "manifest.json", json.dumps(manifest, indent=2) + "\n")

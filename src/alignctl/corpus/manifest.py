@@ -6,9 +6,10 @@ written last, so where it is missing, the other two are foreign or unfinished.
 """
 
 import hashlib
+import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -123,6 +124,23 @@ def file_record(file: Path, name: str | None = None) -> FileRecord:
     except OSError as error:
         raise UserError(f"{file}: cannot be read: {error.strerror or error}") from error
     return FileRecord(name=name or str(file), bytes=size, sha256=digest.hexdigest())
+
+
+def is_made(folder: Path, recipe: Mapping[str, Any]) -> bool:
+    """Whether a folder of rows is whole, and what this makes: its manifest and its files say so.
+
+    Args:
+        folder: The folder, with a `manifest.json`.
+        recipe: What the manifest holds of all that decided the rows, as JSON values.
+    """
+    file = folder / "manifest.json"
+    if not file.is_file():
+        return False
+    found = json.loads(file.read_text("utf-8"))
+    wanted = json.loads(json.dumps(recipe))
+    return all(found.get(key) == value for key, value in wanted.items()) and all(
+        file_record(folder / record["name"]).sha256 == record["sha256"] for record in found["files"]
+    )
 
 
 def write_manifest(prefix: Path, manifest: CorpusManifest) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -150,16 +151,24 @@ def _fits(writer: LineWriter, line: bytes, options: Options) -> bool:
     return options.bytes is None or writer.text_bytes + len(line) + 1 <= options.bytes
 
 
-def _write_manifest(options: Options, shards: list[Shard], partial: Path) -> None:
-    manifest = {
+def recipe(options: Options) -> dict[str, Any]:
+    """All that decides what is written."""
+    return {
         "format": 1,
         "settings": {
             "lines": options.lines,
             "bytes": options.bytes,
             "seed": options.seed if options.shuffle else None,
+            "compression": options.compression,
         },
+        "source": [file_record(file).model_dump() for file in options.files],
+    }
+
+
+def _write_manifest(options: Options, shards: list[Shard], partial: Path) -> None:
+    manifest = {
+        **recipe(options),
         "rows": sum(shard.lines for shard in shards),
         "files": [{**shard.record.model_dump(), "lines": shard.lines} for shard in shards],
-        "source": [file_record(file).model_dump() for file in options.files],
     }
     atomic.write_text(partial / "manifest.json", json.dumps(manifest, indent=2) + "\n")

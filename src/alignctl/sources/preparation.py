@@ -112,7 +112,7 @@ def prepare(options: Options, on_wait: atomic.OnWait | None = None) -> Outcome:
             license=options.license or license_of(options.paths),
             unread=unread.counts(),
         )
-        _write_manifest(options, outcome, [*train, *dev], writers, partial)
+        _write_manifest(options, outcome, writers, partial)
     return outcome
 
 
@@ -190,17 +190,23 @@ class _Writers:
                 yield {**writer.record().model_dump(), "name": name, "rows": writer.lines}
 
 
-def _write_manifest(
-    options: Options, outcome: Outcome, files: Sequence[Path], writers: _Writers, partial: Path
-) -> None:
-    manifest = {
+def recipe(options: Options) -> dict[str, Any]:
+    """All that decides what is written."""
+    files = [*files_of(options.paths, "train"), *files_of(options.paths, "validation")]
+    return {
         "format": 1,
         "dataset": options.name,
-        "license": outcome.license,
+        "license": options.license or license_of(options.paths),
         "dev_fraction": options.dev_fraction,
+        "source": [file_record(file).model_dump() for file in files],
+    }
+
+
+def _write_manifest(options: Options, outcome: Outcome, writers: _Writers, partial: Path) -> None:
+    manifest = {
+        **recipe(options),
         "rows": outcome.rows,
         "dropped": outcome.dropped,
         "files": list(writers.records()),
-        "source": [file_record(file).model_dump() for file in files],
     }
     atomic.write_text(partial / "manifest.json", json.dumps(manifest, indent=2) + "\n")
