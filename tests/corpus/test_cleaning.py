@@ -135,7 +135,7 @@ def test_the_command_tells_what_was_left_out(
     file = write_texts(["one", "one", "two"])
     with file.open("ab") as stream:
         stream.write(b"\nnope\n")
-    done = alignctl("prepare", "clean", tmp_path, "--output", tmp_path / "out", "--workers", 1)
+    done = alignctl("prepare", "clean", file, "--output", tmp_path / "out", "--workers", 1)
     assert done.code == 0, done.text
     assert f"rejected: {file}:5: not valid JSON" in done.err
     assert "4 documents, 1 dropped: unreadable: see rejected.jsonl, 1 dropped: the same" in done.err
