@@ -22,7 +22,7 @@ from alignctl.config.generation import WinOptions
 from alignctl.data.files import read_rows
 from alignctl.data.masks import cut_prompt, encode, encode_prompts
 from alignctl.data.prompt_schemas import Question
-from alignctl.data.prompts import render_prompt
+from alignctl.data.prompts import render_prompts
 from alignctl.data.schemas import Rendered
 from alignctl.data.templates import Renderer
 from alignctl.data.tokenizer import Tokenizer
@@ -151,8 +151,8 @@ def answer_documents(
     A blank answer, from which no row of training is made, is its prompt's tokens, and EOS.
     """
     render = Renderer(template, tokenizer)
-    prompts = encode_prompts([render_prompt(each, render) for each in questions], tokenizer)
-    texts = [_answered(*pair, render) for pair in zip(questions, rows, strict=True)]
+    prompts = encode_prompts(render_prompts(questions, render), tokenizer)
+    texts = _answered(questions, rows, render)
     end = np.asarray([tokenizer.eos_id], np.int32)
     return [
         document.tokens
@@ -162,12 +162,17 @@ def answer_documents(
     ]
 
 
-def _answered(question: Question, row: dict[str, Any], render: Renderer) -> Rendered:
-    """A question and its answer as text; nothing where the answer is blank."""
-    if not row["response"].strip():
-        return Rendered("", (), append_eos=False)
-    text = render(question.answered(row["response"]))
-    return _without_end(text, row["response"]) if row.get("finish") == "length" else text
+def _answered(
+    questions: list[Question], rows: list[dict[str, Any]], render: Renderer
+) -> list[Rendered]:
+    """Questions and their answers as text; nothing where an answer is blank."""
+    texts = [Rendered("", (), append_eos=False)] * len(rows)
+    places = [place for place, row in enumerate(rows) if row["response"].strip()]
+    said = [questions[place].answered(rows[place]["response"]) for place in places]
+    for place, written in zip(places, render.start(said, whole=True)(), strict=True):
+        response, is_cut = rows[place]["response"], rows[place].get("finish") == "length"
+        texts[place] = _without_end(written[-1], response) if is_cut else written[-1]
+    return texts
 
 
 def _without_end(text: Rendered, response: str) -> Rendered:

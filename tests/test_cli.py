@@ -83,7 +83,7 @@ def test_the_version_is_data(alignctl: Alignctl) -> None:
         (["sft", "--preset", "x", "--nproc", "two"], "--nproc", "alignctl sft --help"),
         (["sft", "--preset", "lama2-7b"], "did you mean llama2-7b?", "presets: bloom-13b, "),
         (["convert-hf2mg", "--load", "a", "--save", "b", "--format", "old"], "'old'", "--help"),
-        (["presets", "show", "nothing.yaml"], "cannot read nothing.yaml", ""),
+        (["presets", "show", "nothing.yaml"], "nothing.yaml: cannot be read", ""),
         (
             ["presets", "show", "llama2-7b", "sftt"],
             "no stage 'sftt'; did you mean 'sft'?",

@@ -75,8 +75,8 @@ def test_another_tokenizer_replaces_all_files_of_the_models_own(tmp_path: Path) 
     ("content", "complaint"),
     [
         ("{", "not valid JSON"),
-        ("[1]", "a JSON object was expected, found list"),
-        ("\udcff", "not valid JSON"),
+        ("[1]", "a JSON object is expected, found list"),
+        ("\udcff", "not UTF-8 text"),
         (None, "cannot be read: No such file"),
     ],
 )

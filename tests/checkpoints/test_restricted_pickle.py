@@ -5,6 +5,7 @@ import pickle
 import pickletools
 import random
 from collections import Counter, OrderedDict
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from torch.distributed.checkpoint.metadata import MetadataIndex, TensorPropertie
 
 from alignctl.checkpoints import torch_names
 from alignctl.checkpoints.dtypes import FLOAT32, DType
-from alignctl.checkpoints.restricted_pickle import Forbidden, Inert, dumps, loads, named
+from alignctl.checkpoints.restricted_pickle import Forbidden, Inert, dumps, loads, named, sizes
 
 METADATA = "torch.distributed.checkpoint.metadata"
 
@@ -143,3 +144,56 @@ def test_three_thousand_mutations_end_in_a_tree_or_an_exception_and_change_nothi
     assert vars(argparse.Namespace(tp=2)) == {"tp": 2}
     assert outcomes["read"] > 30
     assert outcomes["Forbidden"] > 30
+
+
+def _doubled(make: Callable[[object], object], levels: int) -> object:
+    value: object = make(())
+    for _ in range(levels):
+        value = make(value)
+    return value
+
+
+@pytest.mark.parametrize("protocol", [2, 4, 5])
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda x: [x, x],
+        lambda x: (x, x),
+        lambda x: {"a": x, "b": x},
+        lambda x: argparse.Namespace(a=x, b=x),
+    ],
+    ids=["lists", "tuples", "dicts", "namespaces"],
+)
+def test_a_few_bytes_that_mean_a_billion_objects_are_refused(
+    protocol: int, make: Callable[[object], object]
+) -> None:
+    """2^60 of them; those that are shared ten times are read as they are."""
+    bomb, plain = _doubled(make, 60), [_doubled(make, 3)] * 10
+    with pytest.raises(pickle.UnpicklingError, match="repeats parts of itself"):
+        loads(pickle.dumps(bomb, protocol), torch_names.ALLOWED)
+    found = loads(pickle.dumps(plain, protocol), torch_names.ALLOWED)
+    assert [repr(each) for each in found] == [repr(each) for each in plain]
+
+
+@pytest.mark.parametrize("protocol", [2, 4])
+def test_a_key_that_would_be_hashed_without_end_is_refused(protocol: int) -> None:
+    """Python hashes the key while it reads: refused before that."""
+    opcodes = [b"\x80" + bytes([protocol]), pickle.EMPTY_DICT, pickle.EMPTY_TUPLE]
+    for place in range(60):
+        opcodes += [pickle.BINPUT + bytes([place]), pickle.BINGET + bytes([place]), pickle.TUPLE2]
+    content = b"".join([*opcodes, pickle.NONE, pickle.SETITEM, pickle.STOP])
+    with pytest.raises(pickle.UnpicklingError, match="repeats parts of itself"):
+        loads(content, {})
+
+
+def test_a_list_of_itself_is_refused_only_where_it_is_repeated() -> None:
+    loop: list[object] = []
+    loop += [loop] * 6
+    with pytest.raises(pickle.UnpicklingError, match="without end"):
+        loads(pickle.dumps(loop), {})
+
+
+def test_a_shape_has_a_few_sizes() -> None:
+    assert sizes(range(64)) == tuple(range(64))
+    with pytest.raises(ValueError, match="more than 64 sizes"):
+        sizes([1] * 65)

@@ -69,13 +69,44 @@ def test_broken_yaml_names_the_line(file: Path) -> None:
         read_yaml(file)
 
 
-def test_an_alias_inside_of_itself_is_refused(file: Path) -> None:
-    file.write_text("a: &x\n  b: *x\n")
-    with pytest.raises(UserError, match="alias"):
+@pytest.mark.parametrize("text", ["a: &x\n  b: *x\n", "a: &x 1\n", "a:\n- *x\n"])
+def test_anchors_and_aliases_are_refused_where_they_stand(file: Path, text: str) -> None:
+    file.write_text(f"# one\n{text}")
+    with pytest.raises(UserError, match=r"preset\.yaml:[23]: .*anchors and aliases are not read"):
         read_yaml(file)
 
 
-@pytest.mark.parametrize("text", ["? [1, 2]\n: 3\n", "a: &x {b: 1}\nc:\n  <<: *x\n"])
+@pytest.mark.parametrize("opening", ["[", "{a: ", "- "])
+def test_values_within_values_have_a_limit(file: Path, opening: str) -> None:
+    file.write_text(f"a:\n {opening * 3000}")
+    with pytest.raises(UserError, match=r"preset\.yaml:2: .*within each other"):
+        read_yaml(file)
+
+
+def test_a_character_that_cannot_be_seen_is_named_with_its_line(file: Path) -> None:
+    file.write_text("a: 1\nb: x\x01y\n")
+    with pytest.raises(UserError, match=r"preset\.yaml:2: not valid YAML: the character U\+0001"):
+        read_yaml(file)
+    with pytest.raises(UserError, match=r"override 'x':1: .*U\+0007"):
+        parse_value("a\x07", "override 'x'")
+
+
+@pytest.mark.parametrize(
+    "value", ['!!bool "zz"', "!!int x", "!!float x", "!!timestamp x", "9" * 5000]
+)
+def test_a_value_that_is_not_what_its_tag_says_is_refused(file: Path, value: str) -> None:
+    file.write_text(f"a: 1\nb: {value}\n")
+    with pytest.raises(UserError, match=r"preset\.yaml:2: cannot read the value"):
+        read_yaml(file)
+
+
+def test_a_file_that_nobody_wrote_by_hand_is_refused(file: Path) -> None:
+    file.write_text("a: 1\n" + "# more\n" * 30_000)
+    with pytest.raises(UserError, match="larger than the 131,072 bytes"):
+        read_yaml(file)
+
+
+@pytest.mark.parametrize("text", ["? [1, 2]\n: 3\n", "a: {b: 1}\nc:\n  <<: {d: 1}\n"])
 def test_a_key_that_is_no_word_is_refused(file: Path, text: str) -> None:
     file.write_text(text)
     with pytest.raises(UserError, match="a key must be a word"):
@@ -92,7 +123,7 @@ def test_a_file_without_keys_is_refused(file: Path, text: str) -> None:
 def test_an_unreadable_file_says_why(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="No such file"):
         read_yaml(tmp_path / "missing.yaml")
-    with pytest.raises(UserError, match="Is a directory"):
+    with pytest.raises(UserError, match="a folder, where a file is expected"):
         read_yaml(tmp_path)
     (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(UserError, match="UTF-8"):

@@ -18,7 +18,7 @@ from alignctl.data.files import Row
 from alignctl.data.masks import Encoded, encode, encode_prompts
 from alignctl.data.preference_schemas import preference_schema_of
 from alignctl.data.prompt_schemas import prompt_schema_of
-from alignctl.data.prompts import render_prompt
+from alignctl.data.prompts import render_prompts
 from alignctl.data.schemas import schema_of
 from alignctl.data.templates import Renderer
 from alignctl.data.tokenizer import Tokenizer
@@ -49,7 +49,7 @@ def read_prompt(
 ) -> NDArray[np.int32]:
     """The tokens that a policy is asked with: of rlhf, online-dpo, grpo, generate and eval."""
     question = prompt_schema_of(row(record)).parse(row(record))
-    prompt = render_prompt(question, Renderer(template, tokens_of))
+    prompt = render_prompts([question], Renderer(template, tokens_of))[0]
     return encode_prompts([prompt], tokens_of)[0]
 
 

@@ -127,10 +127,10 @@ def test_impossible_special_tokens_are_refused(
 def test_damaged_files_are_named(make_tokenizer: MakeTokenizer) -> None:
     folder = make_tokenizer().folder
     (folder / "tokenizer_config.json").write_text("{")
-    with pytest.raises(UserError, match=r"tokenizer_config\.json: not readable as JSON"):
+    with pytest.raises(UserError, match=r"tokenizer_config\.json: not valid JSON"):
         load_tokenizer(folder)
     (folder / "tokenizer_config.json").write_text("[]")
-    with pytest.raises(UserError, match="not a JSON object"):
+    with pytest.raises(UserError, match="a JSON object is expected"):
         load_tokenizer(folder)
     (folder / "tokenizer.json").write_text(json.dumps({"version": "1.0"}))
     with pytest.raises(UserError, match=r"not a readable tokenizer\.json"):

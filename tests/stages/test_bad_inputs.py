@@ -27,7 +27,7 @@ def sft(changes: Mapping[str, object], *overrides: str) -> list[object]:
     ("changes", "overrides", "words"),
     [
         ({"--preset": "llama2-7"}, [], ["no preset 'llama2-7' (did you mean llama2-7b?)"]),
-        ({"--preset": "tiny.yml"}, [], ["cannot read tiny.yml: No such file"]),
+        ({"--preset": "tiny.yml"}, [], ["tiny.yml: cannot be read: No such file"]),
         (
             {},
             ["optimzer.lr=1"],

@@ -92,8 +92,8 @@ NORM = "model.norm.weight"
             lambda f: configure(f, rope_parameters=[1]),
             "config.json: rope_parameters = [1] is no",
         ),
-        (lambda f: (f / "config.json").write_text("[" * 100_000), "config.json: not valid JSON"),
-        (lambda f: (f / "config.json").write_bytes(b"\xff"), "config.json: not valid JSON"),
+        (lambda f: (f / "config.json").write_text("[" * 100_000), "config.json: nested too deeply"),
+        (lambda f: (f / "config.json").write_bytes(b"\xff"), "config.json: not UTF-8 text"),
         (lambda f: change(f, lambda w: w.pop(NORM)), "1 of 21 tensors are missing, the first is"),
         (
             lambda f: change(f, lambda w: w.update(extra=torch.ones(1))),

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from alignctl import user_files
 from alignctl.errors import UserError
 
 _TOKENIZER = re.compile(
@@ -63,15 +64,9 @@ def refuse_links_out(folder: Path, checkpoint: Path) -> None:
 
 def read_json(path: Path) -> dict[str, Any]:
     """Reads a JSON object; a file that is missing or holds something else is the user's error."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise missing(path, error) from error
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path}: not valid JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise UserError(f"{path}: a JSON object was expected, found {type(content).__name__}")
-    return content
+    if path.is_symlink() and not path.exists():
+        raise dangling(path)
+    return user_files.read_json(path)
 
 
 def missing(path: Path, error: OSError) -> UserError:
@@ -129,7 +124,7 @@ def _settle_config(target: Path, config: Mapping[str, Any]) -> None:
 
 def _copy(file: Path, folder: Path) -> None:
     try:
-        source = file.open("rb")
+        source = user_files.opened(file)
     except OSError as error:
         raise missing(file, error) from error
     with source, (folder / file.name).open("wb") as copy:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Mapping
 from copy import copy
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from typing import Any, cast
 
 
@@ -53,12 +54,105 @@ def loads(
         Forbidden: It asks for a name that is not known.
         Exception: It is damaged, which can raise anything.
     """
+    most = 10 * len(content) + 10_000
+    repeats = _repeats(content)
+    if repeats > _FEW:
+        _check_hashes(content, most)
+    tree = _Unpickler(content, known, persistent).load()
+    if repeats > _FEW:
+        _check_size(tree, most)
+    return tree
+
+
+_FEW = 4
+"""Objects that are repeated so often make no pickle large."""
+
+_IMMUTABLE = ("TUPLE", "TUPLE1", "TUPLE2", "TUPLE3", "FROZENSET")
+_MADE = ("REDUCE", "NEWOBJ", "NEWOBJ_EX", "OBJ", "INST", "BUILD")
+_CONTAINERS = (*_IMMUTABLE, *_MADE, "EMPTY_LIST", "LIST", "EMPTY_DICT", "DICT", "EMPTY_SET")
+_GET, _PUT = ("GET", "BINGET", "LONG_BINGET"), ("PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE")
+
+
+def _repeats(content: bytes) -> int:
+    """How often a pickle repeats an object that has parts.
+
+    Thirty lists that each hold the one before twice are a few bytes, and a billion values to
+    whoever walks through them.
+    """
+    containers: set[object] = set()
+    repeats = places = 0
+    before = ""
     for instruction, number, _ in pickletools.genops(content):  # which compares lengths itself
-        # Python's reader sets aside room for all places up to this one.
-        is_place = instruction.name in ("PUT", "LONG_BINPUT")
-        if is_place and isinstance(number, int) and number > len(content):
-            raise pickle.UnpicklingError(f"it asks for a table of {number} objects")
-    return _Unpickler(content, known, persistent).load()
+        name = instruction.name
+        if name in _PUT:
+            place = places if name == "MEMOIZE" else number
+            # Python's reader sets aside room for all places up to this one.
+            if isinstance(place, int) and place > len(content):
+                raise pickle.UnpicklingError(f"it asks for a table of {place} objects")
+            places += 1
+            if before in _CONTAINERS:
+                containers.add(place)
+        elif name in _GET:
+            repeats += number in containers
+        before = name
+    return repeats
+
+
+def _check_hashes(content: bytes, most: int) -> None:
+    """Refuses tuples that are larger, written out, than the pickle: a key of a dict is hashed.
+
+    Follows the reader's stack, with the size of each object in place of it. What is put into lists
+    and dicts is not counted: they are never hashed.
+    """
+    stack: list[int] = []
+    marks: list[int] = []
+    memo: dict[object, int] = {}
+    for instruction, number, _ in pickletools.genops(content):
+        name = instruction.name
+        if name in _PUT:
+            memo[len(memo) if name == "MEMOIZE" else number] = stack[-1]
+        elif name in _GET:
+            stack.append(memo[number])
+        elif name == "MARK":
+            marks.append(len(stack))
+        elif name == "DUP":
+            stack.append(stack[-1])
+        elif name == "POP" and marks and marks[-1] == len(stack):
+            marks.pop()
+        else:
+            taken = instruction.stack_before
+            start = marks.pop() if pickletools.markobject in taken else len(stack)
+            # Before a mark, or without one, an instruction takes a fixed number of objects.
+            start -= sum(
+                each not in (pickletools.markobject, pickletools.stackslice) for each in taken
+            )
+            size = sum(stack[start:]) if name in (*_IMMUTABLE, *_MADE) else 0
+            if size > most:
+                raise pickle.UnpicklingError(f"it repeats parts of itself into {size} objects")
+            del stack[start:]
+            stack += [size + 1] * len(instruction.stack_after)
+
+
+def _check_size(tree: Any, most: int) -> None:
+    """Refuses what is larger, written out, than the pickle; also what holds itself."""
+    pending, count = [tree], 0
+    while pending:
+        each = pending.pop()
+        if isinstance(each, str | bytes | int | float | type | None):
+            continue
+        parts: list[Any] = [*getattr(each, "__dict__", {}).values()]
+        if isinstance(each, dict):
+            parts += [*each.keys(), *each.values()]
+        elif isinstance(each, list | tuple | set | frozenset):
+            parts += each
+        count += 1 + len(parts)
+        if count > most:
+            raise pickle.UnpicklingError("it repeats parts of itself without end")
+        pending += parts
+
+
+_MOST_SIZES = 64
+"""Dimensions of a tensor; torch has as many."""
 
 
 def sizes(numbers: Iterable[object]) -> tuple[int, ...]:
@@ -68,7 +162,9 @@ def sizes(numbers: Iterable[object]) -> tuple[int, ...]:
         ValueError: They are none.
         TypeError: They are no row of anything.
     """
-    found = tuple(numbers)
+    found = tuple(islice(numbers, _MOST_SIZES + 1))
+    if len(found) > _MOST_SIZES:
+        raise ValueError(f"more than {_MOST_SIZES} sizes are of no tensor")
     if not all(type(number) is int and number >= 0 for number in found):
         raise ValueError(f"{found} are no sizes")
     return cast("tuple[int, ...]", found)

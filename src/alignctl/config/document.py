@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 
 from alignctl.errors import UserError
+from alignctl.user_files import read_text
 
 KeyPath = tuple[str | int, ...]
 """The way to a value: keys of mappings and indices of lists."""
@@ -36,10 +37,41 @@ class Document:
     origins: dict[KeyPath, Origin]
 
 
+MOST_BYTES = 1 << 17
+"""Of a YAML file: ten times the largest preset. What nobody would write by hand takes seconds."""
+
+_DEEPEST = 20
+"""Lists and mappings within each other. A preset has 4."""
+
+
 class _Loader(yaml.SafeLoader):
-    """Safe YAML with the scalars of YAML 1.2: 1e-5 is a number, and `no` is a word."""
+    """Safe YAML with the scalars of YAML 1.2: 1e-5 is a number, and `no` is a word.
+
+    There are no aliases: a few lines of them are a billion values. Every value stands where it is
+    used, with its own line for messages.
+    """
 
     yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}  # noqa: RUF012
+    depth = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        event = self.peek_event()  # type: ignore[no-untyped-call]
+        if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None):
+            mark = "*" if isinstance(event, yaml.AliasEvent) else "&"
+            raise yaml.MarkedYAMLError(
+                problem=f"{mark}{event.anchor}: anchors and aliases are not read; write the value "
+                "itself (a value that begins with this character needs quotes)",
+                problem_mark=event.start_mark,
+            )
+        if self.depth == _DEEPEST:
+            raise yaml.MarkedYAMLError(
+                problem=f"more than {_DEEPEST} lists and mappings within each other",
+                problem_mark=event.start_mark,
+            )
+        self.depth += 1
+        node: yaml.Node | None = super().compose_node(parent, index)
+        self.depth -= 1
+        return node
 
 
 _SCALARS = [
@@ -63,13 +95,7 @@ def read_yaml(path: Path) -> Document:
         UserError: When the file cannot be read, is not YAML, is not a mapping, or repeats a key.
     """
     name = shown(path)
-    try:
-        text = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"cannot read {name}: {error.strerror or error}") from error
-    except UnicodeDecodeError as error:
-        raise UserError(f"{name} is not text in UTF-8: {error.reason}") from error
-    node = _compose(text, name)
+    node = _compose(read_text(Path(name), MOST_BYTES), name)
     if not isinstance(node, yaml.MappingNode):
         raise UserError(f"{name} is not a mapping of keys to values")
     reader = _Reader(name)
@@ -106,18 +132,28 @@ def shown(path: Path) -> str:
     return str(absolute.relative_to(here) if absolute.is_relative_to(here) else path)
 
 
-def _compose(text: str, source: str) -> yaml.Node | None:
-    loader = _Loader(text)
+def shortened(value: object) -> str:
+    """A value as Python writes it, cut where it is too long for a message."""
     try:
-        node: yaml.Node | None = loader.get_single_node()
+        text = repr(value)
+    except ValueError:  # of an integer with more digits than Python writes
+        return "a number of more than 4,300 digits"
+    return text if len(text) <= 200 else f"{text[:200]}..."
+
+
+def _compose(text: str, source: str) -> yaml.Node | None:
+    try:
+        node: yaml.Node | None = _Loader(text).get_single_node()
     except yaml.MarkedYAMLError as error:
         line = f":{error.problem_mark.line + 1}" if error.problem_mark else ""
         about = "; ".join(part for part in (error.context, error.problem) if part)
         raise UserError(f"{source}{line}: not valid YAML: {about}") from error
-    except yaml.YAMLError as error:
-        raise UserError(f"{source}: not valid YAML: {error}") from error
-    finally:
-        loader.dispose()
+    except yaml.reader.ReaderError as error:
+        before = text[: error.position]
+        raise UserError(
+            f"{source}:{before.count(chr(10)) + 1}: not valid YAML: the character "
+            f"U+{ord(text[error.position]):04X}, which cannot be seen"
+        ) from error
     return node
 
 
@@ -128,23 +164,15 @@ class _Reader:
         self.source = source
         self.origins: dict[KeyPath, Origin] = {}
         self.problems: list[str] = []
-        self._open: set[int] = set()
         self._loader = _Loader("")
 
     def value(self, node: yaml.Node, path: KeyPath) -> Any:
         """The value of a node that lies at `path`."""
-        if id(node) in self._open:
-            self._complain(node, "an alias refers to the value it is part of")
-            return None
-        self._open.add(id(node))
-        try:
-            if isinstance(node, yaml.MappingNode):
-                return {key: self.value(item, at) for key, item, at in self._items(node, path)}
-            if isinstance(node, yaml.SequenceNode):
-                return [self.value(item, (*path, i)) for i, item in enumerate(node.value)]
-            return self._scalar(node)
-        finally:
-            self._open.discard(id(node))
+        if isinstance(node, yaml.MappingNode):
+            return {key: self.value(item, at) for key, item, at in self._items(node, path)}
+        if isinstance(node, yaml.SequenceNode):
+            return [self.value(item, (*path, i)) for i, item in enumerate(node.value)]
+        return self._scalar(node)
 
     def _items(
         self, node: yaml.MappingNode, path: KeyPath
@@ -167,9 +195,9 @@ class _Reader:
     def _scalar(self, node: yaml.Node) -> Any:
         try:
             return self._loader.construct_object(node)
-        except (yaml.YAMLError, ValueError) as error:
-            reason = getattr(error, "problem", None) or str(error)
-            self._complain(node, f"cannot read the value {node.value!r}: {reason}")
+        except Exception as error:  # a tag may stand before any value: !!bool "zz" is a KeyError
+            reason = getattr(error, "problem", None) or f"it is none of {node.tag}"
+            self._complain(node, f"cannot read the value {shortened(node.value)}: {reason}")
             return None
 
     def _complain(self, node: yaml.Node, what: str) -> None:

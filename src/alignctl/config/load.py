@@ -9,7 +9,7 @@ from pydantic import BaseModel, ValidationError
 
 from alignctl.config import inheritance, presets
 from alignctl.config.convert import ConvertOptions, Layout
-from alignctl.config.document import Document, KeyPath, Origin, parse_value, shown
+from alignctl.config.document import Document, KeyPath, Origin, parse_value, shortened, shown
 from alignctl.config.on_policy_run import (
     GRPOConfig,
     GRPOSettings,
@@ -310,7 +310,7 @@ def _apply(
     known = known_keys(config_class)
     for override in overrides:
         key, equals, text = override.partition("=")
-        source = f"override {override!r}"
+        source = f"override {shortened(override)}"
         if not equals:
             problems.append(f"{source} is not of the form section.key=value")
         elif section and key.startswith(f"{section}."):

@@ -8,7 +8,7 @@ from typing import Any, get_args, get_origin
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from alignctl.config.document import KeyPath, Origin
+from alignctl.config.document import KeyPath, Origin, shortened
 from alignctl.errors import UserError
 
 _TYPES = {
@@ -130,7 +130,7 @@ def quoted(value: Any) -> str:
         return {None: "null", True: "true", False: "false"}[value]
     if isinstance(value, dict):
         return "a section of keys"
-    return repr(value)
+    return shortened(value)
 
 
 def _nearest(path: KeyPath, origins: Mapping[KeyPath, Origin], fallback: Origin) -> Origin:

@@ -13,6 +13,7 @@ from typing import Literal
 from alignctl.data.files import (
     BYTE_ORDER_MARK,
     SUFFIXES,
+    check_line,
     damaged,
     find_files,
     holds_lines,
@@ -179,17 +180,21 @@ def _decoded(content: bytes, file: Path, number: int) -> str:
 
 def _line_blocks(file: Path, kind: Kind) -> Iterator[Block]:
     pending = bytearray()
-    line = 1
+    line = searched = 1
     consumed = 0
     try:
         for chunk, consumed in read_chunks(file):
             pending += chunk
             # The first line end from there on: where a block ends depends on the text alone.
-            while cut := pending.find(b"\n", _BLOCK_BYTES) + 1:
+            while cut := pending.find(b"\n", max(searched, _BLOCK_BYTES)) + 1:
                 block = Block(file, line, bytes(pending[:cut]), kind, consumed)
                 yield block
                 del pending[:cut]
                 line += block.content.count(b"\n")
+                searched = 0
+            # Before _BLOCK_BYTES there may be many lines; after it there is none that ends.
+            searched = len(pending)
+            check_line(file, line, searched - _BLOCK_BYTES)
     except DamagedError as error:
         raise damaged(file, line + pending.count(b"\n"), error) from error
     except OSError as error:

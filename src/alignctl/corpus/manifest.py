@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from alignctl import atomic
 from alignctl.errors import UserError
+from alignctl.user_files import opened, read_text
 
 if TYPE_CHECKING:
     from alignctl.data.tokenizer import Tokenizer
@@ -117,7 +118,7 @@ def file_record(file: Path, name: str | None = None) -> FileRecord:
     digest = hashlib.sha256()
     size = 0
     try:
-        with file.open("rb") as stream:
+        with opened(file) as stream:
             while chunk := stream.read(_CHUNK_BYTES):
                 digest.update(chunk)
                 size += len(chunk)
@@ -158,12 +159,9 @@ def read_manifest(prefix: Path) -> CorpusManifest:
         UserError: A file is missing, is of another size, or the manifest cannot be read.
     """
     file = beside(prefix, ".json")
-    try:
-        text = file.read_text("utf-8")
-    except FileNotFoundError as error:
-        raise UserError(*_missing(prefix)) from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{file}: cannot be read: {error}") from error
+    if not file.exists():
+        raise UserError(*_missing(prefix))
+    text = read_text(file)
     try:
         manifest = CorpusManifest.model_validate_json(text)
     except ValidationError as error:

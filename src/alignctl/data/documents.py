@@ -2,7 +2,7 @@
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,7 +17,10 @@ from alignctl.data.schemas import Rendered, Schema, schema_of
 from alignctl.data.store import ArrayWriter
 from alignctl.data.templates import Renderer
 from alignctl.data.tokenizer import Tokenizer
+from alignctl.user_files import reading
 
+ItemT = TypeVar("ItemT")
+ResultT = TypeVar("ResultT")
 Progress = Callable[[int, int | None], None]
 """Called with the rows done and, if it is known beforehand, their total."""
 
@@ -142,11 +145,11 @@ def stream(
         The counts.
     """
     tally = Tally()
-    for rows, conversations in batches(files, schema_of, tally.unread):
+    batch = batches(files, schema_of, tally.unread)
+    for (rows, conversations), written in ahead(batch, lambda each: recipe.render.start(each[1])):
         texts = []
-        for row, conversation in zip(rows, conversations, strict=True):
+        for row, conversation, documents in zip(rows, conversations, written, strict=True):
             tally.unread.add(row, recipe.render.unread(conversation))
-            documents = recipe.render.documents(conversation)
             tally.divided += len(documents) > 1
             texts += [(row, documents[-1], document) for document in documents]
         encoded = encode([document for _, _, document in texts], recipe.tokenizer)
@@ -198,6 +201,28 @@ def text_hashes(texts: Sequence[str]) -> NDArray[np.uint64]:
     return np.frombuffer(digests, np.dtype("<u8")).astype(np.uint64)
 
 
+def ahead(
+    items: Iterable[ItemT], start: Callable[[ItemT], Callable[[], ResultT]]
+) -> Iterator[tuple[ItemT, ResultT]]:
+    """Yields items with what is made of them; the next is being made while one is looked at.
+
+    Args:
+        items: The items.
+        start: Begins to make something of an item, and returns what waits for it; that is called
+            before the next is begun.
+    """
+    before: tuple[ItemT, Callable[[], ResultT]] | None = None
+    for item in items:
+        if before is None:
+            before = item, start(item)
+            continue
+        last, made = before[0], before[1]()
+        before = item, start(item)
+        yield last, made
+    if before is not None:
+        yield before[0], before[1]()
+
+
 class Parsed(Protocol):
     """A row in the form that its schema's parser gave it."""
 
@@ -224,9 +249,10 @@ def batches(
     parsed: list[ParsedT] = []
     characters = 0
     for row in read_rows(files):
-        schema = schema or schema_of(row)
-        one = schema.parse(row)
-        unread.add(row, schema.unread(row))
+        with reading(row):
+            schema = schema or schema_of(row)
+            one = schema.parse(row)
+            unread.add(row, schema.unread(row))
         rows.append(row)
         parsed.append(one)
         characters += one.characters

@@ -11,6 +11,7 @@ from typing import Literal
 from alignctl.data.json_list import list_values
 from alignctl.data.streams import DamagedError, read_chunks
 from alignctl.errors import UserError
+from alignctl.user_files import check_regular, opened, reading
 
 SUFFIXES = (".jsonl", ".jsonl.zst", ".jsonl.gz", ".json", ".parquet")
 """The kinds of file that are read; `.json` is a list of objects (or, mislabelled, JSON lines)."""
@@ -22,6 +23,8 @@ Role = Literal["train", "validation"]
 _HELD_OUT = ("validation", "valid", "val", "dev", "eval", "test")
 _PARQUET_ROWS = 1024
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+MOST_LINE_BYTES = 1 << 26
+"""Of a row, or a line of text. The longest context of any model is a tenth of it."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +45,9 @@ class Row:
     def where(self) -> str:
         """The position in words, for messages."""
         return position(self.file, self.line)
+
+    def __str__(self) -> str:
+        return self.where
 
 
 def position(file: Path, number: int) -> str:
@@ -70,6 +76,8 @@ def _find_files(path: Path, role: Role) -> list[Path]:
         if not path.name.endswith(SUFFIXES):
             raise UserError(f"{path}: not a kind of data file that is read", _accepted())
         return [path]
+    if path.exists() and not path.is_dir():
+        check_regular(path, path.stat().st_mode)
     if not path.is_dir():
         near = difflib.get_close_matches(path.name, _names(path.parent), n=1)
         raise UserError(
@@ -123,7 +131,7 @@ def holds_lines(file: Path) -> bool:
 def _line_rows(file: Path) -> Iterator[Row]:
     number = 0
     try:
-        for number, line in enumerate(_lines(chunk for chunk, _ in read_chunks(file)), 1):
+        for number, line in enumerate(_lines(file), 1):
             text = line.removeprefix(BYTE_ORDER_MARK) if number == 1 else line
             if not text.isspace() and text:
                 yield Row(file, number, parse_object(text, file, number))
@@ -165,8 +173,9 @@ def parse_object(line: bytes, file: Path, number: int) -> dict[str, object]:
             f"{where}: not valid JSON: {error.msg} at column {error.colno}",
             "every line must be one complete JSON object",
         ) from error
-    except RecursionError as error:
-        raise UserError(f"{where}: the JSON is nested too deeply") from error
+    except (RecursionError, ValueError) as error:
+        with reading(where):
+            raise error
     return _checked(value, where)
 
 
@@ -177,19 +186,36 @@ def _checked(value: object, where: str) -> dict[str, object]:
     return value
 
 
-def _lines(chunks: Iterable[bytes]) -> Iterator[bytes]:
-    tail = b""
-    for chunk in chunks:
-        lines = (tail + chunk).split(b"\n")
-        tail = lines.pop()
-        yield from lines
-    if tail:
-        yield tail
+def _lines(file: Path) -> Iterator[bytes]:
+    tail: list[bytes] = []
+    number, size = 1, 0
+    for chunk, _ in read_chunks(file):
+        first, *lines = chunk.split(b"\n")
+        tail.append(first)
+        size += len(first)
+        check_line(file, number, size)
+        if lines:
+            yield b"".join(tail)
+            tail, size = [lines.pop()], 0
+            yield from lines
+            number += 1 + len(lines)
+            size = len(tail[0])
+    if size:
+        yield b"".join(tail)
+
+
+def check_line(file: Path, number: int, num_bytes: int) -> None:
+    """Refuses a line, or row, that would fill the memory of the machine."""
+    if num_bytes > MOST_LINE_BYTES:
+        raise UserError(
+            f"{position(file, number)}: longer than {MOST_LINE_BYTES >> 20} MiB",
+            "a row is a JSON object on a line of its own; cut longer texts into several rows",
+        )
 
 
 def _first_byte(file: Path) -> bytes:
     try:
-        with file.open("rb") as stream:
+        with opened(file) as stream:
             return stream.read(4096).removeprefix(BYTE_ORDER_MARK).lstrip()[:1]
     except OSError as error:
         raise UserError(f"{file}: cannot be read: {error.strerror or error}") from error
@@ -205,12 +231,13 @@ def _parquet_rows(file: Path) -> Iterator[Row]:
     import pyarrow.parquet
 
     number = 0
-    try:
-        with pyarrow.parquet.ParquetFile(file) as table:
-            for batch in table.iter_batches(batch_size=_PARQUET_ROWS):
-                for record in batch.to_pylist():
-                    number += 1
-                    yield Row(file, number, record)
-    except (pyarrow.ArrowException, OSError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"{file}: not a readable parquet file: {reason}") from error
+    with reading(file), opened(file) as stream:
+        try:
+            with pyarrow.parquet.ParquetFile(stream) as table:
+                for batch in table.iter_batches(batch_size=_PARQUET_ROWS):
+                    for record in batch.to_pylist():
+                        number += 1
+                        yield Row(file, number, record)
+        except (pyarrow.ArrowException, OSError) as error:
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            raise UserError(f"{file}: not a readable parquet file: {reason}") from error

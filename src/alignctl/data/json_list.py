@@ -2,14 +2,17 @@
 
 import codecs
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO, NoReturn
 
 from alignctl.errors import UserError
+from alignctl.user_files import opened, reading
 
 _CHUNK_BYTES = 1 << 20
-_WHITE_SPACE = " \t\n\r"
+_MOST_VALUE_CHARACTERS = 1 << 26
+_WHITE_SPACE = re.compile(r"[ \t\n\r]*")
 
 
 def list_values(file: Path) -> Iterator[object]:
@@ -19,7 +22,7 @@ def list_values(file: Path) -> Iterator[object]:
         UserError: It is not UTF-8, or not JSON; the message has line and column.
     """
     try:
-        with file.open("rb") as stream:
+        with opened(file) as stream:
             window = _Window(file, stream)
             window.take("[")
             if window.peek() == "]":
@@ -51,10 +54,11 @@ class _Window:
     def peek(self) -> str:
         """The next character that is not white space; nothing at the end."""
         while True:
-            while self._place < len(self._text):
-                if self._text[self._place] not in _WHITE_SPACE:
-                    return self._text[self._place]
-                self._place += 1
+            blank = _WHITE_SPACE.match(self._text, self._place)
+            assert blank is not None  # it may be empty
+            self._place = blank.end()
+            if self._place < len(self._text):
+                return self._text[self._place]
             if not self._read_on():
                 return ""
 
@@ -78,8 +82,10 @@ class _Window:
                     continue
                 self._place = error.pos
                 self.fail(error.msg)
-            except RecursionError as error:
-                raise UserError(f"{self._file}: the JSON is nested too deeply") from error
+            except (RecursionError, ValueError) as error:
+                line = self._line + self._text.count("\n", 0, self._place)
+                with reading(f"{self._file}:{line}"):
+                    raise error
             # A number that ends with the text may go on.
             if end == len(self._text) and self._read_on():
                 continue
@@ -99,6 +105,12 @@ class _Window:
         if self._is_whole:
             return False
         self._forget()
+        if len(self._text) > _MOST_VALUE_CHARACTERS:
+            raise UserError(
+                f"{self._file}:{self._line}: a value that is longer than "
+                f"{_MOST_VALUE_CHARACTERS >> 20} MiB",
+                "cut longer texts into several rows",
+            )
         data = self._stream.read(max(_CHUNK_BYTES, len(self._text)))
         self._is_whole = not data
         try:

@@ -9,11 +9,11 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from alignctl.data.documents import DocumentWriter, Recipe, Unread, batches, text_hashes
+from alignctl.data.documents import DocumentWriter, Recipe, Unread, ahead, batches, text_hashes
 from alignctl.data.files import Row
 from alignctl.data.masks import Encoded, encode, share_prompt, truncate_answers
 from alignctl.data.preference_schemas import Comparison, preference_schema_of
-from alignctl.data.schemas import Conversation
+from alignctl.data.schemas import Conversation, Rendered
 from alignctl.data.store import ArrayWriter
 
 Select = Literal["firstk", "topk", "random"]
@@ -124,9 +124,13 @@ def stream(
         The counts.
     """
     tally = PreferenceTally()
-    for rows, comparisons in batches(files, preference_schema_of, tally.unread):
-        tally.rows += len(rows)
-        kept = _groups(rows, comparisons, recipe, tally)
+    selected = (
+        (len(rows), _select(rows, comparisons, recipe, tally))
+        for rows, comparisons in batches(files, preference_schema_of, tally.unread)
+    )
+    for (num_rows, chosen), written in ahead(selected, lambda each: _start(each[1], recipe)):
+        tally.rows += num_rows
+        kept = _groups(chosen, [text[-1].with_last_turn() for text in written], recipe, tally)
         if kept:
             _note(tally, [group for _, group in kept], recipe.document.tokenizer.eos_id)
             writer.append(
@@ -134,17 +138,20 @@ def stream(
                 [answer for _, group in kept for answer in group.answers],
             )
             scores.append(np.asarray([score for _, group in kept for score in group.scores]))
-        on_rows(len(rows))
+        on_rows(num_rows)
     return tally
 
 
-def _groups(
+_Selected = list[tuple[Row, Comparison]]
+
+
+def _select(
     rows: Sequence[Row],
     comparisons: Sequence[Comparison],
     recipe: PreferenceRecipe,
     tally: PreferenceTally,
-) -> list[tuple[Row, Group]]:
-    """The groups of some rows, each with its row; all their answers are tokenised together."""
+) -> _Selected:
+    """The rows that are not left out, with the answers that are taken."""
     selected = [
         (row, comparison)
         for row, whole in zip(rows, comparisons, strict=True)
@@ -154,11 +161,18 @@ def _groups(
     for row, comparison in selected:
         keys = {key for answer in comparison.answers for key in render.unread(answer)}
         tally.unread.add(row, sorted(keys))
-    texts = [
-        render(answer).with_last_turn()
-        for _, comparison in selected
-        for answer in comparison.answers
-    ]
+    return selected
+
+
+def _start(selected: _Selected, recipe: PreferenceRecipe) -> Callable[[], list[list[Rendered]]]:
+    answers = [answer for _, comparison in selected for answer in comparison.answers]
+    return recipe.document.render.start(answers, whole=True)
+
+
+def _groups(
+    selected: _Selected, texts: list[Rendered], recipe: PreferenceRecipe, tally: PreferenceTally
+) -> list[tuple[Row, Group]]:
+    """The groups of some rows, each with its row; all their answers are tokenised together."""
     encoded = iter(encode(texts, recipe.document.tokenizer))
     kept = []
     for row, comparison in selected:

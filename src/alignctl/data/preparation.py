@@ -22,6 +22,7 @@ from alignctl.data.files import find_files
 from alignctl.data.masks import Truncation
 from alignctl.data.store import explained
 from alignctl.errors import UserError
+from alignctl.user_files import opened
 
 
 class SourceSettings(Protocol):
@@ -155,7 +156,7 @@ def _hash_and_count(file: Path) -> tuple[str, int]:
     lines = 0
     last = b"\n"
     try:
-        with file.open("rb") as content:
+        with opened(file) as content:
             while chunk := content.read(1 << 20):
                 digest.update(chunk)
                 lines += chunk.count(b"\n")

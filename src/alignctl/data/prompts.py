@@ -5,13 +5,14 @@ import json
 from collections.abc import Callable, Collection, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from alignctl.data.documents import Progress, Unread, batches, text_hashes
+from alignctl.data.documents import Progress, Unread, ahead, batches, text_hashes
 from alignctl.data.files import Row
 from alignctl.data.masks import cut_prompt, encode_prompts
 from alignctl.data.packing import starts
@@ -122,8 +123,9 @@ def _stream_sources(
         for array in (tokens, file_numbers, lines):
             stack.callback(array.close)
         for files, tally in zip((sources.train, sources.held_out), tallies, strict=True):
-            for rows, questions in batches(files, prompt_schema_of, tally.unread):
-                kept = _kept(rows, questions, recipe, tally)
+            batch = batches(files, prompt_schema_of, tally.unread)
+            for (rows, questions), texts in ahead(batch, partial(_start, recipe.render)):
+                kept = _kept(rows, questions, texts, recipe, tally)
                 if kept:
                     tokens.append(np.concatenate([prompt for _, prompt in kept]))
                     file_numbers.append(np.asarray([number_of[row.file] for row, _ in kept]))
@@ -146,11 +148,14 @@ def _nothing_left(files: Sequence[Path], tally: _Tally, limit: int) -> UserError
 
 
 def _kept(
-    rows: Sequence[Row], questions: Sequence[Question], recipe: _Recipe, tally: _Tally
+    rows: Sequence[Row],
+    questions: Sequence[Question],
+    texts: Sequence[Rendered],
+    recipe: _Recipe,
+    tally: _Tally,
 ) -> list[tuple[Row, NDArray[np.int32]]]:
     """The rows that are not left out, each with the tokens of its prompt."""
     settings, tokenizer = recipe.settings, recipe.tokenizer
-    texts = [render_prompt(question, recipe.render) for question in questions]
     kept, kept_texts = [], []
     encoded = encode_prompts(texts, tokenizer)
     for row, question, text, tokens in zip(rows, questions, texts, encoded, strict=True):
@@ -172,19 +177,30 @@ def _kept(
     return kept
 
 
-def render_prompt(question: Question, render: Renderer) -> Rendered:
-    """Write a question, with a last turn in the place of the answer to come.
+def _start(
+    render: Renderer, batch: tuple[Sequence[Row], Sequence[Question]]
+) -> Callable[[], list[Rendered]]:
+    questions = batch[1]
+    wait = render.start([question.conversation for question in questions], whole=True)
+    return lambda: [_with_turn(*each) for each in zip(questions, wait(), strict=True)]
+
+
+def render_prompts(questions: Sequence[Question], render: Renderer) -> list[Rendered]:
+    """Write questions, each with a last turn in the place of the answer to come.
 
     Raises:
         UserError: The chat template writes no such turn.
     """
-    rendered = render(question.conversation)
-    if not rendered.spans:
+    return _start(render, ((), questions))()
+
+
+def _with_turn(question: Question, written: Sequence[Rendered]) -> Rendered:
+    if not written[-1].spans:
         raise UserError(
             f"{question.conversation.where}: the chat template does not write an assistant's turn",
             "mend the template, or use data.template=hh",
         )
-    return rendered
+    return written[-1]
 
 
 def _check_rule(row: Row, name: str | None, known: Collection[str]) -> None:

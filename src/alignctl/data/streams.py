@@ -6,9 +6,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
+from alignctl.user_files import opened
+
 _CHUNK_BYTES = 1 << 20
-# Of compressed bytes, which may become a thousand times as many.
-_ZST_BYTES = 1 << 17
+# Of compressed bytes, which may become thirty thousand times as many.
+_ZST_BYTES = 1 << 12
 
 
 class DamagedError(Exception):
@@ -26,9 +28,10 @@ def read_chunks(file: Path) -> Iterator[tuple[bytes, int]]:
 
     Raises:
         DamagedError: The compressed stream is cut short or broken.
+        UserError: It is no regular file.
         OSError: The file cannot be read.
     """
-    with file.open("rb") as stream:
+    with opened(file) as stream:
         if file.name.endswith(".zst"):
             chunks = _zst_chunks(stream)
         elif file.name.endswith(".gz"):

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from alignctl.errors import RunError, UserError
+from alignctl.user_files import read_json, read_text, reading
 
 _MAKE_ONE = (
     "give another folder with --tokenizer DIR; every Llama 2 and Bloom release on the Hugging Face "
@@ -153,7 +154,11 @@ class Tokenizer:
 
 
 def load_tokenizer(path: Path) -> Tokenizer:
-    """Reads a tokenizer folder, or the folder of a tokenizer.json or tokenizer.model file."""
+    """Reads a tokenizer folder, or the folder of a tokenizer.json or tokenizer.model file.
+
+    Raises:
+        UserError: The folder has no tokenizer, or a file of it is damaged or contradicts another.
+    """
     folder = path.parent if path.name in ("tokenizer.json", "tokenizer.model") else path
     if not folder.is_dir():
         raise UserError(f"{folder}: no such tokenizer folder", "set --tokenizer to a folder")
@@ -163,7 +168,16 @@ def load_tokenizer(path: Path) -> Tokenizer:
             _MAKE_ONE.format(folder=folder),
         )
     backend = _read_backend(folder / "tokenizer.json")
-    settings = _read_json(folder / "tokenizer_config.json")
+    with reading(
+        f"{folder}: tokenizer_config.json or a file beside it has a value of the wrong kind",
+        "copy the files again from the model's release",
+    ):
+        return _with_settings(folder, backend)
+
+
+def _with_settings(folder: Path, backend: Any) -> Tokenizer:
+    """The tokenizer with what the files beside tokenizer.json say about it."""
+    settings = _settings_of(folder / "tokenizer_config.json")
     _add_missing_tokens(backend, settings, folder)
     special = _special_tokens(backend, settings, folder)
     ids = {name: _id_of(backend, name, token, folder) for name, token in special.items()}
@@ -210,8 +224,9 @@ def check_fits(tokenizer: Tokenizer, vocab_size: int, hint: str | None = None) -
 def _read_backend(file: Path) -> Any:
     from tokenizers import Tokenizer as Backend
 
+    text = read_text(file)
     try:
-        backend = Backend.from_file(str(file))
+        backend = Backend.from_str(text)
     except Exception as error:  # the library raises bare Exception for every fault of the file
         raise UserError(f"{file}: not a readable tokenizer.json: {error}") from error
     # Some files carry the settings of the last call of their author.
@@ -220,16 +235,10 @@ def _read_backend(file: Path) -> Any:
     return backend
 
 
-def _read_json(file: Path) -> dict[str, Any]:
-    if not file.is_file():
+def _settings_of(file: Path) -> dict[str, Any]:
+    if not file.exists():
         return {}
-    try:
-        value = json.loads(file.read_text("utf-8"))
-    except (ValueError, OSError) as error:
-        raise UserError(f"{file}: not readable as JSON: {error}") from error
-    if not isinstance(value, dict):
-        raise UserError(f"{file}: not a JSON object")
-    return value
+    return read_json(file)
 
 
 def _add_missing_tokens(backend: Any, settings: dict[str, Any], folder: Path) -> None:
@@ -254,8 +263,8 @@ def _add_missing_tokens(backend: Any, settings: dict[str, Any], folder: Path) ->
 
 def _special_tokens(backend: Any, settings: dict[str, Any], folder: Path) -> dict[str, str]:
     """tokenizer_config.json, then special_tokens_map.json, then the ids of the model's config."""
-    others = _read_json(folder / "special_tokens_map.json")
-    model = _read_json(folder / "config.json")
+    others = _settings_of(folder / "special_tokens_map.json")
+    model = _settings_of(folder / "config.json")
     special = {}
     for name in ("bos_token", "eos_token", "pad_token", "unk_token"):
         value = settings.get(name, others.get(name))
@@ -267,8 +276,10 @@ def _special_tokens(backend: Any, settings: dict[str, Any], folder: Path) -> dic
             # Configs of the first Llama have -1 where there is no such token.
             is_id = isinstance(number, int) and number >= 0
             value = backend.id_to_token(number) if is_id else None
+        if value is not None and not isinstance(value, str):
+            raise UserError(f"{folder}: {name} is {value!r:.80}, where text is expected")
         if value is not None:
-            special[name] = str(value)
+            special[name] = value
     return special
 
 
@@ -286,7 +297,9 @@ def _adds_bos(backend: Any, settings: dict[str, Any], bos_id: int | None, folder
     wanted = settings.get("add_bos_token")
     if wanted and bos_id is None:
         raise UserError(f"{folder}: add_bos_token is true, but there is no bos_token")
-    if isinstance(wanted, bool):
+    if wanted is not None:
+        if not isinstance(wanted, bool):
+            raise UserError(f"{folder}: add_bos_token is {wanted!r:.80}, not true or false")
         return wanted
     ids: list[int] = backend.encode("a", add_special_tokens=True).ids
     return bos_id is not None and ids[:1] == [bos_id]
@@ -296,12 +309,12 @@ def _chat_templates(settings: dict[str, Any], folder: Path) -> dict[str, str]:
     """Of the places that transformers reads, the first one that has any; files go first."""
     if (folder / "chat_template.jinja").is_file():
         others = sorted((folder / "additional_chat_templates").glob("*.jinja"))
-        named = {file.stem: _read_template(file) for file in others}
-        return {"default": _read_template(folder / "chat_template.jinja"), **named}
+        named = {file.stem: read_text(file) for file in others}
+        return {"default": read_text(folder / "chat_template.jinja"), **named}
     file, value = folder / "tokenizer_config.json", settings.get("chat_template")
     if value is None:
         file = folder / "chat_template.json"
-        value = _read_json(file).get("chat_template")
+        value = _settings_of(file).get("chat_template")
     if value is None:
         return {}
     entries = value if isinstance(value, list) else [{"name": "default", "template": value}]
@@ -317,10 +330,3 @@ def _chat_templates(settings: dict[str, Any], folder: Path) -> dict[str, str]:
             )
         templates[name] = template
     return templates
-
-
-def _read_template(file: Path) -> str:
-    try:
-        return file.read_text("utf-8")
-    except (OSError, ValueError) as error:
-        raise UserError(f"{file}: not readable as text: {error}") from error

@@ -22,7 +22,7 @@ from alignctl.config.problems import refuse
 from alignctl.config.sections import Model
 from alignctl.data.masks import cut_prompt, encode_prompts
 from alignctl.data.prompt_schemas import Question, lead
-from alignctl.data.prompts import render_prompt
+from alignctl.data.prompts import render_prompts
 from alignctl.data.templates import Renderer
 from alignctl.data.tokenizer import Tokenizer, check_fits, load_tokenizer
 from alignctl.errors import AlignctlError, RunError, UserError
@@ -162,7 +162,7 @@ class Generator:
             questions: Rows, or chats made of messages.
             first: The number of the first one.
         """
-        texts = [render_prompt(question, self._render) for question in questions]
+        texts = render_prompts(questions, self._render)
         limit = self.max_prompt_length
         return [
             Prompt(

@@ -9,6 +9,7 @@ from alignctl.data.documents import Unread
 from alignctl.data.files import Row, find_files, read_rows
 from alignctl.data.prompt_schemas import Question, prompt_schema_of
 from alignctl.errors import UserError
+from alignctl.user_files import check_regular, opened, read_bytes, reading
 
 TEXT_SUFFIX = ".txt"
 
@@ -44,6 +45,8 @@ def read(path: Path, limit: int | None = None) -> PromptFile:
     """
     if path.is_dir():
         raise UserError(f"{path}: a file of prompts was expected, this is a folder")
+    if path.exists():
+        check_regular(path, path.stat().st_mode)
     if path.name.endswith(TEXT_SUFFIX) and path.is_file():
         rows = list(_text_rows(path))
     else:
@@ -53,19 +56,19 @@ def read(path: Path, limit: int | None = None) -> PromptFile:
         raise UserError(f"{path}: no prompts: there is no row in it")
     schema = prompt_schema_of(rows[0])
     unread = Unread()
+    questions = []
     for row in rows:
-        unread.add(row, schema.unread(row))
-    with path.open("rb") as stream:
+        with reading(row):
+            unread.add(row, schema.unread(row))
+            questions.append(schema.parse(row))
+    with opened(path) as stream:
         digest = hashlib.file_digest(stream, "sha256").hexdigest()
-    questions = [schema.parse(row) for row in rows]
     return PromptFile(path, rows[:limit], questions[:limit], digest, unread.counts())
 
 
 def _text_rows(file: Path) -> Iterator[Row]:
-    try:
-        content = file.read_bytes()
-    except OSError as error:
-        raise UserError(f"{file}: cannot be read: {error.strerror or error}") from error
+    with reading(file):
+        content = read_bytes(file)
     for number, line in enumerate(content.removeprefix(b"\xef\xbb\xbf").split(b"\n"), 1):
         try:
             text = line.decode("utf-8").removesuffix("\r")

@@ -8,6 +8,7 @@ look things up in `RunFolder(path)`.
 """
 
 import json
+import re
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import Any
 
 from alignctl import atomic
 from alignctl.errors import UserError
+from alignctl.user_files import read_json, read_text
 
 LATEST = "latest_checkpointed_iteration.txt"
 """Megatron's name for the file that holds the number of the newest complete checkpoint."""
@@ -114,8 +116,8 @@ class RunFolder:
         pointer = self.checkpoints / LATEST
         if not pointer.exists():
             return None
-        text = pointer.read_text(encoding="utf-8", errors="replace").strip()
-        if not text.isdecimal():
+        text = read_text(pointer, 1000).strip()
+        if not re.fullmatch(r"[0-9]{1,15}", text):
             raise UserError(
                 f"{pointer} should hold the number of a checkpoint, but reads {text[:40]!r}",
                 "write the number of a folder iter_NNNNNNN beside it into the file",
@@ -169,15 +171,9 @@ def read_object(path: Path) -> dict[str, Any]:
     Raises:
         UserError: When the file is missing, unreadable or holds something else.
     """
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    if not path.exists():
         raise UserError(
             f"{path.parent} is not a run folder: it has no {path.name}",
             "give the folder that an earlier stage had as --output",
-        ) from None
-    except (OSError, ValueError) as error:
-        raise UserError(f"cannot read {path}: {error}") from error
-    if not isinstance(value, dict):
-        raise UserError(f"{path} should hold a JSON object, but holds {type(value).__name__}")
-    return value
+        )
+    return read_json(path)

@@ -1,0 +1,82 @@
+import json
+import os
+import socket
+from pathlib import Path
+
+import pytest
+
+from alignctl.errors import RunError, UserError
+from alignctl.user_files import opened, read_bytes, read_json, read_text, reading
+
+
+def test_what_is_no_regular_file_is_refused_without_waiting(tmp_path: Path) -> None:
+    """Opening a pipe in the usual way waits for a writer; reading /dev/zero never ends."""
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "link").symlink_to("/dev/zero")
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(tmp_path / "socket"))
+    for path, kind in (
+        (tmp_path / "pipe", "a pipe"),
+        (tmp_path / "link", "a device"),
+        (Path("/dev/null"), "a device"),
+        (tmp_path, "a folder"),
+        (tmp_path / "socket", "cannot be read: No such device"),
+    ):
+        with pytest.raises(UserError, match=kind):
+            read_text(path)
+
+
+def test_a_larger_file_than_any_of_its_kind_is_refused(tmp_path: Path) -> None:
+    """A sparse file of a terabyte takes no disk, but all memory when it is read."""
+    file = tmp_path / "sparse"
+    with file.open("wb") as stream:
+        stream.truncate(1 << 40)
+    with pytest.raises(UserError, match="larger than the 1,000 bytes"):
+        read_bytes(file, 1000)
+    with opened(file) as stream:
+        assert stream.read(3) == bytes(3)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"{", "not valid JSON: .*line 1, column 2"),
+        (b"[" * 100_000, "nested too deeply"),
+        (b'{"a": ' + b"9" * 5000 + b"}", "a number in it has more than 4,300 digits"),
+        (b'{"a":\n"\xff"}', "not UTF-8 text: byte 0xff on line 2"),
+        (b"[1]", "a JSON object is expected, found list"),
+        (b"", "not valid JSON"),
+    ],
+)
+def test_what_is_no_json_object_is_told_with_its_file(
+    tmp_path: Path, content: bytes, words: str
+) -> None:
+    file = tmp_path / "config.json"
+    file.write_bytes(content)
+    with pytest.raises(UserError, match=rf"config\.json: {words}"):
+        read_json(file)
+
+
+def test_whatever_is_raised_while_reading_becomes_one_message() -> None:
+    for error, words in (
+        (KeyError("gpu"), "rows:3: 'gpu' is missing in it, or is not known"),
+        (TypeError("no\nlist"), "rows:3: cannot be read: no list"),
+        (OverflowError(), "rows:3: cannot be read: OverflowError"),
+        (MemoryError(), "rows:3: takes more memory than there is"),
+    ):
+        with pytest.raises(UserError) as caught, reading("rows:3", "mend it"):
+            raise error
+        assert (caught.value.message, caught.value.hint) == (words, "mend it")
+        assert caught.value.__cause__ is error
+
+
+@pytest.mark.parametrize("error", [RunError("full"), ModuleNotFoundError("vllm")])
+def test_what_is_explained_already_passes(error: Exception) -> None:
+    with pytest.raises(type(error)) as caught, reading("rows:3"):
+        raise error
+    assert caught.value is error
+
+
+def test_an_object_is_read_as_it_is(tmp_path: Path) -> None:
+    (tmp_path / "a").write_text(json.dumps({"a": [1, "\u00e9"]}))
+    assert read_json(tmp_path / "a") == {"a": [1, "\u00e9"]}
