@@ -1,7 +1,7 @@
 """How a Hugging Face tensor becomes a Megatron tensor, and how tensor parallelism cuts it.
 
 Each family lists its weights once as `Weight` rows. Conversion in both directions, loading at any
-layout and (later) the push into a rollout engine read that list; none of them knows a name.
+layout and the push into a rollout engine read that list; names are known here and there alone.
 
 Shapes: a *full* tensor is the Megatron tensor of one layer before tensor parallelism, without
 vocabulary padding; a *shard* is one tensor-parallel rank's part of it. Every layout only moves
