@@ -30,7 +30,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
-_NodesAlone = {"allow_interspersed_args": False}
+_STAGE_LAST = {"allow_interspersed_args": False}
 """Everything from the stage on belongs to the stage, also what looks like a flag."""
 
 StageArgument = Annotated[
@@ -60,7 +60,7 @@ def _root(context: typer.Context) -> None:
 
 @app.command(
     "slurm",
-    context_settings=_NodesAlone,
+    context_settings=_STAGE_LAST,
     epilog=example(
         "alignctl launch slurm --partition gpu --time 12:00:00 --option exclusive \\",
         "  sft --preset llama2-70b --load models/mg --data data/sft --max-restarts 2 | sbatch",
@@ -132,7 +132,7 @@ def slurm(
 
 @app.command(
     "kubernetes",
-    context_settings=_NodesAlone,
+    context_settings=_STAGE_LAST,
     epilog=example(
         "alignctl launch kubernetes --image registry/alignctl --volume data:/data \\",
         "  sft --preset llama2-70b --load /data/mg --data /data/sft --output /data/runs/sft \\",
