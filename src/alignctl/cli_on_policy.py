@@ -24,6 +24,7 @@ from alignctl.flags import (
     TokenizerFlag,
     example,
 )
+from alignctl.launch.nodes import NodeFlags
 
 
 def register(app: typer.Typer) -> None:
@@ -120,7 +121,7 @@ def _add(app: typer.Typer, stage: str, text: str, *examples: str) -> None:
             "launch.nproc_per_node": nproc,
             "launch.max_restarts": max_restarts,
         }
-        nodes = (nnodes, node_rank, master_addr, master_port)
+        nodes = NodeFlags(nnodes, node_rank, master_addr, master_port)
         start(
             stage,
             preset,

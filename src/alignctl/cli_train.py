@@ -30,6 +30,7 @@ from alignctl.flags import (
     ValidationDataFlag,
     example,
 )
+from alignctl.launch.nodes import NodeFlags
 
 _SIMULATED = "alignctl {stage} --preset llama2-70b --simulate"
 _NODES = (
@@ -128,7 +129,7 @@ def _add(app: typer.Typer, stage: str, text: str, *examples: str) -> None:
             "launch.nproc_per_node": nproc,
             "launch.max_restarts": max_restarts,
         }
-        nodes = (nnodes, node_rank, master_addr, master_port)
+        nodes = NodeFlags(nnodes, node_rank, master_addr, master_port)
         start(
             stage,
             preset,
@@ -158,7 +159,7 @@ def start(
     preset: str,
     flags: Mapping[str, Any],
     overrides: list[str] | None,
-    nodes: tuple[int | None, int | None, str | None, int | None],
+    nodes: NodeFlags,
     context: typer.Context,
     *,
     dry_run: bool,
@@ -172,7 +173,7 @@ def start(
         preset: Name or path of the preset.
         flags: Dotted key to value; None where there is no flag.
         overrides: `section.key=value`.
-        nodes: --nnodes, --node-rank, --master-addr, --master-port.
+        nodes: The flags that say which nodes there are.
         context: Its `obj`, if it has one, takes the configuration and nothing is started: see
             `alignctl launch`.
         dry_run: Only show what would run.
@@ -181,18 +182,18 @@ def start(
     """
     from alignctl.config.inputs import missing_inputs, paths_of, refuse_inside, require_inputs
     from alignctl.config.load import STAGES, resolve, section_of
-    from alignctl.launch.nodes import NodeFlags, nnodes_in, nodes_from
+    from alignctl.launch.nodes import nnodes_in, nodes_from
     from alignctl.launch.run_folder import RunFolder
 
     flags = {
         **flags,
         "output": flags["output"] or Path("runs") / f"{Path(preset).stem}-{stage}",
-        "launch.nnodes": nodes[0] or (None if context.obj else nnodes_in(os.environ)),
+        "launch.nnodes": nodes.nnodes or (None if context.obj else nnodes_in(os.environ)),
     }
     config = resolve(STAGES[section_of(stage)], preset, flags, overrides or [])
     refuse_inside("--output", config.output, paths_of(config))
     if context.obj is not None:
-        if nodes[1:] != (None, None, None) or dry_run or simulated_gpu_gib is not None:
+        if nodes != NodeFlags(nodes.nnodes) or dry_run or simulated_gpu_gib is not None:
             raise UserError(
                 "alignctl launch: nodes find out by themselves who they are and where node 0 is",
                 "leave out --node-rank, --master-addr, --master-port, --dry-run and --simulate",
@@ -207,7 +208,7 @@ def start(
     else:
         require_inputs(config, is_started=RunFolder(config.output).origin.is_dir())
     place = nodes_from(
-        NodeFlags(*nodes),
+        nodes,
         os.environ,
         configured=config.launch.nnodes,
         nproc=config.launch.nproc_per_node,
