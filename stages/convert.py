@@ -141,10 +141,15 @@ def _tell(options: ConvertOptions, source: "Source", target: "Target") -> None:
         console.say(
             "note: no tokenizer was found beside the source; --tokenizer DIR takes one along"
         )
+    _tell_offset(source, "; it is kept in alignctl.json")
+
+
+def _tell_offset(source: "Source", where: str = "") -> None:
+    """Say what a reward model's scores lack to be centred, and where that is kept."""
     if source.manifest and (offset := source.manifest.score_offset) is not None:
         console.say(
             f"note: score_offset {offset:.4f} is not in the weights: add it to every score to "
-            "centre them; it is kept in alignctl.json"
+            f"centre them{where}"
         )
 
 
@@ -190,11 +195,7 @@ def _write_adapters(
             "note: the base's config has no padding token that ends no text: load it with another "
             "pad_token_id, or transformers will not score the last token of texts in a batch"
         )
-    if source.manifest and (offset := source.manifest.score_offset) is not None:
-        console.say(
-            f"note: score_offset {offset:.4f} is not in the weights: add it to every score to "
-            "centre them"
-        )
+    _tell_offset(source)
     console.emit(str(options.save))
 
 
