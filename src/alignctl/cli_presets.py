@@ -65,17 +65,11 @@ def show_preset(
     Every default and override is filled in, and a comment says where each value comes from. What is
     printed is a preset itself.
     """
-    from alignctl.config.load import STAGES, resolve_all, section_of
-    from alignctl.config.problems import did_you_mean
+    from alignctl.config.load import resolve_all
     from alignctl.config.render import render_preset
     from alignctl.stages import course
 
-    overrides = list(words or [])
-    stage = section_of(overrides.pop(0)) if overrides and "=" not in overrides[0] else None
-    if stage is not None and stage not in STAGES:
-        stages = [name.replace("_", "-") for name in STAGES]
-        guess = did_you_mean(stage, stages)
-        raise UserError(f"there is no stage {stage!r}{guess}", hint=f"stages: {', '.join(stages)}")
+    stage, overrides = _stage_first(words or [])
     given = [each for each in (stage, data, tokenizer) if each is not None]
     if (data or tokenizer) and len(given) != 3:
         raise UserError(
@@ -102,6 +96,20 @@ def show_preset(
     config = configs[stage].model_copy(update={"data": rows, "tokenizer": tokenizer})
     for line in check.report(config, samples=0):
         console.say(str(line))
+
+
+def _stage_first(words: list[str]) -> tuple[str | None, list[str]]:
+    """Tell the section of the stage that stands before the overrides, if one does, from them."""
+    from alignctl.config.load import STAGES, section_of
+    from alignctl.config.problems import did_you_mean
+
+    if not words or "=" in words[0]:
+        return None, words
+    stages = [name.replace("_", "-") for name in STAGES]
+    if section_of(words[0]) not in STAGES:
+        guess = did_you_mean(words[0], stages)
+        raise UserError(f"there is no stage {words[0]!r}{guess}", f"stages: {', '.join(stages)}")
+    return section_of(words[0]), words[1:]
 
 
 @app.command("copy", epilog=example("alignctl presets copy llama2-7b my-model.yaml"))
