@@ -56,8 +56,8 @@ def run(
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     from alignctl.checkpoints.conversion import Target
     from alignctl.checkpoints.dtypes import BY_FLAG
+    from alignctl.checkpoints.find import find
     from alignctl.checkpoints.identity import recipe_of
-    from alignctl.checkpoints.source import find
 
     source = find(
         options.load,
@@ -219,7 +219,7 @@ def _opened(source: "Source", folder: Path, target: "Target") -> "Source":
     Raises:
         RunError: It is not the model that was read, or no model.
     """
-    from alignctl.checkpoints.source import find
+    from alignctl.checkpoints.find import find
     from alignctl.models.families import differences
 
     try:

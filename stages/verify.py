@@ -22,8 +22,8 @@ def run(first: Path, second: Path) -> bool:
         UserError: One of them is no model or damaged, or they are models of different shapes.
     """
     from alignctl.checkpoints.comparison import compare
+    from alignctl.checkpoints.find import find
     from alignctl.checkpoints.manifest import verify_checksums
-    from alignctl.checkpoints.source import find
     from alignctl.models.families import differences
 
     a, b = find(first), find(second)

@@ -7,7 +7,8 @@ from typing import Any
 import torch
 
 from alignctl.checkpoints.conversion import Target, convert
-from alignctl.checkpoints.source import Source, find
+from alignctl.checkpoints.find import find
+from alignctl.checkpoints.source import Source
 from alignctl.config.sections import Head
 from alignctl.launch.run_folder import LATEST
 from tests.checkpoints.folders import (

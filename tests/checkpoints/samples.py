@@ -17,9 +17,9 @@ from torch.distributed.checkpoint.metadata import Metadata
 from alignctl.checkpoints import legacy_names, legacy_writer, manifest, mcore
 from alignctl.checkpoints.conversion import Target, convert
 from alignctl.checkpoints.dtypes import FLOAT32
+from alignctl.checkpoints.find import find
 from alignctl.checkpoints.lazy import Spec
 from alignctl.checkpoints.manifest import HF_FOLDER
-from alignctl.checkpoints.source import find
 from alignctl.launch.run_folder import LATEST
 from alignctl.models.families import weight_map
 from alignctl.models.weight_map import Vocabulary

@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM
 
 from alignctl.checkpoints.conversion import Target, convert
 from alignctl.checkpoints.extension import extended
-from alignctl.checkpoints.source import find
+from alignctl.checkpoints.find import find
 from tests import tiny
 
 

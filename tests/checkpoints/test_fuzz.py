@@ -18,7 +18,7 @@ from tempfile import TemporaryDirectory
 
 import pytest
 
-from alignctl.checkpoints.source import find
+from alignctl.checkpoints.find import find
 from alignctl.config.convert import ConvertOptions
 from alignctl.errors import UserError
 from alignctl.models.families import differences

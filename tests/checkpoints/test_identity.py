@@ -3,8 +3,8 @@
 import shutil
 from pathlib import Path
 
+from alignctl.checkpoints.find import find
 from alignctl.checkpoints.identity import identity
-from alignctl.checkpoints.source import find
 from alignctl.config.convert import ConvertOptions
 from alignctl.stages import convert
 from tests import tiny

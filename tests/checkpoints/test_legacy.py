@@ -18,7 +18,8 @@ from torch import Tensor
 from alignctl.checkpoints import torch_file
 from alignctl.checkpoints.comparison import compare
 from alignctl.checkpoints.conversion import Target, convert
-from alignctl.checkpoints.source import Source, find
+from alignctl.checkpoints.find import find
+from alignctl.checkpoints.source import Source
 from alignctl.config.sections import Head
 from alignctl.errors import UserError
 from alignctl.launch.run_folder import LATEST

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from alignctl.checkpoints.conversion import Target, convert
+from alignctl.checkpoints.find import find
 from alignctl.checkpoints.hf_files import SINGLE
-from alignctl.checkpoints.source import find
 from alignctl.config.sections import Head, Model
 from tests.checkpoints.folders import random_weights, write_config, write_hf
 

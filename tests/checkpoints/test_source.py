@@ -5,8 +5,8 @@ import torch
 
 from alignctl.checkpoints import mcore
 from alignctl.checkpoints.dtypes import bits_of
+from alignctl.checkpoints.find import find
 from alignctl.checkpoints.manifest import HF_FOLDER, Manifest, Recorder, record_all
-from alignctl.checkpoints.source import find
 from alignctl.errors import UserError
 from alignctl.launch.run_folder import LATEST
 from alignctl.models.families import weight_map

@@ -21,7 +21,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from alignctl.checkpoints import source, torch_file, zero
+from alignctl.checkpoints import find, torch_file, zero
 from alignctl.checkpoints.dtypes import BFLOAT16, FLOAT32
 from alignctl.checkpoints.mapped_file import read_bytes
 from alignctl.checkpoints.zero import ZeroCheckpoint
@@ -276,14 +276,14 @@ def test_with_its_config_beside_it_a_checkpoint_is_a_model(
     family: Family, stage: int, written: Path
 ) -> None:
     folder = written / f"{family}-{stage}-bf16"
-    found = source.find(folder)
+    found = find.find(folder)
     assert (found.kind, found.path, found.companions) == ("zero", folder / TAG, folder)
     assert f"DeepSpeed ZeRO-{stage} of 2 ranks, {family}, 2 layers, float32" in found.description
     theirs = torch.load(folder / "theirs.pt")
     name = "model.embed_tokens" if family == "llama2" else "transformer.word_embeddings"
     embedding = found.tensors["embedding.word_embeddings.weight"].make()
     assert torch.equal(embedding, theirs[f"{name}.weight"])
-    assert source.find(folder / TAG).path == folder / TAG
+    assert find.find(folder / TAG).path == folder / TAG
 
 
 @pytest.mark.slow

@@ -65,7 +65,7 @@ def main(folder: Path, kind: str) -> None:
     import torch
     import torch.distributed as dist
 
-    from alignctl.checkpoints.source import find
+    from alignctl.checkpoints.find import find
     from alignctl.errors import UserError
     from tests.engines import saved_states
 

@@ -149,7 +149,7 @@ def _differences(
     """An engine that goes on beside others that are resumed from what it and they have saved."""
     import torch
 
-    from alignctl.checkpoints.source import find
+    from alignctl.checkpoints.find import find
 
     source = find(model)
     one = make(kind, source, layout, precision, has_lora)

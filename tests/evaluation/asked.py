@@ -57,7 +57,7 @@ def main(folder: Path, results: Path) -> None:
     import torch
 
     from alignctl.checkpoints.conversion import Target, convert
-    from alignctl.checkpoints.source import find
+    from alignctl.checkpoints.find import find
 
     torch.set_num_threads(1)
     found: dict[str, Any] = {}

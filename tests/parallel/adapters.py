@@ -116,7 +116,7 @@ def _saved(case: Case, folder: Path, engine: Any, batch: Any) -> dict[str, Any]:
     """A checkpoint of it, merged while it is loaded into a model without adapters."""
     import torch
 
-    from alignctl.checkpoints.source import find
+    from alignctl.checkpoints.find import find
     from alignctl.engines.megatron import MegatronEngine
     from alignctl.engines.megatron_state import load_weights
     from alignctl.engines.megatron_weights import hf_weights

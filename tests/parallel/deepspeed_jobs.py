@@ -108,7 +108,7 @@ def engine_of(
     case: DeepSpeedCase, folder: Path, *, is_loaded: bool = True, is_trained: bool = True
 ) -> "Engine":
     """The engine of a case, with its weights and its optimizer."""
-    from alignctl.checkpoints.source import find
+    from alignctl.checkpoints.find import find
 
     source = find(folder / case.model / "hf", vocab_divisor=documents.VOCAB_DIVISOR)
     head = case.head if case.loss == "reward" else "lm"
@@ -272,7 +272,7 @@ def resume(case: DeepSpeedCase, folder: Path) -> Result:
     import torch
     import torch.distributed as dist
 
-    from alignctl.checkpoints.source import find
+    from alignctl.checkpoints.find import find
 
     loss, rate = loss_of(case), OPTIMIZER.lr
     checkpoints = folder / case.name / "checkpoints"
@@ -312,7 +312,7 @@ def overflow(case: DeepSpeedCase, folder: Path) -> Result:
     import torch
     import torch.distributed as dist
 
-    from alignctl.checkpoints.source import find
+    from alignctl.checkpoints.find import find
 
     def steps(first: int, last: int) -> list[list[Any]]:
         found = []
@@ -352,7 +352,7 @@ def checkpoint(case: DeepSpeedCase, folder: Path) -> Result:
     """A step and a checkpoint; what the trained model gives for the evaluation documents."""
     import torch.distributed as dist
 
-    from alignctl.checkpoints.source import find
+    from alignctl.checkpoints.find import find
     from alignctl.data.batch import TokenBatch
 
     checkpoints = folder / case.name / "checkpoints"

@@ -33,7 +33,7 @@ def overflow(case: Case, folder: Path) -> dict[str, Any]:
     """Steps from a scale that is too large, at one go and with two stops between them."""
     import torch.distributed as dist
 
-    from alignctl.checkpoints.source import find
+    from alignctl.checkpoints.find import find
     from tests.parallel.jobs import engine_of
 
     source = find(folder / case.model / case.load, vocab_divisor=documents.VOCAB_DIVISOR)

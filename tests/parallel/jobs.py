@@ -104,7 +104,7 @@ def engine_of(
 
     A head that the source does not have is a new one.
     """
-    from alignctl.checkpoints.source import find
+    from alignctl.checkpoints.find import find
     from alignctl.engines.megatron import MegatronEngine
     from alignctl.engines.megatron_state import load_weights
 
@@ -317,7 +317,7 @@ def reshard(case: Case, folder: Path) -> Result:
     from megatron.core import dist_checkpointing
 
     from alignctl.checkpoints import mcore
-    from alignctl.checkpoints.source import find
+    from alignctl.checkpoints.find import find
 
     engine = engine_of(case, folder)
     saved = folder / case.model / "resharded"

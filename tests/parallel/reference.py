@@ -94,7 +94,7 @@ def build(name: str) -> Any:
 
 
 def _architecture(path: Path) -> Model:
-    from alignctl.checkpoints.source import find
+    from alignctl.checkpoints.find import find
 
     return find(path, vocab_divisor=documents.VOCAB_DIVISOR).model
 

@@ -14,7 +14,7 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from alignctl.checkpoints import conversion, manifest
-from alignctl.checkpoints.source import find
+from alignctl.checkpoints.find import find
 from tests.parallel import deepspeed_jobs, documents
 from tests.parallel.deepspeed_cases import (
     BF16,

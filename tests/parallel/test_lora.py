@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from alignctl.checkpoints.source import find
+from alignctl.checkpoints.find import find
 from alignctl.config.sections import Parallel
 from alignctl.models.adapters import adapter_shapes, describe
 from tests.parallel.adapters import LORA, STEPS

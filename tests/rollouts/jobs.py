@@ -123,7 +123,7 @@ def course(case: Case, folder: Path) -> Result:
     import torch
 
     from alignctl.algorithms.sft import CrossEntropy
-    from alignctl.checkpoints.source import find
+    from alignctl.checkpoints.find import find
     from alignctl.engines.megatron import MegatronEngine
     from alignctl.engines.megatron_weights import hf_weights
     from alignctl.rollouts.vllm import Rollout

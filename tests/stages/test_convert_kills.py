@@ -13,7 +13,7 @@ import torch
 
 from alignctl.checkpoints import manifest
 from alignctl.checkpoints.comparison import compare
-from alignctl.checkpoints.source import find
+from alignctl.checkpoints.find import find
 from alignctl.config.sections import Model
 from tests import commands
 from tests.checkpoints.folders import random_weights, write_hf

@@ -94,7 +94,7 @@ def follower_of(pid: int) -> int:
     [found] = [
         each
         for each in descendants(pid)
-        if b"alignctl.evaluation.followers" in Path(f"/proc/{each}/cmdline").read_bytes()
+        if b"alignctl.evaluation.tp_worker" in Path(f"/proc/{each}/cmdline").read_bytes()
     ]
     return found
 

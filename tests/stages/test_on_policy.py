@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from alignctl.checkpoints.source import find
+from alignctl.checkpoints.find import find
 from tests import commands
 from tests import tiny_on_policy as tiny
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from alignctl.checkpoints import manifest, source
+from alignctl.checkpoints import find, manifest
 from alignctl.errors import UserError
 from tests.stages.conftest import Alignctl
 
@@ -23,7 +23,7 @@ def written(workspace: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         (model / name).write_text("one\n")
     for name, read, target in (("mg", "model", "mcore"), ("hf", "mg", "hf")):
         (folder / name).mkdir()
-        convert(source.find(folder / read), folder / name, Target(target))  # type: ignore[arg-type]
+        convert(find.find(folder / read), folder / name, Target(target))  # type: ignore[arg-type]
     return folder
 
 
@@ -52,12 +52,12 @@ def test_a_tokenizer_that_changed_is_refused_by_name(copy: Path, kind: str, besi
     file = copy / kind / f"{beside}tokenizer.json"
     flip(file)
     with pytest.raises(UserError) as caught:
-        source.find(copy / kind)
+        find.find(copy / kind)
     assert caught.value.message == f"{file}: its checksum differs from the one in alignctl.json"
     if kind == "hf":
         assert "if the change was meant, remove alignctl.json" in str(caught.value.hint)
         (copy / "hf" / manifest.NAME).unlink()
-        assert source.find(copy / "hf").manifest is None
+        assert find.find(copy / "hf").manifest is None
 
 
 @pytest.mark.parametrize(("kind", "beside"), [("mg", "hf/"), ("hf", "")])
@@ -65,11 +65,11 @@ def test_a_tokenizer_that_changed_is_refused_by_name(copy: Path, kind: str, besi
     "name", ["tokenizer_config.json", "generation_config.json", "README.md", "chat_template.jinja"]
 )
 def test_what_people_edit_is_read_and_named(copy: Path, kind: str, beside: str, name: str) -> None:
-    told = source.find(copy / kind).description
+    told = find.find(copy / kind).description
     assert "changed since" not in told
     flip(copy / kind / f"{beside}{name}")
     (copy / kind / f"{beside}README.md").unlink()
-    found = source.find(copy / kind)
+    found = find.find(copy / kind)
     names = sorted({f"{beside}README.md", f"{beside}{name}"})
     assert found.description == f"{told}; changed since they were written: {', '.join(names)}"
     assert found.manifest is not None
@@ -79,13 +79,13 @@ def test_what_people_edit_is_read_and_named(copy: Path, kind: str, beside: str, 
 def test_a_config_may_be_edited_as_long_as_the_model_is_the_same(copy: Path) -> None:
     file = copy / "hf" / "config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"pad_token_id": 0}))
-    assert source.find(copy / "hf").description.endswith("were written: config.json")
+    assert find.find(copy / "hf").description.endswith("were written: config.json")
     file.write_text(json.dumps(json.loads(file.read_text()) | {"rms_norm_eps": 1e-3}))
     with pytest.raises(UserError, match="describe different models"):
-        source.find(copy / "hf")
+        find.find(copy / "hf")
     file.unlink()
     with pytest.raises(UserError, match=r"config.json is missing|not a model"):
-        source.find(copy / "hf")
+        find.find(copy / "hf")
 
 
 def test_a_changed_weight_is_refused(alignctl: Alignctl, copy: Path) -> None:
@@ -104,7 +104,7 @@ def test_a_link_out_of_a_checkpoint_is_not_followed(copy: Path, link: str) -> No
     path.rename(outside)
     path.symlink_to(outside)
     with pytest.raises(UserError) as caught:
-        source.find(copy / "mg")
+        find.find(copy / "mg")
     said = f"{path}: a link out of the checkpoint, to {outside}: it is not followed"
     assert caught.value.message == said
 
@@ -113,7 +113,7 @@ def test_a_link_to_a_neighbour_is_followed(copy: Path) -> None:
     file = copy / "mg/hf/README.md"
     file.rename(copy / "mg/hf/README")
     file.symlink_to("README")
-    assert source.find(copy / "mg").companions == copy / "mg/hf"
+    assert find.find(copy / "mg").companions == copy / "mg/hf"
 
 
 def test_python_files_are_left_where_they_are(

@@ -6,7 +6,7 @@ it finds the whole model, merged tensor by tensor when a tensor is asked for: a 
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,30 +15,13 @@ from alignctl.checkpoints.dtypes import DTYPES
 from alignctl.checkpoints.identity import recorded_files, weight_files
 from alignctl.checkpoints.lazy import LazyTensor
 from alignctl.checkpoints.manifest import Base, Manifest
-from alignctl.config.sections import Lora
+from alignctl.checkpoints.source import Source
 from alignctl.errors import UserError
 from alignctl.models.adapters import add_adapters, by_weight
 from alignctl.models.families import weight_map
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-    from alignctl.checkpoints.source import Source
-
-
-@dataclass(frozen=True)
-class Adapters:
-    """The parts of a model that is a base with adapters.
-
-    Attributes:
-        lora: Their settings.
-        base: The model they were made for.
-        tensors: Full A and B by our Megatron names.
-    """
-
-    lora: Lora
-    base: "Source"
-    tensors: Mapping[str, LazyTensor]
 
 
 def base_folder(path: Path, found: Base) -> Path:
@@ -59,7 +42,7 @@ def base_folder(path: Path, found: Base) -> Path:
     return folder
 
 
-def check_base(path: Path, found: Base, base: "Source") -> None:
+def check_base(path: Path, found: Base, base: Source) -> None:
     """Compares a base with what its adapters were made for, without reading a weight.
 
     Args:
@@ -82,7 +65,7 @@ def check_base(path: Path, found: Base, base: "Source") -> None:
         raise _changed(path, base.path)
 
 
-def verify(source: "Source", *, share: int = 0, num_shares: int = 1) -> None:
+def verify(source: Source, *, share: int = 0, num_shares: int = 1) -> None:
     """Compares the checksums of all files that a model is made of, where they are known.
 
     Args:
@@ -115,7 +98,7 @@ def _changed(path: Path, base: Path) -> UserError:
 
 
 def merged(
-    found: Manifest, base: "Source", stored: Mapping[str, LazyTensor]
+    found: Manifest, base: Source, stored: Mapping[str, LazyTensor]
 ) -> dict[str, LazyTensor]:
     """The whole model by our Megatron names.
 

@@ -4,18 +4,15 @@ import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from alignctl.checkpoints import manifest
 from alignctl.checkpoints.manifest import HF_FOLDER, FileRecord
-
-if TYPE_CHECKING:
-    from alignctl.checkpoints.source import Source
+from alignctl.checkpoints.source import Source
 
 _WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".distcp")
 
 
-def identity(source: "Source") -> dict[str, object]:
+def identity(source: Source) -> dict[str, object]:
     """What tells a model from every other one, as JSON values.
 
     Checkpoints of ours have checksums already, which are compared with the files when the weights
@@ -37,7 +34,7 @@ def identity(source: "Source") -> dict[str, object]:
     }
 
 
-def recipe_of(source: "Source", told: Mapping[str, object], tokenizer: Path | None) -> str:
+def recipe_of(source: Source, told: Mapping[str, object], tokenizer: Path | None) -> str:
     """A hash that is another one as soon as a conversion would read or do something else.
 
     Checkpoints of ours are told by their manifest, files of others by size and time of change, as
@@ -67,7 +64,7 @@ def _stamp(file: Path) -> tuple[int, int]:
     return about.st_size, about.st_mtime_ns
 
 
-def recorded_files(source: "Source") -> dict[str, FileRecord]:
+def recorded_files(source: Source) -> dict[str, FileRecord]:
     """The weight files of a model that we wrote, as its manifest has them; else none."""
     files = source.manifest.files if source.manifest else {}
     return {
@@ -77,7 +74,7 @@ def recorded_files(source: "Source") -> dict[str, FileRecord]:
     }
 
 
-def weight_files(source: "Source") -> list[str]:
+def weight_files(source: Source) -> list[str]:
     """The weight files that are in a model's folder, by their paths in it.
 
     Of a Hugging Face folder those in it; Megatron's and DeepSpeed's lie in folders below.

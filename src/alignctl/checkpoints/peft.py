@@ -7,20 +7,18 @@ written as they are. DeepSpeed's checkpoints with adapters are such folders too.
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from alignctl.checkpoints import hf_files, safetensors_file
 from alignctl.checkpoints.adapted import verify
 from alignctl.checkpoints.lazy import LazyTensor
+from alignctl.checkpoints.source import Source
 from alignctl.config.sections import Head, Lora, Model
 from alignctl.errors import RunError, UserError
 from alignctl.models.adapters import PEFT_PREFIX, adapter_map
 from alignctl.models.weight_map import HEAD_MODULES, SCORE_HEADS
-
-if TYPE_CHECKING:
-    from alignctl.checkpoints.source import Source
 
 CONFIG, WEIGHTS = hf_files.ADAPTERS, "adapter_model.safetensors"
 
@@ -49,7 +47,7 @@ def read(folder: Path, model: Model, lora: Lora, head: Head) -> dict[str, LazyTe
     }
 
 
-def write(source: "Source", folder: Path) -> None:
+def write(source: Source, folder: Path) -> None:
     """Writes the adapters of a model, with its score head if it has one.
 
     Args:

@@ -5,7 +5,8 @@ from pathlib import Path
 
 from alignctl.checkpoints import manifest
 from alignctl.checkpoints.extension import extended
-from alignctl.checkpoints.source import Source, find
+from alignctl.checkpoints.find import find
+from alignctl.checkpoints.source import Source
 from alignctl.config.run import GrowingConfig, RunConfig, TrainingConfig
 from alignctl.config.sections import Role
 from alignctl.data.tokenizer import check_fits, load_tokenizer

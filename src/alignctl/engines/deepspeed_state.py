@@ -27,9 +27,10 @@ from torch import Tensor
 from alignctl.checkpoints import adapted, conversion, hf, manifest, peft, safetensors_file
 from alignctl.checkpoints.companions import copy_companions
 from alignctl.checkpoints.dtypes import bits_of, dtype_of
+from alignctl.checkpoints.find import find
 from alignctl.checkpoints.lazy import Spec
 from alignctl.checkpoints.manifest import HF_FOLDER, Adapted, Manifest, Recorder
-from alignctl.checkpoints.source import Source, find
+from alignctl.checkpoints.source import Source
 from alignctl.engines import checkpoint_folder
 from alignctl.engines.base_model import base_of, gathered
 from alignctl.engines.deepspeed_library import deepspeed

@@ -15,8 +15,9 @@ from megatron.core.dist_checkpointing.mapping import ShardedTensor
 from alignctl.checkpoints import adapted, manifest
 from alignctl.checkpoints.companions import copy_companions
 from alignctl.checkpoints.dtypes import dtype_of
+from alignctl.checkpoints.find import find
 from alignctl.checkpoints.manifest import HF_FOLDER, Adapted, FileRecord, Manifest
-from alignctl.checkpoints.source import Source, find
+from alignctl.checkpoints.source import Source
 from alignctl.engines import checkpoint_folder, megatron_lora, megatron_optimizer, megatron_reader
 from alignctl.engines.base_model import base_of, gathered
 from alignctl.engines.device import IS_GPU

@@ -26,7 +26,7 @@ from alignctl.data.prompts import render_prompts
 from alignctl.data.templates import Renderer
 from alignctl.data.tokenizer import Tokenizer, check_fits, load_tokenizer
 from alignctl.errors import AlignctlError, RunError, UserError
-from alignctl.evaluation.followers import Ranks, Start
+from alignctl.evaluation.tp_workers import Ranks, Start
 from alignctl.rollouts import library
 from alignctl.rollouts.samples import Completion, Finish, Request, Sampling
 
@@ -286,7 +286,7 @@ def open_weights(load: Path, model: Model | None = None) -> "Source":
     Raises:
         UserError: It is none.
     """
-    from alignctl.checkpoints.source import find
+    from alignctl.checkpoints.find import find
     from alignctl.models.families import differences
 
     source = find(load, vocab_divisor=model.vocab_divisor if model else 128, expected=model)

@@ -54,7 +54,8 @@ class RewardModel:
         Raises:
             UserError: It is no reward model, or has no such long sequences.
         """
-        from alignctl.checkpoints.source import find, require_reward
+        from alignctl.checkpoints.find import find
+        from alignctl.checkpoints.source import require_reward
 
         library.be_quiet()
         self.source: Source = find(load)

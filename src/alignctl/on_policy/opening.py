@@ -2,7 +2,8 @@
 
 from pathlib import Path
 
-from alignctl.checkpoints.source import Source, find
+from alignctl.checkpoints.find import find
+from alignctl.checkpoints.source import Source
 from alignctl.config.on_policy_run import OnPolicyConfig, RLHFConfig
 from alignctl.errors import UserError
 
