@@ -178,13 +178,7 @@ def part(
         offsets: Where the part begins, by dimension.
         shape: Of the part.
     """
-    pieces = []
-    for chunk in entry.chunks:
-        starts = [max(ours, its) for ours, its in zip(offsets, chunk.offsets, strict=True)]
-        ends = _ends(offsets, shape), _ends(chunk.offsets, chunk.shape)
-        sizes = [min(both) - start for start, *both in zip(starts, *ends, strict=True)]
-        if all(size > 0 for size in sizes):
-            pieces.append((chunk, starts, sizes))
+    pieces = [(chunk, *both) for chunk in entry.chunks if (both := _shared(offsets, shape, chunk))]
 
     def bits() -> Bits:
         # All are looked at before memory is taken for what they claim to be.
@@ -209,8 +203,22 @@ def part(
     return LazyTensor(shape, entry.dtype, bits, f"{folder}: {key}")
 
 
-def _ends(offsets: Sequence[int], shape: Sequence[int]) -> list[int]:
-    return [start + size for start, size in zip(offsets, shape, strict=True)]
+def _shared(
+    offsets: tuple[int, ...], shape: tuple[int, ...], chunk: Chunk
+) -> tuple[list[int], list[int]] | None:
+    """Return where a part and a chunk overlap, offsets and sizes; None where they do not.
+
+    Each layer is compared with the chunks of all: most are of another one, the first dimension.
+    """
+    starts, sizes = [], []
+    for start, size, other, its in zip(offsets, shape, chunk.offsets, chunk.shape, strict=True):
+        begin = start if start > other else other
+        length = min(start + size, other + its) - begin
+        if length <= 0:
+            return None
+        starts.append(begin)
+        sizes.append(length)
+    return starts, sizes
 
 
 def _slices(
