@@ -131,8 +131,8 @@ def _tell(options: ConvertOptions, source: "Source", target: "Target") -> None:
     from alignctl.checkpoints.companions import code_beside
 
     console.say(f"to: {options.save} ({_description(target)})")
-    if target.format == "hf" and (change := _padding(source, options.save)):
-        console.say(f"note: {change}")
+    if note := _padding(source, target, options.save):
+        console.say(f"note: {note}")
     if code := code_beside(source.companions):
         console.say(f"note: not taken along, and never run: {', '.join(code)}")
     if source.unchecked:
@@ -153,27 +153,21 @@ def _tell_offset(source: "Source", where: str = "") -> None:
         )
 
 
-def _has_padding(source: "Source") -> bool:
-    """Whether a model's own config has a padding token, and another one at the end of texts."""
-    from alignctl.checkpoints.companions import read_json
-
-    assert source.adapted is not None
-    companions = source.adapted.base.companions
-    config = read_json(companions / "config.json") if companions else {}
-    pad, ends = config.get("pad_token_id"), config.get("eos_token_id")
-    return pad is not None and pad not in (ends if isinstance(ends, list) else [ends])
-
-
-def _padding(source: "Source", written: Path) -> str | None:
-    """Return what has become of a reward model's padding token, if it is another one now."""
+def _padding(source: "Source", target: "Target", written: Path) -> str | None:
+    """Return what there is to say of a reward model's padding token."""
+    from alignctl.checkpoints import padding
     from alignctl.checkpoints.companions import read_json
 
     if source.head != "linear" or source.companions is None:
         return None
-    old, new = (
-        read_json(folder / "config.json").get("pad_token_id")
-        for folder in (source.companions, written)
-    )
+    config = read_json(source.companions / "config.json")
+    if target.format != "hf":
+        problem = padding.problem(config) if source.manifest is None else None
+        return problem and (
+            f"{problem}; alignctl scores the last token of each text, and convert-mg2hf writes a "
+            "pad_token_id with which transformers does so too"
+        )
+    old, new = (each.get("pad_token_id") for each in (config, read_json(written / "config.json")))
     if old == new:
         return None
     return (
@@ -185,12 +179,16 @@ def _padding(source: "Source", written: Path) -> str | None:
 def _write_adapters(
     options: ConvertOptions, source: "Source", on_wait: atomic.OnWait | None
 ) -> None:
-    from alignctl.checkpoints import peft
+    from alignctl.checkpoints import padding, peft
+    from alignctl.checkpoints.companions import read_json
 
     with atomic.new_folder(options.save, on_wait) as folder:
         peft.write(source, folder)
     console.say(f"to: {options.save} (adapters, for PEFT)")
-    if source.head == "linear" and not _has_padding(source):
+    assert source.adapted is not None
+    beside = source.adapted.base.companions
+    config = read_json(beside / "config.json") if beside else {}
+    if source.head == "linear" and padding.problem(config):
         console.say(
             "note: the base's config has no padding token that ends no text: load it with another "
             "pad_token_id, or transformers will not score the last token of texts in a batch"

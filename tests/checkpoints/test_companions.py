@@ -1,3 +1,4 @@
+import os
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,7 @@ def test_what_belongs_to_a_hugging_face_model_travels_and_nothing_else(tmp_path:
         "merges.txt",
         "qwen.tiktoken",
         "chat_template.jinja",
+        "additional_chat_templates/rag.jinja",
         "LICENSE.txt",
         "README.md",
     ]
@@ -42,33 +44,40 @@ def test_what_belongs_to_a_hugging_face_model_travels_and_nothing_else(tmp_path:
         "adapter_config.json",
         "alignctl.json",
         "pytorch_model.bin.bak",
+        "additional_chat_templates/notes.md",
+        "additional_chat_templates/.hidden.swp",
+        "original/params.json",
     ]
     source = tmp_path / "source"
-    (source / "original").mkdir(parents=True)
+    for folder in ("original", "additional_chat_templates/deeper.jinja"):
+        (source / folder).mkdir(parents=True)
     for name in [*kept, *left]:
         (source / name).write_bytes(name.encode())
     copy_companions(source, tmp_path / "new" / "target")
-    found = {file.name: file.read_bytes() for file in (tmp_path / "new" / "target").iterdir()}
+    target = tmp_path / "new" / "target"
+    files = [file for file in target.rglob("*") if file.is_file()]
+    found = {str(file.relative_to(target)): file.read_bytes() for file in files}
     assert found == {name: name.encode() for name in kept}
 
 
 def test_another_tokenizer_replaces_all_files_of_the_models_own(tmp_path: Path) -> None:
     """tokenizer.model of the old one beside tokenizer.json of the new would contradict it."""
     model, tokenizer = tmp_path / "model", tmp_path / "tokenizer"
+    templates = "additional_chat_templates"
+    old = ["tokenizer.json", "tokenizer.model", "special_tokens_map.json", f"{templates}/a.jinja"]
+    new = ["tokenizer.json", "tokenizer_config.json", f"{templates}/b.jinja"]
     for folder, names in (
-        (model, ["config.json", "tokenizer.json", "tokenizer.model", "special_tokens_map.json"]),
-        (tokenizer, ["config.json", "tokenizer.json", "tokenizer_config.json", "README.md"]),
+        (model, ["config.json", *old]),
+        (tokenizer, ["config.json", *new, "README.md"]),
     ):
-        folder.mkdir()
+        (folder / templates).mkdir(parents=True)
         for name in names:
             (folder / name).write_text(folder.name)
-    copy_companions(model, tmp_path / "target", tokenizer=tokenizer)
-    found = {file.name: file.read_text() for file in (tmp_path / "target").iterdir()}
-    assert found == {
-        "config.json": "model",
-        "tokenizer.json": "tokenizer",
-        "tokenizer_config.json": "tokenizer",
-    }
+    target = tmp_path / "target"
+    copy_companions(model, target, tokenizer=tokenizer)
+    files = [file for file in target.rglob("*") if file.is_file()]
+    found = {str(file.relative_to(target)): file.read_text() for file in files}
+    assert found == {"config.json": "model", **dict.fromkeys(new, "tokenizer")}
 
 
 @pytest.mark.parametrize(
@@ -98,4 +107,43 @@ def test_a_link_to_a_file_that_is_gone_is_named(tmp_path: Path) -> None:
     source.mkdir()
     (source / "tokenizer.json").symlink_to("../../blobs/0123")
     with pytest.raises(UserError, match=r"a link to \.\./\.\./blobs/0123, which is not there"):
+        copy_companions(source, tmp_path / "target")
+
+
+def test_named_templates_of_the_hubs_cache_travel(tmp_path: Path) -> None:
+    """Whose files are links to where all versions keep them."""
+    (tmp_path / "blobs").mkdir()
+    (tmp_path / "blobs/0123").write_text("{{ messages }}")
+    source = tmp_path / "snapshots/abc"
+    (source / "additional_chat_templates").mkdir(parents=True)
+    (source / "additional_chat_templates/rag.jinja").symlink_to("../../../blobs/0123")
+    copy_companions(source, tmp_path / "target")
+    copy = tmp_path / "target/additional_chat_templates/rag.jinja"
+    assert not copy.is_symlink()
+    assert copy.read_text() == "{{ messages }}"
+
+
+@pytest.mark.parametrize(
+    "place", ["additional_chat_templates/rag.jinja", "additional_chat_templates"]
+)
+def test_named_templates_are_not_taken_from_elsewhere(place: str, tmp_path: Path) -> None:
+    secret = tmp_path / "elsewhere" / "rag.jinja"
+    secret.parent.mkdir()
+    secret.write_text("secret")
+    source = tmp_path / "source"
+    (source / place).parent.mkdir(parents=True)
+    (source / place).symlink_to(secret if place.endswith("jinja") else secret.parent)
+    with pytest.raises(
+        UserError, match=r"rag\.jinja: leads out of the model's folder, to .*elsewhere"
+    ):
+        copy_companions(source, tmp_path / "target")
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "additional_chat_templates/rag.jinja"])
+def test_what_is_no_regular_file_is_named(name: str, tmp_path: Path) -> None:
+    """Whoever opened a pipe would wait for ever."""
+    source = tmp_path / "source"
+    (source / name).parent.mkdir(parents=True)
+    os.mkfifo(source / name)
+    with pytest.raises(UserError, match="not a regular file"):
         copy_companions(source, tmp_path / "target")

@@ -149,6 +149,17 @@ def test_a_model_that_cannot_be_cut_as_the_policy_is(
     assert "hint: choose parallel.tp and parallel.pp that divide both models" in said
 
 
+def test_a_value_model_that_cannot_have_the_policys_adapters(
+    refuse: Refuse, tmp_path: Path
+) -> None:
+    """It is half as wide as the policy, whose 64 dimensions have room for 48."""
+    other = write_llama(tmp_path / "other", is_reward=True, heads=1)
+    said = refuse("rlhf", f"value.load={other}", "parallel.tp=1", "lora.rank=48")
+    assert f"the value model, {other}, cannot have the policy's adapters: " in said
+    assert "lora.rank 48 is not less than model.hidden_size 32" in said
+    assert "hint: give both models adapters that fit, or leave lora out" in said
+
+
 @pytest.mark.parametrize("stage", ["rlhf", "online-dpo"])
 def test_an_iteration_that_is_not_there_is_told_the_others(
     refuse: Refuse, models: Path, tmp_path: Path, stage: str

@@ -333,6 +333,31 @@ def test_an_exported_reward_model_scores_padded_texts_as_it_was_trained_to(
     assert json.loads((tmp_path / "hf/config.json").read_text())["pad_token_id"] == 3
 
 
+@pytest.mark.parametrize(
+    ("pad", "said"),
+    [
+        (2, "note: pad_token_id 2 also ends texts, of which transformers scores the token before;"),
+        (-1, "note: pad_token_id -1 is no token, so that transformers scores padding;"),
+        (None, "note: there is no pad_token_id, so that transformers scores one text at a time;"),
+        (3, None),
+    ],
+)
+def test_a_foreign_reward_model_that_transformers_scores_otherwise_is_told_of(
+    alignctl: Alignctl, reward: Path, tmp_path: Path, pad: int | None, said: str | None
+) -> None:
+    folder = Path(shutil.copytree(reward, tmp_path / "in"))
+    configure(folder, pad_token_id=pad)
+    flags = ("--save", tmp_path / "mg", "--verify", "none")
+    outcome = alignctl("convert-hf2mg", "--load", folder, *flags)
+    assert outcome.code == 0, outcome.text
+    ours = "alignctl scores the last token of each text, and convert-mg2hf writes a pad_token_id"
+    if said is None:
+        assert "note: " not in outcome.err
+    else:
+        assert f"{said} {ours}" in outcome.err
+        assert outcome.err.count("note: ") == 1
+
+
 def test_a_written_folder_that_transformers_cannot_load_is_not_left_behind(
     alignctl: Alignctl, reward: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

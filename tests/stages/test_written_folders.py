@@ -19,7 +19,9 @@ def written(workspace: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("written")
     model = folder / "model"
     shutil.copytree(workspace / "hf", model)
-    for name in ("README.md", "chat_template.jinja", "modeling_own.py"):
+    (model / "additional_chat_templates").mkdir()
+    named = "additional_chat_templates/rag.jinja"
+    for name in ("README.md", "chat_template.jinja", named, "modeling_own.py"):
         (model / name).write_text("one\n")
     for name, read, target in (("mg", "model", "mcore"), ("hf", "mg", "hf")):
         (folder / name).mkdir()
@@ -62,7 +64,13 @@ def test_a_tokenizer_that_changed_is_refused_by_name(copy: Path, kind: str, besi
 
 @pytest.mark.parametrize(("kind", "beside"), [("mg", "hf/"), ("hf", "")])
 @pytest.mark.parametrize(
-    "name", ["tokenizer_config.json", "generation_config.json", "README.md", "chat_template.jinja"]
+    "name",
+    [
+        "tokenizer_config.json",
+        "generation_config.json",
+        "chat_template.jinja",
+        "additional_chat_templates/rag.jinja",
+    ],
 )
 def test_what_people_edit_is_read_and_named(copy: Path, kind: str, beside: str, name: str) -> None:
     told = find.find(copy / kind).description
@@ -97,7 +105,9 @@ def test_a_changed_weight_is_refused(alignctl: Alignctl, copy: Path) -> None:
     assert not (copy / "new").exists()
 
 
-@pytest.mark.parametrize("link", ["hf/tokenizer.json", "hf"])
+@pytest.mark.parametrize(
+    "link", ["hf/tokenizer.json", "hf/additional_chat_templates/rag.jinja", "hf"]
+)
 def test_a_link_out_of_a_checkpoint_is_not_followed(copy: Path, link: str) -> None:
     path = copy / "mg" / link
     outside = copy / "outside"

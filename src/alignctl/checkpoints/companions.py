@@ -3,7 +3,7 @@
 import json
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +12,12 @@ from alignctl.errors import UserError
 
 _TOKENIZER = re.compile(
     r"(tokenizer|special_tokens_map|added_tokens|chat_template|vocab|merges|sentencepiece|spiece)"
-    r"[^/]*\.(json|jinja|model|txt)|[^/]+\.tiktoken"
+    r"[^/]*\.(json|jinja|model|txt)|[^/]+\.tiktoken|additional_chat_templates/[^/]+\.jinja"
 )
 """Files that make up a tokenizer; another tokenizer replaces all of them."""
+
+_TEMPLATES = "additional_chat_templates"
+"""A tokenizer's chat templates that have names; no other folder belongs to a model."""
 
 _TEXTS = r"(LICEN[CS]E|NOTICE|COPYING|USE_POLICY|README|MODEL_CARD|Responsible-Use)[^/]*"
 
@@ -26,7 +29,7 @@ whatever program put it there: trackers, training states, logs."""
 
 _EDITED = re.compile(
     r"(config|generation_config|tokenizer_config|special_tokens_map)\.json|chat_template[^/]*"
-    rf"|{_TEXTS}",
+    rf"|additional_chat_templates/[^/]*|{_TEXTS}",
     re.IGNORECASE,
 )
 """What people change by hand. A config.json of another architecture is refused when it is read."""
@@ -39,7 +42,7 @@ def is_companion(name: str) -> bool:
 
 def may_be_edited(name: str) -> bool:
     """Whether a companion of this name is one that people change by hand."""
-    return _EDITED.fullmatch(name) is not None
+    return is_companion(name) and _EDITED.fullmatch(name) is not None
 
 
 def code_beside(folder: Path | None) -> list[str]:
@@ -54,7 +57,7 @@ def refuse_links_out(folder: Path, checkpoint: Path) -> None:
         UserError: The folder, or something in it, is a link to what is outside of the checkpoint.
     """
     root = checkpoint.resolve()
-    for path in (folder, *sorted(folder.iterdir())):
+    for path in (folder, *sorted(folder.rglob("*"))):
         if path.is_symlink() and not path.resolve().is_relative_to(root):
             raise UserError(
                 f"{path}: a link out of the checkpoint, to {path.readlink()}: it is not followed",
@@ -103,15 +106,40 @@ def copy_companions(
     if tokenizer is not None and tokenizer.is_file():
         tokenizer = tokenizer.parent
     target.mkdir(parents=True, exist_ok=True)
-    for file in sorted(source.iterdir()) if source else []:
-        is_replaced = tokenizer is not None and _TOKENIZER.fullmatch(file.name)
-        if is_companion(file.name) and not is_replaced and not file.is_dir():
-            _copy(file, target)
-    for file in sorted(tokenizer.iterdir()) if tokenizer else []:
-        if _TOKENIZER.fullmatch(file.name) and not file.is_dir():
-            _copy(file, target)
+    for name in _names(source) if source else []:
+        is_replaced = tokenizer is not None and _TOKENIZER.fullmatch(name)
+        if is_companion(name) and not is_replaced:
+            _copy(source / name, target / name)
+    for name in _names(tokenizer) if tokenizer else []:
+        if _TOKENIZER.fullmatch(name):
+            _copy(tokenizer / name, target / name)
     if config is not None:
         _settle_config(target, config)
+
+
+def _names(folder: Path) -> Iterator[str]:
+    """Return the files of a folder by name, and those among its named chat templates.
+
+    Raises:
+        UserError: A template lies outside the folder.
+    """
+    yield from sorted(file.name for file in folder.iterdir() if not file.is_dir())
+    templates = folder / _TEMPLATES
+    for file in sorted(templates.iterdir()) if templates.is_dir() else []:
+        if not file.is_dir() and is_companion(name := f"{_TEMPLATES}/{file.name}"):
+            _check_inside(folder, file)
+            yield name
+
+
+def _check_inside(folder: Path, file: Path) -> None:
+    """Refuses a link that leads out of a model's folder, but for those of the hub's cache."""
+    whole = folder.resolve()
+    roots = [whole, *([whole.parents[1] / "blobs"] if whole.parent.name == "snapshots" else [])]
+    if not any(file.resolve().is_relative_to(root) for root in roots):
+        raise UserError(
+            f"{file}: leads out of the model's folder, to {file.resolve()}",
+            "put the template itself there, or remove the link",
+        )
 
 
 def _settle_config(target: Path, config: Mapping[str, Any]) -> None:
@@ -122,12 +150,15 @@ def _settle_config(target: Path, config: Mapping[str, Any]) -> None:
         write_config(target, {**old, "vocab_size": config["vocab_size"]})
 
 
-def _copy(file: Path, folder: Path) -> None:
+def _copy(file: Path, target: Path) -> None:
+    if file.exists() and not file.is_file():
+        raise UserError(f"{file}: not a regular file", "put the file itself there, or remove this")
     try:
         source = user_files.opened(file)
     except OSError as error:
         raise missing(file, error) from error
-    with source, (folder / file.name).open("wb") as copy:
+    target.parent.mkdir(exist_ok=True)
+    with source, target.open("wb") as copy:
         shutil.copyfileobj(source, copy)
 
 

@@ -313,12 +313,11 @@ def changed_texts(folder: Path, manifest: Manifest) -> list[str]:
 
 def _is_companion(name: str) -> bool:
     """Whether a path in a checkpoint is that of a file of its Hugging Face model."""
-    path = Path(name)
-    return str(path.parent) in (".", HF_FOLDER) and companions.is_companion(path.name)
+    return companions.is_companion(name.removeprefix(f"{HF_FOLDER}/"))
 
 
 def _may_be_edited(name: str) -> bool:
-    return _is_companion(name) and companions.may_be_edited(Path(name).name)
+    return companions.may_be_edited(name.removeprefix(f"{HF_FOLDER}/"))
 
 
 def _compare(folder: Path, name: str, expected: FileRecord) -> None:

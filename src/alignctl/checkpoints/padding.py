@@ -13,6 +13,22 @@ from alignctl.checkpoints.companions import read_json, write_config
 from alignctl.data.tokenizer import Tokenizer, load_tokenizer
 
 
+def problem(config: Mapping[str, Any]) -> str | None:
+    """Return what transformers makes of a reward model's batches, if it is not the score we give.
+
+    Args:
+        config: The model's config.json.
+    """
+    pad = config.get("pad_token_id")
+    if pad is None:
+        return "there is no pad_token_id, so that transformers scores one text at a time"
+    if pad in _ends(config):
+        return f"pad_token_id {pad} also ends texts, of which transformers scores the token before"
+    if type(pad) is not int or pad < 0:
+        return f"pad_token_id {pad} is no token, so that transformers scores padding"
+    return None
+
+
 def settle(folder: Path, vocab_size: int) -> None:
     """Makes config and tokenizer of a reward model agree on a token that ends no text.
 
