@@ -115,6 +115,32 @@ def test_adapters_learn_from_their_own_answers(
         assert last > first
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "layout", [("parallel.tp=2", "parallel.sequence_parallel=true"), ("parallel.pp=2",)]
+)
+def test_adapters_of_policy_and_value_model_raise_the_score(
+    layout: tuple[str, ...], inputs: Path, tmp_path: Path
+) -> None:
+    """An answer that does not end costs 5: a quarter of the first policy's, soon hardly any.
+
+    The value model begins worse than any constant, and comes to explain most of the returns.
+    """
+    costs = ("score.missing_eos_score=-5", "score.ngram_coef=0.0", "penalty.coef=0.01")
+    knobs = ("lora.rank=8", "train.steps=12", "experience.prompts=16", "penalty.controller=fixed")
+    run = tmp_path / "run"
+    start = tiny.command("rlhf", inputs, run, *knobs, *costs, *layout)
+    outcome = commands.alignctl(*start)
+    assert outcome.code == 0, outcome.text
+    first, *_ = rows = tiny.rows(run, "train")
+    late = {key: np.mean([row[key] for row in rows[-5:]]) for key in first if key != "kind"}
+    assert first["finished"] < 0.8
+    assert late["finished"] > 0.9
+    assert late["score"] > first["score"] + 0.4
+    assert first["value_explained_variance"] < 0
+    assert late["value_explained_variance"] > 0.3
+
+
 def test_rlhf_rewards_are_scores_less_the_cost_of_kl(rlhf: Path) -> None:
     """Mean of the rewards' sums = score + penalty of repetitions - coefficient x KL."""
     assert_sampled_by_the_policy(rlhf)
