@@ -18,6 +18,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 from torch.distributed.checkpoint.default_planner import _EmptyStateDictLoadPlanner
 from torch.distributed.checkpoint.filesystem import FileSystemReader
@@ -131,7 +132,13 @@ def steps_done(run: RunFolder) -> int:
 
 
 def content(checkpoint: Path) -> dict[str, Tensor]:
-    """All that a checkpoint holds: weights, optimizer, random states, step counters."""
+    """All that a checkpoint holds: weights, optimizer, random states, step counters.
+
+    DeepSpeed's is a Hugging Face folder, with the state of each rank below it.
+    """
+    if (checkpoint / "deepspeed").is_dir():
+        files = {file.stem: load_file(file) for file in checkpoint.rglob("*.safetensors")}
+        return {f"{name}.{key}": each for name, held in files.items() for key, each in held.items()}
     state: dict[str, Any] = {}
     planner = _EmptyStateDictLoadPlanner()
     _load_state_dict(state, FileSystemReader(checkpoint), planner=planner, no_dist=True)
@@ -164,7 +171,9 @@ def assert_same(run: RunFolder, whole: RunFolder) -> None:
     assert run.read_result() == whole.read_result()
     ours, theirs = (content(folder.checkpoints / f"iter_{STEPS:07d}") for folder in (run, whole))
     assert ours.keys() == theirs.keys()
-    for part in ("exp_avg", "random.1.", "lr"):
+    is_deepspeed = any(key.startswith("rank_1.") for key in ours)
+    others = ("rank_1.random.", "rank_1.0.step") if is_deepspeed else ("random.1.", "lr")
+    for part in ("exp_avg", *others):
         assert any(part in key for key in ours), f"{part} is not stored"
     different = [key for key, tensor in ours.items() if not torch.equal(tensor, theirs[key])]
     assert different == []
