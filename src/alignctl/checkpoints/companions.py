@@ -106,12 +106,13 @@ def copy_companions(
     if tokenizer is not None and tokenizer.is_file():
         tokenizer = tokenizer.parent
     target.mkdir(parents=True, exist_ok=True)
-    for name in _names(source) if source else []:
-        is_replaced = tokenizer is not None and _TOKENIZER.fullmatch(name)
-        if is_companion(name) and not is_replaced:
-            _copy(source / name, target / name)
-    for name in _names(tokenizer) if tokenizer else []:
-        if _TOKENIZER.fullmatch(name):
+    if source is not None:
+        for name in _names(source):
+            is_replaced = tokenizer is not None and _TOKENIZER.fullmatch(name)
+            if is_companion(name) and not is_replaced:
+                _copy(source / name, target / name)
+    if tokenizer is not None:
+        for name in filter(_TOKENIZER.fullmatch, _names(tokenizer)):
             _copy(tokenizer / name, target / name)
     if config is not None:
         _settle_config(target, config)
