@@ -60,6 +60,7 @@ def test_a_conversion_that_was_damaged_since_is_told_by_its_file(
     assert f"error: {file}: its checksum differs from the one in alignctl.json" in outcome.err
 
 
+@pytest.mark.ci
 def test_the_second_of_two_waits_and_finds_it_done(workspace: Path, tmp_path: Path) -> None:
     save = tmp_path / "mg"
     command = (*HF2MG, workspace / "hf", "--save", save)
