@@ -205,8 +205,8 @@ def test_words_are_plain_where_colour_is_unwelcome(alignctl: Alignctl) -> None:
     ("library", "command"),
     [
         ("torch", "sft --preset tiny-llama --load {0} --data {0}"),
-        ("xxhash", "convert-hf2mg --preset tiny-llama --load {0} --save {0}/new"),
-        ("tokenizers", "prepare tokenize {0} --tokenizer {0} --output {0}/new"),
+        ("xxhash", "convert-hf2mg --preset tiny-llama --load {0} --save {0}-new"),
+        ("tokenizers", "prepare tokenize {0} --tokenizer {0} --output {0}-new"),
     ],
 )
 def test_a_library_that_is_not_installed_is_named_with_its_extra(
