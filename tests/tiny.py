@@ -223,4 +223,5 @@ def on_policy_preset() -> dict[str, Any]:
         "online_dpo": {"experience": {"prompts": 8, "samples": 2}},
         "grpo": {"experience": {"prompts": 4, "samples": 2}},
     }
-    return {"model": model, **{name: deepcopy(shared | own) for name, own in stages.items()}}
+    # JSON has no references: YAML would be written with aliases, which presets may not have.
+    return {"model": model, **{n: json.loads(json.dumps(shared | s)) for n, s in stages.items()}}
