@@ -26,7 +26,8 @@ from alignctl import (
     cli_train,
     console,
 )
-from alignctl.errors import AlignctlError, UserError
+from alignctl.atomic import is_disk_full
+from alignctl.errors import AlignctlError, RunError, UserError
 from alignctl.flags import example
 
 
@@ -49,9 +50,19 @@ def main() -> None:
         code = console.report(missing) if missing else console.report_bug(error)
     except typer.Abort:
         code = 130
+    except OSError as error:
+        code = console.report(_about_file(error)) if error.filename else console.report_bug(error)
     except Exception as error:
         code = console.report_bug(error)
     sys.exit(code)
+
+
+def _about_file(error: OSError) -> AlignctlError:
+    """A failure of the system's over a file or folder, which whoever named it can mend."""
+    name = str(error.filename)
+    shown = name if len(name) <= 200 else f"{name[:200]}..."
+    message = f"{shown}: {error.strerror or error}"
+    return RunError(message) if is_disk_full(error) else UserError(message)
 
 
 def _missing_library(error: ModuleNotFoundError) -> UserError | None:

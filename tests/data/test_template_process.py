@@ -50,8 +50,8 @@ def test_answers_that_nobody_received_are_given_up(make_tokenizer: MakeTokenizer
     echo = "{% for m in messages %}{{ m.content }}</s>{% endfor %}"
     render = Renderer("auto", make_tokenizer(chat_template=echo))
     render.start([CHAT])
-    other = Conversation("rows.jsonl:8", (Message("assistant", "c\udc80"),), None)
-    assert render(other).text == "c\udc80</s>"
+    other = Conversation("rows.jsonl:8", (Message("assistant", "c"),), None)
+    assert render(other).text == "c</s>"
     process = template_process()
     assert render(CHAT).text == "a</s>b</s>"
     assert template_process() is process

@@ -21,7 +21,7 @@ def _bytes(value: object) -> object:
     """A size as people write it: 5GB, 500MB, 2GiB, or a number of bytes."""
     if not isinstance(value, str):
         return value
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmg]i?)?b?", value.strip().lower())
+    match = re.fullmatch(r"(\d{1,18}(?:\.\d{1,18})?)\s*([kmg]i?)?b?", value.strip().lower())
     if match is None:
         raise ValueError(f"{value!r} is no size: write 5GB, 500MB or 2GiB")
     return int(float(match[1]) * _UNITS[match[2] or ""])

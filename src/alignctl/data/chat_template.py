@@ -96,6 +96,7 @@ class _Writing:
                 add_generation_prompt=prompt,
                 **self._template.special_tokens,
             )
+            texts[0].encode("utf-8")  # half a surrogate pair is no text
             if len(texts[0]) > MOST_CHARACTERS:
                 raise OverflowError(f"it writes more than {MOST_CHARACTERS:,} characters")
         except Exception as error:  # a template's own code raises whatever it likes

@@ -122,13 +122,21 @@ def rows_of(file: Path, damaged: list[int]) -> Iterator[dict[str, Any]]:
     with file.open(encoding="utf-8", errors="replace") as stream:
         for number, line in enumerate(stream, 1):
             try:
-                row = json.loads(line)
+                row = json.loads(line, parse_int=_whole)
             except (ValueError, RecursionError):
                 row = None
             if isinstance(row, dict):
                 yield row
             elif line.endswith("\n") and line.strip():
                 damaged.append(number)
+
+
+_DRAWN = 1e100
+
+
+def _whole(digits: str) -> int | float:
+    """A number without a fraction; one that counts nothing any more is a float, or infinite."""
+    return int(digits) if len(digits) < 19 else float(digits)
 
 
 def _read_metrics(file: Path, run: RecordedRun) -> None:
@@ -162,7 +170,8 @@ def _number(value: object) -> float | None:
     if isinstance(value, bool):
         return None
     if isinstance(value, int | float):
-        return float(value)
+        # A chart that reaches so far has nothing else on it, and its steps are beyond a float.
+        return float(value) if abs(value) < _DRAWN else math.copysign(math.inf, value)
     return float(value) if isinstance(value, str) and value in _NOT_FINITE else None
 
 
