@@ -192,7 +192,9 @@ def write_pairs(file: Path, rows: Iterable[object] | None = None) -> Path:
 
 def write_preset(file: Path, family: Family = "llama-gqa", **changes: Any) -> Path:
     """A preset file, with some of its sections replaced."""
-    file.write_text(yaml.safe_dump(preset(family) | changes, sort_keys=False), encoding="utf-8")
+    # What is there twice is written twice: presets have no anchors, and JSON has none.
+    plain = json.loads(json.dumps(preset(family) | changes))
+    file.write_text(yaml.safe_dump(plain, sort_keys=False), encoding="utf-8")
     return file
 
 
