@@ -45,7 +45,12 @@ Victim = Literal["launcher", "process", "all"]
 SLOW_SECONDS = 10
 TIMEOUT_SECONDS = 600
 BUSY_SECONDS = 120
-BUSY = ("is in use by", "is being written by", "another process is writing")
+BUSY = (
+    "is in use by",
+    "is being written by",
+    "another process is writing",
+    "has not ended yet",
+)
 """What a command says that has to be started again later."""
 
 
