@@ -48,6 +48,8 @@ def _bytes(file: Path) -> bytes:
     if file.name.endswith(".info.json"):
         found = _timeless(json.loads(file.read_text("utf-8")))
         return _text({key: each for key, each in found.items() if key != "tokens"})
+    if file.parent.name == "reference" and file.suffix == ".json":
+        return _text(_timeless(json.loads(file.read_text("utf-8"))))
     return file.read_bytes()
 
 

@@ -178,6 +178,11 @@ def assert_same(run: RunFolder, whole: RunFolder) -> None:
     different = [key for key, tensor in ours.items() if not torch.equal(tensor, theirs[key])]
     assert different == []
     assert not list(run.checkpoints.glob(".*"))
+    names = [file.relative_to(whole.checkpoints) for file in whole.checkpoints.glob("iter_*/*")]
+    unlike = (manifest.METADATA, manifest.NAME)  # an id of each save, and its checksum
+    for name in (name for name in names if name.suffix and name.name not in unlike):
+        ours_file, whole_file = (folder.checkpoints / name for folder in (run, whole))
+        assert ours_file.read_bytes() == whole_file.read_bytes(), name
 
 
 def test_a_run_stopped_by_sigterm_goes_on_as_if_it_had_not_been(

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.distributed as dist
 from megatron.core import dist_checkpointing, parallel_state, tensor_parallel
-from megatron.core.dist_checkpointing.mapping import ShardedTensor
+from megatron.core.dist_checkpointing.mapping import ShardedObject, ShardedTensor
 
 from alignctl.checkpoints import adapted, manifest
 from alignctl.checkpoints.companions import copy_companions
@@ -121,6 +121,23 @@ def _state(engine: "MegatronEngine", *, is_loading: bool) -> dict[str, Any]:
     }
 
 
+def _unshared(tree: Any) -> Any:
+    """The same values with no container in two places.
+
+    The groups of a new optimizer share their betas, those that were read back do not, and a pickle
+    shows that: a run that was resumed would write other bytes.
+    """
+    if isinstance(tree, dict):
+        return {key: _unshared(value) for key, value in tree.items()}
+    if isinstance(tree, list):
+        return [_unshared(value) for value in tree]
+    if type(tree) is tuple:
+        return tuple([_unshared(value) for value in tree])
+    if isinstance(tree, ShardedObject):
+        tree.data = _unshared(tree.data)
+    return tree
+
+
 def _layout(engine: "MegatronEngine") -> dict[str, int | bool]:
     return {
         "tp": engine.parallel.tp,
@@ -169,7 +186,7 @@ def save(
     dist.barrier()
     megatron_optimizer.allocate_moments(engine.optimizer)
     dist_checkpointing.save(
-        _state(engine, is_loading=False),
+        _unshared(_state(engine, is_loading=False)),
         str(partial),
         InProcessStrategy(),
         validate_access_integrity=False,
