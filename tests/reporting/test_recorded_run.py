@@ -51,6 +51,16 @@ def test_rows_of_unknown_kinds_and_values_that_are_no_numbers_are_passed_over(
     assert {name: series.values.tolist() for name, series in run.train.items()} == {"loss": [2.0]}
 
 
+def test_numbers_that_no_chart_can_hold_are_infinite(tmp_path: Path) -> None:
+    """Differences of such numbers overflow; integers of 400 digits are no floats at all."""
+    rows = [run_folders.train(n, loss=v) for n, v in enumerate([1.0, 1e308, -1e308, 10**400], 1)]
+    rows += [{"kind": "train", "step": 10**400, "loss": 1.0}, {"kind": "start", "total": 10**400}]
+    run = read(run_folders.write(tmp_path, rows), "run")
+    infinite = float("inf")
+    assert run.train["loss"].values.tolist() == [1.0, infinite, -infinite, infinite]
+    assert (run.last_step, run.total) == (4, None)
+
+
 def test_notes_that_warn_are_told_once(tmp_path: Path) -> None:
     texts = ["warning: slow", "a sample", "warning: slow"]
     rows = [{"kind": "note", "step": 0, "time": 0, "text": text} for text in texts]

@@ -19,8 +19,8 @@ from alignctl.data.messages import Message
 from alignctl.data.schemas import Conversation
 from alignctl.errors import UserError
 
-LIMIT_SECONDS = 10.0
-"""Processor time for one conversation. One of a thousand turns takes a few seconds."""
+LIMIT_SECONDS = 5.0
+"""Processor time for one conversation. One of a thousand turns takes 0.2 s."""
 
 MEMORY_BYTES = 1 << 30
 """Address space beyond what the libraries need."""

@@ -9,6 +9,7 @@ import math
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from alignctl.launch.run_folder import RunFolder, read_object
+from alignctl.user_files import opened, read_bytes
 
 _NOT_FINITE = ("nan", "inf", "-inf")
 """How `reporting.metrics` writes what JSON does not have."""
@@ -94,7 +96,7 @@ def read(path: Path, name: str) -> RecordedRun:
     if folder.environment.exists():
         run.environment = read_object(folder.environment)
     if folder.command.exists():
-        run.commands = folder.command.read_text(encoding="utf-8", errors="replace").strip()
+        run.commands = read_bytes(folder.command, 1 << 20).decode("utf-8", "replace").strip()
     _read_metrics(folder.metrics, run)
     return run
 
@@ -119,7 +121,7 @@ def rows_of(file: Path, damaged: list[int]) -> Iterator[dict[str, Any]]:
     """
     if not file.exists():
         return
-    with file.open(encoding="utf-8", errors="replace") as stream:
+    with opened(file) as raw, TextIOWrapper(raw, "utf-8", "replace") as stream:
         for number, line in enumerate(stream, 1):
             try:
                 row = json.loads(line, parse_int=_whole)
