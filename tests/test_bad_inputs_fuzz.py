@@ -12,7 +12,17 @@ FUZZ = Path(__file__).parents[1] / "benchmarks/bad_inputs.py"
 @pytest.mark.slow
 def test_bad_inputs_end_in_words(tmp_path: Path) -> None:
     """Its exit code is 1 where there was a traceback, a hang, or accepted nonsense."""
-    command = [sys.executable, FUZZ, "--count", "40", "--seed", "3", "--only", "presets", "rows"]
+    command = [
+        sys.executable,
+        str(FUZZ),
+        "--count",
+        "40",
+        "--seed",
+        "3",
+        "--only",
+        "presets",
+        "rows",
+    ]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "all               40" in done.stdout
