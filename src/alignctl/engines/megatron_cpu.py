@@ -1,6 +1,6 @@
 """What Megatron-Core needs in order to run on a machine without CUDA; never installed elsewhere.
 
-Megatron-Core (0.16.1; 0.19 as well) names the "cuda" device in its schedules, its random-state
+Megatron-Core (0.16.1; 0.18, 0.19) names the "cuda" device in its schedules, its random-state
 tracker and its optimizer. Here those names mean the CPU. Nothing is emulated: streams and
 synchronisation are empty because CPU operators finish before they return.
 """
