@@ -102,7 +102,7 @@ def test_a_value_that_is_not_what_its_tag_says_is_refused(file: Path, value: str
 
 def test_a_file_that_nobody_wrote_by_hand_is_refused(file: Path) -> None:
     file.write_text("a: 1\n" + "# more\n" * 30_000)
-    with pytest.raises(UserError, match="larger than the 131,072 bytes"):
+    with pytest.raises(UserError, match="larger than the 65,536 bytes"):
         read_yaml(file)
 
 

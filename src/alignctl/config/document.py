@@ -37,8 +37,8 @@ class Document:
     origins: dict[KeyPath, Origin]
 
 
-MOST_BYTES = 1 << 17
-"""Of a YAML file: ten times the largest preset. What nobody would write by hand takes seconds."""
+MOST_BYTES = 1 << 16
+"""Of a YAML file: four times the largest preset. What nobody would write by hand takes seconds."""
 
 _DEEPEST = 20
 """Lists and mappings within each other. A preset has 4."""

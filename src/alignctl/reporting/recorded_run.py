@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from alignctl.launch.run_folder import RunFolder, read_object
-from alignctl.user_files import opened, read_bytes
+from alignctl.user_files import opened, read_bytes, reading
 
 _NOT_FINITE = ("nan", "inf", "-inf")
 """How `reporting.metrics` writes what JSON does not have."""
@@ -96,7 +96,8 @@ def read(path: Path, name: str) -> RecordedRun:
     if folder.environment.exists():
         run.environment = read_object(folder.environment)
     if folder.command.exists():
-        run.commands = read_bytes(folder.command, 1 << 20).decode("utf-8", "replace").strip()
+        with reading(folder.command):
+            run.commands = read_bytes(folder.command, 1 << 20).decode("utf-8", "replace").strip()
     _read_metrics(folder.metrics, run)
     return run
 
