@@ -26,12 +26,12 @@ sys.path.insert(0, str(ROOT))
 
 from alignctl.algorithms import advantages as adv  # noqa: E402
 from alignctl.algorithms import kl, mismatch  # noqa: E402
-from alignctl.algorithms.policy_loss import PolicyLoss  # noqa: E402
 from alignctl.algorithms.samples import Segments  # noqa: E402
 from alignctl.algorithms.value_loss import ValueLoss  # noqa: E402
 from tests.algorithms.experience import (  # noqa: E402
     batch_of,
     normal,
+    policy_loss,
     policy_output,
     targets_of,
     value_output,
@@ -218,7 +218,9 @@ def _policy(
     """Value and gradient of one loss."""
     from verl.workers.config import ActorConfig
 
-    loss = PolicyLoss(SEGMENTS, OLD, ADVANTAGES, mask=KEPT, **mine)
+    is_weighed = "weights" in mine  # a correction weighs tokens or leaves them out
+    kept = (KEPT | is_weighed).double()
+    loss = policy_loss(SEGMENTS, OLD, ADVANTAGES, mask=None if is_weighed else KEPT, **mine)
     value, gradient = _ours(loss, NEW, policy_output)
     logprobs = NEW.clone().requires_grad_()
     config = ActorConfig(
@@ -232,10 +234,10 @@ def _policy(
         padded(OLD),
         padded(logprobs),
         padded(ADVANTAGES),
-        PADDED_KEPT,
+        kept.new_zeros(REAL.shape).masked_scatter(REAL, kept),
         mode,
         config,
-        None if loss.weights is None else padded(loss.weights),
+        padded(mine["weights"]) if is_weighed else None,
     )
     apart = difference(gradient, _gradient(expected, logprobs))
     return Row(name, "", abs(value - expected.item()), apart)

@@ -83,7 +83,7 @@ def run(folder: RunFolder) -> None:
         reference = cached.values
         note = f"reference: read from {cache.file}, which saves {cached.seconds:.1f} s"
     engine.create_optimizer()
-    step = 0 if checkpoint is None else engine.resume(checkpoint)
+    step = training.resume(engine, checkpoint)
     loss = loss_of(config, reference)
     training.train(training.Task(config, folder, engine, source, data, loss), step, note)
 

@@ -17,8 +17,8 @@ from alignctl.stages import course, launcher, training
 if TYPE_CHECKING:
     from alignctl.checkpoints.source import Source
     from alignctl.data.prompt_store import PromptData
-    from alignctl.on_policy.crew import Crew
     from alignctl.on_policy.loop import Learner
+    from alignctl.on_policy.models import Models
 
 
 def launch(config: OnPolicyConfig, *, nodes: Nodes, dry_run: bool, resume: bool) -> int:
@@ -67,7 +67,7 @@ def check(config: OnPolicyConfig) -> "dict[str, Source]":
     if config.needs_reward_model:
         found["reward_load"] = _check_reward(config)
     if isinstance(config, RLHFConfig):
-        from alignctl.on_policy.opening import open_value
+        from alignctl.on_policy.sources import open_value
 
         found["value.load"] = open_value(config)
         if config.value.load is not None:
@@ -95,7 +95,7 @@ def _check_ends(config: OnPolicyConfig) -> None:
 
 def _check_reward(config: OnPolicyConfig) -> "Source":
     from alignctl.checkpoints.source import require_reward
-    from alignctl.on_policy.opening import open_reward
+    from alignctl.on_policy.sources import open_reward
 
     source = open_reward(config)
     require_reward(source, f"--reward-load {source.path}")
@@ -178,7 +178,7 @@ def check_rules(config: OnPolicyConfig, data: "PromptData") -> None:
 def run(
     config: OnPolicyConfig,
     folder: RunFolder,
-    make: "Callable[[Any, Crew, PromptData], Learner]",
+    make: "Callable[[Any, Models, PromptData], Learner]",
 ) -> None:
     """One rank's work: load or resume, episodes, validate, save.
 
@@ -190,20 +190,22 @@ def run(
     import torch.distributed as dist
 
     from alignctl.data.prompt_store import PromptData
-    from alignctl.on_policy.crew import assemble
+    from alignctl.on_policy import models
     from alignctl.on_policy.loop import Loop
-    from alignctl.on_policy.scoring import Scorer
+    from alignctl.on_policy.scoring import Judge, Scorer
     from alignctl.rewards.workers import RuleWorkers
 
     config = training.initialize(config, folder)
     data = PromptData.open(launcher.prepared_data(folder))
-    crew, step = assemble(config, folder)
-    tokenizer = load_tokenizer(crew.source.tokenizer_folder(config.tokenizer))
+    loaded = models.load(config, folder)
+    tokenizer = load_tokenizer(loaded.checkpoints.source.tokenizer_folder(config.tokenizer))
     has_rules = any(rule is not None for rule in data.eval_funcs)
-    judges = RuleWorkers(config.score.workers, config.score.timeout_seconds) if has_rules else None
-    with judges or nullcontext():
-        scorer = Scorer(crew, data, tokenizer, judges)
-        Loop(config, folder, crew, data, scorer, make(config, crew, data), step).run()
-    crew.rollout.close()
+    workers = RuleWorkers(config.score.workers, config.score.timeout_seconds) if has_rules else None
+    with workers or nullcontext():
+        judge = Judge(tokenizer, workers) if workers else None
+        scorer = Scorer(loaded.models, data, judge)
+        learner = make(config, loaded.models, data)
+        Loop(config, folder, loaded, data, tokenizer, scorer, learner).run()
+    loaded.models.rollout.close()
     dist.barrier()
     dist.destroy_process_group()

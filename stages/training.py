@@ -24,6 +24,7 @@ from alignctl.reporting.metrics import MetricsWriter, measured, recorded
 if TYPE_CHECKING:
     from alignctl.algorithms.loss import Loss
     from alignctl.checkpoints.source import Source
+    from alignctl.engines.checkpoints import Checkpoints
     from alignctl.engines.metrics import StepMetrics
     from alignctl.engines.protocol import Engine
 
@@ -55,6 +56,16 @@ class Task:
     loss: "Loss"
     report: Callable[["StepMetrics"], dict[str, float]] = attrgetter("metrics")
     score_offset: Callable[[], float] | None = None
+
+    @property
+    def checkpoints(self) -> "Checkpoints":
+        """Where the engine is saved."""
+        from alignctl.engines.checkpoints import Checkpoints
+
+        config = self.config
+        return Checkpoints(
+            self.folder.checkpoints, self.source, config.tokenizer, config.checkpoint.keep
+        )
 
     @property
     def total_steps(self) -> int:
@@ -174,7 +185,14 @@ def load(
     if checkpoint is None:
         engine.load_weights(source, seed=config.train.seed)
     engine.create_optimizer()
-    return 0 if checkpoint is None else engine.resume(checkpoint)
+    return resume(engine, checkpoint)
+
+
+def resume(engine: "Engine", checkpoint: Path | None) -> int:
+    """Resumes a checkpoint, if there is one; returns the steps it has taken."""
+    from alignctl.engines import checkpoints
+
+    return 0 if checkpoint is None else checkpoints.resume(engine, checkpoint)
 
 
 # ---- the loop ----
@@ -221,14 +239,8 @@ def _take_steps(task: Task, progress: Progress, metrics: MetricsWriter) -> None:
             _validate(task, progress, metrics)
         is_stopping = result.is_stop_requested and not is_last
         if is_last or is_stopping or progress.step % config.checkpoint.save_interval == 0:
-            path = task.engine.save(
-                task.folder.checkpoints,
-                progress.step,
-                source=task.source,
-                tokenizer=config.tokenizer,
-                keep=config.checkpoint.keep,
-                score_offset=task.score_offset() if is_last and task.score_offset else None,
-            )
+            offset = task.score_offset() if is_last and task.score_offset else None
+            path = task.checkpoints.save(task.engine, progress.step, score_offset=offset)
             metrics.checkpoint(progress.step, path)
         if is_stopping:
             metrics.note(f"stopped after step {progress.step} of {progress.total}, as asked")

@@ -2,7 +2,10 @@ import ast
 from collections.abc import Iterator
 from pathlib import Path
 
+import networkx
 import pytest
+
+from benchmarks.house import read_package
 
 SOURCE = Path(__file__).parents[1] / "src" / "alignctl"
 HEAVY = ("torch", "megatron", "transformers", "vllm", "deepspeed")
@@ -71,3 +74,12 @@ def test_only_the_machinery_imports_heavy_libraries_at_its_top(path: Path) -> No
 
 def test_the_links_bring_in_the_stages() -> None:
     assert SOURCE / "stages" / "__init__.py" in set(source_files())
+
+
+def test_no_module_imports_itself_by_a_detour() -> None:
+    """Late imports and those for type checkers count too."""
+    modules = read_package(SOURCE)
+    graph = networkx.DiGraph((each.name, other) for each in modules for other in each.imports)
+    circles = [each for each in networkx.strongly_connected_components(graph) if len(each) > 1]
+    assert circles == []
+    assert graph.number_of_nodes() > 200

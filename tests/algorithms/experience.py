@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import torch
@@ -9,7 +10,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from alignctl.algorithms.loss import Output, Values
+from alignctl.algorithms.policy_loss import PolicyLoss
 from alignctl.algorithms.samples import Segments
+from alignctl.config.on_policy import Clipping, Trust
 from alignctl.data.batch import IGNORE, Document, TokenBatch
 
 PROMPT = 2
@@ -85,3 +88,37 @@ def samples_and_split(draw: st.DrawFn) -> tuple[Segments, list[list[int]]]:
     cuts = sorted(draw(st.lists(st.integers(0, len(lengths)), max_size=3)))
     edges = [0, *cuts, len(lengths)]
     return segments_of(*lengths), [list(shuffled[a:b]) for a, b in pairwise(edges)]
+
+
+def policy_loss(
+    segments: Segments,
+    old: Tensor,
+    advantages: Tensor,
+    *,
+    reference: Tensor | None = None,
+    weights: Tensor | None = None,
+    mask: Tensor | None = None,
+    kl_coef: float = 0.0,
+    max_tokens: int | None = None,
+    has_entropy: bool = False,
+    **settings: Any,
+) -> PolicyLoss:
+    """A policy loss; its sampler is as far off as gives these weights, or leaves tokens out."""
+    assert weights is None or mask is None
+    sampler = trust = None
+    if weights is not None:
+        sampler, trust = old - weights.log(), Trust(correction="truncate", cap=1e9)
+    if mask is not None:
+        sampler, trust = old.where(mask, old - 10), Trust(correction="mask_tokens")
+    return PolicyLoss(
+        Clipping(**settings),
+        segments,
+        advantages,
+        old_logprobs=old,
+        sampler_logprobs=sampler,
+        trust=trust,
+        reference=reference,
+        kl_coef=kl_coef,
+        max_tokens=max_tokens,
+        has_entropy=has_entropy,
+    )

@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from alignctl.algorithms.policy_loss import PolicyLoss
 from tests.algorithms.experience import (
     batch_of,
     normal,
+    policy_loss,
     policy_output,
     segments_of,
     targets_of,
@@ -87,7 +87,7 @@ def trl(loss_type: str, **settings: Any) -> tuple[float, Tensor]:
 
 
 def ours(**settings: Any) -> tuple[float, Tensor]:
-    loss = PolicyLoss(SEGMENTS, OLD, SEGMENTS.spread(SCORES), **settings)
+    loss = policy_loss(SEGMENTS, OLD, SEGMENTS.spread(SCORES), **settings)
     logprobs = NEW.clone().requires_grad_()
     batch = batch_of(SEGMENTS, range(len(LENGTHS)))
     entropy = ENTROPY.clone().requires_grad_() if loss.has_entropy else None

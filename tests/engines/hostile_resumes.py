@@ -66,6 +66,7 @@ def main(folder: Path, kind: str) -> None:
     import torch.distributed as dist
 
     from alignctl.checkpoints.find import find
+    from alignctl.engines import checkpoints
     from alignctl.errors import UserError
     from tests.engines import saved_states
 
@@ -91,7 +92,7 @@ def main(folder: Path, kind: str) -> None:
         other = saved_states.make(engine, source, layout, "fp32", has_lora)
         other.create_optimizer()
         try:
-            other.resume(bad)
+            checkpoints.resume(other, bad)
         except UserError as error:
             found[place] = error.message
         else:

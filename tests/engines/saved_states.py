@@ -150,6 +150,7 @@ def _differences(
     import torch
 
     from alignctl.checkpoints.find import find
+    from alignctl.engines import checkpoints
 
     source = find(model)
     one = make(kind, source, layout, precision, has_lora)
@@ -163,7 +164,7 @@ def _differences(
         step(one, steps + episode)
         other = make(kind, source, layout, precision, has_lora)
         other.create_optimizer()
-        assert other.resume(folder / f"checkpoints/iter_{episode:07d}") == episode
+        assert checkpoints.resume(other, folder / f"checkpoints/iter_{episode:07d}") == episode
         step(other, steps + episode)
         ours, theirs = _state(kind, one), _state(kind, other)
         assert ours.keys() == theirs.keys()
@@ -186,8 +187,9 @@ def step(engine: Any, number: int) -> None:
 
 def save(engine: Any, folder: Path, step: int, source: "Source") -> None:
     from alignctl.checkpoints import manifest
+    from alignctl.engines.checkpoints import Checkpoints
 
-    path = engine.save(folder / "checkpoints", step, source=source, tokenizer=None, keep=None)
+    path = Checkpoints(folder / "checkpoints", source).save(engine, step)
     files = {str(file.relative_to(path)) for file in path.rglob("*") if file.is_file()}
     assert files == {"alignctl.json", *manifest.read(path).files}, "a file has no checksum"
 

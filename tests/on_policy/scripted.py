@@ -1,4 +1,4 @@
-"""A crew whose sampler and reward model say what a test wrote down; all else is real.
+"""A models whose sampler and reward model say what a test wrote down; all else is real.
 
 vLLM and Megatron are run by `tests/rollouts`, `tests/parallel` and `tests/stages`; here it counts
 what is made of their answers, of failures too, which they cannot be told to have.
@@ -16,7 +16,7 @@ from alignctl.config.on_policy_run import GRPOConfig
 from alignctl.data.batch import TokenBatch
 from alignctl.data.prompt_store import PromptData, PromptSummary, TokenLists
 from alignctl.data.tokenizer import Tokenizer, load_tokenizer
-from alignctl.on_policy.crew import Crew
+from alignctl.on_policy.models import Models
 from alignctl.on_policy.samples import Samples
 from alignctl.on_policy.scoring import REASONS, Scored
 from alignctl.rollouts.samples import Completion, Generated, Request, Sampling
@@ -149,11 +149,11 @@ def prompts(tokenizer: Tokenizer, *, count: int = 8, rule: str | None = "math_ru
     )
 
 
-def crew(settings: GRPOConfig, sampler: Any = None, reward: Any = None) -> Crew:
-    """A crew that has pushed its weights already."""
+def models(settings: GRPOConfig, sampler: Any = None, reward: Any = None) -> Models:
+    """Models whose sampler has the weights already."""
     unused: Any = None
-    return Crew(
-        settings, unused, unused, sampler, (EOS,), reward=reward, score_offset=0.0, is_stale=False
+    return Models(
+        settings, unused, sampler, (EOS,), reward=reward, score_offset=0.0, is_stale=False
     )
 
 

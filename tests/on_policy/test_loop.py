@@ -13,7 +13,8 @@ from alignctl.data.tokenizer import Tokenizer
 from alignctl.launch.run_folder import RunFolder
 from alignctl.on_policy import sample_log
 from alignctl.on_policy.loop import Loop
-from alignctl.on_policy.sampling import Gathered
+from alignctl.on_policy.models import Loaded
+from alignctl.on_policy.sampling import Experience
 from alignctl.reporting.metrics import MetricsWriter
 from tests.on_policy import scripted
 
@@ -26,7 +27,8 @@ def watching(folder: Path, source: str = "sparse_only") -> Iterator[tuple[Loop, 
     settings = scripted.config(folder, score={"source": source, "alarm_after": 3})
     unused: Any = None
     with MetricsWriter(run, enabled=True) as metrics:
-        yield Loop(settings, run, unused, unused, unused, unused, step=0), metrics
+        loaded = Loaded(unused, unused, None, step=0)
+        yield Loop(settings, run, loaded, unused, unused, unused, unused), metrics
 
 
 def notes(folder: Path) -> list[str]:
@@ -63,7 +65,7 @@ def test_without_a_rule_that_counts_there_is_nothing_to_watch(
 def test_samples_are_written_with_all_that_was_found(folder: Path, tokenizer: Tokenizer) -> None:
     answers = scripted.samples(tokenizer, (0, 1, "2."), (1, 4, "no\u00e9"))
     scored = scripted.scored(1.0, -0.5, reasons=("correct", "no_answer"))
-    gathered = Gathered(answers, scored, {})
+    gathered = Experience(answers, scored, {})
     run, data = RunFolder(folder), scripted.prompts(tokenizer)
     sample_log.write(run, 12, gathered, np.asarray([0.25, -0.125]), data, tokenizer)
     lines = (folder / "samples/episode_0000012.jsonl").read_text("utf-8").splitlines()
@@ -96,7 +98,7 @@ def test_samples_are_written_with_all_that_was_found(folder: Path, tokenizer: To
 def test_without_a_reference_or_a_rule_a_sample_says_less(
     folder: Path, tokenizer: Tokenizer
 ) -> None:
-    gathered = Gathered(scripted.samples(tokenizer, (0, 1, "2.")), scripted.scored(0.5), {})
+    gathered = Experience(scripted.samples(tokenizer, (0, 1, "2.")), scripted.scored(0.5), {})
     data = scripted.prompts(tokenizer, rule=None)
     sample_log.write(RunFolder(folder), 1, gathered, None, data, tokenizer)
     row = json.loads((folder / "samples/episode_0000001.jsonl").read_text())

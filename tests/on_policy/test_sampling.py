@@ -11,8 +11,8 @@ from pydantic import ValidationError
 from alignctl.algorithms.advantages import group_advantages
 from alignctl.data.tokenizer import Tokenizer
 from alignctl.errors import RunError
-from alignctl.on_policy.sampling import Gathered, answer, gather
-from alignctl.on_policy.scoring import Scorer
+from alignctl.on_policy.sampling import Experience, answer, gather
+from alignctl.on_policy.scoring import Judge, Scorer
 from alignctl.reporting.phases import Phases
 from alignctl.rewards.workers import RuleWorkers
 from alignctl.rollouts.samples import Request
@@ -31,14 +31,14 @@ def gathered(
     *,
     step: int = 0,
     **sections: Any,
-) -> tuple[Gathered, ScriptedSampler]:
+) -> tuple[Experience, ScriptedSampler]:
     """An episode of a reward model that counts the tokens of the answer."""
     settings = scripted.config(folder, score=DENSE, **sections)
     sampler = ScriptedSampler(say, tokenizer)
     reward = ScriptedReward(lambda tokens: float(tokens.count(scripted.EOS)) * len(tokens))
-    crew = scripted.crew(settings, sampler, reward)
+    models = scripted.models(settings, sampler, reward)
     data = scripted.prompts(tokenizer)
-    return gather(crew, Scorer(crew, data, tokenizer, None), data, step, Phases()), sampler
+    return gather(models, Scorer(models, data, None), data, step, Phases()), sampler
 
 
 def question(request: Request, tokenizer: Tokenizer) -> int:
@@ -144,7 +144,7 @@ EIGHT = {"prompts": 2, "samples": 8, "max_refills": 1}
 
 def eight_answers(
     folder: Path, tokenizer: Tokenizer, judges: RuleWorkers, say: scripted.Say, **score: Any
-) -> tuple[Gathered, ScriptedSampler]:
+) -> tuple[Experience, ScriptedSampler]:
     """Two prompts of eight answers, judged by the rule; a limit of 24 tokens."""
     settings = scripted.config(
         folder,
@@ -153,11 +153,12 @@ def eight_answers(
         score={"source": "sparse_only", **score},
     )
     data, sampler = scripted.prompts(tokenizer), ScriptedSampler(say, tokenizer)
-    crew = scripted.crew(settings, sampler)
-    return gather(crew, Scorer(crew, data, tokenizer, judges), data, 0, Phases()), sampler
+    models = scripted.models(settings, sampler)
+    scorer = Scorer(models, data, Judge(tokenizer, judges))
+    return gather(models, scorer, data, 0, Phases()), sampler
 
 
-def least_advantage(found: Gathered) -> float:
+def least_advantage(found: Experience) -> float:
     rewards, groups = found.scored.rewards, found.samples.groups
     compared = group_advantages(torch.from_numpy(rewards), torch.from_numpy(groups), "group_std")
     return compared.advantages.min().item()
@@ -208,7 +209,7 @@ def test_validation_takes_the_likeliest_tokens_once(folder: Path, tokenizer: Tok
     sampler = ScriptedSampler(lambda *_: "1.", tokenizer)
     data = scripted.prompts(tokenizer)
     samples, counts = answer(
-        scripted.crew(settings, sampler), data, data.validation, seed=(0,), is_greedy=True
+        scripted.models(settings, sampler), data, data.validation, seed=(0,), is_greedy=True
     )
     ((requests, sampling),) = sampler.calls
     assert samples.prompts.tolist() == [6, 7]

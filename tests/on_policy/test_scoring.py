@@ -9,7 +9,7 @@ import pytest
 from alignctl.data.tokenizer import Tokenizer
 from alignctl.errors import RunError
 from alignctl.on_policy.samples import Samples
-from alignctl.on_policy.scoring import REASONS, Scored, Scorer
+from alignctl.on_policy.scoring import REASONS, Judge, Scored, Scorer
 from alignctl.rewards.combine import repetition_penalty
 from alignctl.rewards.workers import RuleWorkers
 from tests.on_policy import scripted
@@ -37,12 +37,13 @@ def scorer(
 ) -> Scorer:
     """With a reward model that counts the tokens of question and answer, of cut ones too."""
     score = {"missing_eos": "keep"} | score
-    crew = scripted.crew(scripted.config(folder, score=score), None, ScriptedReward(len))
-    crew.score_offset = OFFSET
+    models = scripted.models(scripted.config(folder, score=score), None, ScriptedReward(len))
+    models.score_offset = OFFSET
     if score["source"] == "sparse_only":
-        crew.reward = None
+        models.reward = None
     rule = "math_rule" if judges else None
-    return Scorer(crew, scripted.prompts(tokenizer, rule=rule), tokenizer, judges)
+    judge = Judge(tokenizer, judges) if judges else None
+    return Scorer(models, scripted.prompts(tokenizer, rule=rule), judge)
 
 
 def lengths(samples: Samples) -> list[float]:
@@ -143,11 +144,11 @@ def test_an_answer_that_ended_with_another_end_token_has_ended(
     right.answers[1][-1] = two
     score = {"source": "merge", "missing_eos": "replace", "missing_eos_score": -9.0}
     made = scorer(folder, tokenizer, score, judges)
-    made.crew.reward = ScriptedReward(lambda tokens: float(tokens[-1]))  # type: ignore[assignment]
-    made.crew.end_token_ids = (scripted.EOS, two)
+    made.models.reward = ScriptedReward(lambda tokens: float(tokens[-1]))  # type: ignore[assignment]
+    made.models.end_token_ids = (scripted.EOS, two)
     found = made.score(right)
     assert found.scores.tolist() == [scripted.EOS + OFFSET + 1] * 2
-    assert made.crew.reward.num_scored == 1  # type: ignore[union-attr]
+    assert made.models.reward.num_scored == 1  # type: ignore[union-attr]
 
 
 def test_the_running_deviation_includes_the_scores_it_divides(
@@ -190,7 +191,7 @@ def test_equal_answers_get_equal_scores_to_the_last_bit(folder: Path, tokenizer:
     found = made.score(scripted.samples(tokenizer, *answers))
     assert found.scores[0] == found.scores[2] == found.scores[3]
     assert found.scores[0] != found.scores[4], "another prompt; the script's rounding shows"
-    assert made.crew.reward.num_scored == 3  # type: ignore[union-attr]
+    assert made.models.reward.num_scored == 3  # type: ignore[union-attr]
 
 
 def test_a_score_that_is_no_number_stops_the_run(
@@ -199,7 +200,7 @@ def test_a_score_that_is_no_number_stops_the_run(
     """The last of three, whose answer is the longest."""
     made = scorer(folder, tokenizer, {"source": "dense_only"})
     longest = len(samples.questions[3]) + len(samples.answers[3])
-    made.crew.reward = ScriptedReward(  # type: ignore[assignment]
+    made.models.reward = ScriptedReward(  # type: ignore[assignment]
         lambda tokens: float("nan") if len(tokens) == longest else 1.0
     )
     with pytest.raises(RunError, match=r"sums.jsonl:5: .*scores 1 of 3 answers with nan"):

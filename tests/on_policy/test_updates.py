@@ -60,7 +60,9 @@ class ScriptedEngine:
         self.results, self.rates = list(results), list[float]()
         self.loss_scale, self.skipped_steps = loss_scale, 0
 
-    def train_step(self, batches: Any, loss: Any, *, learning_rate: float) -> StepMetrics:
+    def train_step(
+        self, batches: Any, loss: Any, *, learning_rate: float, segments: Any
+    ) -> StepMetrics:
         self.rates.append(learning_rate)
         result = self.results[len(self.rates) - 1]
         if isinstance(result, NonFiniteError):
@@ -84,7 +86,7 @@ def updated(engine: ScriptedEngine, count: int, **settings: Any) -> dict[str, fl
     some: Any = engine
     unused: Any = None
     parts: Any = [[]] * count
-    return update(some, OPTIMIZER, unused, parts, first=2, total=100, **settings)
+    return update(some, OPTIMIZER, unused, parts, first=2, total=100, **settings).metrics
 
 
 def test_metrics_are_means_by_weight_and_rates_follow_the_updates_of_the_run() -> None:

@@ -117,15 +117,13 @@ def _saved(case: Case, folder: Path, engine: Any, batch: Any) -> dict[str, Any]:
     import torch
 
     from alignctl.checkpoints.find import find
+    from alignctl.engines.checkpoints import Checkpoints
     from alignctl.engines.megatron import MegatronEngine
-    from alignctl.engines.megatron_state import load_weights
     from alignctl.engines.megatron_weights import hf_weights
     from tests.parallel.jobs import engine_of
 
     source = find(folder / case.model / "hf", vocab_divisor=documents.VOCAB_DIVISOR)
-    saved = engine.save(
-        folder / case.name / "checkpoints", STEPS, source=source, tokenizer=None, keep=None
-    )
+    saved = Checkpoints(folder / case.name / "checkpoints", source).save(engine, STEPS)
     whole = MegatronEngine(
         engine.architecture,
         case.parallel,
@@ -133,7 +131,7 @@ def _saved(case: Case, folder: Path, engine: Any, batch: Any) -> dict[str, Any]:
         seq_length=documents.SEQ_LENGTH,
         optimizer=None,
     )
-    load_weights(whole, find(saved))
+    whole.load_weights(find(saved))
     pushed, expected = (dict(hf_weights(each)) for each in (engine, whole))
     different = [n for n, each in expected.items() if not torch.equal(each, pushed[n])]
     ours, merged = engine.logits(batch), whole.logits(batch)

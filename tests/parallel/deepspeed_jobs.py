@@ -273,6 +273,8 @@ def resume(case: DeepSpeedCase, folder: Path) -> Result:
     import torch.distributed as dist
 
     from alignctl.checkpoints.find import find
+    from alignctl.engines.checkpoints import Checkpoints
+    from alignctl.engines.checkpoints import resume as resume_engine
 
     loss, rate = loss_of(case), OPTIMIZER.lr
     checkpoints = folder / case.name / "checkpoints"
@@ -284,13 +286,13 @@ def resume(case: DeepSpeedCase, folder: Path) -> Result:
     numbers = []
     for step in range(5):
         if step == 2:
-            path = engine.save(checkpoints, 2, source=source, tokenizer=None, keep=None)
+            path = Checkpoints(checkpoints, source).save(engine, 2)
             torch.rand(3)
         done = engine.train_step(batches_of(case, step, engine), loss, learning_rate=rate)
         numbers.append([done.loss, done.grad_norm])
     whole, random = weights(engine), torch.rand(5)
     engine = engine_of(case, folder, is_loaded=False)
-    first = engine.resume(path)
+    first = resume_engine(engine, path)
     torch.rand(3)
     again = []
     for step in range(first, 5):
@@ -313,6 +315,8 @@ def overflow(case: DeepSpeedCase, folder: Path) -> Result:
     import torch.distributed as dist
 
     from alignctl.checkpoints.find import find
+    from alignctl.engines.checkpoints import Checkpoints
+    from alignctl.engines.checkpoints import resume as resume_engine
 
     def steps(first: int, last: int) -> list[list[Any]]:
         found = []
@@ -337,9 +341,9 @@ def overflow(case: DeepSpeedCase, folder: Path) -> Result:
     for first, last in ((0, 3), (3, 11), (11, 16)):
         engine = engine_of(case, folder, is_loaded=not first)
         if first:
-            assert engine.resume(checkpoints / f"iter_{first:07d}") == first
+            assert resume_engine(engine, checkpoints / f"iter_{first:07d}") == first
         resumed += steps(first, last)
-        engine.save(checkpoints, last, source=source, tokenizer=None, keep=None)
+        Checkpoints(checkpoints, source).save(engine, last)
     parts, rank = weights(engine), dist.get_rank()
     return {
         f"steps_{rank}": at_one_go,
@@ -354,6 +358,7 @@ def checkpoint(case: DeepSpeedCase, folder: Path) -> Result:
 
     from alignctl.checkpoints.find import find
     from alignctl.data.batch import TokenBatch
+    from alignctl.engines.checkpoints import Checkpoints
 
     checkpoints = folder / case.name / "checkpoints"
     if dist.get_rank() == 0:
@@ -363,14 +368,8 @@ def checkpoint(case: DeepSpeedCase, folder: Path) -> Result:
     engine = engine_of(case, folder)
     for step in (1, 2, 3):
         engine.train_step(batches_of(case, step, engine), loss_of(case), learning_rate=1e-3)
-        engine.save(
-            checkpoints,
-            step,
-            source=source,
-            tokenizer=None,
-            keep=2,
-            score_offset=0.5 if case.loss == "reward" and step == 3 else None,
-        )
+        offset = 0.5 if case.loss == "reward" and step == 3 else None
+        Checkpoints(checkpoints, source, keep=2).save(engine, step, score_offset=offset)
     evaluation = documents.of_evaluation()
     mine = evaluation if dist.get_rank() == 0 else []
     batches = [TokenBatch.from_documents(mine)]

@@ -34,6 +34,7 @@ def overflow(case: Case, folder: Path) -> dict[str, Any]:
     import torch.distributed as dist
 
     from alignctl.checkpoints.find import find
+    from alignctl.engines.checkpoints import Checkpoints, resume
     from tests.parallel.jobs import engine_of
 
     source = find(folder / case.model / case.load, vocab_divisor=documents.VOCAB_DIVISOR)
@@ -45,9 +46,9 @@ def overflow(case: Case, folder: Path) -> dict[str, Any]:
     for first, last in zip((0, *SAVED), (*SAVED, STEPS), strict=True):
         engine = engine_of(case, folder, documents.TRAIN_OPTIMIZER, loss_scale=TOO_LARGE)
         if first:
-            assert engine.resume(checkpoints / f"iter_{first:07d}") == first
+            assert resume(engine, checkpoints / f"iter_{first:07d}") == first
         resumed += _steps(case, engine, range(first, last))
-        engine.save(checkpoints, last, source=source, tokenizer=None, keep=None)
+        Checkpoints(checkpoints, source).save(engine, last)
     rank = dist.get_rank()
     return {
         f"steps_{rank}": at_one_go,

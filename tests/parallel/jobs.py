@@ -106,7 +106,6 @@ def engine_of(
     """
     from alignctl.checkpoints.find import find
     from alignctl.engines.megatron import MegatronEngine
-    from alignctl.engines.megatron_state import load_weights
 
     source = find(folder / case.model / case.load, vocab_divisor=documents.VOCAB_DIVISOR)
     assert source.model.vocab_divisor == documents.VOCAB_DIVISOR
@@ -120,7 +119,7 @@ def engine_of(
         lora=lora,
         **kinds,
     )
-    load_weights(engine, source)
+    engine.load_weights(source)
     if optimizer is not None:
         engine.create_optimizer()
     return engine

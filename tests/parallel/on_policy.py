@@ -96,7 +96,7 @@ def policy(case: Case, folder: Path) -> dict[str, Any]:
     """Log-probabilities at a temperature, and a step of each policy loss."""
     import torch
 
-    from alignctl.algorithms.policy_loss import PolicyLoss
+    from tests.algorithms.experience import policy_loss
     from tests.parallel.jobs import engine_of
 
     samples = episode()
@@ -112,19 +112,24 @@ def policy(case: Case, folder: Path) -> dict[str, Any]:
     given |= {"kl_coef": KL_COEF, "has_entropy": True}
     old, advantages = known + noise(3, 0.2), noise(5)
     losses = {
-        "start": PolicyLoss(segments, own, advantages, has_entropy=True),
-        "ppo": PolicyLoss(segments, old, advantages, **given),
-        "gspo": PolicyLoss(
-            segments, old, advantages, variant="gspo", aggregation="sequence", **given
+        "start": policy_loss(segments, own, advantages, has_entropy=True),
+        "ppo": policy_loss(segments, old, advantages, **given),
+        "gspo": policy_loss(
+            segments,
+            old,
+            advantages,
+            variant="gspo",
+            aggregation="sequence",
+            weights=noise(6).exp(),
+            **given,
         ),
-        "cispo": PolicyLoss(
+        "cispo": policy_loss(
             segments,
             old,
             advantages,
             variant="cispo",
             aggregation="constant",
             max_tokens=16,
-            weights=noise(6).abs(),
             mask=noise(7) > -1,
             **given,
         ),
@@ -141,7 +146,10 @@ def policy(case: Case, folder: Path) -> dict[str, Any]:
 
 
 def _step(engine: Any, all_batches: Any, loss: Any) -> dict[str, float]:
-    result = engine.train_step(all_batches, loss, learning_rate=0.0)
+    return _numbers(engine.train_step(all_batches, loss, learning_rate=0.0))
+
+
+def _numbers(result: Any) -> dict[str, float]:
     return {"loss": result.loss, "grad_norm": result.grad_norm, **result.metrics}
 
 
@@ -150,23 +158,27 @@ def _of_only_update(
 ) -> dict[str, Any]:
     """A step that knows the old log-probabilities before, and one that finds them itself."""
     from alignctl.algorithms.policy_loss import PolicyLoss
-    from alignctl.config.on_policy import Trust
-    from alignctl.on_policy.only_update import OnlyUpdate, unknown
-    from alignctl.on_policy.trust import check
+    from alignctl.config.on_policy import Clipping, Trust
+    from alignctl.on_policy.rollout_correction import check
 
     samples = replace(episode(), logprobs=(own + noise(8, 0.3)).numpy())
-    settings = Trust(max_difference=1.0, **correction)
-
-    def loss(old: "torch.Tensor", found: Any) -> PolicyLoss:
-        return PolicyLoss(samples.segments, old, noise(5), weights=found.weights, mask=found.mask)
-
-    known = check(own.numpy(), samples, settings)
-    only = OnlyUpdate(loss(*unknown(samples, settings)), samples, settings)
+    settings, segments = Trust(max_difference=1.0, **correction), samples.segments
+    sampler = own + noise(8, 0.3)
+    found = {}
+    for name, old in (("known", own), ("found", None)):
+        loss = PolicyLoss(
+            Clipping(),
+            segments,
+            noise(5),
+            old_logprobs=old,
+            sampler_logprobs=sampler,
+            trust=settings,
+        )
+        found[name] = engine.train_step(all_batches, loss, learning_rate=0.0, segments=segments)
     return {
-        "known": _step(engine, all_batches, loss(own, known)),
-        "found": _step(engine, all_batches, only),
-        "logprobs": only.logprobs(engine).tolist(),
-        "masked": known.metrics.get("mismatch_masked"),
+        **{name: _numbers(result) for name, result in found.items()},
+        "logprobs": found["found"].target_outputs.tolist(),
+        "masked": check(own.numpy(), samples, settings).metrics.get("mismatch_masked"),
     }
 
 

@@ -85,7 +85,7 @@ def test_a_step_of_ppo_is_that_of_transformers(
 def test_policy_losses_do_not_depend_on_the_layout(
     case: Case, result: Callable[[Case], Result]
 ) -> None:
-    """Token means of PPO, sequence means of GSPO, sums of CISPO under weights and a mask."""
+    """Token means of PPO, sequence means of GSPO under weights, sums of CISPO under a mask."""
     found, baseline = result(case), result(BASELINE[case.model])
     for loss in ("ppo", "gspo", "cispo"):
         assert found[loss] == pytest.approx(baseline[loss], rel=1e-5, abs=1e-6), loss

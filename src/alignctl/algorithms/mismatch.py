@@ -11,6 +11,7 @@ from torch import Tensor
 
 from alignctl.algorithms.kl import clamped, k1, k3
 from alignctl.algorithms.samples import Segments
+from alignctl.config.on_policy import Trust
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,32 @@ def measure(trainer: Tensor, sampler: Tensor) -> Mismatch:
         kl_k1=k1(sampler, trainer).mean().item(),
         effective_share=(ratio.mean() ** 2 / (ratio**2).mean()).item(),
     )
+
+
+def correct(
+    trainer: Tensor, sampler: Tensor, segments: Segments, settings: Trust
+) -> tuple[Tensor | None, Tensor | None]:
+    """Computes what makes up for the difference between trainer and sampler.
+
+    Args:
+        trainer: Log-probabilities `[N]`.
+        sampler: The same by the sampler `[N]`.
+        segments: Whose tokens these are, of whole responses.
+        settings: How it is made up for.
+
+    Returns:
+        Weights of the tokens `[N]` and which of them count `[N]`; None where the settings want
+        none.
+    """
+    match settings.correction:
+        case "truncate":
+            return truncated_importance_weights(trainer, sampler, settings.cap), None
+        case "mask_tokens":
+            return None, token_mask(trainer, sampler, settings.low, settings.high)
+        case "mask_samples":
+            return None, sequence_mask(trainer, sampler, segments, settings.low, settings.high)
+        case "none":
+            return None, None
 
 
 def truncated_importance_weights(trainer: Tensor, sampler: Tensor, cap: float = 2.0) -> Tensor:

@@ -1,18 +1,16 @@
 """The losses that improve a policy from its own samples: PPO, GRPO and their relatives."""
 
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
 
 from alignctl.algorithms.kl import clamped, k1, k3, kl_loss
 from alignctl.algorithms.loss import LossTerms, Output
-from alignctl.algorithms.samples import Segments, select
+from alignctl.algorithms.mismatch import correct
+from alignctl.algorithms.samples import Segments, Selection, select
+from alignctl.config.on_policy import Clipping, Trust
 from alignctl.data.batch import TokenBatch
-
-Variant = Literal["ppo", "gspo", "cispo"]
-Aggregation = Literal["token", "sequence", "constant"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,7 +28,11 @@ class PolicyLoss:
       2506.13585).
 
     + kl_coef KL(new || reference), by `kl_loss`, - entropy_coef entropy. Old log-probabilities are
-    the trainer's own, so that r is exactly 1 before the first update.
+    the trainer's own, so that r is exactly 1 before the first update. Where there is one update
+    alone, they need not be given: they are those of its own forward pass, without their gradient.
+
+    The sampler is not quite the old policy. What makes up for that, `mismatch.correct`, weighs a
+    token's policy term, or leaves it out.
 
     Arrays are of the samples of the whole step, on the CPU, and have no gradient. The loss is a
     mean, which the engine takes over the whole optimizer step:
@@ -42,46 +44,37 @@ class PolicyLoss:
     Masked tokens count nowhere: not as tokens, nor is a sequence counted of which none is left.
 
     Attributes:
+        settings: Which loss, its bounds, and which mean.
         segments: Whose tokens these are.
-        old_logprobs: Of the policy at the start of the step `[N]`.
         advantages: `[N]`.
+        old_logprobs: Of the policy at the start of the step `[N]`; None: the step's own.
+        sampler_logprobs: Those that the sampler told `[N]`; None: there is nothing to make up for.
+        trust: How the difference to them is made up for.
         reference: Log-probabilities of the reference `[N]`, for the penalty and for reports.
-        weights: Importance weights of the policy term `[N]` (`mismatch`), which correct for a
-            sampler that is not quite the old policy.
-        mask: True at the tokens that count `[N]`.
-        variant: Which loss.
-        clip_low: How far below 1 a ratio still has a gradient; 1 for no bound.
-        clip_high: How far above 1.
-        dual_clip: c, above 1; None for no such bound. Only of `ppo`.
-        aggregation: Which mean.
-        max_tokens: The constant that sums are divided by. Only of `constant`.
         kl_coef: Weight of the penalty; it needs the reference.
-        entropy_coef: Weight of the bonus.
+        max_tokens: The constant that sums are divided by, of `constant`.
         has_entropy: Whether the engine computes entropies: the bonus needs them, reports may.
     """
 
+    settings: Clipping
     segments: Segments
-    old_logprobs: Tensor
     advantages: Tensor
+    old_logprobs: Tensor | None = None
+    sampler_logprobs: Tensor | None = None
+    trust: Trust | None = None
     reference: Tensor | None = None
-    weights: Tensor | None = None
-    mask: Tensor | None = None
-    variant: Variant = "ppo"
-    clip_low: float = 0.2
-    clip_high: float = 0.2
-    dual_clip: float | None = None
-    aggregation: Aggregation = "token"
-    max_tokens: int | None = None
     kl_coef: float = 0.0
-    entropy_coef: float = 0.0
+    max_tokens: int | None = None
     has_entropy: bool = False
 
     def __post_init__(self) -> None:
-        """A setting that has no effect is refused where configurations are read."""
-        assert self.dual_clip is None or (self.dual_clip > 1 and self.variant == "ppo")
-        assert (self.max_tokens is not None) == (self.aggregation == "constant")
+        """Refuses what a configuration cannot ask for."""
+        settings = self.settings
+        assert settings.dual_clip is None or settings.variant == "ppo"
+        assert settings.aggregation != "constant" or self.max_tokens is not None
+        assert (self.sampler_logprobs is None) == (self.trust is None)
         assert not self.kl_coef or self.reference is not None
-        assert not self.entropy_coef or self.has_entropy
+        assert not settings.entropy_coef or self.has_entropy
 
     @property
     def metric_names(self) -> tuple[str, ...]:
@@ -93,7 +86,7 @@ class PolicyLoss:
             "approx_kl_k1",
             "clip_fraction_low",
             "clip_fraction_high",
-            *(("dual_clip_fraction",) if self.dual_clip is not None else ()),
+            *(("dual_clip_fraction",) if self.settings.dual_clip is not None else ()),
             *(("kl", "kl_k1") if self.reference is not None else ()),
             *(("entropy",) if self.has_entropy else ()),
         )
@@ -118,51 +111,66 @@ class PolicyLoss:
             """Of all tokens those of the micro batch, beside its log-probabilities."""
             return values[selection.indices].to(logprobs)
 
-        old, advantages = part(self.old_logprobs), part(self.advantages)
-        mask = torch.ones_like(logprobs) if self.mask is None else part(self.mask)
+        own = logprobs.detach()
+        old = own if self.old_logprobs is None else part(self.old_logprobs)
+        weights, mask = self._correct(own, selection)
         shares, means, weight = self._shares(mask, selection.segments)
-
         ratio = self._ratio(logprobs, old, mask, selection.segments)
-        losses, metrics = self._policy(ratio, logprobs, advantages)
-        if self.weights is not None:
-            losses = losses * part(self.weights)
-        known = logprobs.detach()
+        losses, metrics = self._policy(ratio, logprobs, part(self.advantages))
+        losses = losses if weights is None else losses * weights
         metrics |= {
             "ratio": ratio.detach(),
-            "approx_kl": k3(old, known),
-            "approx_kl_k1": k1(old, known),
+            "approx_kl": k3(old, own),
+            "approx_kl_k1": k1(old, own),
         }
         sums = {"policy_loss": (shares * losses.detach()).sum()}
         if self.reference is not None:
             reference = part(self.reference)
-            metrics |= {"kl": k3(known, reference), "kl_k1": k1(known, reference)}
+            metrics |= {"kl": k3(own, reference), "kl_k1": k1(own, reference)}
             if self.kl_coef:
                 losses = losses + self.kl_coef * kl_loss(logprobs, reference)
         if self.has_entropy:
             assert output.entropy is not None
             entropy = output.entropy[selection.positions]
             metrics["entropy"] = entropy.detach()
-            if self.entropy_coef:
+            if self.settings.entropy_coef:
                 assert entropy.requires_grad == logprobs.requires_grad
-                losses = losses - self.entropy_coef * entropy
+                losses = losses - self.settings.entropy_coef * entropy
         sums |= {name: (means * values).sum() for name, values in metrics.items()}
         return LossTerms((shares * losses).sum(), weight, {n: sums[n] for n in self.metric_names})
 
+    def _correct(self, own: Tensor, selection: Selection) -> tuple[Tensor | None, Tensor]:
+        """Weights of tokens `[M]`, if any, and 1 for those that count `[M]`; else 0."""
+        if self.sampler_logprobs is None or self.trust is None:
+            return None, torch.ones_like(own)
+
+        def part(values: Tensor) -> Tensor:
+            return values[selection.indices].to(own.device, torch.float64)
+
+        old = own.double() if self.old_logprobs is None else part(self.old_logprobs)
+        sampler = part(self.sampler_logprobs)
+        weights, mask = correct(old, sampler, selection.segments, self.trust)
+        return (
+            None if weights is None else weights.to(own),
+            torch.ones_like(own) if mask is None else mask.to(own),
+        )
+
     def _shares(self, mask: Tensor, segments: Segments) -> tuple[Tensor, Tensor, Tensor]:
         """What each token `[M]` adds to the loss and to other means, and the weight of all."""
-        if self.aggregation == "token":
+        if self.settings.aggregation == "token":
             return mask, mask, mask.sum()
         counts = segments.sums(mask)
         weight = (counts > 0).sum().to(mask)
         means = mask / segments.spread(counts.clamp(min=1))
-        if self.max_tokens is None:
+        if self.settings.aggregation == "sequence":
             return means, means, weight
+        assert self.max_tokens is not None
         return mask / self.max_tokens, means, weight
 
     def _ratio(self, logprobs: Tensor, old: Tensor, mask: Tensor, segments: Segments) -> Tensor:
         """The ratios `[M]`, of tokens or of their sequences."""
         log_ratio = logprobs - old
-        if self.variant == "gspo":
+        if self.settings.variant == "gspo":
             counts = segments.sums(mask).clamp(min=1)
             mean = segments.sums(log_ratio.detach() * mask) / counts
             # The value of the sequence, the gradient of the token.
@@ -173,9 +181,9 @@ class PolicyLoss:
         self, ratio: Tensor, logprobs: Tensor, advantages: Tensor
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Losses of tokens `[M]`, and which of them were clipped `[M]`."""
-        low, high = 1 - self.clip_low, 1 + self.clip_high
+        low, high = 1 - self.settings.clip_low, 1 + self.settings.clip_high
         bounded = ratio.clamp(low, high)
-        if self.variant == "cispo":
+        if self.settings.variant == "cispo":
             losses = -bounded.detach() * advantages * logprobs
             return losses, {
                 "clip_fraction_low": (ratio < low).to(ratio),
@@ -186,8 +194,8 @@ class PolicyLoss:
             "clip_fraction_low": ((ratio < low) & (advantages < 0)).to(ratio),
             "clip_fraction_high": ((ratio > high) & (advantages > 0)).to(ratio),
         }
-        if self.dual_clip is not None:
-            most = -self.dual_clip * advantages
+        if self.settings.dual_clip is not None:
+            most = -self.settings.dual_clip * advantages
             is_above = (advantages < 0) & (losses > most)
             losses = torch.where(is_above, most, losses)
             clipped["dual_clip_fraction"] = is_above.to(ratio)

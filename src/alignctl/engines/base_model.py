@@ -1,11 +1,20 @@
-"""The model that adapters belong to, as all ranks of a job find it together."""
+"""What all ranks of a job find out together about the model that they load."""
 
 import torch.distributed as dist
 
-from alignctl.checkpoints import manifest
+from alignctl.checkpoints import adapted, manifest
 from alignctl.checkpoints.identity import recorded_files, weight_files
 from alignctl.checkpoints.manifest import Base, FileRecord
 from alignctl.checkpoints.source import Source
+
+
+def verify_share(source: Source) -> None:
+    """Compares the checksums of this rank's share of a model's files.
+
+    Raises:
+        UserError: A file is damaged.
+    """
+    adapted.verify(source, share=dist.get_rank(), num_shares=dist.get_world_size())
 
 
 def base_of(source: Source) -> Base:

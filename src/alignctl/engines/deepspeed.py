@@ -9,8 +9,7 @@ import math
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from functools import cache
-from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -22,13 +21,12 @@ from alignctl import memory
 from alignctl.algorithms.loss import Loss, LossTerms, Output, Scores
 from alignctl.checkpoints.dtypes import BY_FLAG
 from alignctl.checkpoints.manifest import Base
-from alignctl.checkpoints.source import Source
 from alignctl.config.precision import LossScale, Precision
 from alignctl.config.sections import DeepSpeed, Head, Lora, Model, Optimizer, Parallel
 from alignctl.data.batch import TokenBatch
-from alignctl.engines import deepspeed_state
 from alignctl.engines.deepspeed_library import deepspeed
 from alignctl.engines.deepspeed_optimizer import ZeroOptimizer
+from alignctl.engines.deepspeed_state import DeepSpeedState
 from alignctl.engines.device import DEVICE, IS_GPU, join
 from alignctl.engines.metrics import StepMetrics
 from alignctl.engines.protocol import NonFiniteError, too_small
@@ -66,7 +64,7 @@ def _alone() -> dist.ProcessGroup:
     return groups[dist.get_rank()]
 
 
-class DeepSpeedEngine:
+class DeepSpeedEngine(DeepSpeedState):
     """A model whose optimizer, gradients or weights are spread over the ranks: see `Engine`.
 
     Attributes:
@@ -146,38 +144,23 @@ class DeepSpeedEngine:
         self.model.train(is_training)
 
     @property
-    def is_partitioned(self) -> bool:
-        """Whether each rank holds only a share of every weight."""
-        return self.zero.zero_stage == 3
+    def checkpoint_format(self) -> Literal["mcore", "hf"]:
+        """What `write` writes."""
+        return "hf"
 
-    def load_weights(self, source: Source, *, seed: int = 0) -> None:
-        """Fills the model from a checkpoint: `deepspeed_state.load_weights`."""
-        deepspeed_state.load_weights(self, source, seed=seed)
+    @property
+    def padded_vocab_size(self) -> int:
+        """Rows of the vocabulary, which nothing pads here."""
+        return self.architecture.vocab_size
 
-    def resume(self, checkpoint: Path) -> int:
-        """Restores a checkpoint, returns its steps: `deepspeed_state.resume`."""
-        return deepspeed_state.resume(self, checkpoint)
-
-    def save(
-        self,
-        checkpoints: Path,
-        step: int,
-        *,
-        source: Source,
-        tokenizer: Path | None,
-        keep: int | None,
-        score_offset: float | None = None,
-    ) -> Path:
-        """Writes a checkpoint: `deepspeed_state.save`."""
-        return deepspeed_state.save(
-            self,
-            checkpoints,
-            step,
-            source=source,
-            tokenizer=tokenizer,
-            keep=keep,
-            score_offset=score_offset,
-        )
+    @property
+    def layout(self) -> dict[str, int | bool]:
+        """What a checkpoint must have been saved at to be read."""
+        return {
+            "zero_stage": self.zero.zero_stage,
+            "dp": self.data_parallel_size,
+            "is_gpu": IS_GPU,
+        }
 
     def create_optimizer(self) -> None:
         """Creates AdamW with master weights taken from the model: call it once they are loaded."""

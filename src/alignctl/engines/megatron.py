@@ -9,8 +9,8 @@ of a job share one layout.
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
-from pathlib import Path
-from typing import Any
+from dataclasses import replace
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -29,12 +29,12 @@ from alignctl.algorithms.loss import Loss, LossTerms, Output, Scores, Values
 from alignctl.algorithms.samples import Segments
 from alignctl.checkpoints.dtypes import BY_FLAG
 from alignctl.checkpoints.manifest import Base
-from alignctl.checkpoints.source import Source
 from alignctl.config.precision import LossScale, Precision
 from alignctl.config.sections import Head, Lora, Model, Optimizer, Parallel
 from alignctl.data.batch import IGNORE, TokenBatch
-from alignctl.engines import megatron_optimizer, megatron_state
+from alignctl.engines import megatron_optimizer
 from alignctl.engines.device import DEVICE, IS_GPU
+from alignctl.engines.megatron_state import MegatronState
 from alignctl.engines.metrics import StepMetrics
 from alignctl.engines.offload import Offloaded
 from alignctl.engines.protocol import NonFiniteError, too_small
@@ -53,7 +53,7 @@ from alignctl.models.megatron import LanguageModel, RewardModel, build, transfor
 from alignctl.models.weight_map import Sliced
 
 
-class MegatronEngine:
+class MegatronEngine(MegatronState):
     """A sharded model with its optimizer.
 
     Attributes:
@@ -149,47 +149,29 @@ class MegatronEngine:
             self._settings, self._scaling = optimizer, loss_scale or LossScale()
         self.skipped_steps = 0
         self._wrapped = wrapped
+        self._observed: list[tuple[TokenBatch, Tensor]] | None = None
         self._offloaded: Offloaded | None = None
 
-    def load_weights(self, source: Source, *, seed: int = 0) -> None:
-        """Fills the model from a checkpoint: `megatron_state.load_weights`."""
-        megatron_state.load_weights(self, source, seed=seed)
+    @property
+    def checkpoint_format(self) -> Literal["mcore", "hf"]:
+        """What `write` writes."""
+        return "mcore"
 
-    def resume(self, checkpoint: Path) -> int:
-        """Restores a checkpoint, returns its steps: `megatron_state.resume`."""
-        return megatron_state.resume(self, checkpoint)
+    @property
+    def padded_vocab_size(self) -> int:
+        """Rows of the embedding over all tensor-parallel ranks."""
+        return self.architecture.padded_vocab_size(self.parallel.tp)
 
-    def save(
-        self,
-        checkpoints: Path,
-        step: int,
-        *,
-        source: Source,
-        tokenizer: Path | None,
-        keep: int | None,
-        score_offset: float | None = None,
-    ) -> Path:
-        """Writes a checkpoint: `megatron_state.save`."""
-        return megatron_state.save(
-            self,
-            checkpoints,
-            step,
-            source=source,
-            tokenizer=tokenizer,
-            keep=keep,
-            score_offset=score_offset,
-        )
-
-    def global_name(self, local: str) -> str:
-        """A parameter's name in the whole model: each stage counts its layers from 0."""
-        if local == "output_layer.weight" and self.architecture.tie_embeddings:
-            return "embedding.word_embeddings.weight"
-        prefix, *rest = local.split("decoder.layers.")
-        if not rest:
-            return local
-        layer, name = rest[0].split(".", 1)
-        number = self.model.decoder.layers[int(layer)].layer_number - 1
-        return f"{prefix}decoder.layers.{number}.{name}"
+    @property
+    def layout(self) -> dict[str, int | bool]:
+        """What a checkpoint must have been saved at to be read."""
+        return {
+            "tp": self.parallel.tp,
+            "pp": self.parallel.pp,
+            "dp": self.data_parallel_size,
+            "distributed_optimizer": self.parallel.distributed_optimizer,
+            "is_gpu": IS_GPU,
+        }
 
     def _mark_sharded_parameters(self) -> None:
         """Says which parameters are cut: Megatron counts the others once in the gradient norm.
@@ -227,12 +209,27 @@ class MegatronEngine:
         *,
         learning_rate: float,
         is_stop_requested: bool = False,
+        segments: Segments | None = None,
     ) -> StepMetrics:
-        """One optimizer step over this rank's micro batches; see `Engine`."""
+        """Takes one optimizer step over this rank's micro batches; see `Engine`.
+
+        Args:
+            micro_batches: This rank's share; every rank has as many.
+            loss: What is minimised.
+            learning_rate: Of this step.
+            is_stop_requested: Whether this rank was asked to stop.
+            segments: Of all samples, to be told what the forward pass found for each learned
+                target, as `target_outputs` does.
+        """
         self._wrapped.train()
         self._wrapped.zero_grad_buffer()
         self.optimizer.zero_grad()
+        self._observed = None if segments is None else []
         result = self._run(micro_batches, loss, forward_only=False, flag=is_stop_requested)
+        if segments is not None:
+            found = by_target(self._observed or [], segments)
+            result = replace(result, target_outputs=found)
+            self._observed = None
         if not math.isfinite(result.loss):
             raise NonFiniteError(f"the loss is {result.loss}")
         scale = self.loss_scale
@@ -251,7 +248,7 @@ class MegatronEngine:
             # parameters without decay: biases and norms.
             group["weight_decay"] = self._settings.weight_decay * group["wd_mult"]
         self.optimizer.step_with_ready_grads()
-        return StepMetrics(**{**vars(result), "grad_norm": grad_norm})
+        return replace(result, grad_norm=grad_norm)
 
     def evaluate(self, micro_batches: Sequence[TokenBatch], loss: Loss) -> StepMetrics:
         """The same numbers without an update; every rank has as many micro batches."""
@@ -382,7 +379,10 @@ class MegatronEngine:
             output, targets = self._forward(batch, model, with_labels=True)
 
             def compute(output: Any) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-                found = loss(self._named(output), targets, batch)
+                named = self._named(output)
+                if self._observed is not None and self.has_numbers:
+                    self._observed.append((batch, of_targets(named, batch).detach()))
+                found = loss(named, targets, batch)
                 terms.append(
                     LossTerms(
                         found.total.detach(),

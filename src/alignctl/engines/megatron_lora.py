@@ -4,7 +4,7 @@ Megatron's own description stacks layers and knows nothing of adapters; here the
 how a tensor is cut, and each layer has a tensor of its own.
 """
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping
 
 from megatron.core.dist_checkpointing.mapping import ShardedTensor
 from megatron.core.utils import (
@@ -12,19 +12,25 @@ from megatron.core.utils import (
     make_tp_sharded_tensor_for_checkpoint,
 )
 
-from alignctl.models.weight_map import Sliced
-
-if TYPE_CHECKING:
-    from alignctl.engines.megatron import MegatronEngine
+from alignctl.models.megatron import LanguageModel
+from alignctl.models.weight_map import Sliced, Weight
 
 
-def trained_state(engine: "MegatronEngine") -> dict[str, ShardedTensor]:
-    """This rank's adapters, and its score head, as Megatron saves and loads them."""
+def trained_state(
+    model: LanguageModel, rows: Mapping[str, Weight], global_name: Callable[[str], str]
+) -> dict[str, ShardedTensor]:
+    """Describes this rank's adapters, and its score head, as Megatron saves and loads them.
+
+    Args:
+        model: This rank's part of the model.
+        rows: The weight map of the whole.
+        global_name: Tells a parameter's name in the whole model.
+    """
     found = {}
-    for name, parameter in engine.model.named_parameters():
+    for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            key = engine.global_name(name)
-            layout = engine.rows[key].layout
+            key = global_name(name)
+            layout = rows[key].layout
             found[name] = (
                 make_tp_sharded_tensor_for_checkpoint(parameter, key, tp_axis=layout.dim)
                 if isinstance(layout, Sliced)

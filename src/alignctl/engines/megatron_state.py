@@ -5,75 +5,132 @@ optimizer's state, when it is spread over data-parallel ranks, only at the layou
 """
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from megatron.core import dist_checkpointing, parallel_state, tensor_parallel
 from megatron.core.dist_checkpointing.mapping import ShardedObject, ShardedTensor
 
-from alignctl.checkpoints import adapted, manifest
+from alignctl.checkpoints import manifest
 from alignctl.checkpoints.companions import copy_companions
-from alignctl.checkpoints.dtypes import dtype_of
-from alignctl.checkpoints.find import find
-from alignctl.checkpoints.manifest import HF_FOLDER, Adapted, FileRecord, Manifest
+from alignctl.checkpoints.manifest import HF_FOLDER, Base, FileRecord
 from alignctl.checkpoints.source import Source
-from alignctl.engines import checkpoint_folder, megatron_lora, megatron_optimizer, megatron_reader
-from alignctl.engines.base_model import base_of, gathered
+from alignctl.config.sections import Head, Lora, Model, Parallel
+from alignctl.engines import megatron_lora, megatron_optimizer, megatron_reader
+from alignctl.engines.base_model import base_of, gathered, verify_share
 from alignctl.engines.device import IS_GPU
 from alignctl.engines.megatron_writer import InProcessStrategy
-from alignctl.launch.run_folder import RunFolder
 from alignctl.models.adapters import adapter_shapes, new_adapter
+from alignctl.models.megatron import LanguageModel
 from alignctl.models.score_head import new_weights
-from alignctl.models.weight_map import Vocabulary, pad_rows
-
-if TYPE_CHECKING:
-    from alignctl.engines.megatron import MegatronEngine
+from alignctl.models.weight_map import Vocabulary, Weight, pad_rows
 
 _DISTRIBUTED_OPTIMIZER = {"distrib_optim_sharding_type": "dp_reshardable"}
 
 
-def load_weights(engine: "MegatronEngine", source: Source, *, seed: int = 0) -> None:
-    """Fills the engine's model from a checkpoint of any kind and layout; no optimizer state.
+class MegatronState:
+    """One rank's part of a model with its optimizer, as it is stored and loaded.
 
-    Each rank reads the full tensors it has a part of, one at a time: no layout is written down
-    on the way. A policy has no score head: a reward model that starts from it gets a new one. So
-    does every model get new adapters, if it is to have any.
-
-    Args:
-        engine: The engine.
-        source: The checkpoint.
-        seed: Of a new head, and of new adapters.
+    Attributes:
+        architecture: The whole model.
+        parallel: How it is cut.
+        head: What is on top.
+        lora: The adapters that are trained; None: all weights are.
+        base: The model that they belong to.
+        rows: The weight map of all parameters, those of adapters among them.
+        model: This rank's part.
+        optimizer: Megatron's, None until it is created.
+        skipped_steps: Of the steps so far, those that float16 could not take.
     """
-    model, parallel = engine.architecture, engine.parallel
-    needs_head = source.head == "lm" and engine.head != "lm"
-    new = new_weights(engine.head, model, seed=seed) if needs_head else {}
-    rank = parallel_state.get_tensor_model_parallel_rank()
-    adapters = adapter_shapes(model, engine.lora) if engine.lora else {}
-    _verify(source)
-    if engine.lora:
-        engine.base = base_of(source)
-    with torch.no_grad():
-        for local_name, parameter in engine.model.named_parameters():
-            name = engine.global_name(local_name)
-            row, full = engine.rows[name], new.get(name)
-            if name in adapters:
-                full = new_adapter(name, adapters[name], seed=seed)
-            if full is None:
-                full = source.tensors[name].checked().make()
-            if isinstance(row.layout, Vocabulary):
-                full = pad_rows(full, model.padded_vocab_size(parallel.tp))
-            parameter.copy_(row.layout.shard(full, rank, parallel.tp))
-    dist.barrier()
+
+    architecture: Model
+    parallel: Parallel
+    head: Head
+    lora: Lora | None
+    base: Base | None
+    rows: dict[str, Weight]
+    model: LanguageModel
+    optimizer: Any
+    skipped_steps: int
+
+    def global_name(self, local: str) -> str:
+        """A parameter's name in the whole model: each stage counts its layers from 0."""
+        if local == "output_layer.weight" and self.architecture.tie_embeddings:
+            return "embedding.word_embeddings.weight"
+        prefix, *rest = local.split("decoder.layers.")
+        if not rest:
+            return local
+        layer, name = rest[0].split(".", 1)
+        number = self.model.decoder.layers[int(layer)].layer_number - 1
+        return f"{prefix}decoder.layers.{number}.{name}"
+
+    def load_weights(self, source: Source, *, seed: int = 0) -> None:
+        """Fills the engine's model from a checkpoint of any kind and layout; no optimizer state.
+
+        Each rank reads the full tensors it has a part of, one at a time: no layout is written down
+        on the way. A policy has no score head: a reward model that starts from it gets a new one.
+        So does every model get new adapters, if it is to have any.
+
+        Args:
+            source: The checkpoint.
+            seed: Of a new head, and of new adapters.
+        """
+        model, parallel = self.architecture, self.parallel
+        needs_head = source.head == "lm" and self.head != "lm"
+        new = new_weights(self.head, model, seed=seed) if needs_head else {}
+        rank = parallel_state.get_tensor_model_parallel_rank()
+        adapters = adapter_shapes(model, self.lora) if self.lora else {}
+        verify_share(source)
+        if self.lora:
+            self.base = base_of(source)
+        with torch.no_grad():
+            for local_name, parameter in self.model.named_parameters():
+                name = self.global_name(local_name)
+                row, full = self.rows[name], new.get(name)
+                if name in adapters:
+                    full = new_adapter(name, adapters[name], seed=seed)
+                if full is None:
+                    full = source.tensors[name].checked().make()
+                if isinstance(row.layout, Vocabulary):
+                    full = pad_rows(full, model.padded_vocab_size(parallel.tp))
+                parameter.copy_(row.layout.shard(full, rank, parallel.tp))
+        dist.barrier()
+
+    def write(self, folder: Path, source: Source, tokenizer: Path | None) -> dict[str, FileRecord]:
+        """Writes a checkpoint but for its manifest; see `Engine`."""
+        megatron_optimizer.allocate_moments(self.optimizer)
+        dist_checkpointing.save(
+            _unshared(_state(self, is_loading=False)),
+            str(folder),
+            InProcessStrategy(),
+            validate_access_integrity=False,
+        )
+        if dist.get_rank() == 0:
+            copy_companions(
+                source.companions, folder / HF_FOLDER, tokenizer=tokenizer, config=source.hf_config
+            )
+        return _gather_records(folder)
+
+    def read(self, checkpoint: Path) -> None:
+        """Restores what `write` wrote; see `Engine`."""
+        megatron_optimizer.allocate_moments(self.optimizer)
+        loaded = megatron_reader.load(_state(self, is_loading=True), checkpoint)
+        self.model.load_state_dict(loaded["model"], strict=False)
+        with torch.no_grad():  # in float32 the master weights are views of the parameters
+            self.optimizer.load_state_dict(loaded["optimizer"])
+        _set_step_counters(self)
+        self.skipped_steps = loaded.get("skipped_steps", 0)
+        _set_random_state(loaded["random"])
 
 
-def _model_state(engine: "MegatronEngine") -> dict[str, Any]:
+def _model_state(engine: MegatronState) -> dict[str, Any]:
     """A description of this rank's parameters, of those that are trained, for Megatron.
 
     Megatron's own, without the empty extra states; but it knows nothing of adapters.
     """
     if engine.lora:
-        return megatron_lora.trained_state(engine)
+        return megatron_lora.trained_state(engine.model, engine.rows, engine.global_name)
     state: dict[str, Any] = engine.model.sharded_state_dict()
     return {key: value for key, value in state.items() if not key.endswith("_extra_state")}
 
@@ -102,7 +159,7 @@ def _set_random_state(states: dict[str, torch.Tensor]) -> None:
     tracker.set_states({name: states[f"tracker.{name}"] for name in tracker.get_states()})
 
 
-def _state(engine: "MegatronEngine", *, is_loading: bool) -> dict[str, Any]:
+def _state(engine: MegatronState, *, is_loading: bool) -> dict[str, Any]:
     model = _model_state(engine)
     metadata = _DISTRIBUTED_OPTIMIZER if engine.parallel.distributed_optimizer else None
     optimizer = engine.optimizer.sharded_state_dict(
@@ -138,67 +195,6 @@ def _unshared(tree: Any) -> Any:
     return tree
 
 
-def _layout(engine: "MegatronEngine") -> dict[str, int | bool]:
-    return {
-        "tp": engine.parallel.tp,
-        "pp": engine.parallel.pp,
-        "dp": engine.data_parallel_size,
-        "distributed_optimizer": engine.parallel.distributed_optimizer,
-        "is_gpu": IS_GPU,
-    }
-
-
-def save(
-    engine: "MegatronEngine",
-    checkpoints: Path,
-    step: int,
-    *,
-    source: Source,
-    tokenizer: Path | None,
-    keep: int | None,
-    score_offset: float | None = None,
-) -> Path:
-    """Writes a checkpoint that is either complete or absent, then points to it.
-
-    Args:
-        engine: The engine, between two steps.
-        checkpoints: The folder of checkpoints.
-        step: Optimizer steps taken so far.
-        source: The model this run started from: its companions are kept, so that every
-            checkpoint can become a Hugging Face folder on its own.
-        tokenizer: Folder of the tokenizer it is trained with, if not the source's own.
-        keep: How many of the newest checkpoints stay; None for all.
-        score_offset: `Manifest.score_offset`, for a reward model that is done.
-
-    Returns:
-        The folder of the checkpoint.
-
-    Raises:
-        OSError: The disk is full or not writable; older checkpoints are untouched.
-    """
-    partial = checkpoint_folder.partial_name(checkpoints, step)
-    final = checkpoint_folder.final_name(checkpoints, step)
-    if RunFolder(checkpoints.parent).latest_step() == step:
-        return final  # replacing it would leave a moment without any
-    is_first = dist.get_rank() == 0
-    if is_first:
-        checkpoint_folder.start(checkpoints, step)
-    dist.barrier()
-    megatron_optimizer.allocate_moments(engine.optimizer)
-    dist_checkpointing.save(
-        _unshared(_state(engine, is_loading=False)),
-        str(partial),
-        InProcessStrategy(),
-        validate_access_integrity=False,
-    )
-    records = _gather_records(partial)
-    if is_first:
-        _describe(engine, partial, step, source, tokenizer, score_offset, records)
-        checkpoint_folder.finish(checkpoints, step, keep=keep)
-    dist.barrier()
-    return final
-
-
 def _gather_records(partial: Path) -> dict[str, FileRecord]:
     """Checksums of all ranks' files; each rank reads those that it wrote."""
     return gathered(
@@ -206,61 +202,7 @@ def _gather_records(partial: Path) -> dict[str, FileRecord]:
     )
 
 
-def _describe(
-    engine: "MegatronEngine",
-    partial: Path,
-    step: int,
-    source: Source,
-    tokenizer: Path | None,
-    score_offset: float | None,
-    records: dict[str, FileRecord],
-) -> None:
-    """Adds the companions and the manifest to a checkpoint."""
-    copy_companions(
-        source.companions, partial / HF_FOLDER, tokenizer=tokenizer, config=source.hf_config
-    )
-    model = engine.architecture
-    Manifest(
-        iteration=step,
-        role="policy" if engine.head == "lm" else "reward",
-        head=engine.head,
-        score_offset=score_offset,
-        model=model,
-        dtype=dtype_of(engine.dtype).name,
-        padded_vocab_size=model.padded_vocab_size(engine.parallel.tp),
-        hf_prefix=source.hf_prefix,
-        adapted=Adapted(lora=engine.lora, base=engine.base) if engine.lora else None,
-        training=_layout(engine),
-    ).write(partial, manifest.record_all(partial, records))
-
-
-def resume(engine: "MegatronEngine", checkpoint: Path) -> int:
-    """Restores weights, optimizer and random states; returns the number of steps taken.
-
-    Raises:
-        UserError: The checkpoint was saved at another layout or on another kind of device, or it
-            is damaged.
-    """
-    found = manifest.read(checkpoint)
-    manifest.check_layout(checkpoint, found, _layout(engine))
-    source = find(checkpoint)
-    _verify(source)
-    if source.adapted and found.adapted:
-        load_weights(engine, source.adapted.base)
-        engine.base = found.adapted.base
-    megatron_optimizer.allocate_moments(engine.optimizer)
-    loaded = megatron_reader.load(_state(engine, is_loading=True), checkpoint)
-    engine.model.load_state_dict(loaded["model"], strict=False)
-    with torch.no_grad():  # in float32 the master weights are views of the parameters
-        engine.optimizer.load_state_dict(loaded["optimizer"])
-    _set_step_counters(engine)
-    engine.skipped_steps = loaded.get("skipped_steps", 0)
-    _set_random_state(loaded["random"])
-    dist.barrier()
-    return found.iteration
-
-
-def _set_step_counters(engine: "MegatronEngine") -> None:
+def _set_step_counters(engine: MegatronState) -> None:
     """Counts on from the saved step, which the distributed optimizer leaves in the groups.
 
     Megatron-Core 0.16.1 writes the counters of the state it allocated, zeros, over it.
@@ -284,8 +226,3 @@ def _zero_gaps(tree: Any) -> None:
     elif isinstance(tree, dict | list):
         for branch in tree.values() if isinstance(tree, dict) else tree:
             _zero_gaps(branch)
-
-
-def _verify(source: Source) -> None:
-    """Compares the checksums of this rank's share of the files."""
-    adapted.verify(source, share=dist.get_rank(), num_shares=dist.get_world_size())

@@ -2,6 +2,9 @@
 
 from dataclasses import dataclass
 
+import numpy as np
+from numpy.typing import NDArray
+
 
 @dataclass(frozen=True)
 class StepMetrics:
@@ -15,6 +18,7 @@ class StepMetrics:
         grad_norm: Norm of the whole gradient before clipping; None in a validation, and where the
             step was left out because float16 could not hold the gradient.
         is_stop_requested: Whether any rank was asked to stop.
+        target_outputs: What the forward pass found for each learned target `[N]`, if asked.
     """
 
     loss: float
@@ -23,3 +27,4 @@ class StepMetrics:
     metrics: dict[str, float]
     grad_norm: float | None
     is_stop_requested: bool
+    target_outputs: NDArray[np.float64] | None = None

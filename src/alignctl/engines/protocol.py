@@ -7,14 +7,16 @@ engine returns is the same on all ranks. Every method is called by all ranks tog
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Literal, Protocol
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from alignctl.algorithms.loss import Loss
+from alignctl.checkpoints.manifest import Base, FileRecord
 from alignctl.checkpoints.source import Source
-from alignctl.config.sections import Head
+from alignctl.config.sections import Head, Lora, Model
 from alignctl.data.batch import TokenBatch
 from alignctl.engines.metrics import StepMetrics
 from alignctl.errors import RunError
@@ -36,12 +38,36 @@ class Engine(Protocol):
     """A sharded model with its optimizer: weights are loaded or resumed before it is used.
 
     A run that starts calls `load_weights`, then `create_optimizer`; one that goes on calls
-    `create_optimizer`, then `resume`.
+    `create_optimizer`, then is given to `checkpoints.resume`.
     """
 
     @property
     def head(self) -> Head:
         """What is on top: losses get `Output` from "lm", `Scores` from the others."""
+
+    architecture: Model
+    """The model that it holds."""
+
+    dtype: torch.dtype
+    """Of weights."""
+
+    lora: Lora | None
+    """The adapters that are trained; None: all weights are."""
+
+    base: Base | None
+    """The model that the adapters belong to."""
+
+    @property
+    def checkpoint_format(self) -> Literal["mcore", "hf"]:
+        """What `write` writes."""
+
+    @property
+    def padded_vocab_size(self) -> int:
+        """Rows of the vocabulary in its checkpoints."""
+
+    @property
+    def layout(self) -> dict[str, int | bool]:
+        """What a checkpoint must have been saved at to be read."""
 
     @property
     def data_parallel_rank(self) -> int:
@@ -114,38 +140,23 @@ class Engine(Protocol):
             By document number `[D]`, the same on every rank; NaN for those in no rank's batches.
         """
 
-    def save(
-        self,
-        checkpoints: Path,
-        step: int,
-        *,
-        source: Source,
-        tokenizer: Path | None,
-        keep: int | None,
-        score_offset: float | None = None,
-    ) -> Path:
-        """Writes a checkpoint that is either complete or absent, then points to it.
+    def write(self, folder: Path, source: Source, tokenizer: Path | None) -> dict[str, FileRecord]:
+        """Writes a checkpoint's files, all but its manifest: weights, state, companions.
 
         Args:
-            checkpoints: The folder of checkpoints.
-            step: Optimizer steps taken so far.
-            source: The model this run started from: its companions are kept, so that every
-                checkpoint can become a Hugging Face folder on its own.
+            folder: Where to, which is there and empty.
+            source: The model the run started from, for its config and tokenizer.
             tokenizer: Folder of the tokenizer it is trained with, if not the source's own.
-            keep: How many of the newest checkpoints stay; None for all.
-            score_offset: `Manifest.score_offset`, for a reward model that is done.
 
         Returns:
-            The folder of the checkpoint.
-
-        Raises:
-            OSError: The disk is full or not writable; older checkpoints are untouched.
+            Sizes and checksums of files, of all ranks', by their names; others may be there too.
         """
 
-    def resume(self, checkpoint: Path) -> int:
-        """Restores weights, optimizer and random states; returns the number of steps taken.
+    def read(self, checkpoint: Path) -> None:
+        """Restores what `write` wrote: weights, or adapters on their base, and the state.
 
-        Raises:
-            UserError: The checkpoint was saved at another layout or on another kind of device, or
-                it is damaged.
+        The state is the optimizer's and the random generators'.
+
+        Args:
+            checkpoint: Of the same layout, and whole: both were looked at.
         """

@@ -2,7 +2,7 @@
 
     gather     prompts -> answers (rollout) -> scores (reward model, rule)
     learn      log-probabilities, advantages or pairs, updates        (the stage's own part)
-    push       the new weights to the rollout
+    sync       the new weights to the rollout
 
 An episode is a step of the run: checkpoints, metrics and resuming count episodes. Nothing is kept
 between episodes but weights, optimizers, random states and the few numbers of `Learner.state`.
@@ -23,19 +23,20 @@ from alignctl import atomic
 from alignctl.algorithms.scores import RunningStd
 from alignctl.config.on_policy_run import OnPolicyConfig
 from alignctl.data.prompt_store import PromptData
+from alignctl.data.tokenizer import Tokenizer
 from alignctl.engines.device import DEVICE
 from alignctl.launch import worker
 from alignctl.launch.run_folder import RunFolder
 from alignctl.on_policy import sample_log
-from alignctl.on_policy.crew import Crew, value_folder
-from alignctl.on_policy.sampling import Gathered, answer, gather
+from alignctl.on_policy.models import Loaded, Models
+from alignctl.on_policy.sampling import Experience, answer, gather
 from alignctl.on_policy.scoring import Scorer
 from alignctl.reporting.metrics import MetricsWriter, measured, recorded
 from alignctl.reporting.phases import Phases
 
 
 @dataclass
-class Lesson:
+class UpdateResult:
     """What was learned from one episode.
 
     Attributes:
@@ -50,7 +51,7 @@ class Lesson:
 class Learner(Protocol):
     """What makes a stage the one that it is."""
 
-    def learn(self, gathered: Gathered, step: int) -> Lesson:
+    def learn(self, experience: Experience, step: int) -> UpdateResult:
         """Improves the policy with the answers of an episode; `step` are done before it."""
 
     @property
@@ -67,16 +68,26 @@ class Loop:
 
     config: OnPolicyConfig
     folder: RunFolder
-    crew: Crew
+    loaded: Loaded
     data: PromptData
+    tokenizer: Tokenizer
     scorer: Scorer
     learner: Learner
-    step: int
+    step: int = field(init=False)
     silent: int = 0
     """Episodes in a row in which no answer was right."""
     first_validation: dict[str, float] | None = None
     validation: dict[str, float] | None = None
     last: dict[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Goes on after the episodes that were done before."""
+        self.step = self.loaded.step
+
+    @property
+    def models(self) -> Models:
+        """Those of this rank."""
+        return self.loaded.models
 
     @property
     def total(self) -> int:
@@ -117,33 +128,33 @@ class Loop:
 
     def _episode(self, metrics: MetricsWriter) -> None:
         config, started, phases = self.config, time.perf_counter(), Phases()
-        gathered = gather(self.crew, self.scorer, self.data, self.step, phases)
-        with phases("training"), self.crew.while_rollout_sleeps():
-            lesson = self.learner.learn(gathered, self.step)
-            self.crew.is_stale = True
+        experience = gather(self.models, self.scorer, self.data, self.step, phases)
+        with phases("training"), self.models.while_rollout_sleeps():
+            found = self.learner.learn(experience, self.step)
+            self.models.is_stale = True
         with phases("push"):
-            self.crew.push()
+            self.models.sync_weights()
         self.step += 1
-        samples, scored, tokenizer = gathered.samples, gathered.scored, self.scorer.tokenizer
-        sample_log.write(self.folder, self.step, gathered, lesson.kl, self.data, tokenizer)
-        self.last = {**lesson.metrics, **scored.metrics}
+        samples, scored, tokenizer = experience.samples, experience.scored, self.tokenizer
+        sample_log.write(self.folder, self.step, experience, found.kl, self.data, tokenizer)
+        self.last = {**found.metrics, **scored.metrics}
         if self.step % config.train.log_interval == 0 or self.step == self.total:
             tokens = int(samples.lengths.sum())
             metrics.train(
                 self.step,
-                **lesson.metrics,
+                **found.metrics,
                 **scored.metrics,
-                **gathered.metrics,
+                **experience.metrics,
                 length=float(samples.lengths.mean()),
                 finished=float(samples.is_finished.mean()),
                 tokens=tokens,
                 tokens_per_second=tokens / (time.perf_counter() - started),
                 **phases.row,
             )
-            for text in sample_log.shown(gathered, self.data, tokenizer, config.experience.shown):
+            for text in sample_log.shown(experience, self.data, tokenizer, config.experience.shown):
                 metrics.note(text)
-        if retried := int(gathered.metrics["requests_retried"]):
-            failed = int(gathered.metrics["requests_failed"])
+        if retried := int(experience.metrics["requests_retried"]):
+            failed = int(experience.metrics["requests_failed"])
             metrics.note(
                 f"warning: {retried} requests failed in the sampler and were tried again alone, "
                 f"{failed} in vain; the logs of the ranks have its errors"
@@ -174,8 +185,8 @@ class Loop:
             prompts = prompts[: self.config.train.eval_batches * self.config.experience.prompts]
         if not len(prompts):
             return
-        samples, _ = answer(self.crew, self.data, prompts, seed=(0,), is_greedy=True)
-        with self.crew.while_rollout_sleeps():
+        samples, _ = answer(self.models, self.data, prompts, seed=(0,), is_greedy=True)
+        with self.models.while_rollout_sleeps():
             scored = self.scorer.score(samples, is_validation=True)
         self.validation = {
             **scored.metrics,
@@ -193,7 +204,7 @@ class Loop:
 
     def _save(self) -> Path:
         """Writes everything that a resumed run needs; the policy's checkpoint makes it valid."""
-        crew, config, step = self.crew, self.config, self.step
+        loaded, models, step = self.loaded, self.models, self.step
         if dist.get_rank() == 0:
             state = {
                 "learner": self.learner.state,
@@ -203,27 +214,12 @@ class Loop:
             }
             self._state_file(step).parent.mkdir(exist_ok=True)
             atomic.write_text(self._state_file(step), json.dumps(state))
-        keep = config.checkpoint.keep
-        if crew.value is not None:
-            assert crew.value_source is not None
-            with crew.turn(crew.value) as value:
-                value.save(
-                    value_folder(self.folder).checkpoints,
-                    step,
-                    source=crew.value_source,
-                    tokenizer=config.tokenizer,
-                    # Until the policy's is complete, the one before still belongs to it.
-                    keep=keep and max(2, keep),
-                    score_offset=crew.value_offset,
-                )
-        with crew.turn(crew.policy) as policy:
-            return policy.save(
-                self.folder.checkpoints,
-                step,
-                source=crew.source,
-                tokenizer=config.tokenizer,
-                keep=keep,
-            )
+        if loaded.value_checkpoints is not None:
+            assert models.value is not None
+            with models.on_device(models.value) as value:
+                loaded.value_checkpoints.save(value, step, score_offset=models.value_offset)
+        with models.on_device(models.policy) as policy:
+            return loaded.checkpoints.save(policy, step)
 
     def _restore(self) -> None:
         """Recalls what was remembered at the step that the run goes on from."""

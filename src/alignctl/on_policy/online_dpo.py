@@ -14,11 +14,11 @@ from alignctl.config.on_policy_run import OnlineDPOConfig
 from alignctl.data.batch import Pairs, PreferenceBatch
 from alignctl.data.order import dealt_micro_batches
 from alignctl.data.prompt_store import PromptData
-from alignctl.on_policy.crew import Crew
-from alignctl.on_policy.loop import Lesson
+from alignctl.on_policy.loop import UpdateResult
+from alignctl.on_policy.models import Models
+from alignctl.on_policy.rollout_correction import check
 from alignctl.on_policy.samples import Samples
-from alignctl.on_policy.sampling import Gathered
-from alignctl.on_policy.trust import check
+from alignctl.on_policy.sampling import Experience
 from alignctl.on_policy.updates import Batches, passes, update
 
 
@@ -27,14 +27,14 @@ class OnlineDPO:
     """Learns from an episode by preferring its better answers."""
 
     config: OnlineDPOConfig
-    crew: Crew
+    models: Models
     total_updates: int
 
     @classmethod
-    def make(cls, config: OnlineDPOConfig, crew: Crew, data: PromptData) -> "OnlineDPO":
+    def make(cls, config: OnlineDPOConfig, models: Models, data: PromptData) -> "OnlineDPO":
         """As the configuration says."""
         total = config.num_episodes(len(data.train)) * config.updates_per_step
-        return cls(config, crew, total)
+        return cls(config, models, total)
 
     @property
     def state(self) -> dict[str, Any]:
@@ -44,23 +44,23 @@ class OnlineDPO:
     def restore(self, state: dict[str, Any]) -> None:
         """The reverse of `state`."""
 
-    def learn(self, gathered: Gathered, step: int) -> Lesson:
+    def learn(self, experience: Experience, step: int) -> UpdateResult:
         """Improves the policy."""
-        config, crew, samples = self.config, self.crew, gathered.samples
-        logprobs = crew.target_outputs(crew.policy, samples)
+        config, models, samples = self.config, self.models, experience.samples
+        logprobs = models.target_outputs(models.policy, samples)
         # Pairs cannot be corrected token by token; a mismatch beyond the limit still stops the run.
         metrics = check(logprobs, samples, config.trust).metrics
-        with crew.as_reference() as engine:
-            reference = crew.document_outputs(engine, samples)
+        with models.as_reference() as engine:
+            reference = models.document_outputs(engine, samples)
         kl = samples.segments.sums(torch.from_numpy(logprobs)).numpy() - reference
         metrics["kl"] = float(kl.mean())
-        scores = gathered.scored.rewards
+        scores = experience.scored.rewards
         # Of two cut answers the one that repeats itself less would be an example to follow.
         may_win = None if config.score.of_cut_answers == "keep" else samples.is_finished
         pairs, without = choose_pairs(scores, samples.groups, config.pairs, may_win)
         metrics |= {"pairs": float(len(pairs.better)), "prompts_without_pair": float(without)}
         if not len(pairs.better):
-            return Lesson(metrics, kl)
+            return UpdateResult(metrics, kl)
         compared = _compared(pairs, samples.groups)
         loss = DPO(
             reference,
@@ -69,8 +69,8 @@ class OnlineDPO:
             label_smoothing=config.loss.label_smoothing,
             nll=config.loss.nll,
         )
-        with crew.turn(crew.policy) as policy:
-            found = update(
+        with models.on_device(models.policy) as policy:
+            updated = update(
                 policy,
                 config.optimizer,
                 loss,
@@ -83,14 +83,14 @@ class OnlineDPO:
                 total=self.total_updates,
             )
         # `accuracy` is the rule's; this one says how often the policy agrees with the pairs.
-        found = {"pair_accuracy" if n == "accuracy" else n: v for n, v in found.items()}
-        return Lesson(found | metrics, kl)
+        found = {"pair_accuracy" if n == "accuracy" else n: v for n, v in updated.metrics.items()}
+        return UpdateResult(found | metrics, kl)
 
     def _batches(
         self, groups: Sequence[list[int]], samples: Samples, scores: NDArray[np.float64]
     ) -> Batches:
         """This rank's micro batches of some prompts, each with the answers that are compared."""
-        policy = self.crew.policy
+        policy = self.models.policy
         parts = dealt_micro_batches(
             [sum(map(samples.tokens, group)) for group in groups],
             micro_batch_size=self.config.batch.micro_batch_size,

@@ -12,14 +12,14 @@ from alignctl import atomic
 from alignctl.data.prompt_store import PromptData
 from alignctl.data.tokenizer import Tokenizer
 from alignctl.launch.run_folder import RunFolder
-from alignctl.on_policy.sampling import Gathered
+from alignctl.on_policy.sampling import Experience
 from alignctl.on_policy.scoring import REASONS
 
 
 def write(
     folder: RunFolder,
     step: int,
-    gathered: Gathered,
+    experience: Experience,
     kl: NDArray[np.float64] | None,
     data: PromptData,
     tokenizer: Tokenizer,
@@ -29,7 +29,7 @@ def write(
     Args:
         folder: The run folder.
         step: The episode, counted from 1.
-        gathered: Its answers.
+        experience: Its answers.
         kl: KL to the reference of each answer `[S]`, nats, if it is known.
         data: The prompts.
         tokenizer: Of the policy.
@@ -37,8 +37,8 @@ def write(
     if dist.get_rank() != 0:
         return
     lines = []
-    for sample in range(len(gathered.samples)):
-        row = _row(gathered, sample, data, tokenizer)
+    for sample in range(len(experience.samples)):
+        row = _row(experience, sample, data, tokenizer)
         if kl is not None:
             row["kl"] = float(kl[sample])
         lines.append(json.dumps(row, ensure_ascii=False) + "\n")
@@ -47,15 +47,19 @@ def write(
     atomic.write_text(file, "".join(lines))
 
 
-def shown(gathered: Gathered, data: PromptData, tokenizer: Tokenizer, number: int) -> Iterator[str]:
+def shown(
+    experience: Experience, data: PromptData, tokenizer: Tokenizer, number: int
+) -> Iterator[str]:
     """The first answers of an episode as text."""
-    for sample in range(min(number, len(gathered.samples))):
-        row = _row(gathered, sample, data, tokenizer)
+    for sample in range(min(number, len(experience.samples))):
+        row = _row(experience, sample, data, tokenizer)
         yield f"  score {row['score']:.3g}  {row['prompt']!r} -> {row['answer']!r}"
 
 
-def _row(gathered: Gathered, sample: int, data: PromptData, tokenizer: Tokenizer) -> dict[str, Any]:
-    samples, scored = gathered.samples, gathered.scored
+def _row(
+    experience: Experience, sample: int, data: PromptData, tokenizer: Tokenizer
+) -> dict[str, Any]:
+    samples, scored = experience.samples, experience.scored
     prompt = int(samples.prompts[sample])
     row: dict[str, Any] = {
         "where": data.where(prompt),

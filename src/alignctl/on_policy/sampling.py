@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from alignctl.data.order import step_sequences
 from alignctl.data.prompt_store import PromptData
 from alignctl.errors import RunError
-from alignctl.on_policy.crew import Crew
+from alignctl.on_policy.models import Models
 from alignctl.on_policy.samples import Samples
 from alignctl.on_policy.scoring import Scored, Scorer
 from alignctl.reporting.phases import Phases
@@ -18,7 +18,7 @@ from alignctl.rollouts.samples import Request, Sampling
 
 
 @dataclass(frozen=True, eq=False)
-class Gathered:
+class Experience:
     """The answers of one episode, with their scores.
 
     Attributes:
@@ -51,13 +51,15 @@ class Gathered:
         return replace(self, scored=replace(self.scored, extra=np.zeros_like(self.scored.extra)))
 
 
-def gather(crew: Crew, scorer: Scorer, data: PromptData, step: int, phases: Phases) -> Gathered:
+def gather(
+    models: Models, scorer: Scorer, data: PromptData, step: int, phases: Phases
+) -> Experience:
     """Asks the prompts of an episode, and more in the place of those that teach nothing.
 
     Which they are follows from the seed and the episode, so a resumed run asks the same.
 
     Args:
-        crew: The models; the sampler is awake.
+        models: The models; the sampler is awake.
         scorer: Scores answers.
         data: The prompts.
         step: Episodes done before this one.
@@ -66,10 +68,10 @@ def gather(crew: Crew, scorer: Scorer, data: PromptData, step: int, phases: Phas
     Raises:
         RunError: Not one request was answered.
     """
-    config = crew.config
+    config = models.config
     wanted, parts = config.experience.prompts, []
     asked = constant = retried = failed = 0
-    first: Gathered | None = None
+    first: Experience | None = None
     for refill in range(config.experience.max_refills + 1):
         places = step_sequences(
             len(data.train),
@@ -78,13 +80,13 @@ def gather(crew: Crew, scorer: Scorer, data: PromptData, step: int, phases: Phas
             step=step,
         )[:wanted]
         with phases("rollout"):
-            samples, counts = answer(crew, data, data.train[places], seed=(step, refill))
+            samples, counts = answer(models, data, data.train[places], seed=(step, refill))
         retried, failed = retried + counts[0], failed + counts[1]
         samples = replace(samples, groups=samples.groups + asked)
         asked += len(places)
-        with phases("scoring"), crew.while_rollout_sleeps():
+        with phases("scoring"), models.while_rollout_sleeps():
             scored = scorer.score(samples)
-        found = Gathered(samples, scored, {})
+        found = Experience(samples, scored, {})
         if not config.experience.max_refills:
             parts.append(found)
             break
@@ -100,7 +102,7 @@ def gather(crew: Crew, scorer: Scorer, data: PromptData, step: int, phases: Phas
     metrics = {"requests_retried": float(retried), "requests_failed": float(failed)}
     if config.experience.max_refills:
         metrics |= {"prompts_asked": float(asked), "prompts_constant": float(constant)}
-    return Gathered(
+    return Experience(
         Samples.joined([part.samples for part in parts]),
         Scored.joined([part.scored for part in parts]),
         metrics,
@@ -108,7 +110,7 @@ def gather(crew: Crew, scorer: Scorer, data: PromptData, step: int, phases: Phas
 
 
 def answer(
-    crew: Crew,
+    models: Models,
     data: PromptData,
     prompts: NDArray[np.int64],
     *,
@@ -118,7 +120,7 @@ def answer(
     """Answers to prompts, group after group; and the requests that were retried, and that failed.
 
     Args:
-        crew: The models.
+        models: The models.
         data: The prompts.
         prompts: Numbers of those that are asked, over all ranks.
         seed: Of this call within the run.
@@ -127,7 +129,7 @@ def answer(
     Raises:
         RunError: Not one request was answered.
     """
-    config = crew.config
+    config = models.config
     times = 1 if is_greedy else config.experience.samples
     tokens = [np.asarray(data.prompts[int(prompt)]) for prompt in prompts]
     requests = [
@@ -135,8 +137,8 @@ def answer(
         for group in range(len(prompts))
         for sample in range(times)
     ]
-    crew.push()
-    generated = crew.rollout.generate(requests, _sampling(crew, is_greedy=is_greedy))
+    models.sync_weights()
+    generated = models.rollout.generate(requests, _sampling(models, is_greedy=is_greedy))
     done = [(place, each) for place, each in enumerate(generated.completions) if each is not None]
     if not done:
         raise RunError(
@@ -154,11 +156,11 @@ def answer(
     return samples, (generated.num_retried, generated.num_failed)
 
 
-def _sampling(crew: Crew, *, is_greedy: bool) -> Sampling:
-    settings = crew.config.rollout
+def _sampling(models: Models, *, is_greedy: bool) -> Sampling:
+    settings = models.config.rollout
     if is_greedy:
-        return Sampling(settings.max_new_tokens, crew.end_token_ids, temperature=0.0)
-    return Sampling.of(settings, crew.end_token_ids)
+        return Sampling(settings.max_new_tokens, models.end_token_ids, temperature=0.0)
+    return Sampling.of(settings, models.end_token_ids)
 
 
 def _seed(*numbers: int) -> int:
@@ -166,10 +168,10 @@ def _seed(*numbers: int) -> int:
     return int(np.random.SeedSequence(numbers).generate_state(1)[0]) >> 1
 
 
-def _without_constant_groups(found: Gathered) -> tuple[Gathered | None, int]:
+def _without_constant_groups(found: Experience) -> tuple[Experience | None, int]:
     """The answers of the other groups, if there are any; and how many groups are constant."""
     constant = found.constant_groups
     kept: Sequence[int] = np.flatnonzero(~np.isin(found.samples.groups, constant)).tolist()
     if not kept:
         return None, len(constant)
-    return Gathered(found.samples.of(kept), found.scored.of(kept), {}), len(constant)
+    return Experience(found.samples.of(kept), found.scored.of(kept), {}), len(constant)

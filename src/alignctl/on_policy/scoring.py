@@ -15,7 +15,7 @@ from alignctl.data.prompt_store import PromptData
 from alignctl.data.tokenizer import Tokenizer
 from alignctl.engines.device import DEVICE
 from alignctl.errors import RunError
-from alignctl.on_policy.crew import Crew
+from alignctl.on_policy.models import Models
 from alignctl.on_policy.samples import Samples
 from alignctl.rewards.combine import combined, repetition_penalty
 from alignctl.rewards.rules import Reason
@@ -86,28 +86,39 @@ class Scored:
         return found
 
 
+@dataclass(frozen=True, eq=False)
+class Judge:
+    """Applies the rules that rows name to answers.
+
+    Attributes:
+        tokenizer: Of the policy.
+        workers: This rank's processes that do it.
+    """
+
+    tokenizer: Tokenizer
+    workers: RuleWorkers
+
+
 @dataclass(eq=False)
 class Scorer:
     """Scores the answers of all ranks.
 
     Attributes:
-        crew: The models.
+        models: The models.
         data: The prompts, with the answers that are expected.
-        tokenizer: Of the policy.
-        judges: This rank's processes that apply rules; None where no row names one.
+        judge: Applies rules; None where no row names one.
         running: Deviation of the reward model's scores so far.
     """
 
-    crew: Crew
+    models: Models
     data: PromptData
-    tokenizer: Tokenizer
-    judges: RuleWorkers | None
+    judge: Judge | None
     running: RunningStd = field(default_factory=RunningStd)
 
     @property
     def settings(self) -> Score:
         """How scores are made."""
-        return self.crew.config.score
+        return self.models.config.score
 
     def score(self, samples: Samples, *, is_validation: bool = False) -> Scored:
         """Scores answers.
@@ -120,7 +131,7 @@ class Scorer:
             RunError: The reward model gives a score that is not finite.
         """
         settings = self.settings
-        model = self._by_model(samples.ended_by(self.crew.end_token_ids[0]))
+        model = self._by_model(samples.ended_by(self.models.end_token_ids[0]))
         reasons = self._by_rule(samples)
         has_eos = torch.from_numpy(samples.is_finished)
         shaped = np.zeros(len(samples))
@@ -152,7 +163,7 @@ class Scorer:
         if settings.overlong_buffer is not None:
             overlong = overlong_penalty(
                 torch.from_numpy(samples.lengths),
-                max_new_tokens=self.crew.config.rollout.max_new_tokens,
+                max_new_tokens=self.models.config.rollout.max_new_tokens,
                 buffer=settings.overlong_buffer,
             )
             found += overlong.double().numpy()
@@ -167,24 +178,24 @@ class Scorer:
         Scored one by one they would differ by rounding, as their neighbours do, and so would make
         preferences, and deviations to divide by, out of nothing.
         """
-        if self.crew.reward is None:
+        if self.models.reward is None:
             return None
         distinct, places = samples.distinct
-        found = self.crew.document_outputs(self.crew.reward, samples.of(distinct))
-        scores: NDArray[np.float64] = found[places] + self.crew.score_offset
+        found = self.models.document_outputs(self.models.reward, samples.of(distinct))
+        scores: NDArray[np.float64] = found[places] + self.models.score_offset
         if wrong := np.flatnonzero(~np.isfinite(scores)).tolist():
             where = self.data.where(int(samples.prompts[wrong[0]]))
             raise RunError(
                 f"{where}: the reward model scores {len(wrong)} of {len(scores)} answers with "
                 f"{scores[wrong[0]]}; this is the prompt of the first",
-                f"the weights of {self.crew.config.reward_load} may not be finite",
+                f"the weights of {self.models.config.reward_load} may not be finite",
             )
         return scores
 
     def _by_rule(self, samples: Samples) -> NDArray[np.int64]:
         """What the rule finds in each answer `[S]`; every rank judges its share."""
         reasons = torch.zeros(len(samples), dtype=torch.int64)
-        if self.judges is None:
+        if self.judge is None:
             return np.full(len(samples), _UNJUDGED)
         own = range(dist.get_rank(), len(samples), dist.get_world_size())
         tasks, places = [], []
@@ -192,10 +203,10 @@ class Scorer:
             prompt = int(samples.prompts[sample])
             rule, expected = self.data.eval_funcs[prompt], self.data.answers[prompt]
             if rule is not None and expected is not None:
-                text = self.tokenizer.decode_answer(samples.said(sample))
+                text = self.judge.tokenizer.decode_answer(samples.said(sample))
                 tasks.append(Task(text, expected, rule))
                 places.append(sample)
-        for place, verdict in zip(places, self.judges.verdicts(tasks), strict=True):
+        for place, verdict in zip(places, self.judge.workers.verdicts(tasks), strict=True):
             reasons[place] = REASONS.index(verdict.reason) + 1
         reasons = reasons.to(DEVICE)
         dist.all_reduce(reasons)

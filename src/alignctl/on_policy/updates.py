@@ -1,29 +1,41 @@
 """The optimizer steps of an episode: parts of what was gathered, in one pass or several."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor
+from numpy.typing import NDArray
 
 from alignctl.algorithms.loss import Loss
-from alignctl.algorithms.policy_loss import PolicyLoss
 from alignctl.algorithms.samples import Segments
 from alignctl.algorithms.schedule import learning_rate
-from alignctl.config.on_policy import Clipping
 from alignctl.config.on_policy_run import OnPolicyConfig
 from alignctl.config.sections import Optimizer
 from alignctl.engines.megatron import MegatronEngine
 from alignctl.engines.metrics import StepMetrics
 from alignctl.engines.protocol import NonFiniteError
 from alignctl.errors import RunError
-from alignctl.on_policy.crew import Crew
+from alignctl.on_policy.models import Models
 from alignctl.on_policy.samples import Samples
-from alignctl.on_policy.trust import Correction
 
 Batches = Sequence[Any]
 """One rank's micro batches of one optimizer step."""
+
+
+@dataclass(frozen=True, eq=False)
+class Updated:
+    """What the optimizer steps of an episode found.
+
+    Attributes:
+        metrics: The loss's own and `loss`, as means over the steps by their weights; the mean
+            `grad_norm` of those that were not left out; how many `updates` there were; and in
+            float16 `loss_scale`, and of all steps so far `skipped_steps`.
+        logprobs: Of the policy before them `[N]`, if asked.
+    """
+
+    metrics: dict[str, float]
+    logprobs: NDArray[np.float64] | None
 
 
 def passes(config: OnPolicyConfig, size: int, *, step: int) -> list[list[list[int]]]:
@@ -40,9 +52,9 @@ def passes(config: OnPolicyConfig, size: int, *, step: int) -> list[list[list[in
     return found
 
 
-def planned(crew: Crew, samples: Samples, *, step: int) -> list[Batches]:
+def planned(models: Models, samples: Samples, *, step: int) -> list[Batches]:
     """This rank's micro batches of each optimizer step of an episode, pass after pass."""
-    config, policy = crew.config, crew.policy
+    config, policy = models.config, models.policy
     return [
         samples.batches(
             part,
@@ -55,47 +67,18 @@ def planned(crew: Crew, samples: Samples, *, step: int) -> list[Batches]:
     ]
 
 
-def logprobs_before(crew: Crew, batches: Sequence[Batches], samples: Samples) -> Tensor:
-    """The policy's log-probabilities `[N]` before its updates.
+def logprobs_before(
+    models: Models, batches: Sequence[Batches], samples: Samples
+) -> NDArray[np.float64]:
+    """Computes the policy's log-probabilities `[N]` before its updates.
 
     Computed in the very micro batches of the first pass, where the ratio of new to old is then
     exactly 1.
     """
-    of_one_pass = len(batches) // crew.config.experience.epochs
+    of_one_pass = len(batches) // models.config.experience.epochs
     first = [batch for part in batches[:of_one_pass] for batch in part]
-    with crew.turn(crew.policy) as policy:
-        return torch.from_numpy(policy.target_outputs(first, samples.segments))
-
-
-def clipped_loss(
-    settings: Clipping,
-    segments: Segments,
-    logprobs: Tensor,
-    advantages: Tensor,
-    correction: Correction,
-    *,
-    max_new_tokens: int,
-    reference: Tensor | None,
-    kl_coef: float = 0.0,
-) -> PolicyLoss:
-    """The policy's loss of an episode, as the configuration says; all arrays are `[N]`."""
-    return PolicyLoss(
-        segments,
-        logprobs,
-        advantages,
-        reference=reference,
-        weights=correction.weights,
-        mask=correction.mask,
-        variant=settings.variant,
-        clip_low=settings.clip_low,
-        clip_high=settings.clip_high,
-        dual_clip=settings.dual_clip,
-        aggregation=settings.aggregation,
-        max_tokens=max_new_tokens if settings.aggregation == "constant" else None,
-        kl_coef=kl_coef,
-        entropy_coef=settings.entropy_coef,
-        has_entropy=True,
-    )
+    with models.on_device(models.policy) as policy:
+        return policy.target_outputs(first, samples.segments)
 
 
 def update(
@@ -107,7 +90,8 @@ def update(
     first: int,
     total: int,
     max_kl: float | None = None,
-) -> dict[str, float]:
+    segments: Segments | None = None,
+) -> Updated:
     """Takes the optimizer steps of an episode for one model, which is at work.
 
     Args:
@@ -118,11 +102,10 @@ def update(
         first: Optimizer steps taken in earlier episodes.
         total: Those of the whole run.
         max_kl: `approx_kl` of a step after which the rest is left out.
+        segments: Of all samples, to be told the log-probabilities that the first step finds.
 
     Returns:
-        The loss's own metrics and `loss`, as means over the steps by their weights; the mean
-        `grad_norm` of those that were not left out; how many `updates` there were; and in float16
-        `loss_scale`, and of all steps so far `skipped_steps`.
+        What they found.
 
     Raises:
         RunError: The loss or the gradient is not finite; nothing was changed by it.
@@ -136,6 +119,7 @@ def update(
                 part,
                 loss,
                 learning_rate=learning_rate(taken, optimizer, total_steps=total),
+                segments=None if results else segments,
             )
         except NonFiniteError as error:
             raise RunError(
@@ -148,7 +132,7 @@ def update(
     metrics = _summed_up(results)
     if engine.loss_scale is not None:
         metrics |= {"loss_scale": engine.loss_scale, "skipped_steps": engine.skipped_steps}
-    return metrics
+    return Updated(metrics, results[0].target_outputs)
 
 
 def _summed_up(results: Sequence[StepMetrics]) -> dict[str, float]:

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +16,15 @@ from alignctl.config.on_policy_run import (
 )
 from alignctl.data.prompt_store import PromptData, PromptSummary, TokenLists
 from alignctl.engines.megatron import MegatronEngine
-from alignctl.on_policy.crew import (
-    Crew,
+from alignctl.on_policy.grpo import GRPO
+from alignctl.on_policy.loop import Learner
+from alignctl.on_policy.models import (
+    Models,
     engine_beside,
     policy_engine,
     reference_engine,
     value_engine,
 )
-from alignctl.on_policy.grpo import GRPO
-from alignctl.on_policy.loop import Learner
 from alignctl.on_policy.online_dpo import OnlineDPO
 from alignctl.on_policy.ppo import PPO
 from alignctl.on_policy.samples import Samples
@@ -51,34 +51,42 @@ def simulate_episode(config: OnPolicyConfig, rank: Rank, kind: str, gpu_memory: 
         gpu_memory: Bytes of a GPU.
     """
     short, book = _shortened(config, rank.stage), Book(rank.ledger)
-    crew = _assembled(short, rank, book, gpu_memory)
+    models = _assembled(short, rank, book, gpu_memory)
     data = _longest_prompts(short)
-    learner = _learner(short, crew, data)
+    learner = _learner(short, models, data)
     with book.phase("sampling"):
-        scorer = Scorer(crew, data, None, None)  # type: ignore[arg-type]
-        gathered = gather(crew, scorer, data, 0, Phases())
-    with crew.while_rollout_sleeps():
-        scored = replace(gathered.scored, scores=np.arange(len(gathered.samples), dtype=np.float64))
-        learner.learn(replace(gathered, scored=scored), 0)
-        _score_full_batches(config, crew)
-    models = {}
-    for role, engine in crew.models.items():
-        with Crew.turn(crew, engine):
-            models[role] = held(engine)
-    phases = {name: book.phases[name] for name in ("start", "sampling", "push", *models)}
+        scorer = Scorer(models, data, None)
+        experience = gather(models, scorer, data, 0, Phases())
+    with models.while_rollout_sleeps():
+        scored = replace(
+            experience.scored, scores=np.arange(len(experience.samples), dtype=np.float64)
+        )
+        learner.learn(replace(experience, scored=scored), 0)
+        _score_full_batches(config, models)
+    memory = {}
+    for role, engine in models.by_role.items():
+        with Models.on_device(models, engine):
+            memory[role] = held(engine)
+    phases = {name: book.phases[name] for name in ("start", "sampling", "push", *memory)}
     # Models being made are no activations.
     phases["start"] = replace(phases["start"], activations=0)
-    return RankReport(kind, models, phases, waiting(config, models))
+    return RankReport(kind, memory, phases, waiting(config, memory))
 
 
-class SimulatedCrew(Crew):
-    """The stage's crew, which notes what is taken while a model is at work."""
+@dataclass(eq=False, kw_only=True)
+class SimulatedModels(Models):
+    """The stage's models, of which it is noted what is taken while one is at work.
+
+    Attributes:
+        book: Where it is noted.
+        is_syncing: Whether the sampler is given weights.
+    """
 
     book: Book
-    is_pushing = False
+    is_syncing: bool = False
 
     @property
-    def models(self) -> dict[str, MegatronEngine]:
+    def by_role(self) -> dict[str, MegatronEngine]:
         """Those that take part, by role."""
         roles = {
             "policy": self.policy,
@@ -89,18 +97,18 @@ class SimulatedCrew(Crew):
         return {role: engine for role, engine in roles.items() if engine is not None}
 
     @contextmanager
-    def turn(self, engine: MegatronEngine) -> Iterator[MegatronEngine]:
+    def on_device(self, engine: MegatronEngine) -> Iterator[MegatronEngine]:
         """As of the stage."""
-        (role,) = [role for role, each in self.models.items() if each is engine]
-        name = "push" if self.is_pushing else role
-        with super().turn(engine), self.book.phase(name):
+        (role,) = [role for role, each in self.by_role.items() if each is engine]
+        name = "push" if self.is_syncing else role
+        with super().on_device(engine), self.book.phase(name):
             yield engine
 
-    def push(self) -> None:
+    def sync_weights(self) -> None:
         """As of the stage."""
-        self.is_pushing = True
-        super().push()
-        self.is_pushing = False
+        self.is_syncing = True
+        super().sync_weights()
+        self.is_syncing = False
 
 
 def _shortened(config: OnPolicyConfig, stage: int) -> OnPolicyConfig:
@@ -126,40 +134,41 @@ def _shortened(config: OnPolicyConfig, stage: int) -> OnPolicyConfig:
     return config.model_copy(update=update)
 
 
-def _assembled(config: OnPolicyConfig, rank: Rank, book: Book, gpu_memory: int) -> SimulatedCrew:
-    """All models, in the order in which the stage makes them."""
+def _assembled(config: OnPolicyConfig, rank: Rank, book: Book, gpu_memory: int) -> SimulatedModels:
+    """Makes all models, in the order in which the stage makes them."""
     rollout: Any = SimulatedRollout(config, rank.ledger, gpu_memory)
     with book.phase("start"):
-        crew = _with_models(config, rank, rollout)
-    crew.book = book
-    for engine in crew.models.values():
+        models = _build(config, rank, rollout, book)
+    for engine in models.by_role.values():
         watch_schedule(engine, config, rank.ledger)
         if config.offload:
             engine.offload()
-    for trained in (crew.policy, crew.value):
+    for trained in (models.policy, models.value):
         if trained is not None:
-            with Crew.turn(crew, trained):
+            with Models.on_device(models, trained):
                 make_state(trained)
     rollout.wake()
-    crew.push()
-    return crew
+    models.sync_weights()
+    return models
 
 
-def _with_models(config: OnPolicyConfig, rank: Rank, rollout: Any) -> SimulatedCrew:
+def _build(config: OnPolicyConfig, rank: Rank, rollout: Any, book: Book) -> SimulatedModels:
+    reference = reward = value = None
     with rank.host.building():
         policy = policy_engine(config)
     policy.create_optimizer()
-    crew = SimulatedCrew(config, policy, None, rollout, (1,))  # type: ignore[arg-type]
     with rank.host.building():
         if config.needs_reference and config.lora is None:
-            crew.reference = reference_engine(config, config.model)
+            reference = reference_engine(config, config.model)
         if config.needs_reward_model:
-            crew.reward = engine_beside(config, config.model, "linear")
+            reward = engine_beside(config, config.model, "linear")
         if isinstance(config, RLHFConfig):
-            crew.value = value_engine(config, config.model, "linear")
-    if crew.value is not None:
-        crew.value.create_optimizer()
-    return crew
+            value = value_engine(config, config.model, "linear")
+    if value is not None:
+        value.create_optimizer()
+    return SimulatedModels(
+        config, policy, rollout, (1,), reference=reference, reward=reward, value=value, book=book
+    )
 
 
 def _longest_prompts(config: OnPolicyConfig) -> PromptData:
@@ -179,33 +188,33 @@ def _longest_prompts(config: OnPolicyConfig) -> PromptData:
     )
 
 
-def _learner(config: Any, crew: Crew, data: PromptData) -> Learner:
+def _learner(config: Any, models: Models, data: PromptData) -> Learner:
     """The stage's own."""
     if isinstance(config, RLHFConfig):
-        return PPO.make(config, crew, data)
+        return PPO.make(config, models, data)
     if isinstance(config, GRPOConfig):
-        return GRPO.make(config, crew, data)
-    return OnlineDPO.make(config, crew, data)
+        return GRPO.make(config, models, data)
+    return OnlineDPO.make(config, models, data)
 
 
-def _score_full_batches(config: OnPolicyConfig, crew: SimulatedCrew) -> None:
+def _score_full_batches(config: OnPolicyConfig, models: SimulatedModels) -> None:
     """One batch of every model that gives numbers without learning, at its full size."""
-    dp = crew.policy.data_parallel_size
+    dp = models.policy.data_parallel_size
     count = min(config.experience.score_batch_size * dp, config.samples_per_step)
     samples = _longest_samples(count, config)
-    crew.config = config
-    if crew.reward is not None:
-        crew.document_outputs(crew.reward, samples)
+    models.config = config
+    if models.reward is not None:
+        models.document_outputs(models.reward, samples)
     if isinstance(config, OnlineDPOConfig):
-        crew.target_outputs(crew.policy, samples)
-        with crew.as_reference() as engine:
-            crew.document_outputs(engine, samples)
+        models.target_outputs(models.policy, samples)
+        with models.as_reference() as engine:
+            models.document_outputs(engine, samples)
         return
     if config.needs_reference:
-        with crew.as_reference() as engine:
-            crew.target_outputs(engine, samples)
-    if crew.value is not None:
-        crew.target_outputs(crew.value, samples)
+        with models.as_reference() as engine:
+            models.target_outputs(engine, samples)
+    if models.value is not None:
+        models.target_outputs(models.value, samples)
 
 
 def _longest_samples(count: int, config: OnPolicyConfig) -> Samples:

@@ -1,4 +1,4 @@
-"""The models that an on-policy run starts from, beside its policy."""
+"""Finds the models that an on-policy run starts from, beside its policy."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""The models of an on-policy run. They share the device, and take turns on it.
+"""The models of an on-policy run, which share the device and take turns on it.
 
 policy     learns; its weights go to the rollout after every episode
 reference  the policy as it was at the start, frozen; with LoRA no model of its own
@@ -24,49 +24,46 @@ from alignctl.config.on_policy_run import OnPolicyConfig, RLHFConfig
 from alignctl.config.sections import Head, Lora, Model, Optimizer
 from alignctl.data.tokenizer import load_tokenizer
 from alignctl.engines import checkpoint_folder
+from alignctl.engines.checkpoints import Checkpoints, resume
 from alignctl.engines.megatron import MegatronEngine
 from alignctl.engines.megatron_weights import hf_weights
 from alignctl.launch.run_folder import RunFolder
-from alignctl.on_policy.opening import open_reward, open_value
 from alignctl.on_policy.samples import Samples
+from alignctl.on_policy.sources import open_reward, open_value
 from alignctl.rollouts.vllm import Rollout
 
 
 @dataclass(eq=False)
-class Crew:
+class Models:
     """This rank's part of all models.
 
     Attributes:
         config: The run.
         policy: Log-probabilities at the sampling's temperature.
-        source: What the policy started from.
         rollout: The sampler; it is awake except while the others compute.
         end_token_ids: Tokens that end an answer; the first one is the tokenizer's EOS.
         reference: None where nothing is compared with it, or where it is the policy's base.
         reward: None where a rule alone scores.
         score_offset: What is added to the reward model's scores.
         value: None where nothing is predicted.
-        value_source: What it started from.
         value_offset: What is added to its values.
         is_stale: Whether the policy has learned since the sampler got its weights.
     """
 
     config: OnPolicyConfig
     policy: MegatronEngine
-    source: Source
     rollout: Rollout
     end_token_ids: tuple[int, ...]
     reference: MegatronEngine | None = None
     reward: MegatronEngine | None = None
     score_offset: float = 0.0
     value: MegatronEngine | None = None
-    value_source: Source | None = None
     value_offset: float = 0.0
     is_stale: bool = True
 
     @contextmanager
-    def turn(self, engine: MegatronEngine) -> Iterator[MegatronEngine]:
-        """The time that a model is at work; before and after, it may be off the device."""
+    def on_device(self, engine: MegatronEngine) -> Iterator[MegatronEngine]:
+        """Holds a model on the device while it works; before and after, it may be off it."""
         engine.onload()
         yield engine
         if self.config.offload:
@@ -74,7 +71,7 @@ class Crew:
 
     @contextmanager
     def as_reference(self) -> Iterator[MegatronEngine]:
-        """The policy as it was at the start: a model of its own, or itself without adapters."""
+        """Gives the policy as it was at the start: a model, or itself without adapters."""
         if self.config.lora is None:
             assert self.reference is not None
             yield self.reference
@@ -84,21 +81,21 @@ class Crew:
 
     @contextmanager
     def while_rollout_sleeps(self) -> Iterator[None]:
-        """The time that the sampler is not needed; it may have lost its weights afterwards."""
+        """Lets the sampler sleep; it may have lost its weights afterwards."""
         self.rollout.sleep()
         yield
         self.rollout.wake()
 
-    def push(self) -> None:
+    def sync_weights(self) -> None:
         """Gives the policy's weights to the sampler, which must be awake, if it lacks them."""
         if self.is_stale or not self.rollout.has_weights:
-            with self.turn(self.policy):
+            with self.on_device(self.policy):
                 self.rollout.load_weights(hf_weights(self.policy))
             self.is_stale = False
 
     def target_outputs(self, engine: MegatronEngine, samples: Samples) -> NDArray[np.float64]:
-        """One number per token of all answers `[N]`: log-probabilities, or values."""
-        with self.turn(engine):
+        """Computes one number per token of all answers `[N]`: log-probabilities, or values."""
+        with self.on_device(engine):
             batches = samples.batches(
                 range(len(samples)),
                 micro_batch_size=self.config.experience.score_batch_size,
@@ -108,8 +105,8 @@ class Crew:
             return engine.target_outputs(batches, samples.segments)
 
     def document_outputs(self, engine: MegatronEngine, samples: Samples) -> NDArray[np.float64]:
-        """One number per answer `[S]`: its score, or its log-probabilities' sum."""
-        with self.turn(engine):
+        """Computes one number per answer `[S]`: its score, or its log-probabilities' sum."""
+        with self.on_device(engine):
             batches = samples.scored_batches(
                 micro_batch_size=self.config.experience.score_batch_size,
                 dp_rank=engine.data_parallel_rank,
@@ -118,68 +115,106 @@ class Crew:
             return engine.document_outputs(batches, len(samples))
 
 
+@dataclass(frozen=True, eq=False)
+class Loaded:
+    """What a rank's work begins with.
+
+    Attributes:
+        models: Of this rank.
+        checkpoints: Where the policy is saved.
+        value_checkpoints: Where the value model is saved; None without one.
+        step: Episodes that were done before.
+    """
+
+    models: Models
+    checkpoints: Checkpoints
+    value_checkpoints: Checkpoints | None
+    step: int
+
+
 def value_folder(folder: RunFolder) -> RunFolder:
-    """Where the value model's checkpoints are: a folder that `--load` can be given too."""
+    """Returns where the value model's checkpoints are: a folder that `--load` can be given too."""
     return RunFolder(folder.path / "value")
 
 
-def assemble(config: OnPolicyConfig, folder: RunFolder) -> tuple[Crew, int]:
-    """Builds and loads all models; returns them and the episodes that were done before.
+def load(config: OnPolicyConfig, folder: RunFolder) -> Loaded:
+    """Builds and loads all models.
 
     The sampler comes last and takes the memory that is left; it has the policy's weights.
     """
-    crew, step = _policy(config, folder)
+    # Also where a run goes on: the reference is the policy as it was at the start.
+    source = origin.with_own_files(open_model(config), folder)
+    keep = config.checkpoint.keep
+    checkpoints = Checkpoints(folder.checkpoints, source, config.tokenizer, keep)
+    policy = policy_engine(config)
+    step = _load(policy, source, folder.latest_checkpoint(), seed=config.train.seed)
+    reference = reward = value = value_checkpoints = None
+    score_offset = value_offset = 0.0
     if config.needs_reference and config.lora is None:
-        crew.reference = reference_engine(config, crew.source.model)
-        crew.reference.load_weights(crew.source)
+        reference = reference_engine(config, source.model)
+        reference.load_weights(source)
     if config.needs_reward_model:
-        source = open_reward(config)
-        crew.reward = engine_beside(config, source.model, source.head)
-        crew.reward.load_weights(source)
-        crew.score_offset = _offset(source)
+        reward_source = open_reward(config)
+        reward = engine_beside(config, reward_source.model, reward_source.head)
+        reward.load_weights(reward_source)
+        score_offset = _offset(reward_source)
     if isinstance(config, RLHFConfig):
-        _add_value(crew, config, folder, step)
-    for engine in (crew.policy, crew.reference, crew.reward, crew.value):
+        value_source = origin.with_own_files(open_value(config), folder, "value.load")
+        # Until the policy's is complete, the one before still belongs to it.
+        value_checkpoints = Checkpoints(
+            value_folder(folder).checkpoints, value_source, config.tokenizer, keep and max(2, keep)
+        )
+        value = _load_value(config, value_checkpoints, step)
+        value_offset = _offset(value_source)
+    for engine in (policy, reference, reward, value):
         if engine is not None and config.offload:
             engine.offload()
-    crew.rollout = Rollout(
-        crew.source.hf_config,
+    models = Models(
+        config,
+        policy,
+        _start_rollout(config, source),
+        _end_token_ids(config, source),
+        reference=reference,
+        reward=reward,
+        score_offset=score_offset,
+        value=value,
+        value_offset=value_offset,
+    )
+    models.sync_weights()
+    return Loaded(models, checkpoints, value_checkpoints, step)
+
+
+def _start_rollout(config: OnPolicyConfig, source: Source) -> Rollout:
+    return Rollout(
+        source.hf_config,
         config.rollout,
         max_model_len=config.batch.seq_length,
         precision=config.precision,
         seed=config.train.seed,
         timeout_minutes=config.launch.timeout_minutes,
     )
-    crew.push()
-    return crew, step
 
 
-def _policy(config: OnPolicyConfig, folder: RunFolder) -> tuple[Crew, int]:
-    # Also where a run goes on: the reference is the policy as it was at the start.
-    source = origin.with_own_files(open_model(config), folder)
-    engine = policy_engine(config)
-    step = _load(engine, source, folder.latest_checkpoint(), seed=config.train.seed)
+def _end_token_ids(config: OnPolicyConfig, source: Source) -> tuple[int, ...]:
     eos_id = load_tokenizer(source.tokenizer_folder(config.tokenizer)).eos_id
-    ends = end_token_ids(source.companions, eos_id, vocab_size=source.model.vocab_size)
-    return Crew(config, engine, source, None, ends), step  # type: ignore[arg-type]
+    return end_token_ids(source.companions, eos_id, vocab_size=source.model.vocab_size)
 
 
-def _add_value(crew: Crew, config: RLHFConfig, folder: RunFolder, step: int) -> None:
-    """The value model; in a run that goes on, the one that was saved with the policy."""
-    checkpoints = value_folder(folder).checkpoints
+def _load_value(config: RLHFConfig, checkpoints: Checkpoints, step: int) -> MegatronEngine:
+    """Loads the value model; in a run that goes on, the one that was saved with the policy."""
     if dist.get_rank() == 0:
         # One of a later step was saved by an attempt that was killed before it saved the policy.
-        checkpoint_folder.go_back(checkpoints, step)
+        checkpoint_folder.go_back(checkpoints.folder, step)
     dist.barrier()
-    checkpoint = checkpoint_folder.final_name(checkpoints, step) if step else None
-    source = origin.with_own_files(open_value(config), folder, "value.load")
-    crew.value = value_engine(config, source.model, source.head)
-    _load(crew.value, source, checkpoint, seed=config.train.seed)
-    crew.value_source, crew.value_offset = source, _offset(source)
+    checkpoint = checkpoint_folder.final_name(checkpoints.folder, step) if step else None
+    source = checkpoints.source
+    engine = value_engine(config, source.model, source.head)
+    _load(engine, source, checkpoint, seed=config.train.seed)
+    return engine
 
 
 def policy_engine(config: OnPolicyConfig) -> MegatronEngine:
-    """The policy, its weights not set."""
+    """Builds the policy, its weights not set."""
     return MegatronEngine(
         config.model,
         config.parallel,
@@ -194,12 +229,12 @@ def policy_engine(config: OnPolicyConfig) -> MegatronEngine:
 
 
 def reference_engine(config: OnPolicyConfig, model: Model) -> MegatronEngine:
-    """The frozen reference, its weights not set."""
+    """Builds the frozen reference, its weights not set."""
     return engine_beside(config, model, "lm", temperature=config.rollout.temperature)
 
 
 def value_engine(config: RLHFConfig, model: Model, head: Head) -> MegatronEngine:
-    """The value model, its weights not set; one that starts from a policy gets a new head."""
+    """Builds the value model, its weights not set; a policy gets a new head for it."""
     head = "linear" if head == "lm" else head
     return engine_beside(
         config,
@@ -221,7 +256,7 @@ def engine_beside(
     is_value: bool = False,
     temperature: float = 1.0,
 ) -> MegatronEngine:
-    """A model beside the policy, of its own size, on the same grid; its weights not set."""
+    """Builds a model beside the policy, of its own size, on the same grid; its weights not set."""
     return MegatronEngine(
         model.model_copy(update={"attention_dropout": 0.0, "hidden_dropout": 0.0}),
         config.parallel,
@@ -241,7 +276,7 @@ def _load(engine: MegatronEngine, source: Source, checkpoint: Path | None, *, se
     if checkpoint is None:
         engine.load_weights(source, seed=seed)
     engine.create_optimizer()
-    return 0 if checkpoint is None else engine.resume(checkpoint)
+    return 0 if checkpoint is None else resume(engine, checkpoint)
 
 
 def _offset(source: Source) -> float:
