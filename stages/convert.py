@@ -215,6 +215,7 @@ def _opened(source: "Source", folder: Path, target: "Target") -> "Source":
     """Opens what was written as a user would, from its top.
 
     Raises:
+        UserError: The config that was taken along describes no model, or another one.
         RunError: It is not the model that was read, or no model.
     """
     from alignctl.checkpoints.find import find
@@ -223,12 +224,35 @@ def _opened(source: "Source", folder: Path, target: "Target") -> "Source":
     try:
         written = find(folder, vocab_divisor=source.model.vocab_divisor)
     except UserError as error:
+        _check_config(source)
         raise RunError(f"what was written cannot be read again: {error.message}") from error
     found = [(written.kind, target.format), (written.head, source.head)]
     problems = [f"{ours} != {wanted}" for ours, wanted in found if ours != wanted]
     if problems := problems + differences(written.model, source.model):
+        _check_config(source)
         raise RunError("what was written is read as another model:\n  " + "\n  ".join(problems))
     return written
+
+
+def _check_config(source: "Source") -> None:
+    """Compares the config beside a checkpoint, which anybody may have edited, with its weights.
+
+    Raises:
+        UserError: It describes no model, or another one.
+    """
+    from alignctl.checkpoints.companions import read_json
+    from alignctl.models.families import differences, model_from_hf
+
+    if source.companions is None or not (file := source.companions / "config.json").is_file():
+        return
+    divisor = source.model.vocab_divisor
+    told = model_from_hf(read_json(file), where=str(file), vocab_divisor=divisor)
+    if problems := differences(told, source.model):
+        raise UserError(
+            f"{file}: it describes another model than the weights beside it:\n  "
+            + "\n  ".join(problems),
+            "put back the config.json that belongs to them",
+        )
 
 
 def _description(target: "Target") -> str:

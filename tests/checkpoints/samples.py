@@ -107,9 +107,10 @@ def _sharded_bin(folder: Path) -> None:
 
 
 def _ours(folder: Path) -> None:
-    _safetensors(folder / "theirs")
-    convert(find(folder / "theirs"), folder, Target("hf", max_shard_bytes=4096))
-    shutil.rmtree(folder / "theirs")
+    theirs = folder.with_name(f"{folder.name}-theirs")
+    _safetensors(theirs)
+    convert(find(theirs), folder, Target("hf", max_shard_bytes=4096))
+    shutil.rmtree(theirs)
 
 
 def _read_safetensors(folder: Path) -> dict[str, Tensor]:

@@ -158,9 +158,10 @@ def _tensor_without_end(folder: Path) -> None:
 
 
 def _repeated_element(folder: Path) -> None:
-    write_config(folder, MODEL.model_copy(update={"vocab_size": ROWS}))
+    rows = 10**9  # as many as a configuration may say
+    write_config(folder, MODEL.model_copy(update={"vocab_size": rows}))
     file = folder / "pytorch_model.bin"
-    table = torch.zeros(1).expand(ROWS, MODEL.hidden_size)
+    table = torch.zeros(1).expand(rows, MODEL.hidden_size)
     tables = {"model.embed_tokens.weight": table, "lm_head.weight": table}
     torch.save(torch.load(file) | tables, file)
 
@@ -186,7 +187,7 @@ def _bytes_without_end(folder: Path) -> None:
 
 
 def _layers_without_end(folder: Path) -> None:
-    write_config(folder, MODEL.model_copy(update={"num_layers": 10**12}))
+    write_config(folder, MODEL.model_copy(update={"num_layers": 10_000}))
 
 
 def _memo_without_end(folder: Path) -> None:
@@ -216,7 +217,7 @@ def _stack_without_end(folder: Path) -> None:
 BOMBS: list[tuple[str, Callable[[Path], None], str]] = [
     ("safetensors", _header_without_end, "header too large"),
     ("safetensors", _tensor_without_end, "not a readable safetensors file"),
-    ("safetensors", _layers_without_end, "21 tensors cannot be the 1000000000000 layers"),
+    ("safetensors", _layers_without_end, "21 tensors cannot be the 10000 layers"),
     ("bin", _repeated_element, "model.embed_tokens.weight: repeats the 4 bytes of its storage"),
     ("bin", _storage_without_end, "not a readable PyTorch file"),
     ("bin", _compressed_description, "archive/data.pkl in it is compressed"),

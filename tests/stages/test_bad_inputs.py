@@ -56,7 +56,11 @@ def sft(changes: Mapping[str, object], *overrides: str) -> list[object]:
         ({"--data": "trian.jsonl"}, [], ["does not exist; did you mean train.jsonl?"]),
         ({"--tokenizer": "tok"}, [], ["--tokenizer tok does not exist"]),
         ({"--load": "train.jsonl"}, [], ["train.jsonl: a folder was expected, this is a file"]),
-        ({"--load": "."}, [], [".: not a model", "hint: did you mean bloom?"]),
+        (
+            {"--load": ".", "--output": "../new"},
+            [],
+            [".: not a model", "hint: did you mean bloom?"],
+        ),
         (
             {"--preset": "bloom.yaml"},
             [],
@@ -75,7 +79,7 @@ def sft(changes: Mapping[str, object], *overrides: str) -> list[object]:
         ),
         ({"--output": "."}, [], [". is not a run folder, and it is not empty: it holds bloom"]),
         ({}, ["data.validation_fraction=0.99"], ["of 40 documents leaves nothing to train on"]),
-        ({"--master-port": 99999}, [], ["--master-port 99999 is out of range"]),
+        ({"--master-port": 99999}, [], ["--master-port", "less than or equal to 65535"]),
         ({"--node-rank": 1}, [], ["--node-rank 1 needs more than one node (--nnodes)"]),
         (
             {"--nnodes": 2, "--node-rank": 1, "--master-addr": "localhost"},

@@ -244,23 +244,41 @@ def test_ranks_of_another_model_are_not_joined(
 # ---- where it reads and writes ----
 
 
-@pytest.mark.parametrize("save", ["in", "in/config.json"])
-def test_a_target_that_is_the_source_is_taken(alignctl: Alignctl, model: Path, save: str) -> None:
+@pytest.mark.parametrize(
+    ("save", "words"),
+    [
+        ("in", "exists already and is not empty"),
+        ("in/config.json", "lies in --load"),
+        ("in/mg", "lies in --load"),
+    ],
+)
+def test_a_target_that_is_the_source_or_in_it_is_refused(
+    alignctl: Alignctl, model: Path, save: str, words: str
+) -> None:
     before = snapshot(model)
     flags = ["--load", model, "--save", model.parent / save]
-    assert "exists already and is not empty" in refused(alignctl("convert-hf2mg", *flags))
+    assert words in refused(alignctl("convert-hf2mg", *flags))
     assert snapshot(model) == before
 
 
-def test_a_target_inside_the_source_is_a_folder_like_another(
-    alignctl: Alignctl, model: Path
+def test_a_config_that_describes_another_model_than_the_weights_is_named(
+    alignctl: Alignctl, legacy: Path, tmp_path: Path
 ) -> None:
-    before = snapshot(model)
-    flags = ["--load", model, "--save", model / "mg", "--verify", "none"]
-    assert alignctl("convert-hf2mg", *flags).code == 0
-    assert (model / "mg/release/alignctl.json").is_file()
-    assert not (model / "mg/release/hf/mg").exists()
-    assert {name: each for name, each in snapshot(model).items() if name in before} == before
+    """It is taken along as it is, and what was written could not be read as the same model."""
+    load = Path(shutil.copytree(legacy, tmp_path / "in"))
+    file = load / "release/hf/config.json"
+    config = json.loads(file.read_text("utf-8"))
+    wrong: list[tuple[object, str]] = [
+        ([[]], "no base of rotary positions"),
+        (20000.0, "another model than the weights"),
+    ]
+    for theta, words in wrong:
+        changed = config | {"rope_parameters": {"rope_type": "default", "rope_theta": theta}}
+        file.write_text(json.dumps(changed), encoding="utf-8")
+        said = refused(alignctl("convert-mg2hf", "--load", load, "--save", tmp_path / "out"))
+        assert f"{file}: " in said
+        assert words in said
+    assert [path.name for path in tmp_path.iterdir()] == ["in"]
 
 
 def test_a_role_that_the_model_does_not_have(alignctl: Alignctl, model: Path) -> None:

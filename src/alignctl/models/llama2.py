@@ -136,16 +136,17 @@ def _rotary_base(config: Mapping[str, Any], where: str) -> float:
         if told.get("partial_rotary_factor", 1) != 1:
             raise UserError(f"{where}: {key} = {shown(told)} turns only a part of each head")
         meant[key] = told.get("rope_theta", config.get("rope_theta", 10000.0))
-    if len(set(meant.values())) > 1:
+    bases: list[Any] = list(meant.values()) or [config.get("rope_theta", 10000.0)]
+    for base in bases:
+        if isinstance(base, bool) or not isinstance(base, int | float) or base <= 0:
+            raise UserError(f"{where}: rope_theta = {shown(base)} is no base of rotary positions")
+    if len(set(bases)) > 1:
         raise UserError(
             f"{where}: rope_scaling and rope_parameters contradict each other: rope_theta "
-            + " and ".join(map(str, meant.values())),
+            + " and ".join(map(str, bases)),
             "transformers takes rope_scaling; remove the one that is wrong",
         )
-    base = next(iter(meant.values()), config.get("rope_theta", 10000.0))
-    if isinstance(base, bool) or not isinstance(base, int | float) or base <= 0:
-        raise UserError(f"{where}: rope_theta = {shown(base)} is no base of rotary positions")
-    return float(base)
+    return float(bases[0])
 
 
 def to_hf(model: Model) -> dict[str, Any]:

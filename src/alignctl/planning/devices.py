@@ -10,7 +10,7 @@ from pydantic import Field, TypeAdapter
 from alignctl.config.sections import Section
 from alignctl.errors import UserError
 
-Rate = Annotated[float, Field(gt=0, strict=False)]
+Rate = Annotated[float, Field(gt=0, le=1e9, strict=False)]
 
 
 class Device(Section):
