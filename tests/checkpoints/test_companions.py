@@ -1,3 +1,4 @@
+import json
 import os
 from pathlib import Path
 
@@ -52,12 +53,24 @@ def test_what_belongs_to_a_hugging_face_model_travels_and_nothing_else(tmp_path:
     for folder in ("original", "additional_chat_templates/deeper.jinja"):
         (source / folder).mkdir(parents=True)
     for name in [*kept, *left]:
-        (source / name).write_bytes(name.encode())
+        (source / name).write_bytes(content_of(name))
     copy_companions(source, tmp_path / "new" / "target")
     target = tmp_path / "new" / "target"
     files = [file for file in target.rglob("*") if file.is_file()]
     found = {str(file.relative_to(target)): file.read_bytes() for file in files}
-    assert found == {name: name.encode() for name in kept}
+    assert found == {name: content_of(name) for name in kept}
+
+
+def content_of(name: str) -> bytes:
+    return json.dumps({"name": name}).encode()
+
+
+@pytest.mark.parametrize("name", ["generation_config.json", "special_tokens_map.json"])
+def test_settings_that_cannot_be_read_are_not_passed_on(tmp_path: Path, name: str) -> None:
+    (tmp_path / "source").mkdir()
+    (tmp_path / "source" / name).write_text('{"eos_token_id": [2')
+    with pytest.raises(UserError, match=f"{name}: not valid JSON"):
+        copy_companions(tmp_path / "source", tmp_path / "target")
 
 
 def test_another_tokenizer_replaces_all_files_of_the_models_own(tmp_path: Path) -> None:
@@ -72,11 +85,11 @@ def test_another_tokenizer_replaces_all_files_of_the_models_own(tmp_path: Path) 
     ):
         (folder / templates).mkdir(parents=True)
         for name in names:
-            (folder / name).write_text(folder.name)
+            (folder / name).write_text(json.dumps({"of": folder.name}))
     target = tmp_path / "target"
     copy_companions(model, target, tokenizer=tokenizer)
     files = [file for file in target.rglob("*") if file.is_file()]
-    found = {str(file.relative_to(target)): file.read_text() for file in files}
+    found = {str(file.relative_to(target)): json.loads(file.read_text())["of"] for file in files}
     assert found == {"config.json": "model", **dict.fromkeys(new, "tokenizer")}
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from alignctl.errors import UserError
-from alignctl.sources.download import files_of
+from alignctl.sources.download import files_of, license_of
 from alignctl.sources.preparation import Options, prepare
 from tests.commands import alignctl
 from tests.tiny import write_preset, write_tokenizer
@@ -51,6 +51,21 @@ def test_held_out_files_are_held_out_and_never_trained_on(tmp_path: Path) -> Non
     assert (outcome.train, outcome.dev, outcome.dropped["repeated"]) == (15, 10, 5)
     answers = [row["answer"] for row in rows_in(tmp_path / "out/math/dev.jsonl")]
     assert answers == [str(n + 1) for n in range(15, 25)]
+
+
+@pytest.mark.parametrize(
+    ("told", "expected"),
+    [
+        ("license: mit", "mit"),
+        ("license: [mit, apache-2.0]", "mit, apache-2.0"),
+        ("license:\n- mit\n- cc-by-4.0\ntags: [a]", "mit, cc-by-4.0"),
+        ("license: &a [*a]", "a, a"),
+        ("tags: [a]", None),
+    ],
+)
+def test_a_data_card_may_name_licences(tmp_path: Path, told: str, expected: str | None) -> None:
+    (tmp_path / "README.md").write_text(f"---\n{told}\n---\n# Sums\n")
+    assert license_of([tmp_path]) == expected
 
 
 def test_the_manifest_tells_where_everything_comes_from(tmp_path: Path) -> None:

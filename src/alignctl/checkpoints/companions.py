@@ -65,6 +65,10 @@ def refuse_links_out(folder: Path, checkpoint: Path) -> None:
             )
 
 
+_SETTINGS_BYTES = 1 << 20
+"""Largest file of settings: what is larger is a vocabulary, which takes long to read."""
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """Reads a JSON object; a file that is missing or holds something else is the user's error."""
     if path.is_symlink() and not path.exists():
@@ -154,6 +158,8 @@ def _settle_config(target: Path, config: Mapping[str, Any]) -> None:
 def _copy(file: Path, target: Path) -> None:
     if file.exists() and not file.is_file():
         raise UserError(f"{file}: not a regular file", "put the file itself there, or remove this")
+    if file.suffix == ".json" and file.is_file() and file.stat().st_size <= _SETTINGS_BYTES:
+        read_json(file)  # what transformers could not read is not passed on
     try:
         source = user_files.opened(file)
     except OSError as error:

@@ -5,9 +5,7 @@ import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-import yaml
-
-from alignctl import console
+from alignctl import console, user_files
 from alignctl.data.files import SUFFIXES, Role, Row, find_files, read_rows
 from alignctl.errors import RunError, UserError
 
@@ -117,11 +115,8 @@ def license_of(paths: Sequence[Path]) -> str | None:
         folder = path if path.is_dir() else path.parent
         for parent in (folder, folder.parent):
             if (card := parent / "README.md").is_file():
-                head = re.match(r"---\n(.*?)\n---", card.read_text("utf-8", "replace"), re.DOTALL)
-                try:
-                    values = yaml.safe_load(head[1]) if head else None
-                except yaml.YAMLError:
-                    return None
-                named = values.get("license") if isinstance(values, dict) else None
-                return ", ".join(named) if isinstance(named, list) else named
+                text = user_files.read_bytes(card).decode("utf-8", "replace")
+                head = re.match(r"---\n(.*?)\n---", text, re.DOTALL)
+                told = head and re.search(r"^license:(.*(?:\n[ \t]*- .*)*)", head[1], re.MULTILINE)
+                return ", ".join(re.findall(r"\w[\w.+-]*", told[1])) or None if told else None
     return None
