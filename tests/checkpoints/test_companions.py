@@ -73,6 +73,14 @@ def test_settings_that_cannot_be_read_are_not_passed_on(tmp_path: Path, name: st
         copy_companions(tmp_path / "source", tmp_path / "target")
 
 
+def test_a_file_of_terabytes_is_not_copied(tmp_path: Path) -> None:
+    (tmp_path / "source").mkdir()
+    with (tmp_path / "source" / "tokenizer.model").open("wb") as file:
+        file.truncate(1 << 40)
+    with pytest.raises(UserError, match=r"tokenizer.model: 1,099,511,627,776 bytes"):
+        copy_companions(tmp_path / "source", tmp_path / "target")
+
+
 def test_another_tokenizer_replaces_all_files_of_the_models_own(tmp_path: Path) -> None:
     """tokenizer.model of the old one beside tokenizer.json of the new would contradict it."""
     model, tokenizer = tmp_path / "model", tmp_path / "tokenizer"

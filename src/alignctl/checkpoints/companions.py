@@ -158,7 +158,14 @@ def _settle_config(target: Path, config: Mapping[str, Any]) -> None:
 def _copy(file: Path, target: Path) -> None:
     if file.exists() and not file.is_file():
         raise UserError(f"{file}: not a regular file", "put the file itself there, or remove this")
-    if file.suffix == ".json" and file.is_file() and file.stat().st_size <= _SETTINGS_BYTES:
+    size = file.stat().st_size if file.is_file() else 0
+    if size > user_files.MOST_BYTES:
+        raise UserError(
+            f"{file}: {size:,} bytes, and no file beside a model's weights is larger than "
+            f"{user_files.MOST_BYTES:,}",
+            "remove it, or put the file itself there",
+        )
+    if file.suffix == ".json" and file.is_file() and size <= _SETTINGS_BYTES:
         read_json(file)  # what transformers could not read is not passed on
     try:
         source = user_files.opened(file)
