@@ -39,6 +39,34 @@ def test_damaged_lines_are_counted_but_an_unfinished_last_one_is_not(tmp_path: P
     assert run.train["loss"].values.tolist() == [1.0]
 
 
+def test_a_kind_that_is_no_word_is_passed_over(tmp_path: Path) -> None:
+    rows = [{"kind": {"a": 1}, "step": 1, "loss": 1.0}, run_folders.train(1, loss=2.0)]
+    assert read(run_folders.write(tmp_path, rows), "run").train["loss"].values.tolist() == [2.0]
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ('{"steps": {}}', "result.json: steps is no whole number, but {}"),
+        (None, "it has no result.json"),
+    ],
+)
+def test_a_result_that_says_nonsense_is_named(
+    tmp_path: Path, content: str | None, words: str
+) -> None:
+    """Also a link to itself, which is not simply absent."""
+    folder = run_folders.write(tmp_path, [run_folders.train(1, loss=1.0)])
+    file = folder / "result.json"
+    file.unlink(missing_ok=True)
+    if content is None:
+        file.symlink_to(file)
+    else:
+        file.write_text(content)
+    with pytest.raises(UserError) as caught:
+        read(folder, "run")
+    assert words in caught.value.message
+
+
 def test_rows_of_unknown_kinds_and_values_that_are_no_numbers_are_passed_over(
     tmp_path: Path,
 ) -> None:

@@ -128,7 +128,11 @@ def _names(folder: Path) -> Iterator[str]:
     Raises:
         UserError: A template lies outside the folder.
     """
-    yield from sorted(file.name for file in folder.iterdir() if not file.is_dir())
+    for file in sorted(folder.iterdir()):
+        if not file.is_dir():
+            yield file.name
+        elif file.suffix == ".json" and is_companion(file.name):
+            raise UserError(f"{file}: a folder, where a file is expected", "remove or rename it")
     templates = folder / _TEMPLATES
     for file in sorted(templates.iterdir()) if templates.is_dir() else []:
         if not file.is_dir() and is_companion(name := f"{_TEMPLATES}/{file.name}"):

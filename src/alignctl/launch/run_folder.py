@@ -158,7 +158,8 @@ class RunFolder:
         Raises:
             UserError: When the file is there but cannot be read.
         """
-        return read_object(self.result) if self.result.exists() else None
+        is_there = self.result.exists() or self.result.is_symlink()  # also one that leads nowhere
+        return read_object(self.result) if is_there else None
 
     def write_result(self, result: dict[str, Any]) -> None:
         """Marks the run as finished; everything it refers to must be on the disk by now."""

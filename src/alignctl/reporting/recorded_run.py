@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from alignctl.errors import UserError
 from alignctl.launch.run_folder import RunFolder, read_object
 from alignctl.user_files import opened, read_bytes, reading
 
@@ -93,6 +94,8 @@ def read(path: Path, name: str) -> RecordedRun:
     """
     folder = RunFolder(path)
     run = RecordedRun(path, name, folder.read_config(), folder.read_result())
+    if run.result is not None and not isinstance(steps := run.result.get("steps", 0), int):
+        raise UserError(f"{folder.result}: steps is no whole number, but {steps!r:.40}")
     if folder.environment.exists():
         run.environment = read_object(folder.environment)
     if folder.command.exists():
@@ -147,7 +150,7 @@ def _read_metrics(file: Path, run: RecordedRun) -> None:
         kind: defaultdict(lambda: ([], [])) for kind in ("train", "validation")
     }
     for row in rows_of(file, run.damaged):
-        kind, step, time = row.get("kind"), row.get("step"), row.get("time")
+        kind, step, time = str(row.get("kind")), row.get("step"), row.get("time")
         if isinstance(time, int | float) and math.isfinite(time):
             run.times = (run.times[0] if run.times else time, time)
         if isinstance(step, int):
