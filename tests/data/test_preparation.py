@@ -1,11 +1,13 @@
 """Who is held out. The folder, its name and its failures: test_sft.py and test_preferences.py."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from alignctl.data.preparation import choose_held_out
+from alignctl.data.preparation import _hash_and_count, choose_held_out
 from alignctl.errors import UserError
 
 
@@ -23,3 +25,13 @@ def test_of_different_texts_the_wanted_share_is_held_out(hashes: list[int], shar
             choose_held_out(np.asarray(hashes, np.uint64), share)
     else:
         assert choose_held_out(np.asarray(hashes, np.uint64), share).sum() == wanted
+
+
+def test_a_file_without_a_line_is_not_read_to_its_end(tmp_path: Path) -> None:
+    """A terabyte of zeros, which is made in a moment, would be read for hours."""
+    file = tmp_path / "rows.jsonl"
+    with file.open("wb") as stream:
+        stream.write(b"{}\n")
+        stream.truncate(1 << 40)
+    with pytest.raises(UserError, match=r"rows.jsonl:2: longer than 64 MiB"):
+        _hash_and_count(file)

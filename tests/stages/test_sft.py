@@ -209,7 +209,8 @@ def test_a_loss_that_is_not_finite_names_step_and_rows_and_keeps_the_last_checkp
     workspace: Path, tmp_path: Path
 ) -> None:
     run = RunFolder(tmp_path / "run")
-    overrides = ["optimizer.lr=1e30", "optimizer.warmup_steps=0", "checkpoint.save_interval=1"]
+    large = ["optimizer.lr=10", "optimizer.weight_decay=1e9", "optimizer.warmup_steps=0"]
+    overrides = [*large, "checkpoint.save_interval=1"]
     said = refused(commands.alignctl(*sft(workspace, run.path, *overrides)), code=1)
     assert "error: step 2: the " in said
     assert " is nan" in said or " is inf" in said

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from alignctl import atomic
 from alignctl.data.documents import Progress
-from alignctl.data.files import find_files
+from alignctl.data.files import check_line, find_files
 from alignctl.data.masks import Truncation
 from alignctl.data.store import explained
 from alignctl.errors import UserError
@@ -153,7 +153,7 @@ def _content_key(
 
 def _hash_and_count(file: Path) -> tuple[str, int]:
     digest = hashlib.sha256()
-    lines = 0
+    lines = length = 0
     last = b"\n"
     try:
         with opened(file) as content:
@@ -161,6 +161,9 @@ def _hash_and_count(file: Path) -> tuple[str, int]:
                 digest.update(chunk)
                 lines += chunk.count(b"\n")
                 last = chunk[-1:]
+                length = length + len(chunk) if b"\n" not in chunk else 0
+                if file.suffix == ".jsonl":  # found before a sparse file is read for hours
+                    check_line(file, lines + 1, length)
     except OSError as error:
         raise UserError(f"{file}: cannot be read: {error.strerror or error}") from error
     return digest.hexdigest(), lines + (last != b"\n")
