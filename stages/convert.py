@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Literal
 
 from alignctl import atomic, console, memory
 from alignctl.config.convert import ConvertOptions
-from alignctl.data.tokenizer import check_fits, load_tokenizer
 from alignctl.errors import RunError, TakenError, UserError
 from alignctl.launch.run_folder import LATEST
 from alignctl.reporting.bytes_progress import BytesProgress
@@ -52,7 +51,7 @@ def run(
         RunError: What was written is not what was read. It is removed.
     """
     memory.keep_freed()
-    # The threads of NumPy's BLAS would wait busily for something to multiply.
+    # The threads of NumPy, which is imported only now, would wait busily for what to multiply.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     from alignctl.checkpoints.conversion import Target
     from alignctl.checkpoints.dtypes import BY_FLAG
@@ -304,6 +303,8 @@ def check(direction: Direction, options: ConvertOptions, source: "Source") -> No
             else "a reward model cannot speak: give the policy it was made from",
         )
     if options.tokenizer:
+        from alignctl.data.tokenizer import check_fits, load_tokenizer
+
         check_fits(load_tokenizer(options.tokenizer), source.model.vocab_size)
 
 
