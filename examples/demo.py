@@ -102,8 +102,8 @@ TRACKS = {
 ALIGNMENT = ("reward", "dpo")
 """The stages that learn from pairs; each starts from the fine-tuned model."""
 
-ON_POLICY = {"rlhf": 8, "online-dpo": 10, "grpo": 12}
-"""The stages that learn from their own answers, and for how many episodes: a third of the
+ON_POLICY = {"rlhf": 12, "online-dpo": 15, "grpo": 20}
+"""The stages that learn from their own answers, and for how many episodes: half the
 preset's, which is enough to see it. They start from the fine-tuned model too. The reward model
 scores them, of grpo the rule."""
 
