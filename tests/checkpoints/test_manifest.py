@@ -199,3 +199,10 @@ def test_an_offset_is_kept_to_the_last_bit_and_counts_in_the_checksum(folder: Pa
     (folder / manifest.NAME).write_text(text.replace("0.30000000000000004", "0.3"))
     with pytest.raises(UserError, match="its checksum differs from its content"):
         manifest.read(folder)
+
+
+def test_a_file_of_another_size_is_not_read(folder: Path) -> None:
+    """A terabyte of zeros in the place of an edited config would be hashed for hours."""
+    with (folder / "hf/config.json").open("wb") as file:
+        file.truncate(1 << 40)
+    assert manifest.changed_texts(folder, manifest.read(folder)) == ["hf/config.json"]

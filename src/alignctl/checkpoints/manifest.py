@@ -146,11 +146,16 @@ def record(file: Path) -> FileRecord:
 
 
 def is_unchanged(file: Path, expected: FileRecord) -> bool:
-    """Whether a file's content is what was recorded; it is read once.
+    """Whether a file's content is what was recorded; it is read once, if its size is right.
 
     Raises:
         UserError: It cannot be read.
     """
+    try:
+        if file.stat().st_size != expected.num_bytes:
+            return False
+    except OSError as error:
+        raise UserError(f"{file}: cannot be read: {error.strerror}") from error
     if expected.xxh3 is not None:
         return record(file) == expected
     found = _digest(file, hashlib.sha256)
