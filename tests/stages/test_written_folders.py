@@ -134,3 +134,28 @@ def test_python_files_are_left_where_they_are(
     assert outcome.code == 0, outcome.text
     assert "note: not taken along, and never run: modeling_own.py\n" in outcome.err
     assert [*tmp_path.rglob("*.py")] == []
+
+
+@pytest.mark.parametrize("name", ["alignctl.json", "hf/tokenizer_config.json"])
+def test_a_link_to_itself_and_a_file_of_terabytes_are_named(copy: Path, name: str) -> None:
+    file = copy / "mg" / name
+    file.unlink()
+    with file.open("wb") as stream:
+        stream.truncate(1 << 40)
+    if name == "alignctl.json":
+        with pytest.raises(UserError, match=r"alignctl.json: larger than"):
+            find.find(copy / "mg")
+    else:
+        assert "changed since" in find.find(copy / "mg").description
+    file.unlink()
+    file.symlink_to(file)
+    with pytest.raises(UserError):
+        find.find(copy / "mg")
+
+
+def test_a_tracker_of_terabytes_is_read_at_its_beginning(copy: Path) -> None:
+    file = copy / "mg/latest_checkpointed_iteration.txt"
+    with file.open("wb") as stream:
+        stream.truncate(1 << 40)
+    with pytest.raises(UserError, match="neither an iteration nor `release`"):
+        find.find(copy / "mg")

@@ -58,6 +58,8 @@ def refuse_links_out(folder: Path, checkpoint: Path) -> None:
     """
     root = checkpoint.resolve()
     for path in (folder, *sorted(folder.rglob("*"))):
+        if path.is_symlink() and not path.exists():  # also a link to itself, which has no end
+            raise dangling(path)
         if path.is_symlink() and not path.resolve().is_relative_to(root):
             raise UserError(
                 f"{path}: a link out of the checkpoint, to {path.readlink()}: it is not followed",

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
+from alignctl import user_files
 from alignctl.checkpoints import (
     hf,
     hf_files,
@@ -121,7 +122,7 @@ def _no_model(path: Path) -> UserError:
 def _hub_cache(path: Path) -> UserError:
     """Return which folder is meant by the one under which a download is cached."""
     main = path / "refs" / "main"
-    name = main.read_text(encoding="utf-8", errors="replace").strip() if main.is_file() else ""
+    name = _first_words(main) if main.is_file() else ""
     snapshots = sorted(child for child in (path / "snapshots").iterdir() if child.is_dir())
     meant = [child for child in snapshots if child.name == name] or snapshots
     return UserError(
@@ -139,9 +140,15 @@ def is_megatron(path: Path) -> bool:
     return (path / METADATA).is_file() or rank_files.has_ranks(path)
 
 
+def _first_words(file: Path) -> str:
+    """Reads a file of a line; of a longer one, which says nothing that is meant, the beginning."""
+    with user_files.opened(file) as stream:
+        return stream.read(4096).decode("utf-8", "replace").strip()
+
+
 def _latest(path: Path) -> Path:
     """The checkpoint that a folder of checkpoints points to."""
-    text = (path / LATEST).read_text(encoding="utf-8", errors="replace").strip()
+    text = _first_words(path / LATEST)
     if text != "release" and not re.fullmatch(r"[0-9]{1,15}", text):
         raise UserError(
             f"{path / LATEST}: {text[:40]!r} is neither an iteration nor `release`",

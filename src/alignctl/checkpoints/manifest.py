@@ -22,6 +22,7 @@ from pydantic import (
     model_validator,
 )
 
+from alignctl import user_files
 from alignctl.checkpoints import companions
 from alignctl.checkpoints.direct_file import DirectFile
 from alignctl.checkpoints.mapped_file import windows
@@ -267,7 +268,7 @@ def read(folder: Path) -> Manifest:
     """
     path = folder / NAME
     try:
-        manifest = Manifest.model_validate_json(path.read_bytes())
+        manifest = Manifest.model_validate_json(user_files.read_bytes(path))
     except OSError as error:
         raise UserError(
             f"{folder}: not an alignctl checkpoint: {NAME} cannot be read ({error.strerror})",
