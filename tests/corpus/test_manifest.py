@@ -9,6 +9,7 @@ from alignctl.corpus.manifest import (
     beside,
     check_tokenizer,
     file_record,
+    is_made,
     prefix_of,
     read_manifest,
     verify_files,
@@ -109,3 +110,14 @@ def test_the_hash_of_a_vocabulary_does_not_depend_on_its_order() -> None:
     one = vocabulary_hash({"a": 0, "b": 1})
     assert one == vocabulary_hash({"b": 1, "a": 0})
     assert one != vocabulary_hash({"a": 1, "b": 0})
+
+
+def test_a_folder_of_somebody_else_is_not_taken_for_what_was_made(tmp_path: Path) -> None:
+    file = tmp_path / "manifest.json"
+    assert not is_made(tmp_path, {"format": 1})
+    file.write_text('{"name": "their own"}')
+    assert not is_made(tmp_path, {"format": 1})
+    for content in ("[]", '{"format": 1}', '{"format": 1, "files": [{}]}', "{"):
+        file.write_text(content)
+        with pytest.raises(UserError, match=r"manifest.json: "):
+            is_made(tmp_path, {"format": 1})

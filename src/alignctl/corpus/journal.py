@@ -5,7 +5,6 @@ file was right, and what had been read by then; the next run with the same key c
 goes on. A run with another key starts anew.
 """
 
-import fcntl
 import json
 import os
 import shutil
@@ -15,7 +14,6 @@ from pathlib import Path
 from typing import Any, BinaryIO, Self
 
 from alignctl import atomic
-from alignctl.errors import UserError
 
 _STATE = "state.json"
 
@@ -52,7 +50,6 @@ class Journal:
     def __enter__(self) -> Self:
         self.folder.mkdir(parents=True, exist_ok=True)
         with self._stack:
-            self._lock()
             self._take_back()
             saved = self._read_state()
             self.state = saved.get("state", {})
@@ -84,15 +81,6 @@ class Journal:
     def remove(self) -> None:
         """Takes the folder away, when its files are elsewhere."""
         shutil.rmtree(self.folder)
-
-    def _lock(self) -> None:
-        lock = self._stack.enter_context((self.folder / "lock").open("wb"))
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise UserError(
-                f"{self.folder}: another process is writing it", "wait for it, or stop it"
-            ) from error
 
     def has_moved(self, name: str) -> bool:
         """Whether a run with this key has brought a file to its target, and was killed then."""

@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from alignctl import atomic
 from alignctl.errors import UserError
-from alignctl.user_files import opened, read_text
+from alignctl.user_files import opened, read_json, read_text, reading
 
 if TYPE_CHECKING:
     from alignctl.data.tokenizer import Tokenizer
@@ -137,11 +137,15 @@ def is_made(folder: Path, recipe: Mapping[str, Any]) -> bool:
     file = folder / "manifest.json"
     if not file.is_file():
         return False
-    found = json.loads(file.read_text("utf-8"))
+    found = read_json(file)
     wanted = json.loads(json.dumps(recipe))
-    return all(found.get(key) == value for key, value in wanted.items()) and all(
-        file_record(folder / record["name"]).sha256 == record["sha256"] for record in found["files"]
-    )
+    if any(found.get(key) != value for key, value in wanted.items()):
+        return False
+    with reading(file):
+        return all(
+            file_record(folder / record["name"]).sha256 == record["sha256"]
+            for record in found["files"]
+        )
 
 
 def write_manifest(prefix: Path, manifest: CorpusManifest) -> None:
