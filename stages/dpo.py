@@ -67,6 +67,7 @@ def launch(config: DPOConfig, *, nodes: Nodes, dry_run: bool, resume: bool) -> i
 def run(folder: RunFolder) -> None:
     """One rank's work: the reference, then load or resume, train, validate, save."""
     from alignctl.checkpoints.preflight import open_model
+    from alignctl.engines import checkpoints
 
     config = DPOConfig.model_validate_json(folder.config.read_text(encoding="utf-8"))
     config = training.initialize(config, folder)
@@ -83,7 +84,7 @@ def run(folder: RunFolder) -> None:
         reference = cached.values
         note = f"reference: read from {cache.file}, which saves {cached.seconds:.1f} s"
     engine.create_optimizer()
-    step = training.resume(engine, checkpoint)
+    step = 0 if checkpoint is None else checkpoints.resume(engine, checkpoint)
     loss = loss_of(config, reference)
     training.train(training.Task(config, folder, engine, source, data, loss), step, note)
 

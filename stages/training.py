@@ -182,17 +182,9 @@ def load(
     config: TrainingConfig, engine: "Engine", source: "Source", checkpoint: Path | None
 ) -> int:
     """Loads the weights to start from, or resumes a checkpoint; returns the steps it has taken."""
-    if checkpoint is None:
-        engine.load_weights(source, seed=config.train.seed)
-    engine.create_optimizer()
-    return resume(engine, checkpoint)
-
-
-def resume(engine: "Engine", checkpoint: Path | None) -> int:
-    """Resumes a checkpoint, if there is one; returns the steps it has taken."""
     from alignctl.engines import checkpoints
 
-    return 0 if checkpoint is None else checkpoints.resume(engine, checkpoint)
+    return checkpoints.start(engine, source, checkpoint, seed=config.train.seed)
 
 
 # ---- the loop ----

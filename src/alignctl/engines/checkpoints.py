@@ -86,6 +86,24 @@ class Checkpoints:
         )
 
 
+def start(engine: Engine, source: Source, checkpoint: Path | None, *, seed: int) -> int:
+    """Loads the weights to start from, or resumes a checkpoint; returns the steps it has taken.
+
+    Args:
+        engine: The model, its weights not set.
+        source: What it starts from.
+        checkpoint: What it goes on from; None: it starts.
+        seed: Of weights that the source does not have.
+
+    Raises:
+        UserError: As of `Engine.load_weights` and `resume`.
+    """
+    if checkpoint is None:
+        engine.load_weights(source, seed=seed)
+    engine.create_optimizer()
+    return 0 if checkpoint is None else resume(engine, checkpoint)
+
+
 def resume(engine: Engine, checkpoint: Path) -> int:
     """Restores weights, optimizer and random states; returns the number of steps taken.
 

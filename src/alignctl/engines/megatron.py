@@ -149,7 +149,6 @@ class MegatronEngine(MegatronState):
             self._settings, self._scaling = optimizer, loss_scale or LossScale()
         self.skipped_steps = 0
         self._wrapped = wrapped
-        self._observed: list[tuple[TokenBatch, Tensor]] | None = None
         self._offloaded: Offloaded | None = None
 
     @property
@@ -224,12 +223,16 @@ class MegatronEngine(MegatronState):
         self._wrapped.train()
         self._wrapped.zero_grad_buffer()
         self.optimizer.zero_grad()
-        self._observed = None if segments is None else []
-        result = self._run(micro_batches, loss, forward_only=False, flag=is_stop_requested)
+        observed: list[tuple[TokenBatch, Tensor]] = []
+        result = self._run(
+            micro_batches,
+            loss,
+            forward_only=False,
+            flag=is_stop_requested,
+            observed=None if segments is None else observed,
+        )
         if segments is not None:
-            found = by_target(self._observed or [], segments)
-            result = replace(result, target_outputs=found)
-            self._observed = None
+            result = replace(result, target_outputs=by_target(observed, segments))
         if not math.isfinite(result.loss):
             raise NonFiniteError(f"the loss is {result.loss}")
         scale = self.loss_scale
@@ -369,9 +372,18 @@ class MegatronEngine(MegatronState):
         return Values(*output) if self.is_value else Scores(*output)
 
     def _run(
-        self, micro_batches: Sequence[TokenBatch], loss: Loss, *, forward_only: bool, flag: bool
+        self,
+        micro_batches: Sequence[TokenBatch],
+        loss: Loss,
+        *,
+        forward_only: bool,
+        flag: bool,
+        observed: list[tuple[TokenBatch, Tensor]] | None = None,
     ) -> StepMetrics:
-        """Runs the schedule and sums what the last stage found over all ranks."""
+        """Runs the schedule and sums what the last stage found over all ranks.
+
+        What it found for each learned target is put into `observed`, where one is given.
+        """
         terms: list[LossTerms] = []
 
         def forward(iterator: Iterator[TokenBatch], model: Any) -> tuple[Any, Callable[..., Any]]:
@@ -380,8 +392,8 @@ class MegatronEngine(MegatronState):
 
             def compute(output: Any) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
                 named = self._named(output)
-                if self._observed is not None and self.has_numbers:
-                    self._observed.append((batch, of_targets(named, batch).detach()))
+                if observed is not None and self.has_numbers:
+                    observed.append((batch, of_targets(named, batch).detach()))
                 found = loss(named, targets, batch)
                 terms.append(
                     LossTerms(

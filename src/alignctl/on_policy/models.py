@@ -10,7 +10,6 @@ rollout    vLLM, which samples
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch.distributed as dist
@@ -24,7 +23,7 @@ from alignctl.config.on_policy_run import OnPolicyConfig, RLHFConfig
 from alignctl.config.sections import Head, Lora, Model, Optimizer
 from alignctl.data.tokenizer import load_tokenizer
 from alignctl.engines import checkpoint_folder
-from alignctl.engines.checkpoints import Checkpoints, resume
+from alignctl.engines.checkpoints import Checkpoints, start
 from alignctl.engines.megatron import MegatronEngine
 from alignctl.engines.megatron_weights import hf_weights
 from alignctl.launch.run_folder import RunFolder
@@ -147,7 +146,7 @@ def load(config: OnPolicyConfig, folder: RunFolder) -> Loaded:
     keep = config.checkpoint.keep
     checkpoints = Checkpoints(folder.checkpoints, source, config.tokenizer, keep)
     policy = policy_engine(config)
-    step = _load(policy, source, folder.latest_checkpoint(), seed=config.train.seed)
+    step = start(policy, source, folder.latest_checkpoint(), seed=config.train.seed)
     reference = reward = value = value_checkpoints = None
     score_offset = value_offset = 0.0
     if config.needs_reference and config.lora is None:
@@ -209,7 +208,7 @@ def _load_value(config: RLHFConfig, checkpoints: Checkpoints, step: int) -> Mega
     checkpoint = checkpoint_folder.final_name(checkpoints.folder, step) if step else None
     source = checkpoints.source
     engine = value_engine(config, source.model, source.head)
-    _load(engine, source, checkpoint, seed=config.train.seed)
+    start(engine, source, checkpoint, seed=config.train.seed)
     return engine
 
 
@@ -269,14 +268,6 @@ def engine_beside(
         is_value=is_value,
         temperature=temperature,
     )
-
-
-def _load(engine: MegatronEngine, source: Source, checkpoint: Path | None, *, seed: int) -> int:
-    """Loads the weights to start from, or resumes a checkpoint; returns the episodes done."""
-    if checkpoint is None:
-        engine.load_weights(source, seed=seed)
-    engine.create_optimizer()
-    return 0 if checkpoint is None else resume(engine, checkpoint)
 
 
 def _offset(source: Source) -> float:
