@@ -7,11 +7,9 @@ counted. Data are batches of full length, of which every position is learned. Of
 memory is known.
 """
 
-import multiprocessing
 import os
 import time
 import warnings
-from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +19,7 @@ from alignctl import console
 from alignctl.config.on_policy_run import OnPolicyConfig
 from alignctl.config.run import DPOConfig, RewardConfig, TrainingConfig
 from alignctl.config.sections import Head
+from alignctl.corpus.pool import map_in_order
 from alignctl.errors import UserError
 from alignctl.planning.devices import device
 from alignctl.planning.job import describe, kinds_of_ranks
@@ -85,12 +84,7 @@ def simulate(
         console.say(f"simulating: {', '.join(kinds)}")
     play = partial(_played, config, gpu_memory_gib=gpu_memory_gib, is_gpu=is_gpu)
     workers = min(len(kinds), len(os.sched_getaffinity(0)))
-    if workers == 1:
-        ranks = tuple(map(play, kinds, kinds.values()))
-    else:
-        spawn = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(workers, spawn) as pool:
-            ranks = tuple(pool.map(play, kinds, kinds.values()))
+    ranks = tuple(map_in_order(play, kinds.items(), workers, _load_megatron, None))
     return Report(
         describe(config),
         ranks,
@@ -100,16 +94,20 @@ def simulate(
     )
 
 
-def _played(
-    config: TrainingConfig, kind: str, stage: int, *, gpu_memory_gib: float, is_gpu: bool
-) -> RankReport:
-    """What the ranks of a kind take."""
+def _load_megatron(_: None) -> None:
     # Megatron says at length what it lacks without CUDA, and so without reading it.
     warnings.filterwarnings("ignore", module=r"megatron\.")
     warnings.filterwarnings("ignore", message=r"`torch\.distributed\.\w+` is deprecated")
     from alignctl.engines import megatron_cpu
 
     megatron_cpu.load()
+
+
+def _played(
+    config: TrainingConfig, rank_kind: tuple[str, int], *, gpu_memory_gib: float, is_gpu: bool
+) -> RankReport:
+    """What the ranks of a kind take."""
+    kind, stage = rank_kind
     from alignctl.simulation.process import playing
 
     with playing(config, stage, is_gpu=is_gpu) as rank:

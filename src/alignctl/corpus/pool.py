@@ -4,11 +4,13 @@ import ctypes
 import multiprocessing
 import os
 import signal
+import traceback
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from typing import TypeVar
+from concurrent.futures import Future, ThreadPoolExecutor
+from multiprocessing.connection import Connection
+from queue import SimpleQueue
+from typing import Any, Generic, TypeVar
 
 from alignctl.errors import AlignctlError, RunError
 
@@ -51,24 +53,79 @@ def map_in_order(
         begin(setup)
         yield from map(work, items)
         return
-    # A fork would copy locks that a tokenizer's threads hold.
-    pool = ProcessPoolExecutor(
-        workers, multiprocessing.get_context("spawn"), _begin, (begin, setup, os.getpid())
-    )
+    started: list[_Worker[ItemT, ResultT]] = []
+    idle: SimpleQueue[_Worker[ItemT, ResultT]] = SimpleQueue()
+    threads = ThreadPoolExecutor(workers)
+
+    def apply(item: ItemT) -> ResultT:
+        worker = idle.get()  # there are as many as threads
+        try:
+            return worker.apply(item)
+        finally:
+            idle.put(worker)
+
     try:
-        yield from _results(pool, work, items, 2 * workers + 1)
-    except BrokenProcessPool as error:
-        raise RunError(
-            "a worker process was killed, perhaps by the system for want of memory",
-            "start the command again, with fewer --workers if memory was short",
-        ) from error
+        for _ in range(workers):
+            worker = _Worker(work, begin, setup)
+            started.append(worker)
+            idle.put(worker)
+        yield from _results(threads, apply, items, 2 * workers + 1)
     finally:
-        pool.shutdown(cancel_futures=True)
+        for worker in started:  # a thread that waits for one sees its end
+            worker.process.kill()
+        threads.shutdown(cancel_futures=True)
+        for worker in started:
+            worker.process.join()
+            worker.connection.close()
+
+
+class _Worker(Generic[ItemT, ResultT]):
+    """A process, and a connection that no other process has an end of.
+
+    So whoever writes or reads here is told by the kernel when the process is gone. Where processes
+    share a queue, one that is killed may leave it locked for ever.
+    """
+
+    def __init__(
+        self,
+        work: Callable[[ItemT], ResultT],
+        begin: Callable[[SetupT], None],
+        setup: SetupT,
+    ) -> None:
+        self.work = work
+        self.first: tuple[Callable[[Any], None], Any] | None = (begin, setup)
+        # A fork would copy locks that a tokenizer's threads hold.
+        context = multiprocessing.get_context("spawn")
+        self.connection, theirs = context.Pipe()
+        self.process = context.Process(target=_serve, args=(theirs, os.getpid()), daemon=True)
+        self.process.start()
+        theirs.close()
+
+    def apply(self, item: ItemT) -> ResultT:
+        """The result of an item; waits for it."""
+        if self.first is not None:
+            self._call(*self.first)
+            self.first = None
+        result: ResultT = self._call(self.work, item)
+        return result
+
+    def _call(self, function: Callable[[Any], Any], argument: object) -> Any:
+        try:
+            self.connection.send((function, argument))
+            result, error = self.connection.recv()
+        except (EOFError, OSError) as gone:
+            raise RunError(
+                "a worker process was killed, perhaps by the system for want of memory",
+                "start the command again; if memory was short, with fewer --workers or cores",
+            ) from gone
+        if error is not None:
+            raise error
+        return result
 
 
 def _results(
-    pool: ProcessPoolExecutor,
-    work: Callable[[ItemT], ResultT],
+    threads: ThreadPoolExecutor,
+    apply: Callable[[ItemT], ResultT],
     items: Iterable[ItemT],
     window: int,
 ) -> Iterator[ResultT]:
@@ -83,7 +140,7 @@ def _results(
         except AlignctlError as error:  # what is wrong before it is told first
             failure = error
             break
-        waiting.append(pool.submit(work, item))
+        waiting.append(threads.submit(apply, item))
         if len(waiting) >= window:
             yield waiting.popleft().result()
     while waiting:
@@ -92,10 +149,19 @@ def _results(
         raise failure
 
 
-def _begin(begin: Callable[[SetupT], None], setup: SetupT, parent: int) -> None:
+def _serve(connection: Connection, parent: int) -> None:
+    """In a worker: calls what it is sent, and answers with the result or what was raised."""
     # Ctrl-C reaches every process of the terminal; the parent ends the workers in good order.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     if os.getppid() != parent:  # it died before the kernel was asked to tell
         os._exit(1)
-    begin(setup)
+    while True:
+        function, argument = connection.recv()
+        result, failure = None, None
+        try:
+            result = function(argument)
+        except Exception as error:
+            error.add_note(traceback.format_exc())  # where it was raised, which no pickle tells
+            failure = error
+        connection.send((result, failure))
