@@ -83,11 +83,13 @@ def run(
     except TakenError:
         if not _is_there(options.save, target):
             raise
-        console.say(f"{options.save} is there already, whole and from the same: nothing is to do")
+        console.say(_THERE.format(options.save))
     else:
         _tell(options, source, target)
     console.emit(str(options.save))
 
+
+_THERE = "{} is there already, whole and from the same: nothing is to do"
 
 _SAYS_WHAT = {"format", "dtype", "tp", "pp", "max_shard_size", "verify"}
 """The options that change what is written, or how it is verified."""
@@ -181,8 +183,15 @@ def _write_adapters(
     from alignctl.checkpoints import padding, peft
     from alignctl.checkpoints.companions import read_json
 
-    with atomic.new_folder(options.save, on_wait) as folder:
-        peft.write(source, folder)
+    try:
+        with atomic.new_folder(options.save, on_wait) as folder:
+            peft.write(source, folder)
+    except TakenError:
+        if not (options.save.is_dir() and peft.is_written(source, options.save)):
+            raise
+        console.say(_THERE.format(options.save))
+        console.emit(str(options.save))
+        return
     console.say(f"to: {options.save} (adapters, for PEFT)")
     assert source.adapted is not None
     beside = source.adapted.base.companions

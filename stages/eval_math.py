@@ -7,7 +7,6 @@ Rows are GSM8K's, or prompts with `answer` (and `eval_func`; math_rule where the
 problems; else from Wilson's score.
 """
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any, get_args
 
 from alignctl import console
 from alignctl.config.generation import MathOptions
+from alignctl.data.files import read_rows
 from alignctl.data.prompt_schemas import GSM8K_RULE, Question
 from alignctl.errors import UserError
 from alignctl.evaluation import prompts, results
@@ -26,6 +26,7 @@ from alignctl.reporting.rows_progress import RowsProgress
 from alignctl.reporting.tables import percent
 from alignctl.rewards.rules import RULES, Reason
 from alignctl.rewards.workers import RuleWorkers, Task
+from alignctl.user_files import reading
 
 _BATCH = 256
 """Comparisons between two lines of progress."""
@@ -108,23 +109,24 @@ def _rule(question: Question) -> str:
 
 
 def _judged(answers: Path, file: PromptFile, options: MathOptions, workers: RuleWorkers) -> Solved:
-    rows = [json.loads(line) for line in answers.read_text(encoding="utf-8").split("\n") if line]
-    texts = [_listed(row["response"]) for row in rows]
-    tasks = [
-        Task(text, str(question.answer), _rule(question))
-        for question, samples in zip(file.questions, texts, strict=True)
-        for text in samples
-    ]
+    with reading(answers, "it was changed; remove it, and the same command answers anew"):
+        rows = [row.record for row in read_rows([answers])]
+        lengths = [int(length) for row in rows for length in _listed(row["num_tokens"])]
+        num_full = sum(end == "length" for row in rows for end in _listed(row["finish"]))
+        tasks = [
+            Task(str(text), str(question.answer), _rule(question))
+            for question, row in zip(file.questions, rows, strict=True)
+            for text in _listed(row["response"])
+        ]
     progress, reasons = RowsProgress("comparing"), []
     for start in range(0, len(tasks), _BATCH):
         verdicts = workers.verdicts(tasks[start : start + _BATCH])
         reasons += [verdict.reason for verdict in verdicts]
         progress(len(reasons), len(tasks))
     n = options.samples
-    lengths = [length for row in rows for length in _listed(row["num_tokens"])]
     return Solved(
         reasons=[reasons[start : start + n] for start in range(0, len(reasons), n)],
-        num_full=sum(end == "length" for row in rows for end in _listed(row["finish"])),
+        num_full=num_full,
         mean_tokens=sum(lengths) / len(lengths),
     )
 

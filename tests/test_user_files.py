@@ -1,11 +1,17 @@
 import json
 import os
+import re
 import socket
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from alignctl.checkpoints import mcore_index, safetensors_file, torch_file, zero
+from alignctl.corpus.indexed import IndexedTokens
 from alignctl.errors import RunError, UserError
+from alignctl.evaluation import replies
+from alignctl.evaluation.questions import answered_turns
 from alignctl.user_files import opened, read_bytes, read_json, read_text, reading
 
 
@@ -80,3 +86,46 @@ def test_what_is_explained_already_passes(error: Exception) -> None:
 def test_an_object_is_read_as_it_is(tmp_path: Path) -> None:
     (tmp_path / "a").write_text(json.dumps({"a": [1, "\u00e9"]}))
     assert read_json(tmp_path / "a") == {"a": [1, "\u00e9"]}
+
+
+def _reply(file: Path) -> None:
+    with replies.opened(file):
+        pass
+
+
+def _peeked(file: Path) -> None:
+    with replies.peeked(file):
+        pass
+
+
+READERS: dict[str, Callable[[Path], object]] = {
+    "model.safetensors": safetensors_file.read,
+    "pytorch_model.bin": torch_file.read,
+    ".metadata": lambda file: mcore_index.read_all(file.parent),
+    "latest": lambda file: zero.find(file.parent),
+    "judge.jsonl": _reply,
+    "peeked.jsonl": _peeked,
+    "data.idx": lambda file: IndexedTokens.open(file.with_suffix("")),
+    "answers.jsonl": lambda file: list(answered_turns(file)),
+}
+"""Of files of every kind that have readers of their own."""
+
+
+@pytest.mark.parametrize("kind", ["pipe", "device", "sparse"])
+@pytest.mark.parametrize("name", READERS)
+def test_every_reader_refuses_what_never_ends(tmp_path: Path, name: str, kind: str) -> None:
+    file = tmp_path / name
+    if kind == "pipe":
+        os.mkfifo(file)
+    elif kind == "device":
+        file.symlink_to("/dev/zero")
+    else:
+        with file.open("wb") as stream:
+            stream.truncate(1 << 40)
+    if name == "data.idx":
+        file.with_suffix(".bin").touch()
+    if name == "latest" and kind != "sparse":
+        assert zero.find(tmp_path) is None  # a folder of another kind, perhaps
+        return
+    with pytest.raises(UserError, match=re.escape(str(file))):
+        READERS[name](file)

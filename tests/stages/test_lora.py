@@ -14,7 +14,7 @@ from alignctl.launch.run_folder import RunFolder
 from tests import commands, tiny
 from tests.commands import Outcome
 from tests.e2e.test_resume import rows
-from tests.stages.conftest import Alignctl, refused
+from tests.stages.conftest import Alignctl, refused, snapshot
 
 pytestmark = pytest.mark.ci
 
@@ -72,6 +72,25 @@ def test_the_merged_model_is_the_base_with_the_adapters_in_peft(
         adapted = PeftModel.from_pretrained(plain, tmp_path / "adapters")(TOKENS).logits
         torch.testing.assert_close(merged(TOKENS).logits, adapted, rtol=0, atol=1e-5)
     assert (adapted - before).abs().max() > 0.1
+
+
+def test_adapters_that_are_written_are_left_as_they_are(
+    tuned: tuple[Path, Outcome], tmp_path: Path, alignctl: Alignctl
+) -> None:
+    save = tmp_path / "adapters"
+    command = ("convert-mg2hf", "--load", tuned[0], "--save", save, "--adapter-only")
+    first = alignctl(*command)
+    before = snapshot(save)
+    again = alignctl(*command)
+    assert (again.code, again.out) == (0, first.out), again.text
+    assert f"{save} is there already, whole and from the same: nothing is to do" in again.err
+    assert snapshot(save) == before
+    assert f"{save} exists already" in refused(alignctl(*command[:-1]))
+    weights = save / "adapter_model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    assert f"{save} exists already" in refused(alignctl(*command))
 
 
 @pytest.mark.slow

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from alignctl.errors import UserError
+from alignctl.user_files import opened
 
 _WINDOW_BYTES = 8 << 20
 """Of a file that is looked at from its beginning to its end."""
@@ -34,7 +35,7 @@ def read_bytes(file: Path, offset: int, num_bytes: int) -> NDArray[np.uint8]:
     """
     before = offset % mmap.ALLOCATIONGRANULARITY
     try:
-        with file.open("rb", buffering=0) as stream:
+        with opened(file) as stream:
             missing = offset + num_bytes - os.fstat(stream.fileno()).st_size
             if missing > 0:
                 raise UserError(

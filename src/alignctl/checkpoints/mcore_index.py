@@ -10,6 +10,7 @@ from alignctl.checkpoints.dtypes import DTYPES, DType
 from alignctl.checkpoints.manifest import METADATA
 from alignctl.checkpoints.restricted_pickle import Inert, named, sizes
 from alignctl.errors import UserError
+from alignctl.user_files import read_bytes, reading
 
 
 @dataclass(frozen=True)
@@ -158,8 +159,10 @@ def read_all(folder: Path) -> Index:
         UserError: It is missing, damaged, or would import something beyond its own classes.
     """
     path = folder / METADATA
+    with reading(path):
+        content = read_bytes(path)
     try:
-        whole = restricted_pickle.loads(path.read_bytes(), _KNOWN)
+        whole = restricted_pickle.loads(content, _KNOWN)
         if not isinstance(whole, _Whole):
             raise TypeError(f"a {type(whole).__name__}")
         places = {_key(index): _place(index, info) for index, info in whole.storage_data.items()}
@@ -168,8 +171,6 @@ def read_all(folder: Path) -> Index:
             for key, entry in whole.state_dict_metadata.items()
             if isinstance(entry, _Tensor)
         }
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror}") from error
     except Exception as error:  # a damaged pickle can raise anything
         raise UserError(
             f"{path}: not the index of a distributed checkpoint: {error}",

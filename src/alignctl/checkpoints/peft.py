@@ -11,10 +11,11 @@ from typing import Any
 
 import numpy as np
 
+from alignctl import user_files
 from alignctl.checkpoints import hf_files, safetensors_file
 from alignctl.checkpoints.adapted import verify
 from alignctl.checkpoints.lazy import LazyTensor
-from alignctl.checkpoints.source import Source
+from alignctl.checkpoints.source import Adapters, Source
 from alignctl.config.sections import Head, Lora, Model
 from alignctl.errors import RunError, UserError
 from alignctl.models.adapters import PEFT_PREFIX, adapter_map
@@ -58,6 +59,39 @@ def write(source: Source, folder: Path) -> None:
         UserError: The source has no adapters, is damaged, or has a head that transformers lacks.
         RunError: What was written is not what was read.
     """
+    tensors, adapted = _adapters(source)
+    with (folder / WEIGHTS).open("wb") as stream:
+        writer = safetensors_file.Writer(stream, tensors)
+        for tensor in tensors.values():
+            writer.write(tensor.checked().bits())
+    write_config(folder, source.model, adapted.lora, source.head, adapted.base.path)
+    written = safetensors_file.read(folder / WEIGHTS)
+    for name, tensor in tensors.items():
+        if not np.array_equal(written[name].bits(), tensor.bits()):
+            raise RunError(f"{folder / WEIGHTS}: {name} differs from {tensor.where}")
+
+
+def is_written(source: Source, folder: Path) -> bool:
+    """Whether a folder holds what `write` makes of a model, bit by bit, and nothing else.
+
+    Raises:
+        UserError: As `write`; or a file of the folder is damaged.
+    """
+    tensors, adapted = _adapters(source)
+    if {file.name for file in folder.iterdir()} != {CONFIG, WEIGHTS}:
+        return False
+    wanted = _config(source.model, adapted.lora, source.head, adapted.base.path)
+    if user_files.read_text(folder / CONFIG) != wanted:
+        return False
+    written = safetensors_file.read(folder / WEIGHTS)
+    return written.keys() == tensors.keys() and all(
+        written[name].dtype == tensor.dtype and np.array_equal(written[name].bits(), tensor.bits())
+        for name, tensor in tensors.items()
+    )
+
+
+def _adapters(source: Source) -> tuple[dict[str, LazyTensor], Adapters]:
+    """The trained tensors of a checkpoint with adapters by PEFT's names, in their order."""
     if source.adapted is None:
         raise UserError(
             f"{source.path}: this is a whole model, without adapters",
@@ -70,21 +104,9 @@ def write(source: Source, folder: Path) -> None:
         )
     verify(source)
     stored: Mapping[str, LazyTensor] = source.adapted.tensors
-    tensors = {
-        theirs: stored[ours]
-        for ours, theirs in sorted(
-            names(source.model, source.adapted.lora, source.head).items(), key=lambda pair: pair[1]
-        )
-    }
-    with (folder / WEIGHTS).open("wb") as stream:
-        writer = safetensors_file.Writer(stream, tensors)
-        for tensor in tensors.values():
-            writer.write(tensor.checked().bits())
-    write_config(folder, source.model, source.adapted.lora, source.head, source.adapted.base.path)
-    written = safetensors_file.read(folder / WEIGHTS)
-    for name, tensor in tensors.items():
-        if not np.array_equal(written[name].bits(), tensor.bits()):
-            raise RunError(f"{folder / WEIGHTS}: {name} differs from {tensor.where}")
+    ours = names(source.model, source.adapted.lora, source.head)
+    pairs = sorted(ours.items(), key=lambda pair: pair[1])
+    return {theirs: stored[ours] for ours, theirs in pairs}, source.adapted
 
 
 def write_config(folder: Path, model: Model, lora: Lora, head: Head, base: Path) -> None:
@@ -97,6 +119,10 @@ def write_config(folder: Path, model: Model, lora: Lora, head: Head, base: Path)
         head: What is on top.
         base: The model they belong to; PEFT loads it by itself if it is one of Hugging Face's.
     """
+    (folder / CONFIG).write_text(_config(model, lora, head, base), encoding="utf-8")
+
+
+def _config(model: Model, lora: Lora, head: Head, base: Path) -> str:
     is_hf = (base / "config.json").is_file() and hf_files.has_weights(base)
     config: dict[str, Any] = {
         "peft_type": "LORA",
@@ -110,5 +136,4 @@ def write_config(folder: Path, model: Model, lora: Lora, head: Head, base: Path)
         "modules_to_save": None if head == "lm" else [HEAD_MODULES[head]],
         "inference_mode": True,
     }
-    text = json.dumps(config, indent=2, sort_keys=True) + "\n"
-    (folder / CONFIG).write_text(text, encoding="utf-8")
+    return json.dumps(config, indent=2, sort_keys=True) + "\n"

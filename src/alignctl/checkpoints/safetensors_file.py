@@ -16,6 +16,7 @@ from alignctl.checkpoints.dtypes import DTYPES, Bits, as_bytes
 from alignctl.checkpoints.lazy import LazyTensor, Spec, unreadable
 from alignctl.checkpoints.mapped_file import read_bytes
 from alignctl.errors import UserError
+from alignctl.user_files import opened
 
 _NAMES = {
     "F64": "float64",
@@ -44,9 +45,9 @@ def read(file: Path) -> dict[str, LazyTensor]:
         UserError: It cannot be read, is damaged or cut short, or is not a safetensors file.
     """
     try:
-        with safe_open(file, framework="np"):  # checks names, types, offsets and the file's size
-            pass
-        with file.open("rb") as stream:
+        with opened(file) as stream:
+            with safe_open(file, framework="np"):  # checks names, types, offsets, the file's size
+                pass
             length = int.from_bytes(stream.read(8), "little")
             header = json.loads(stream.read(length))
     except (SafetensorError, OSError, ValueError) as error:

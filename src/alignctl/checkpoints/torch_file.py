@@ -24,6 +24,7 @@ from alignctl.checkpoints.restricted_pickle import Forbidden
 from alignctl.checkpoints.torch_archive import Archive, open_archive
 from alignctl.checkpoints.torch_names import Described
 from alignctl.errors import UserError
+from alignctl.user_files import opened
 
 
 @dataclass(frozen=True)
@@ -98,7 +99,7 @@ def read(file: Path, *, start: int = 0, length: int | None = None) -> Any:
             or function that has no place in a checkpoint.
     """
     try:
-        with file.open("rb") as stream:
+        with opened(file) as stream:
             whole = stream.seek(0, io.SEEK_END)
             part = _Part(stream, start, whole - start if length is None else length)
             return _read(file, start, cast("BinaryIO", part))

@@ -31,6 +31,7 @@ from alignctl.checkpoints.zero_files import (
     read_optimizer,
 )
 from alignctl.errors import UserError
+from alignctl.user_files import read_text
 
 
 @dataclass(frozen=True)
@@ -60,10 +61,7 @@ def find(path: Path) -> Path | None:
     pointer = path / LATEST
     if not pointer.is_file():
         return path if has_ranks(path) else None
-    try:
-        tag = pointer.read_text(encoding="utf-8", errors="replace").strip()
-    except OSError as error:
-        raise UserError(f"{pointer}: cannot be read: {error.strerror}") from error
+    tag = read_text(pointer, 1000).strip()
     is_name = Path(tag).name == tag != ".." and tag.isprintable()
     if not is_name or not 0 < len(tag.encode()) < 256:
         raise UserError(

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from alignctl.corpus.indexed import IndexedTokens
 from alignctl.corpus.manifest import CorpusManifest, beside, prefix_of, read_manifest
 from alignctl.errors import UserError
+from alignctl.user_files import opened
 
 _CHUNK = 1 << 24
 """Tokens that are looked at together."""
@@ -135,7 +136,7 @@ def find(path: Path) -> list[Indexed]:
 def _check_readable(prefix: Path, file: Path) -> None:
     other = beside(prefix, ".bin" if file.suffix == ".idx" else ".idx")
     try:
-        with file.open("rb"):
+        with opened(file):
             return
     except FileNotFoundError as error:
         if other.is_file():

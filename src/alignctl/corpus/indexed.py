@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 
 from alignctl.corpus.manifest import beside
 from alignctl.errors import UserError
+from alignctl.user_files import check_regular
 
 _MAGIC = b"MMIDIDX\x00\x00"
 _VERSION = 1
@@ -120,6 +121,8 @@ class IndexedTokens:
         """
         index, data = beside(prefix, ".idx"), beside(prefix, ".bin")
         try:
+            for file in (index, data):  # NumPy would wait for a pipe's writer
+                check_regular(file, file.stat().st_mode)
             raw = np.memmap(index, np.uint8, "r")
             magic, version, code, sequences, boundaries = _HEADER.unpack(
                 raw[: _HEADER.size].tobytes()

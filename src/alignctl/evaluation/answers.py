@@ -17,7 +17,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO, Literal, Self
 
-from alignctl import atomic
+from alignctl import atomic, user_files
 from alignctl.errors import RunError, UserError
 from alignctl.evaluation.generation import Answer
 
@@ -142,10 +142,9 @@ class AnswerFile:
 
     def _told_key(self) -> object:
         try:
-            told = json.loads(self._info.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+            return user_files.read_json(self._info).get("key")
+        except UserError:
             return None
-        return told.get("key") if isinstance(told, dict) else None
 
     def _mend(self, stream: BinaryIO) -> int:
         """Cuts off a row that was half written; returns the rows that are complete."""

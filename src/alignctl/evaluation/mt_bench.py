@@ -31,6 +31,7 @@ from alignctl.evaluation.questions import (
 )
 from alignctl.evaluation.replies import Reply, ReplyCache
 from alignctl.reporting.answers_progress import AnswersProgress
+from alignctl.user_files import opened
 
 _FORM = "structured_outputs"
 """vLLM's parameter of a request."""
@@ -118,6 +119,11 @@ def run(benchmark: Benchmark, *, as_json: bool = False, is_dry: bool = False) ->
     )
     console.emit(file.read_text("utf-8").rstrip() if as_json else result.table)
     console.say(f"wrote {file}")
+
+
+def _sha256(file: Path) -> str:
+    with opened(file) as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 class _Judging:
@@ -209,7 +215,7 @@ class _Judging:
             "limit": self._benchmark.limit,
             "parameters": dict(self._endpoint.parameters),
             "files": {
-                kind: {"name": file.name, "sha256": hashlib.sha256(file.read_bytes()).hexdigest()}
+                kind: {"name": file.name, "sha256": _sha256(file)}
                 for kind, file in self._files.items()
             },
             "generation": described(self._benchmark.generation),

@@ -15,7 +15,8 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from alignctl import atomic
+from alignctl import atomic, user_files
+from alignctl.data.files import MOST_LINE_BYTES
 from alignctl.errors import RunError, UserError
 
 _FORMAT = 1
@@ -106,18 +107,20 @@ class ReplyCache:
 
     def _read(self, can_write: bool) -> None:
         """Reads all lines, and mends the last one if a killed process left half of it."""
+        rest = b""
         with open(self._descriptor, "rb", closefd=False) as stream:
-            content = stream.read()
-        *lines, rest = content.split(b"\n")
-        for number, line in enumerate(lines, 1):
-            found = _parsed(line)
-            if found is None:
-                raise UserError(
-                    f"{self._file}:{number}: not a reply; the file was changed",
-                    f"remove that line: sed -i {number}d {self._file}",
-                )
-            self._replies[found.key] = found.reply
-        self._size = len(content) - len(rest)
+            for number, line in enumerate(iter(lambda: stream.readline(MOST_LINE_BYTES), b""), 1):
+                if not line.endswith(b"\n") and len(line) < MOST_LINE_BYTES:
+                    rest = line
+                    break
+                found = _parsed(line)
+                if found is None:
+                    raise UserError(
+                        f"{self._file}:{number}: not a reply; the file was changed",
+                        f"remove that line: sed -i {number}d {self._file}",
+                    )
+                self._replies[found.key] = found.reply
+                self._size += len(line)
         if not rest or not can_write:
             return
         os.ftruncate(self._descriptor, self._size)
@@ -134,13 +137,16 @@ def opened(file: Path) -> Iterator[ReplyCache]:
     """
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(file, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
+        # A pipe is refused, not waited for.
+        flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NONBLOCK
+        descriptor = os.open(file, flags, 0o600)
     except OSError as error:
         raise UserError(
             f"{file}: replies cannot be kept there: {error.strerror or error}",
             "choose another folder with --output",
         ) from error
     try:
+        user_files.check_regular(file, os.fstat(descriptor).st_mode)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -161,11 +167,8 @@ def peeked(file: Path) -> Iterator[ReplyCache]:
     Raises:
         UserError: A line of it is damaged.
     """
-    descriptor = os.open(file if file.exists() else os.devnull, os.O_RDONLY)
-    try:
-        yield ReplyCache(file, descriptor, can_write=False)
-    finally:
-        os.close(descriptor)
+    with user_files.opened(file) if file.exists() else Path(os.devnull).open("rb") as stream:
+        yield ReplyCache(file, stream.fileno(), can_write=False)
 
 
 def _parsed(line: bytes) -> _Line | None:

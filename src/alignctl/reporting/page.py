@@ -20,6 +20,7 @@ from alignctl.reporting.answers import Asked
 from alignctl.reporting.benchmark import Benchmark
 from alignctl.reporting.evaluations import Evaluation, Measure
 from alignctl.reporting.recorded_run import RecordedRun
+from alignctl.user_files import opened
 
 GENERATOR = f"alignctl {__version__}"
 _SIGN = '<meta name="generator" content="alignctl '
@@ -88,7 +89,7 @@ class _Drawn:
 
 def is_ours(file: Path) -> bool:
     """Whether a file is a page that this module wrote."""
-    with file.open("rb") as stream:
+    with opened(file) as stream:
         return _SIGN.encode() in stream.read(4096)
 
 
