@@ -1,11 +1,8 @@
 """Progress of generation: prompts answered, tokens per second, the time left."""
 
-import time
-
 from alignctl import console
 from alignctl.reporting.progress import duration
-
-_SECONDS_BETWEEN_LINES = 5.0
+from alignctl.reporting.stopwatch import Stopwatch
 
 
 class AnswersProgress:
@@ -21,16 +18,14 @@ class AnswersProgress:
         """
         self._verb, self._total, self._first = verb, total, done
         self._done, self._tokens = done, 0
-        self._started = self._spoken = time.monotonic()
+        self._watch = Stopwatch()
 
     def advance(self, num_tokens: int) -> None:
         """Counts one more prompt, and the tokens of its answers."""
         self._done += 1
         self._tokens += num_tokens
-        now = time.monotonic()
-        if now - self._spoken >= _SECONDS_BETWEEN_LINES:
-            self._spoken = now
-            left = (now - self._started) / (self._done - self._first) * (self._total - self._done)
+        if self._watch.take_turn():
+            left = self.seconds / (self._done - self._first) * (self._total - self._done)
             console.say(
                 f"{self._verb}: {self._done:,} of {self._total:,} prompts, "
                 f"{self.tokens_per_second:,.0f} tokens/s, {duration(left)} left"
@@ -44,9 +39,9 @@ class AnswersProgress:
     @property
     def seconds(self) -> float:
         """Time since the start."""
-        return time.monotonic() - self._started
+        return self._watch.seconds
 
     @property
     def tokens_per_second(self) -> float:
         """Of all answers since the start."""
-        return self._tokens / max(self.seconds, 1e-9)
+        return self._tokens / self.seconds

@@ -1,10 +1,7 @@
 """Progress of work on a corpus: share done, speed, what is left."""
 
-import time
-
 from alignctl import console
-
-_SECONDS_BETWEEN_LINES = 5.0
+from alignctl.reporting.stopwatch import Stopwatch
 
 
 class CorpusProgress:
@@ -19,7 +16,7 @@ class CorpusProgress:
         """
         self._verb = verb
         self._total = total_bytes
-        self._started = self._spoken = time.monotonic()
+        self._watch = Stopwatch()
         self._before: tuple[int, int, int] = (0, 0, 0)
 
     def resume(self, consumed: int, text_bytes: int, tokens: int) -> None:
@@ -30,21 +27,19 @@ class CorpusProgress:
 
     def __call__(self, consumed: int, text_bytes: int, tokens: int = 0) -> None:
         """Takes note of what is done so far: bytes of files, bytes of text, and tokens."""
-        now = time.monotonic()
-        if now - self._spoken < _SECONDS_BETWEEN_LINES:
+        if not self._watch.take_turn():
             return
-        self._spoken = now
         share = 100 * consumed / max(self._total, 1)
         left = ""
         if consumed > self._before[0]:
-            seconds = now - self._started
-            rest = (self._total - consumed) * seconds / (consumed - self._before[0])
+            done = consumed - self._before[0]
+            rest = (self._total - consumed) * self._watch.seconds / done
             left = f", {rest:.0f} s left"
         console.say(f"{self._verb}: {share:.0f} %, {self.speed(text_bytes, tokens)}{left}")
 
     def speed(self, text_bytes: int, tokens: int = 0) -> str:
-        """The speed of this run in words."""
-        seconds = max(time.monotonic() - self._started, 1e-9)
+        """Says the speed of this run in words."""
+        seconds = self._watch.seconds
         words = f"{(text_bytes - self._before[1]) / 1e6 / seconds:.1f} MB/s"
         if tokens:
             words += f", {(tokens - self._before[2]) / seconds:,.0f} tokens/s"

@@ -1,10 +1,7 @@
 """Progress of work that is measured in rows: a line every few seconds."""
 
-import time
-
 from alignctl import console
-
-_SECONDS_BETWEEN_LINES = 5.0
+from alignctl.reporting.stopwatch import Stopwatch
 
 
 class RowsProgress:
@@ -17,16 +14,14 @@ class RowsProgress:
             verb: What is being done, as "tokenising".
         """
         self._verb = verb
-        self._started = self._spoken = time.monotonic()
+        self._watch = Stopwatch()
 
     def __call__(self, done: int, total: int | None) -> None:
         """Takes note of the rows done so far; the total is None where nobody knows it."""
-        now = time.monotonic()
-        if now - self._spoken < _SECONDS_BETWEEN_LINES:
+        if not self._watch.take_turn():
             return
-        self._spoken = now
         if total is None:
             console.say(f"{self._verb}: {done:,} rows")
             return
-        left = (now - self._started) / done * (total - done)
+        left = self._watch.seconds / done * (total - done)
         console.say(f"{self._verb}: {done:,} of {total:,} rows, {left:.0f} s left")
