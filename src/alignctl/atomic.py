@@ -89,6 +89,25 @@ def commit_folder(partial: Path, final: Path) -> None:
 
 
 @contextlib.contextmanager
+def fill_folder(partial: Path, final: Path) -> Iterator[None]:
+    """Makes a folder anew that the block fills, and gives it its name when no error ends the block.
+
+    Args:
+        partial: The folder to fill, beside the final one. What a killed attempt left there goes;
+            so does all of it after an error.
+        final: The name it gets; see `commit_folder`.
+    """
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        partial.mkdir(parents=True)
+        yield
+        commit_folder(partial, final)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+
+
+@contextlib.contextmanager
 def new_folder(final: Path, on_wait: OnWait | None = None) -> Iterator[Path]:
     """A folder to fill that gets its name only when the block ends without an error.
 
@@ -113,13 +132,8 @@ def new_folder(final: Path, on_wait: OnWait | None = None) -> Iterator[Path]:
             scratch = re.compile(rf"\.{re.escape(final.name)}\.(\d+\.)?partial")
             for left in filter(lambda each: scratch.fullmatch(each.name), final.parent.iterdir()):
                 shutil.rmtree(left, ignore_errors=True)
-            try:
-                partial.mkdir()
+            with fill_folder(partial, final):
                 yield partial
-                commit_folder(partial, final)
-            except BaseException:
-                shutil.rmtree(partial, ignore_errors=True)
-                raise
     except BaseException as error:
         if is_disk_full(error):
             raise RunError(

@@ -3,7 +3,6 @@
 import hashlib
 import json
 import math
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -73,15 +72,8 @@ def prepare(config: PretrainConfig, tokenizer: Tokenizer, out_dir: Path) -> Path
     folder, partial = out_dir / key, out_dir / f".{key}.partial"
     if folder.is_dir():
         return folder
-    with explained(out_dir):
-        shutil.rmtree(partial, ignore_errors=True)  # of a preparation that was killed
-        partial.mkdir(parents=True)
-        try:
-            write(recipe, partial)
-            atomic.commit_folder(partial, folder)
-        except BaseException:
-            shutil.rmtree(partial, ignore_errors=True)
-            raise
+    with explained(out_dir), atomic.fill_folder(partial, folder):
+        write(recipe, partial)
     return folder
 
 
