@@ -28,7 +28,7 @@ from alignctl.data.tokenizer import Tokenizer, check_fits, load_tokenizer
 from alignctl.errors import AlignctlError, RunError, UserError
 from alignctl.evaluation.tp_workers import Ranks, Start
 from alignctl.rollouts import library
-from alignctl.rollouts.samples import Completion, Finish, Request, Sampling
+from alignctl.rollouts.samples import Completion, Finish, Request, Sampling, draw_seed
 
 if TYPE_CHECKING:
     from alignctl.checkpoints.source import Source
@@ -185,10 +185,10 @@ class Generator:
         Raises:
             RunError: A prompt cannot be answered, which was tried twice.
         """
-        samples = self.settings.samples
+        samples, seed = self.settings.samples, self.settings.seed
         requests = [
             (
-                Request(prompt.tokens, self._seed(prompt.number, sample), group=place),
+                Request(prompt.tokens, draw_seed(seed, prompt.number, sample), group=place),
                 self._sampling_of(prompt),
             )
             for place, prompt in enumerate(prompts)
@@ -211,10 +211,6 @@ class Generator:
         if prompt.temperature is None:
             return self._sampling
         return replace(self._sampling, temperature=prompt.temperature)
-
-    def _seed(self, number: int, sample: int) -> int:
-        seeds = np.random.SeedSequence((self.settings.seed, number, sample))
-        return int(seeds.generate_state(1)[0]) >> 1
 
     def _answer(self, prompt: Prompt, completion: Completion) -> Answer:
         tokens = tuple(completion.tokens.tolist())

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from alignctl.config.precision import Precision
 from alignctl.data.batch import Document, PreferenceBatch, TokenBatch
+from alignctl.data.distinct import find_distinct
 from alignctl.data.order import dealt_micro_batches
 from alignctl.data.tokenizer import Tokenizer, check_fits, load_tokenizer
 from alignctl.errors import RunError, UserError
@@ -127,9 +128,8 @@ class RewardModel:
         Raises:
             RunError: A score is not finite.
         """
-        seen: dict[bytes, int] = {}
-        places = [seen.setdefault(tokens.tobytes(), len(seen)) for tokens in documents]
-        distinct = [np.frombuffer(content, np.int32) for content in seen]
+        firsts, places = find_distinct(tokens.tobytes() for tokens in documents)
+        distinct = [documents[number] for number in firsts]
         parts = dealt_micro_batches(
             [len(tokens) for tokens in distinct],
             micro_batch_size=self._batch,

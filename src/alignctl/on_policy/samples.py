@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from alignctl.algorithms.samples import Segments
 from alignctl.data.batch import Document, PreferenceBatch, TokenBatch
+from alignctl.data.distinct import find_distinct
 from alignctl.data.order import dealt_micro_batches
 
 
@@ -56,11 +57,8 @@ class Samples:
         Returns:
             Numbers of samples `[D]`, rising; and for each sample a place in them `[S]`.
         """
-        seen: dict[tuple[int, bytes], int] = {}
-        keys = zip(self.prompts.tolist(), [each.tobytes() for each in self.answers], strict=True)
-        places = np.asarray([seen.setdefault(key, len(seen)) for key in keys], np.int64)
-        _, first = np.unique(places, return_index=True)
-        return first.tolist(), places
+        contents = [answer.tobytes() for answer in self.answers]
+        return find_distinct(zip(self.prompts.tolist(), contents, strict=True))
 
     def of(self, samples: Sequence[int]) -> Self:
         """Only these answers, in this order."""

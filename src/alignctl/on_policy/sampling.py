@@ -14,7 +14,7 @@ from alignctl.on_policy.models import Models
 from alignctl.on_policy.samples import Samples
 from alignctl.on_policy.scoring import Scored, Scorer
 from alignctl.reporting.phases import Phases
-from alignctl.rollouts.samples import Request, Sampling
+from alignctl.rollouts.samples import Request, Sampling, draw_seed
 
 
 @dataclass(frozen=True, eq=False)
@@ -133,7 +133,7 @@ def answer(
     times = 1 if is_greedy else config.experience.samples
     tokens = [np.asarray(data.prompts[int(prompt)]) for prompt in prompts]
     requests = [
-        Request(tokens[group], seed=_seed(config.train.seed, *seed, group, sample), group=group)
+        Request(tokens[group], seed=draw_seed(config.train.seed, *seed, group, sample), group=group)
         for group in range(len(prompts))
         for sample in range(times)
     ]
@@ -161,11 +161,6 @@ def _sampling(models: Models, *, is_greedy: bool) -> Sampling:
     if is_greedy:
         return Sampling(settings.max_new_tokens, models.end_token_ids, temperature=0.0)
     return Sampling.of(settings, models.end_token_ids)
-
-
-def _seed(*numbers: int) -> int:
-    """A seed of 31 bits for one request, from all that makes it different from others."""
-    return int(np.random.SeedSequence(numbers).generate_state(1)[0]) >> 1
 
 
 def _without_constant_groups(found: Experience) -> tuple[Experience | None, int]:

@@ -66,6 +66,11 @@ class Request:
     group: int
 
 
+def draw_seed(*numbers: int) -> int:
+    """Draws the seed of one request, of 31 bits, from all that makes it different from others."""
+    return int(np.random.SeedSequence(numbers).generate_state(1)[0]) >> 1
+
+
 @dataclass(frozen=True)
 class Completion:
     """What was sampled after a prompt.

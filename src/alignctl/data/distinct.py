@@ -1,0 +1,30 @@
+"""Which of many things are the same, so that each is scored once.
+
+Scored one by one, equal texts would differ by rounding, as their neighbours in a batch do, and so
+would make preferences, and deviations to divide by, out of nothing.
+"""
+
+from collections.abc import Hashable, Iterable
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+def find_distinct(keys: Iterable[Hashable]) -> tuple[list[int], NDArray[np.int64]]:
+    """Finds the first of every kind of things, D in all, and which of these each thing equals.
+
+    Args:
+        keys: Of N things; equal things have equal keys.
+
+    Returns:
+        Numbers of things `[D]`, rising; and for each thing a place in them `[N]`.
+    """
+    places: dict[Hashable, int] = {}
+    firsts: list[int] = []
+    found: list[int] = []
+    for number, key in enumerate(keys):
+        if key not in places:
+            places[key] = len(firsts)
+            firsts.append(number)
+        found.append(places[key])
+    return firsts, np.asarray(found, np.int64)
