@@ -53,6 +53,9 @@ class _From:
     def tell(self) -> int:
         return self._stream.tell() - self._start
 
+    def close(self) -> None:
+        """Leaves the file open: it is the caller's."""
+
 
 class Writer:
     """Writes a tree of objects in which each `Spec` announces a tensor, then those tensors.
@@ -70,7 +73,7 @@ class Writer:
         """
         self._archive = archive
         self._base = _From(stream, stream.tell())
-        self._zip = zipfile.ZipFile(self._base, "w", zipfile.ZIP_STORED)  # type: ignore[call-overload]
+        self._zip = zipfile.ZipFile(self._base, "w", zipfile.ZIP_STORED)
         self._number = 0
         self._storages: list[Spec] = []
         self._record("data.pkl", restricted_pickle.dumps(self._describe(tree), _identity))
