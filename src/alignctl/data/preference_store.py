@@ -1,8 +1,7 @@
 """Prepared preferences on disk: their summary, and batches of whole groups out of them."""
 
-import json
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
@@ -12,12 +11,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from alignctl.data.batch import PreferenceBatch
-from alignctl.data.files import position
 from alignctl.data.preference_documents import DROPPED
 from alignctl.data.store import (
     NO_EOS,
     PARTED,
+    Prepared,
     Split,
+    StoredSummary,
+    origin_arrays,
     read_array,
     read_summary,
     split_arrays,
@@ -45,7 +46,7 @@ class PreferenceSplitSummary:
 
 
 @dataclass(frozen=True)
-class PreferenceSummary:
+class PreferenceSummary(StoredSummary):
     """What became of the rows.
 
     Attributes:
@@ -97,20 +98,6 @@ class PreferenceSummary:
             notes.append(NO_EOS)
         return "\n".join([line, *notes])
 
-    def to_json(self) -> str:
-        """The JSON text of summary.json."""
-        return json.dumps(asdict(self), indent=2) + "\n"
-
-    @classmethod
-    def from_json(cls, text: str) -> Self:
-        """The reverse of `to_json`."""
-        values = json.loads(text)
-        held_out = values["validation"]
-        values["files"] = tuple(values["files"])
-        values["train"] = PreferenceSplitSummary(**values["train"])
-        values["validation"] = None if held_out is None else PreferenceSplitSummary(**held_out)
-        return cls(**values)
-
 
 @dataclass(frozen=True, eq=False)
 class PreferenceSplit(Split):
@@ -148,25 +135,18 @@ class PreferenceSplit(Split):
         return replace(self, members=np.asarray(best), bounds=np.arange(len(best) + 1))
 
 
-@dataclass(frozen=True, eq=False)
-class PreferenceData:
+@dataclass(frozen=True, eq=False, kw_only=True)
+class PreferenceData(Prepared):
     """A folder that `preferences.prepare` wrote.
 
     Attributes:
-        folder: The folder; its name is a hash of all that decides the tokens.
-        summary: What became of the rows.
         train: Training groups.
         validation: Held-out groups, or None.
-        file_numbers: The file of each document, a place in `summary.files` `[D]`.
-        lines: The line of each document in its file `[D]`.
     """
 
-    folder: Path
     summary: PreferenceSummary
     train: PreferenceSplit
     validation: PreferenceSplit | None
-    file_numbers: NDArray[np.int32]
-    lines: NDArray[np.int64]
 
     @classmethod
     def open(cls, folder: Path) -> Self:
@@ -183,16 +163,10 @@ class PreferenceData:
             summary=summary,
             train=split("train"),
             validation=split("validation") if summary.validation else None,
-            file_numbers=read_array(folder / "file_numbers.npy"),
-            lines=read_array(folder / "lines.npy"),
+            **origin_arrays(folder),
         )
 
     @property
     def num_documents(self) -> int:
         """Documents D of both splits: `PreferenceBatch.rows` are numbers below it."""
         return len(self.lines)
-
-    def where(self, document: int) -> str:
-        """The file and line that a document (an entry of `PreferenceBatch.rows`) came from."""
-        file = self.summary.files[int(self.file_numbers[document])]
-        return position(Path(file), int(self.lines[document]))

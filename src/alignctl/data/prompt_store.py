@@ -1,19 +1,25 @@
 """Prepared prompts on disk: their summary, and prompts by number."""
 
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from alignctl.data.files import position
-from alignctl.data.store import read_array, read_summary, unread_notes
+from alignctl.data.store import (
+    Prepared,
+    StoredSummary,
+    origin_arrays,
+    read_array,
+    read_summary,
+    unread_notes,
+)
 
 
 @dataclass(frozen=True)
-class PromptSummary:
+class PromptSummary(StoredSummary):
     """What became of the rows.
 
     Attributes:
@@ -58,18 +64,6 @@ class PromptSummary:
         )
         return "\n".join([line, *unread_notes(self.unread)])
 
-    def to_json(self) -> str:
-        """The JSON text of summary.json."""
-        return json.dumps(asdict(self), indent=2) + "\n"
-
-    @classmethod
-    def from_json(cls, text: str) -> Self:
-        """The reverse of `to_json`."""
-        values = json.loads(text)
-        values["eval_funcs"] = tuple(values["eval_funcs"])
-        values["files"] = tuple(values["files"])
-        return cls(**values)
-
 
 @dataclass(frozen=True, eq=False)
 class TokenLists:
@@ -90,31 +84,24 @@ class TokenLists:
         return self.tokens[int(self.offsets[prompt]) : int(self.offsets[prompt + 1])]
 
 
-@dataclass(frozen=True, eq=False)
-class PromptData:
+@dataclass(frozen=True, eq=False, kw_only=True)
+class PromptData(Prepared):
     """A folder that `prompts.prepare` wrote. Prompts are numbered over both splits, P in all.
 
     Attributes:
-        folder: The folder; its name is a hash of all that decides its content.
-        summary: What became of the rows.
         prompts: Token ids of each prompt.
         answers: The reference answer to each prompt, or None `[P]`.
         eval_funcs: The rule that compares with it, or None `[P]`.
         train: Numbers of the prompts to train on.
         validation: Numbers of the prompts held out; maybe none.
-        file_numbers: The file of each prompt, a place in `summary.files` `[P]`.
-        lines: The line of each prompt in its file `[P]`.
     """
 
-    folder: Path
     summary: PromptSummary
     prompts: TokenLists
     answers: list[str | None]
     eval_funcs: list[str | None]
     train: NDArray[np.int64]
     validation: NDArray[np.int64]
-    file_numbers: NDArray[np.int32]
-    lines: NDArray[np.int64]
 
     @classmethod
     def open(cls, folder: Path) -> Self:
@@ -131,11 +118,5 @@ class PromptData:
             eval_funcs=answers["eval_funcs"],
             train=read_array(folder / "train.npy"),
             validation=read_array(folder / "validation.npy"),
-            file_numbers=read_array(folder / "file_numbers.npy"),
-            lines=read_array(folder / "lines.npy"),
+            **origin_arrays(folder),
         )
-
-    def where(self, prompt: int) -> str:
-        """The file and line that a prompt came from."""
-        file = self.summary.files[int(self.file_numbers[prompt])]
-        return position(Path(file), int(self.lines[prompt]))

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, BinaryIO, Self
@@ -11,6 +11,7 @@ from typing import Any, BinaryIO, Self
 import numpy as np
 from numpy.lib import format as npy
 from numpy.typing import NDArray
+from pydantic import TypeAdapter
 
 from alignctl.data.batch import Document, TokenBatch
 from alignctl.data.files import position
@@ -38,6 +39,25 @@ def unread_notes(unread: dict[str, dict[str, int]]) -> list[str]:
     ]
 
 
+class StoredSummary:
+    """What became of the rows of prepared data, as its summary.json has it.
+
+    Attributes:
+        files: The files read; what came of their rows refers to them by number.
+    """
+
+    files: tuple[str, ...]
+
+    def to_json(self) -> str:
+        """Writes the JSON text of summary.json."""
+        return json.dumps(TypeAdapter(type(self)).dump_python(self), indent=2) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> Self:
+        """Reads what `to_json` wrote."""
+        return TypeAdapter(cls).validate_python(json.loads(text))
+
+
 @dataclass(frozen=True)
 class SplitSummary:
     """What one split holds.
@@ -58,7 +78,7 @@ class SplitSummary:
 
 
 @dataclass(frozen=True)
-class Summary:
+class Summary(StoredSummary):
     """What became of the rows.
 
     Attributes:
@@ -112,20 +132,6 @@ class Summary:
         if self.without_eos == train.documents + held_out:
             notes.append(NO_EOS)
         return "\n".join([line, *notes])
-
-    def to_json(self) -> str:
-        """The JSON text of summary.json."""
-        return json.dumps(asdict(self), indent=2) + "\n"
-
-    @classmethod
-    def from_json(cls, text: str) -> Self:
-        """The reverse of `to_json`."""
-        values = json.loads(text)
-        held_out = values["validation"]
-        values["files"] = tuple(values["files"])
-        values["train"] = SplitSummary(**values["train"])
-        values["validation"] = None if held_out is None else SplitSummary(**held_out)
-        return cls(**values)
 
 
 class ArrayWriter:
@@ -221,7 +227,7 @@ class Split:
 
     @property
     def is_drawn(self) -> bool:
-        """False: each epoch has an order of its own."""
+        """Whether the order of sequences is a draw of its own; here each epoch shuffles them."""
         return False
 
     @property
@@ -262,25 +268,45 @@ class Split:
         )
 
 
-@dataclass(frozen=True, eq=False)
-class SFTData:
-    """A folder that `prepare` wrote.
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Prepared:
+    """A folder of prepared data, whose entries (documents or prompts) have numbers.
 
     Attributes:
-        folder: The folder.
+        folder: The folder; its name is a hash of all that decides its content.
         summary: What became of the rows.
-        train: Training sequences.
-        validation: Held-out sequences, or None.
-        file_numbers: The file of each document, a place in `summary.files` `[D]`.
-        lines: The line of each document in its file `[D]`.
+        file_numbers: The file of each entry, a place in `summary.files` `[N]`.
+        lines: The line of each entry in its file `[N]`.
     """
 
     folder: Path
+    summary: StoredSummary
+    file_numbers: NDArray[np.int32]
+    lines: NDArray[np.int64]
+
+    def where(self, number: int) -> str:
+        """Says which file and line an entry came from; a document's number is in a batch's rows."""
+        file = self.summary.files[int(self.file_numbers[number])]
+        return position(Path(file), int(self.lines[number]))
+
+
+def origin_arrays(folder: Path) -> dict[str, NDArray[Any]]:
+    """Maps where each entry came from into memory, by the attributes of `Prepared`."""
+    return {name: read_array(folder / f"{name}.npy") for name in ("file_numbers", "lines")}
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class SFTData(Prepared):
+    """A folder that `sft.prepare` wrote.
+
+    Attributes:
+        train: Training sequences.
+        validation: Held-out sequences, or None.
+    """
+
     summary: Summary
     train: Split
     validation: Split | None
-    file_numbers: NDArray[np.int32]
-    lines: NDArray[np.int64]
 
     @classmethod
     def open(cls, folder: Path) -> Self:
@@ -293,11 +319,5 @@ class SFTData:
             validation=(
                 Split(**split_arrays(folder, "validation")) if summary.validation else None
             ),
-            file_numbers=read_array(folder / "file_numbers.npy"),
-            lines=read_array(folder / "lines.npy"),
+            **origin_arrays(folder),
         )
-
-    def where(self, document: int) -> str:
-        """The file and line that a document (an entry of `TokenBatch.rows`) came from."""
-        file = self.summary.files[int(self.file_numbers[document])]
-        return position(Path(file), int(self.lines[document]))
