@@ -131,8 +131,8 @@ def test_the_order_of_samples_does_not_matter(
     order = list(range(len(lengths)))
     random.shuffle(order)
     moved, places = _reordered(segments, order)
-    advantages, _ = gae(rewards, values, segments)
-    of_moved, _ = gae(rewards[places], values[places], moved)
+    advantages, _ = gae(rewards, values, segments, gamma=1.0, lam=0.95)
+    of_moved, _ = gae(rewards[places], values[places], moved, gamma=1.0, lam=0.95)
     assert torch.equal(of_moved, advantages[places])
     assert torch.allclose(whiten(of_moved), whiten(advantages)[places], atol=1e-9)
 

@@ -4,15 +4,18 @@ import math
 from collections import defaultdict
 from collections.abc import Sequence
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
-from alignctl.algorithms.dpo import DPO, Variant
+from alignctl.algorithms.dpo import DPO
 from alignctl.algorithms.loss import LossTerms, Output
+from alignctl.config.sections import DPOLoss, DPOVariant
 from alignctl.data.batch import IGNORE, PreferenceBatch
 from tests.algorithms.preferences import (
     NOT_MOST_LIKELY,
@@ -34,6 +37,11 @@ LOGPROBS = [[-0.5, -1.5], [-1.0, -2.0, -4.0, -1.0]]
 REFERENCE = np.asarray([-4.0, -7.0], np.float32)
 
 
+def dpo(reference: NDArray[np.floating], **knobs: Any) -> DPO:
+    """The loss by a configuration's settings."""
+    return DPO(reference, **DPOLoss(**knobs).model_dump())
+
+
 def softplus(value: float) -> float:
     """log(1 + e^x) = -log sigmoid(-x)."""
     return math.log1p(math.exp(value))
@@ -48,35 +56,35 @@ def loss_of_the_pair(loss: DPO) -> float:
 
 def test_the_sigmoid_loss_by_hand() -> None:
     """-log sigmoid(0.1 x 3) = log(1 + e^-0.3) = 0.554355."""
-    assert loss_of_the_pair(DPO(REFERENCE)) == pytest.approx(0.554355, abs=1e-6)
+    assert loss_of_the_pair(dpo(REFERENCE)) == pytest.approx(0.554355, abs=1e-6)
 
 
 def test_the_normalised_sigmoid_loss_by_hand() -> None:
     """-log sigmoid(2 x 1.25) = log(1 + e^-2.5) = 0.078889."""
-    loss = DPO(REFERENCE, "sigmoid_norm", beta=2.0)
+    loss = dpo(REFERENCE, variant="sigmoid_norm", beta=2.0)
     assert loss_of_the_pair(loss) == pytest.approx(0.078889, abs=1e-6)
 
 
 def test_the_ipo_loss_by_hand() -> None:
     """(1.25 - 1 / (2 x 0.5))^2 = 0.25^2."""
-    assert loss_of_the_pair(DPO(REFERENCE, "ipo", beta=0.5)) == pytest.approx(0.0625)
+    assert loss_of_the_pair(dpo(REFERENCE, variant="ipo", beta=0.5)) == pytest.approx(0.0625)
 
 
 def test_smoothing_believes_the_opposite_a_little() -> None:
     """3/4 of log(1 + e^-0.3) and 1/4 of log(1 + e^0.3)."""
-    loss = DPO(REFERENCE, label_smoothing=0.25)
+    loss = dpo(REFERENCE, label_smoothing=0.25)
     assert loss_of_the_pair(loss) == pytest.approx(0.75 * softplus(-0.3) + 0.25 * softplus(0.3))
 
 
 def test_the_nll_term_is_that_of_the_better_answer_per_token() -> None:
     """0.5 x 2 / 2 = 0.5 on top."""
-    found = loss_of_the_pair(DPO(REFERENCE, nll=0.5))
+    found = loss_of_the_pair(dpo(REFERENCE, nll=0.5))
     assert found == pytest.approx(softplus(-0.3) + 0.5)
 
 
 def test_the_metrics_are_of_whole_answers() -> None:
     batch = batch_of(PAIR)
-    terms = DPO(REFERENCE)(policy_output(batch, LOGPROBS), UNUSED, batch)
+    terms = dpo(REFERENCE)(policy_output(batch, LOGPROBS), UNUSED, batch)
     assert {name: value.item() for name, value in terms.metrics.items()} == pytest.approx(
         {
             "accuracy": 1,
@@ -92,10 +100,10 @@ def test_the_metrics_are_of_whole_answers() -> None:
 
 @pytest.mark.parametrize("variant", ["sigmoid", "sigmoid_norm"])
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
-def test_a_policy_that_is_its_reference_loses_ln_2(variant: Variant, smoothing: float) -> None:
+def test_a_policy_that_is_its_reference_loses_ln_2(variant: DPOVariant, smoothing: float) -> None:
     """Exactly: log-ratios are differences of equal numbers, and sigmoid(0) is a half."""
     batch = batch_of(PAIR)
-    loss = DPO(np.asarray([-2.0, -8.0], np.float32), variant, label_smoothing=smoothing)
+    loss = dpo(np.asarray([-2.0, -8.0], np.float32), variant=variant, label_smoothing=smoothing)
     terms = loss(policy_output(batch, LOGPROBS), UNUSED, batch)
     assert terms.total.item() == pytest.approx(math.log(2), abs=1e-15)
     assert terms.metrics["margin"].item() == 0
@@ -107,7 +115,7 @@ def test_the_gradient_pushes_answers_apart_by_how_wrong_the_order_is() -> None:
     the opposite for each of the worse."""
     batch = batch_of(PAIR)
     output = policy_output(batch, LOGPROBS)
-    DPO(REFERENCE)(output, UNUSED, batch).total.backward()
+    dpo(REFERENCE)(output, UNUSED, batch).total.backward()
     push = 0.1 / (1 + math.exp(0.3))
     assert output.logprobs.grad is not None
     learned = torch.from_numpy(batch.targets != IGNORE)
@@ -118,17 +126,17 @@ def test_several_answers_to_a_prompt_are_compared_pair_by_pair() -> None:
     """Scores 0, 2, 1 with log-ratios 0, 1, 3: differences 1, -2, 3, a third each."""
     batch = batch_of(numbered([(1, 0.0), (1, 2.0), (1, 1.0)]))
     output = policy_output(batch, [[-1.0], [-1.0], [-1.0]])
-    terms = DPO(np.asarray([-1.0, -2.0, -4.0], np.float32), beta=1.0)(output, UNUSED, batch)
+    terms = dpo(np.asarray([-1.0, -2.0, -4.0], np.float32), beta=1.0)(output, UNUSED, batch)
     assert terms.total.item() == pytest.approx((softplus(-1) + softplus(2) + softplus(-3)) / 3)
     assert terms.metrics["accuracy"].item() == pytest.approx(2 / 3)
     assert terms.weight.item() == 1
 
 
 @pytest.mark.parametrize("variant", ["sigmoid", "sigmoid_norm", "ipo"])
-def test_a_filler_has_no_weight_and_a_gradient_of_zero(variant: Variant) -> None:
+def test_a_filler_has_no_weight_and_a_gradient_of_zero(variant: DPOVariant) -> None:
     batch = PreferenceBatch.filler()
     output = Output(torch.zeros(1, requires_grad=True), NOT_MOST_LIKELY)
-    terms = DPO(REFERENCE, variant, nll=1.0)(output, UNUSED, batch)
+    terms = dpo(REFERENCE, variant=variant, nll=1.0)(output, UNUSED, batch)
     terms.total.backward()
     assert (terms.total.item(), terms.weight.item()) == (0, 0)
     assert output.logprobs.grad is not None
@@ -137,13 +145,13 @@ def test_a_filler_has_no_weight_and_a_gradient_of_zero(variant: Variant) -> None
 
 @given(groups_and_split(), st.sampled_from(["sigmoid", "sigmoid_norm", "ipo"]))
 def test_no_order_and_no_split_changes_a_sum_or_a_gradient(
-    cases: tuple[list[list[Answer]], list[list[list[Answer]]]], variant: Variant
+    cases: tuple[list[list[Answer]], list[list[list[Answer]]]], variant: DPOVariant
 ) -> None:
     groups, parts = cases
     random = np.random.default_rng(2)
     answers = [answer for group in groups for answer in group]
     logprobs = [(-random.exponential(size=answer.tokens)).tolist() for answer in answers]
-    loss = DPO(random.normal(size=len(answers)).astype(np.float32), variant, nll=0.2)
+    loss = dpo(random.normal(size=len(answers)).astype(np.float32), variant=variant, nll=0.2)
 
     def of(parts: list[list[list[Answer]]]) -> tuple[dict[str, float], dict[int, list[float]]]:
         terms: list[LossTerms] = []
@@ -253,7 +261,7 @@ def test_loss_and_gradient_are_those_of_trl(
     batch = batch_of(groups)
     rows = [padded[row][mask[row]].tolist() for row in range(2 * pairs)]
     logprobs = policy_output(batch, rows).logprobs.detach().float().requires_grad_()
-    loss = DPO(reference.numpy(), beta=0.3, **ours)  # type: ignore[arg-type]
+    loss = dpo(reference.numpy(), beta=0.3, **ours)
     terms = loss(Output(logprobs, NOT_MOST_LIKELY), UNUSED, batch)
     (terms.total / terms.weight).backward()
 

@@ -8,7 +8,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from alignctl.algorithms.scores import MissingEOS, RunningStd, overlong_penalty, shape_scores
+from alignctl.algorithms.scores import RunningStd, overlong_penalty, shape_scores
+from alignctl.config.on_policy import MissingEOS
 from tests.algorithms.experience import normal, tokens
 
 SCORES = tokens(1.5, -300.0, 500.0, 2.0)
@@ -19,7 +20,9 @@ HAS_EOS = torch.tensor([True, True, True, False])
     ("missing_eos", "last"), [("keep", 2.0), ("replace", -1.0), ("add", 2.0 - 1.0)]
 )
 def test_scores_are_clipped_and_cut_answers_judged(missing_eos: MissingEOS, last: float) -> None:
-    shaped = shape_scores(SCORES, HAS_EOS, missing_eos=missing_eos)
+    shaped = shape_scores(
+        SCORES, HAS_EOS, missing_eos=missing_eos, missing_eos_score=-1.0, clip=100.0
+    )
     assert shaped.tolist() == [1.5, -100, 100, last]
 
 
@@ -44,7 +47,7 @@ def test_cut_answers_alone_are_all_worth_the_same() -> None:
 
 
 def test_a_penalty_without_a_number_is_one() -> None:
-    shaped = shape_scores(SCORES, HAS_EOS, missing_eos="add", missing_eos_score=None)
+    shaped = shape_scores(SCORES, HAS_EOS, missing_eos="add", missing_eos_score=None, clip=100.0)
     assert shaped.tolist() == [1.5, -100, 100, 1.0]
 
 

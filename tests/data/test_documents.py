@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from alignctl.config.data import Truncation
 from alignctl.data.documents import DocumentWriter, Recipe, Tally, stream
-from alignctl.data.masks import Truncation
 from alignctl.data.templates import Renderer
 from alignctl.data.tokenizer import Tokenizer
 from alignctl.errors import UserError

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer as Backend
 from tokenizers import models, pre_tokenizers, trainers
 
+from alignctl.config.data import Truncation
 from alignctl.data.masks import (
     Encoded,
-    Truncation,
     encode,
     share_prompt,
     truncate,

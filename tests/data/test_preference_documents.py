@@ -10,14 +10,13 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from alignctl.config.data import Select, Truncation
 from alignctl.data.documents import DocumentWriter, Recipe
-from alignctl.data.masks import Truncation
 from alignctl.data.packing import starts
 from alignctl.data.preference_documents import (
     DROPPED,
     PreferenceRecipe,
     PreferenceTally,
-    Select,
     stream,
 )
 from alignctl.data.store import ArrayWriter

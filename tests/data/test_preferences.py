@@ -1,13 +1,11 @@
 """Preparation of preferences as a whole: the folder, when it is reused, and who is held out."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
 
-from alignctl.data.masks import Truncation
-from alignctl.data.preference_documents import Select
+from alignctl.config.data import Preferences
 from alignctl.data.preference_store import PreferenceData, PreferenceSplit
 from alignctl.data.preferences import prepare
 from alignctl.data.tokenizer import Tokenizer
@@ -15,19 +13,6 @@ from alignctl.errors import UserError
 from tests.data.conftest import MakeTokenizer
 
 WriteRows = Callable[..., Path]
-
-
-@dataclass(frozen=True)
-class Settings:
-    """A run's data section."""
-
-    train: Path | None
-    validation: Path | None = None
-    validation_fraction: float = 0.0
-    template: str = "auto"
-    truncation: Truncation = "keep_response"
-    max_response: int | None = None
-    select: Select = "firstk"
 
 
 def rows(num: int, start: int = 0) -> list[dict[str, str]]:
@@ -64,7 +49,7 @@ def test_every_row_becomes_a_group(
     tmp_path: Path, tokenizer: Tokenizer, write_rows: WriteRows
 ) -> None:
     file = write_rows(rows(7))
-    data = PreferenceData.open(prepare(Settings(file), 32, tokenizer, tmp_path / "data"))
+    data = PreferenceData.open(prepare(Preferences(train=file), 32, tokenizer, tmp_path / "data"))
     assert prompts(data.train, tokenizer) == asked(7)
     assert data.validation is None
     batch = data.train.batch([6])
@@ -82,7 +67,7 @@ def test_a_folder_brings_its_own_validation_file(
 ) -> None:
     write_rows(rows(9), "set/train.jsonl")
     write_rows(rows(3, start=50), "set/dev.jsonl")
-    settings = Settings(tmp_path / "set", validation_fraction=0.5)
+    settings = Preferences(train=tmp_path / "set", validation_fraction=0.5)
     data = PreferenceData.open(prepare(settings, 32, tokenizer, tmp_path / "data"))
     assert prompts(data.train, tokenizer) == asked(9)
     assert prompts(data.validation, tokenizer) == asked(3, start=50)
@@ -95,7 +80,7 @@ def test_a_prompt_is_never_on_both_sides(
 ) -> None:
     """Ten prompts with three comparisons each: two prompts are held out with all of theirs."""
     again = [row | {"rejected": "!" * n} for n in (1, 2, 3) for row in rows(10)]
-    settings = Settings(write_rows(again), validation_fraction=0.2)
+    settings = Preferences(train=write_rows(again), validation_fraction=0.2)
     data = PreferenceData.open(prepare(settings, 32, tokenizer, tmp_path / "data"))
     held_out = prompts(data.validation, tokenizer)
     assert len(held_out) == 6
@@ -106,7 +91,7 @@ def test_the_same_content_is_prepared_once(
     tmp_path: Path, make_tokenizer: MakeTokenizer, write_rows: WriteRows
 ) -> None:
     file, out = write_rows(rows(5)), tmp_path / "data"
-    settings = Settings(file)
+    settings = Preferences(train=file)
     calls: list[tuple[int, int | None]] = []
 
     def on_progress(done: int, total: int | None) -> None:
@@ -118,11 +103,13 @@ def test_the_same_content_is_prepared_once(
     others = {
         prepare(settings, 31, make_tokenizer(), out),
         prepare(settings, 32, make_tokenizer(bos=True), out),
-        prepare(replace(settings, max_response=2), 32, make_tokenizer(), out),
-        prepare(replace(settings, select="topk"), 32, make_tokenizer(), out),
-        prepare(replace(settings, template="none"), 32, make_tokenizer(), out),
-        prepare(replace(settings, truncation="left"), 32, make_tokenizer(), out),
-        prepare(replace(settings, validation_fraction=0.5), 32, make_tokenizer(), out),
+        prepare(settings.model_copy(update={"max_response": 2}), 32, make_tokenizer(), out),
+        prepare(settings.model_copy(update={"select": "topk"}), 32, make_tokenizer(), out),
+        prepare(settings.model_copy(update={"template": "none"}), 32, make_tokenizer(), out),
+        prepare(settings.model_copy(update={"truncation": "left"}), 32, make_tokenizer(), out),
+        prepare(
+            settings.model_copy(update={"validation_fraction": 0.5}), 32, make_tokenizer(), out
+        ),
     }
     write_rows(rows(6))
     others.add(prepare(settings, 32, make_tokenizer(), out))
@@ -132,7 +119,7 @@ def test_the_same_content_is_prepared_once(
 def test_the_arrays_do_not_depend_on_when_they_are_made(
     tmp_path: Path, tokenizer: Tokenizer, write_rows: WriteRows
 ) -> None:
-    settings = Settings(write_rows(rows(30)), validation_fraction=0.2)
+    settings = Preferences(train=write_rows(rows(30)), validation_fraction=0.2)
     one, two = (prepare(settings, 32, tokenizer, tmp_path / name) for name in ("one", "two"))
     assert {file.name: file.read_bytes() for file in one.iterdir()} == {
         file.name: file.read_bytes() for file in two.iterdir()
@@ -145,7 +132,7 @@ def test_a_bad_row_leaves_nothing_and_is_named(
     row = {"query": "a", "response": ["b", "c"], "score": [1, float("nan")]}
     good = row | {"score": [1, 0]}
     with pytest.raises(UserError, match=r"train\.jsonl:2: score\[1\] is nan"):
-        prepare(Settings(write_rows([good, row])), 32, tokenizer, tmp_path / "data")
+        prepare(Preferences(train=write_rows([good, row])), 32, tokenizer, tmp_path / "data")
     assert list((tmp_path / "data").iterdir()) == []
 
 
@@ -154,6 +141,6 @@ def test_data_with_nothing_to_compare_is_refused_with_counts(
 ) -> None:
     file = write_rows([row | {"rejected": row["chosen"]} for row in rows(4)])
     with pytest.raises(UserError, match="4 rows read, 4 dropped: the same answer twice"):
-        prepare(Settings(file), 32, tokenizer, tmp_path / "data")
+        prepare(Preferences(train=file), 32, tokenizer, tmp_path / "data")
     with pytest.raises(UserError, match=r"nothing to compare: there is no row in it"):
-        prepare(Settings(write_rows([])), 32, tokenizer, tmp_path / "data")
+        prepare(Preferences(train=write_rows([])), 32, tokenizer, tmp_path / "data")

@@ -1,14 +1,13 @@
 """Preparation as a whole: what is in the folder, when it is reused, and that it is whole."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from alignctl.data.masks import Truncation
-from alignctl.data.sft import Packing, prepare
+from alignctl.config.data import Data
+from alignctl.data.sft import prepare
 from alignctl.data.store import SFTData, Split
 from alignctl.data.tokenizer import Tokenizer
 from alignctl.errors import RunError, UserError
@@ -16,18 +15,6 @@ from tests.data.conftest import MakeTokenizer
 from tests.data.test_templates import FORGETFUL, MARKED
 
 WriteRows = Callable[..., Path]
-
-
-@dataclass(frozen=True)
-class Settings:
-    """A run's data section."""
-
-    train: Path | None
-    validation: Path | None = None
-    validation_fraction: float = 0.0
-    packing: Packing = "all"
-    template: str = "auto"
-    truncation: Truncation = "keep_response"
 
 
 def rows(num: int, start: int = 0) -> list[dict[str, str]]:
@@ -57,7 +44,7 @@ def test_keys_that_nothing_reads_are_counted_file_by_file(
 ) -> None:
     file = write_rows([{**row, "id": 1} for row in rows(3)] + [{**rows(1)[0], "id": 2, "x": 3}])
     held_out = write_rows([{**row, "y": 1} for row in rows(2)], "dev.jsonl")
-    settings = Settings(file, held_out)
+    settings = Data(train=file, validation=held_out)
     data = SFTData.open(prepare(settings, 32, tokenizer, tmp_path / "data"))
     assert data.summary.unread == {str(file): {"id": 4, "x": 1}, str(held_out): {"y": 2}}
     assert data.summary.describe().splitlines()[1:] == [
@@ -74,7 +61,7 @@ def test_rows_of_which_none_ends_with_eos_are_warned_of(
     template = MARKED.replace("{% endgeneration %}{{ eos_token }}", "{% endgeneration %}")
     endless = make_tokenizer(chat_template=template)
     file = write_rows([{"messages": turns}])
-    data = SFTData.open(prepare(Settings(file), 32, endless, tmp_path / "data"))
+    data = SFTData.open(prepare(Data(train=file), 32, endless, tmp_path / "data"))
     assert data.summary.without_eos == 1
     assert "nothing teaches the model to stop" in data.summary.describe()
 
@@ -86,7 +73,7 @@ def test_turns_that_are_rewritten_later_become_documents_of_the_same_row(
     turns = [{"role": role, "content": text} for role, text in zip(roles, "abcd", strict=True)]
     forgetful = make_tokenizer(chat_template=FORGETFUL)
     file = write_rows([{"messages": turns[:2]}, {"messages": turns}])
-    data = SFTData.open(prepare(Settings(file), 90, forgetful, tmp_path / "data"))
+    data = SFTData.open(prepare(Data(train=file), 90, forgetful, tmp_path / "data"))
     assert (data.summary.rows, data.summary.train.documents, data.summary.divided) == (2, 3, 1)
     assert data.lines.tolist() == [1, 2, 2]
     assert "1 learned turn by turn" in data.summary.describe()
@@ -97,7 +84,7 @@ def test_answers_that_join_their_prompt_are_counted(
 ) -> None:
     tokenizer = make_tokenizer(merges=[("1", "2")])
     file = write_rows([{"prompt": "1", "response": "2"}, {"prompt": "1", "response": "3"}])
-    data = SFTData.open(prepare(Settings(file), 32, tokenizer, tmp_path / "data"))
+    data = SFTData.open(prepare(Data(train=file), 32, tokenizer, tmp_path / "data"))
     assert data.summary.parted == 1
     assert "1 whose answer joins its prompt's last token" in data.summary.describe()
     assert texts(data.train, tokenizer) == ["12</s>", "13</s>"]
@@ -107,7 +94,7 @@ def test_packed_sequences_hold_every_document_once(
     tmp_path: Path, tokenizer: Tokenizer, write_rows: WriteRows
 ) -> None:
     file = write_rows(rows(40))
-    data = SFTData.open(prepare(Settings(file), 32, tokenizer, tmp_path / "data"))
+    data = SFTData.open(prepare(Data(train=file), 32, tokenizer, tmp_path / "data"))
     assert texts(data.train, tokenizer) == whole(40)
     assert data.train.sequence_tokens.max() <= 32
     assert data.train.num_sequences < 40
@@ -124,7 +111,7 @@ def test_packed_sequences_hold_every_document_once(
 def test_without_packing_a_sequence_is_a_document(
     tmp_path: Path, tokenizer: Tokenizer, write_rows: WriteRows
 ) -> None:
-    settings = Settings(write_rows(rows(7)), packing="none")
+    settings = Data(train=write_rows(rows(7)), packing="none")
     data = SFTData.open(prepare(settings, 32, tokenizer, tmp_path / "data"))
     assert data.train.num_sequences == 7
     assert data.train.batch([3]).rows == (3,)
@@ -133,12 +120,15 @@ def test_without_packing_a_sequence_is_a_document(
 def test_rows_that_are_packed_step_by_step_are_stored_as_they_are(
     tmp_path: Path, tokenizer: Tokenizer, write_rows: WriteRows
 ) -> None:
-    settings = Settings(write_rows(rows(7)), packing="step")
+    settings = Data(train=write_rows(rows(7)), packing="step")
     folder = prepare(settings, 32, tokenizer, tmp_path / "data")
     data = SFTData.open(folder)
     assert (data.train.num_sequences, data.summary.train.documents) == (7, 7)
     assert "full" not in data.summary.describe()
-    assert prepare(replace(settings, packing="none"), 32, tokenizer, tmp_path / "data") == folder
+    assert (
+        prepare(settings.model_copy(update={"packing": "none"}), 32, tokenizer, tmp_path / "data")
+        == folder
+    )
 
 
 def test_a_folder_brings_its_own_validation_file(
@@ -146,7 +136,7 @@ def test_a_folder_brings_its_own_validation_file(
 ) -> None:
     write_rows(rows(9), "set/train.jsonl")
     write_rows(rows(3, start=50), "set/dev.jsonl")
-    settings = Settings(tmp_path / "set", validation_fraction=0.5)
+    settings = Data(train=tmp_path / "set", validation_fraction=0.5)
     data = SFTData.open(prepare(settings, 32, tokenizer, tmp_path / "data"))
     assert texts(data.train, tokenizer) == whole(9)
     assert texts(data.validation, tokenizer) == whole(3, start=50)
@@ -159,7 +149,7 @@ def test_a_validation_path_wins(
     write_rows(rows(9), "set/train.jsonl")
     write_rows(rows(3, start=50), "set/dev.jsonl")
     other = write_rows(rows(2, start=80), "other.jsonl")
-    settings = Settings(tmp_path / "set", validation=other)
+    settings = Data(train=tmp_path / "set", validation=other)
     data = SFTData.open(prepare(settings, 32, tokenizer, tmp_path / "data"))
     assert texts(data.validation, tokenizer) == whole(2, start=80)
 
@@ -171,7 +161,7 @@ def test_a_fraction_is_held_out_by_text_whatever_the_order(
     backward = write_rows(rows(50)[::-1], "b.jsonl")
     held_out = []
     for file in (forward, backward):
-        settings = Settings(file, validation_fraction=0.1)
+        settings = Data(train=file, validation_fraction=0.1)
         data = SFTData.open(prepare(settings, 32, tokenizer, tmp_path / "data"))
         held_out.append(sorted(texts(data.validation, tokenizer)))
         both = texts(data.train, tokenizer) + texts(data.validation, tokenizer)
@@ -183,7 +173,7 @@ def test_a_fraction_is_held_out_by_text_whatever_the_order(
 def test_equal_texts_are_never_on_both_sides(
     tmp_path: Path, tokenizer: Tokenizer, write_rows: WriteRows
 ) -> None:
-    settings = Settings(write_rows(rows(10) * 3), validation_fraction=0.2)
+    settings = Data(train=write_rows(rows(10) * 3), validation_fraction=0.2)
     data = SFTData.open(prepare(settings, 32, tokenizer, tmp_path / "data"))
     held_out = texts(data.validation, tokenizer)
     assert len(held_out) == 6
@@ -194,7 +184,7 @@ def test_the_same_content_is_prepared_once(
     tmp_path: Path, make_tokenizer: MakeTokenizer, write_rows: WriteRows
 ) -> None:
     file, out = write_rows(rows(5)), tmp_path / "data"
-    settings = Settings(file)
+    settings = Data(train=file)
     calls: list[tuple[int, int | None]] = []
 
     def on_progress(done: int, total: int | None) -> None:
@@ -208,10 +198,12 @@ def test_the_same_content_is_prepared_once(
     others = {
         prepare(settings, 31, make_tokenizer(), out),
         prepare(settings, 32, make_tokenizer(bos=True), out),
-        prepare(replace(settings, packing="none"), 32, make_tokenizer(), out),
-        prepare(replace(settings, template="hh"), 32, make_tokenizer(), out),
-        prepare(replace(settings, truncation="left"), 32, make_tokenizer(), out),
-        prepare(replace(settings, validation_fraction=0.5), 32, make_tokenizer(), out),
+        prepare(settings.model_copy(update={"packing": "none"}), 32, make_tokenizer(), out),
+        prepare(settings.model_copy(update={"template": "hh"}), 32, make_tokenizer(), out),
+        prepare(settings.model_copy(update={"truncation": "left"}), 32, make_tokenizer(), out),
+        prepare(
+            settings.model_copy(update={"validation_fraction": 0.5}), 32, make_tokenizer(), out
+        ),
     }
     write_rows(rows(6))
     others.add(prepare(settings, 32, make_tokenizer(), out))
@@ -221,7 +213,7 @@ def test_the_same_content_is_prepared_once(
 def test_the_arrays_do_not_depend_on_when_they_are_made(
     tmp_path: Path, tokenizer: Tokenizer, write_rows: WriteRows
 ) -> None:
-    settings = Settings(write_rows(rows(30)), validation_fraction=0.2)
+    settings = Data(train=write_rows(rows(30)), validation_fraction=0.2)
     one, two = (prepare(settings, 32, tokenizer, tmp_path / name) for name in ("one", "two"))
     assert {file.name: file.read_bytes() for file in one.iterdir()} == {
         file.name: file.read_bytes() for file in two.iterdir()
@@ -235,14 +227,14 @@ def test_a_failure_leaves_nothing_and_leftovers_of_a_kill_do_not_matter(
     good = file.read_bytes()
     file.write_bytes(good + b"{broken\n")
     with pytest.raises(UserError, match=r"train\.jsonl:6: not valid JSON"):
-        prepare(Settings(file), 32, tokenizer, out)
+        prepare(Data(train=file), 32, tokenizer, out)
     assert list(out.iterdir()) == []
     file.write_bytes(good)
-    folder = prepare(Settings(file), 32, tokenizer, out)
+    folder = prepare(Data(train=file), 32, tokenizer, out)
     partial = out / f".{folder.name}.partial"
     folder.rename(partial)
     (partial / "tokens.npy").write_bytes(b"half")
-    assert prepare(Settings(file), 32, tokenizer, out) == folder
+    assert prepare(Data(train=file), 32, tokenizer, out) == folder
     assert texts(SFTData.open(folder).train, tokenizer) == whole(5)
     assert list(out.iterdir()) == [folder]
 
@@ -254,7 +246,7 @@ def test_an_interrupted_preparation_leaves_nothing(
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        prepare(Settings(write_rows(rows(5))), 32, tokenizer, tmp_path / "data", interrupt)
+        prepare(Data(train=write_rows(rows(5))), 32, tokenizer, tmp_path / "data", interrupt)
     assert list((tmp_path / "data").iterdir()) == []
 
 
@@ -263,7 +255,7 @@ def test_a_folder_that_cannot_be_written_is_a_failure_of_the_run(
 ) -> None:
     (tmp_path / "data").touch()
     with pytest.raises(RunError, match="prepared data could not be written"):
-        prepare(Settings(write_rows(rows(5))), 32, tokenizer, tmp_path / "data")
+        prepare(Data(train=write_rows(rows(5))), 32, tokenizer, tmp_path / "data")
 
 
 @pytest.mark.parametrize(
@@ -280,7 +272,7 @@ def test_data_with_nothing_to_learn_is_refused_with_counts(
     file = tmp_path / "train.jsonl"
     file.write_bytes(content)
     with pytest.raises(UserError, match=f"nothing to learn from: {why}"):
-        prepare(Settings(file), 32, tokenizer, tmp_path / "data")
+        prepare(Data(train=file), 32, tokenizer, tmp_path / "data")
 
 
 def test_an_empty_validation_file_and_a_missing_one_are_refused(
@@ -288,17 +280,17 @@ def test_an_empty_validation_file_and_a_missing_one_are_refused(
 ) -> None:
     train, empty = write_rows(rows(5)), write_rows([], "dev.jsonl")
     with pytest.raises(UserError, match=r"dev\.jsonl: nothing to learn from: there is no row"):
-        prepare(Settings(train, validation=empty), 32, tokenizer, tmp_path / "data")
+        prepare(Data(train=train, validation=empty), 32, tokenizer, tmp_path / "data")
     with pytest.raises(UserError, match="no such file"):
-        prepare(Settings(train, validation=tmp_path / "no.jsonl"), 32, tokenizer, tmp_path / "d")
+        prepare(Data(train=train, validation=tmp_path / "no.jsonl"), 32, tokenizer, tmp_path / "d")
     with pytest.raises(UserError, match="no training data"):
-        prepare(Settings(None), 32, tokenizer, tmp_path / "data")
+        prepare(Data(train=None), 32, tokenizer, tmp_path / "data")
 
 
 def test_holding_everything_out_is_refused(
     tmp_path: Path, tokenizer: Tokenizer, write_rows: WriteRows
 ) -> None:
-    settings = Settings(write_rows(rows(1)), validation_fraction=0.1)
+    settings = Data(train=write_rows(rows(1)), validation_fraction=0.1)
     with pytest.raises(UserError, match=r"validation_fraction=0\.1 of 1 documents leaves nothing"):
         prepare(settings, 32, tokenizer, tmp_path / "data")
 
@@ -308,7 +300,7 @@ def test_a_row_too_long_for_its_window_is_cut_and_counted(
 ) -> None:
     """The window is 5 tokens: EOS, the answer of 2 and the last 2 of the prompt's 4."""
     file = write_rows([{"prompt": "abcd", "response": "ef"}])
-    data = SFTData.open(prepare(Settings(file), 4, tokenizer, tmp_path / "data"))
+    data = SFTData.open(prepare(Data(train=file), 4, tokenizer, tmp_path / "data"))
     assert texts(data.train, tokenizer) == ["cdef</s>"]
     assert data.summary.truncated == 1
     assert data.train.document(0).supervised.tolist() == [False, False, True, True, True]

@@ -158,7 +158,7 @@ def loss_of(case: DeepSpeedCase) -> "Loss":
 
     if case.loss == "dpo":
         reference = -100 * np.random.default_rng(6).random(sum(preferences.SIZES))
-        return DPO(reference, beta=0.2, label_smoothing=0.1, nll=0.3)
+        return DPO(reference, "sigmoid", beta=0.2, label_smoothing=0.1, nll=0.3)
     return BradleyTerry(margin=0.5, centering=0.01) if case.loss == "reward" else CrossEntropy()
 
 

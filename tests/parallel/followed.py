@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from alignctl.config.sections import Optimizer
+from alignctl.config.sections import DPOLoss, Optimizer
 from alignctl.data.batch import Document, PreferenceBatch
 from tests.parallel import documents
 from tests.parallel.cases import Case
@@ -53,7 +53,7 @@ def dpo_follow(case: Case, folder: Path) -> dict[str, Any]:
     batches = [batch for step in range(STEPS) for batch in _micro_batches(case, step, engine)]
     reference = engine.document_outputs(batches, 2 * PAIRS * STEPS)
     assert np.isfinite(reference).all()
-    return _course(case, engine, DPO(reference, beta=BETA))
+    return _course(case, engine, DPO(reference, **DPOLoss(beta=BETA).model_dump()))
 
 
 def _course(case: Case, engine: Any, loss: Any) -> dict[str, Any]:

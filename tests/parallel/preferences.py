@@ -45,7 +45,7 @@ def dpo(case: Case, folder: Path) -> dict[str, Any]:
 
     engine = engine_of(case, folder, documents.TRAIN_OPTIMIZER)
     reference = -100 * np.random.default_rng(6).random(sum(SIZES))
-    loss = DPO(reference, beta=0.2, label_smoothing=0.1, nll=0.3)
+    loss = DPO(reference, "sigmoid", beta=0.2, label_smoothing=0.1, nll=0.3)
     found = [
         engine.train_step(
             micro_batches(

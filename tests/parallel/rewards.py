@@ -59,12 +59,15 @@ def dpo_start(case: Case, folder: Path) -> dict[str, Any]:
 def first_step(case: Case, engine: Any) -> dict[str, Any]:
     """One step of DPO on an engine's own log-probabilities."""
     from alignctl.algorithms.dpo import DPO
+    from alignctl.config.sections import DPOLoss
 
     share = {"dp_rank": engine.data_parallel_rank, "dp_size": engine.data_parallel_size}
     batches = micro_batches(0, int(case.grouping), **share)
     reference = engine.document_outputs(batches, sum(SIZES))
     rate = documents.TRAIN_OPTIMIZER.lr
-    result = engine.train_step(batches, DPO(reference), learning_rate=rate)
+    result = engine.train_step(
+        batches, DPO(reference, **DPOLoss().model_dump()), learning_rate=rate
+    )
     return {
         "loss": result.loss,
         "grad_norm": result.grad_norm,

@@ -5,14 +5,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from alignctl.rewards.combine import Strategy, combined, repetition_penalty
+from alignctl.config.on_policy import ScoreSource
+from alignctl.rewards.combine import combined, repetition_penalty
 
 
 @pytest.mark.parametrize(
     ("strategy", "expected"),
     [("merge", [2.5, -1.0]), ("sparse_only", [2.0, 0.0]), ("dense_only", [0.5, -1.0])],
 )
-def test_the_strategies(strategy: Strategy, expected: list[float]) -> None:
+def test_the_strategies(strategy: ScoreSource, expected: list[float]) -> None:
     """Weights 2 and 0.5 of the rule's 1, 0 and the model's 1, -2."""
     reward = combined(
         strategy,

@@ -53,8 +53,8 @@ def gae(
     values: Tensor,
     segments: Segments,
     *,
-    gamma: float = 1.0,
-    lam: float = 0.95,
+    gamma: float,
+    lam: float,
     bootstrapped: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Generalised advantage estimation over response tokens (Schulman et al. 2015, equation 16).

@@ -1,7 +1,6 @@
 """Direct preference optimisation: a policy that prefers better answers more than its reference."""
 
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import torch
@@ -11,9 +10,8 @@ from torch.nn.functional import logsigmoid
 
 from alignctl.algorithms.loss import LossTerms, Output
 from alignctl.algorithms.pairs import agreement, document_sums, pair_tensors
+from alignctl.config.sections import DPOVariant
 from alignctl.data.batch import PreferenceBatch
-
-Variant = Literal["sigmoid", "sigmoid_norm", "ipo"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,10 +42,10 @@ class DPO:
     """
 
     reference: NDArray[np.floating]
-    variant: Variant = "sigmoid"
-    beta: float = 0.1
-    label_smoothing: float = 0.0
-    nll: float = 0.0
+    variant: DPOVariant
+    beta: float
+    label_smoothing: float
+    nll: float
 
     metric_names = (
         "accuracy",

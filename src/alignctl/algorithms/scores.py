@@ -2,12 +2,12 @@
 
 import math
 from dataclasses import dataclass
-from typing import Literal, Self
+from typing import Self
 
 import torch
 from torch import Tensor
 
-MissingEOS = Literal["keep", "replace", "add"]
+from alignctl.config.on_policy import MissingEOS
 
 
 @dataclass(frozen=True)
@@ -52,8 +52,8 @@ def shape_scores(
     has_eos: Tensor,
     *,
     missing_eos: MissingEOS,
-    missing_eos_score: float | None = -1.0,
-    clip: float = 100.0,
+    missing_eos_score: float | None = None,
+    clip: float = math.inf,
     scale: float = 1.0,
 ) -> Tensor:
     """Divided by the scale, clipped, and then judged for answers that did not end.

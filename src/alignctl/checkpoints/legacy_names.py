@@ -8,9 +8,9 @@ Sources: Megatron-LM v1.0 to core_r0.8.0 (`megatron/legacy/model`), PAI-Megatron
 
 import re
 from collections.abc import Mapping
-from typing import Literal
 
 from alignctl.checkpoints.wrapped_names import unwrapped
+from alignctl.config.sections import Family
 
 _RULES = tuple(
     (re.compile(pattern), ours)
@@ -65,7 +65,7 @@ def ours(stored: str) -> str:
     return stored
 
 
-def place(name: str, family: Literal["llama2", "bloom"]) -> tuple[str, ...]:
+def place(name: str, family: Family) -> tuple[str, ...]:
     """Where a weight is in the nested dicts of a legacy file.
 
     Args:

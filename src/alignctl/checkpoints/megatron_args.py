@@ -6,12 +6,12 @@ shapes tell is taken from them.
 """
 
 from collections.abc import Collection, Mapping
-from typing import Any, Literal
+from typing import Any
 
 from pydantic import ValidationError
 
 from alignctl.checkpoints.lazy import LazyTensor
-from alignctl.config.sections import Model
+from alignctl.config.sections import Family, Model
 from alignctl.errors import UserError
 from alignctl.models.weight_map import SCORE_HEADS
 
@@ -94,7 +94,7 @@ def _model_from(
     )
 
 
-def family_of(names: Collection[str], where: str) -> Literal["llama2", "bloom"]:
+def family_of(names: Collection[str], where: str) -> Family:
     """The family of a model, by the weights that only one of them has.
 
     Raises:

@@ -7,6 +7,18 @@ from pydantic import BeforeValidator, Field
 from alignctl.config.numbers import Fraction, Several
 from alignctl.config.sections import FilePath, Section
 
+Template = Annotated[str, Field(min_length=1)]
+"""How a row becomes text: auto, none, tokenizer, hh, or the name of a chat template."""
+
+Truncation = Literal["keep_response", "left", "right", "drop"]
+"""What goes when a row is too long: its context's start, its start, its end, or all."""
+
+Packing = Literal["none", "step", "all"]
+"""Which documents may share a sequence: none, those of an optimizer step, or all of a split."""
+
+Select = Literal["firstk", "topk", "random"]
+"""Which answers of a row with more than may be taken: the first, the best, or any."""
+
 
 class Inputs(Section):
     """Where the data is."""
@@ -26,7 +38,7 @@ class Rows(Inputs):
     validation_fraction: Fraction = 0.0
     """Share of the training rows held out, always the same ones, when there is no such file."""
 
-    template: Annotated[str, Field(min_length=1)] = "auto"
+    template: Template = "auto"
     """How a row becomes text: auto keeps a text that the row has, and writes chats by the
     tokenizer's chat template, or in HH's form if it has none; tokenizer, hh: always like this;
     none: only rows that have a text; another word: always by the tokenizer's chat template of this
@@ -36,7 +48,7 @@ class Rows(Inputs):
 class Documents(Rows):
     """Rows whose answers are in the data."""
 
-    truncation: Literal["keep_response", "left", "right", "drop"] = "keep_response"
+    truncation: Truncation = "keep_response"
     """What goes when a row exceeds seq_length: its context's start, its start, its end, or all."""
 
 
@@ -48,7 +60,7 @@ def _packing(value: Any) -> Any:
 class Data(Documents):
     """What is learned from, and how rows become sequences."""
 
-    packing: Annotated[Literal["none", "step", "all"], BeforeValidator(_packing)] = "all"
+    packing: Annotated[Packing, BeforeValidator(_packing)] = "all"
     """Which rows share a sequence, without attention from one to another. step: those of an
     optimizer step, so batch.global_batch_size counts rows, whatever their lengths. all: any rows,
     packed beforehand, so it counts full sequences. none: each row is a sequence of its own."""
@@ -60,7 +72,7 @@ class Preferences(Documents):
     max_response: Several | None = None
     """Most answers taken of a row; null takes all. Every two of different score are a pair."""
 
-    select: Literal["firstk", "topk", "random"] = "firstk"
+    select: Select = "firstk"
     """Which answers of a row with more than max_response: the first, the best, or any."""
 
 

@@ -1,10 +1,11 @@
 """How a model answers when it is asked: lengths, sampling, memory; no training is involved."""
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Self
 
 from pydantic import Field, model_validator
 
 from alignctl.config import rollout
+from alignctl.config.data import Template, Truncation
 from alignctl.config.numbers import Count, MaybeNone, Processes, ProcessorSeconds, Seed, Weight
 from alignctl.config.precision import Precision
 from alignctl.config.sections import FilePath, Model, Section
@@ -37,7 +38,7 @@ class Generation(rollout.Drawing):
     seed: Seed = 1234
     """Of all chance; each answer's own seed follows from it, its prompt's place and its number."""
 
-    template: Annotated[str, Field(min_length=1)] = "auto"
+    template: Template = "auto"
     """How a row is written as text. auto: its own text where it has one, otherwise the tokenizer's
     chat template, or the HH form where there is none; tokenizer: always its chat template; hh:
     always the HH form; none: every row's own text."""
@@ -223,10 +224,10 @@ class PairOptions(Compared):
     max_length: Count | None = None
     """Most tokens of a prompt with an answer; null: the model's longest sequence."""
 
-    truncation: Literal["keep_response", "left", "right", "drop"] = "keep_response"
+    truncation: Truncation = "keep_response"
     """What is cut from those that are longer, as in data.truncation of alignctl reward."""
 
-    template: Annotated[str, Field(min_length=1)] = "auto"
+    template: Template = "auto"
     """How a row is written as text, as in data.template of alignctl reward."""
 
     precision: Precision | None = None

@@ -18,6 +18,19 @@ from alignctl.config.numbers import (
 )
 from alignctl.config.sections import FilePath, Optimizer, Section, Train
 
+LongPrompts = Literal["drop", "cut"]
+"""What happens to a prompt with too many tokens: its row is left out, or it loses its start."""
+
+ScoreSource = Literal["dense_only", "sparse_only", "merge"]
+"""Who scores answers, in the words of ChatLearn's `math_reward_strategy`: a reward model, the rule
+that each row names, or both."""
+
+MissingEOS = Literal["keep", "replace", "add"]
+"""What a given score does to an answer that the limit cut: nothing, takes its place, is added."""
+
+Aggregation = Literal["token", "sequence", "constant"]
+"""What a loss is the mean over: tokens, answers, or answers of a constant number of tokens."""
+
 
 class Prompts(Rows):
     """What the policy is asked."""
@@ -25,7 +38,7 @@ class Prompts(Rows):
     max_prompt_length: Several = 512
     """Most tokens of a prompt, BOS included."""
 
-    long_prompts: Literal["drop", "cut"] = "drop"
+    long_prompts: LongPrompts = "drop"
     """What happens to a prompt with more: drop leaves its row out; cut takes its start away, but
     never BOS. Either is counted and told."""
 
@@ -105,7 +118,7 @@ class Trust(Section):
 class Score(Section):
     """How answers are scored."""
 
-    source: Literal["dense_only", "sparse_only", "merge"] = "dense_only"
+    source: ScoreSource = "dense_only"
     """In ChatLearn's words. dense_only: by the reward model. sparse_only: by the rule that each row
     names, 1 or 0. merge: both, added."""
 
@@ -121,7 +134,7 @@ class Score(Section):
     scale: Literal["none", "running"] = "none"
     """running: scores of the reward model are divided by the deviation of all of them so far."""
 
-    missing_eos: Literal["keep", "replace", "add"] | None = None
+    missing_eos: MissingEOS | None = None
     """What becomes of the score of an answer that the limit cut, at whose last token a reward model
     never learned to score: missing_eos_score takes its place, or is added to it, or it stays; null:
     replace where a reward model takes part, keep where a rule alone scores. But with keep, such an
@@ -154,7 +167,7 @@ class Score(Section):
         return self.source != "sparse_only"
 
     @property
-    def of_cut_answers(self) -> Literal["keep", "replace", "add"]:
+    def of_cut_answers(self) -> MissingEOS:
         """`missing_eos`, or what its null means."""
         return self.missing_eos or ("replace" if self.needs_model else "keep")
 
@@ -162,7 +175,7 @@ class Score(Section):
 class GroupScore(Score):
     """How answers are scored that are compared with each other."""
 
-    source: Literal["dense_only", "sparse_only", "merge"] = "sparse_only"
+    source: ScoreSource = "sparse_only"
     """In ChatLearn's words. sparse_only: by the rule that each row names, 1 or 0. dense_only: by
     the reward model. merge: both, added."""
 
@@ -202,7 +215,7 @@ class Clipping(Section):
     dual_clip: Annotated[float, Field(gt=1, le=1e9)] | None = None
     """Bound of the loss of bad tokens, in multiples of their advantage; only of ppo; null: none."""
 
-    aggregation: Literal["token", "sequence", "constant"] = "token"
+    aggregation: Aggregation = "token"
     """Mean over tokens, over answers of the means over their tokens (GRPO), or over answers of sums
     divided by rollout.max_new_tokens (Dr. GRPO)."""
 
@@ -217,7 +230,7 @@ class Clipping(Section):
 class GroupClipping(Clipping):
     """How far one episode may move the policy, and what holds it to the reference."""
 
-    aggregation: Literal["token", "sequence", "constant"] = "sequence"
+    aggregation: Aggregation = "sequence"
     """Mean over tokens (DAPO), over answers of the means over their tokens (GRPO), or over answers
     of sums divided by rollout.max_new_tokens (Dr. GRPO)."""
 

@@ -52,10 +52,14 @@ class Section(BaseModel):
     )
 
 
+Family = Literal["llama2", "bloom"]
+"""A family of architectures."""
+
+
 class Model(Section):
     """The architecture. A model folder's own config.json must agree with it."""
 
-    family: Literal["llama2", "bloom"]
+    family: Family
     """llama2: RMSNorm, SwiGLU, RoPE, no biases. bloom: LayerNorm, GELU, ALiBi, biases."""
 
     num_layers: Layers
@@ -235,10 +239,14 @@ class RewardLoss(Section):
     0.01."""
 
 
+DPOVariant = Literal["sigmoid", "sigmoid_norm", "ipo"]
+"""Which loss of direct preference optimisation."""
+
+
 class DPOLoss(Section):
     """What direct preference optimisation minimises."""
 
-    variant: Literal["sigmoid", "sigmoid_norm", "ipo"] = "sigmoid"
+    variant: DPOVariant = "sigmoid"
     """sigmoid: DPO itself. sigmoid_norm: with log-probabilities per token of the answer, so that
     long answers have no larger steps. ipo: a squared distance, also per token."""
 

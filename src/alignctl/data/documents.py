@@ -11,8 +11,9 @@ from typing import Any, Protocol, Self, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from alignctl.config.data import Truncation
 from alignctl.data.files import Row, read_rows
-from alignctl.data.masks import Encoded, Truncation, encode, truncate
+from alignctl.data.masks import Encoded, encode, truncate
 from alignctl.data.schemas import Rendered, Schema, schema_of
 from alignctl.data.store import ArrayWriter
 from alignctl.data.templates import Renderer

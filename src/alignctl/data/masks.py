@@ -12,15 +12,13 @@ A token that straddles the end of a turn into the next prompt (".\n\n") is not l
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from alignctl.config.data import Truncation
 from alignctl.data.schemas import Rendered
 from alignctl.data.tokenizer import Reading, Tokenizer
-
-Truncation = Literal["keep_response", "left", "right", "drop"]
 
 
 @dataclass(frozen=True, eq=False)

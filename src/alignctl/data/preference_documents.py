@@ -4,19 +4,17 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from alignctl.config.data import Select
 from alignctl.data.documents import DocumentWriter, Recipe, Unread, ahead, batches, text_hashes
 from alignctl.data.files import Row
 from alignctl.data.masks import Encoded, encode, share_prompt, truncate_answers
 from alignctl.data.preference_schemas import Comparison, preference_schema_of
 from alignctl.data.schemas import Conversation, Rendered
 from alignctl.data.store import ArrayWriter
-
-Select = Literal["firstk", "topk", "random"]
 
 DROPPED = {
     "single": "fewer than two answers that say something",

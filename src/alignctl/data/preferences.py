@@ -3,22 +3,21 @@
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from alignctl.config.data import Preferences
 from alignctl.data.documents import DocumentWriter, Progress, Recipe
 from alignctl.data.packing import starts
 from alignctl.data.preference_documents import (
     DROPPED,
     PreferenceRecipe,
     PreferenceTally,
-    Select,
     stream,
 )
 from alignctl.data.preference_store import PreferenceSplitSummary, PreferenceSummary
-from alignctl.data.preparation import DocumentSettings, Sources, choose_held_out, prepare_folder
+from alignctl.data.preparation import Sources, choose_held_out, prepare_folder
 from alignctl.data.store import ArrayWriter, write_array
 from alignctl.data.templates import Renderer
 from alignctl.data.tokenizer import Tokenizer
@@ -28,20 +27,8 @@ FORMAT = 2
 """Part of the content key; raised when the same rows would give other arrays."""
 
 
-class PreferenceSettings(DocumentSettings, Protocol):
-    """The settings of `data.*` that decide the content."""
-
-    @property
-    def max_response(self) -> int | None:
-        """Most answers taken of a row, at least two; None takes all."""
-
-    @property
-    def select(self) -> Select:
-        """Which answers of a row with more are taken."""
-
-
 def prepare(
-    settings: PreferenceSettings,
+    settings: Preferences,
     seq_length: int,
     tokenizer: Tokenizer,
     out_dir: Path,
@@ -86,7 +73,7 @@ def prepare(
 
 
 def _stream_sources(
-    settings: PreferenceSettings,
+    settings: Preferences,
     seq_length: int,
     tokenizer: Tokenizer,
     sources: Sources,

@@ -7,50 +7,20 @@ process writes into `out_dir` at a time; the run folder's lock sees to that.
 
 import hashlib
 import json
-import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from alignctl import atomic
+from alignctl.config.data import Rows
 from alignctl.data.documents import Progress
 from alignctl.data.files import check_line, find_files
-from alignctl.data.masks import Truncation
 from alignctl.data.store import explained
 from alignctl.errors import UserError
 from alignctl.user_files import opened
-
-
-class SourceSettings(Protocol):
-    """The settings of `data.*` that decide the content of every kind of data."""
-
-    @property
-    def train(self) -> Path | None:
-        """File or folder of training rows."""
-
-    @property
-    def validation(self) -> Path | None:
-        """File or folder of held-out rows."""
-
-    @property
-    def validation_fraction(self) -> float:
-        """Share of the training rows held out when there is no validation file."""
-
-    @property
-    def template(self) -> str:
-        """How conversations are written."""
-
-
-class DocumentSettings(SourceSettings, Protocol):
-    """The settings of data whose rows hold their answers."""
-
-    @property
-    def truncation(self) -> Truncation:
-        """What is cut from documents that are too long."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +48,7 @@ is done."""
 
 
 def prepare_folder(
-    settings: SourceSettings,
+    settings: Rows,
     state: Mapping[str, object],
     out_dir: Path,
     write: Write,
@@ -112,15 +82,8 @@ def prepare_folder(
     if folder.is_dir():
         return folder
     partial = out_dir / f".{key}.partial"
-    try:
-        with explained(out_dir):
-            shutil.rmtree(partial, ignore_errors=True)  # of a preparation that was killed
-            partial.mkdir(parents=True)
-            write(partial, sources, _counter(total, on_progress))
-            atomic.commit_folder(partial, folder)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
+    with explained(out_dir), atomic.fill_folder(partial, folder):
+        write(partial, sources, _counter(total, on_progress))
     return folder
 
 
@@ -131,7 +94,7 @@ def _held_out_files(train: Path, validation: Path | None) -> list[Path]:
 
 
 def _content_key(
-    settings: SourceSettings, state: Mapping[str, object], sources: Sources
+    settings: Rows, state: Mapping[str, object], sources: Sources
 ) -> tuple[str, int | None]:
     """The folder's name; and the number of rows when all files are plain JSON lines."""
     total: int | None = 0

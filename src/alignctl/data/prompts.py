@@ -7,16 +7,16 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from alignctl.config.on_policy import Prompts
 from alignctl.data.documents import Progress, Unread, ahead, batches, text_hashes
 from alignctl.data.files import Row
 from alignctl.data.masks import cut_prompt, encode_prompts
 from alignctl.data.packing import starts
-from alignctl.data.preparation import Sources, SourceSettings, choose_held_out, prepare_folder
+from alignctl.data.preparation import Sources, choose_held_out, prepare_folder
 from alignctl.data.prompt_schemas import Question, prompt_schema_of
 from alignctl.data.prompt_store import PromptSummary
 from alignctl.data.schemas import Rendered
@@ -29,25 +29,13 @@ FORMAT = 2
 """Part of the content key; raised when the same rows would give other arrays."""
 
 
-class PromptSettings(SourceSettings, Protocol):
-    """The settings of `data.*` that decide the content."""
-
-    @property
-    def max_prompt_length(self) -> int:
-        """Most tokens of a prompt, BOS included."""
-
-    @property
-    def long_prompts(self) -> Literal["drop", "cut"]:
-        """What happens to a prompt with more."""
-
-
 @dataclass(frozen=True, eq=False)
 class _Recipe:
     """How a row becomes a prompt, and the rules that it may name."""
 
     render: Renderer
     tokenizer: Tokenizer
-    settings: PromptSettings
+    settings: Prompts
     eval_funcs: Collection[str]
 
 
@@ -66,7 +54,7 @@ class _Tally:
 
 
 def prepare(
-    settings: PromptSettings,
+    settings: Prompts,
     tokenizer: Tokenizer,
     out_dir: Path,
     eval_funcs: Collection[str],
@@ -215,7 +203,7 @@ def _check_rule(row: Row, name: str | None, known: Collection[str]) -> None:
 
 
 def _write_rest(
-    settings: PromptSettings, tallies: tuple[_Tally, _Tally], sources: Sources, folder: Path
+    settings: Prompts, tallies: tuple[_Tally, _Tally], sources: Sources, folder: Path
 ) -> PromptSummary:
     """Writes all that is known only when all rows were read."""
     train, held_out = tallies

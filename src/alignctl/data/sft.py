@@ -2,14 +2,14 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from alignctl.config.data import Data
 from alignctl.data.documents import DocumentWriter, Progress, Recipe, Tally, stream
 from alignctl.data.packing import pack, starts
-from alignctl.data.preparation import DocumentSettings, Sources, choose_held_out, prepare_folder
+from alignctl.data.preparation import Sources, choose_held_out, prepare_folder
 from alignctl.data.store import SplitSummary, Summary, write_array
 from alignctl.data.templates import Renderer
 from alignctl.data.tokenizer import Tokenizer
@@ -19,20 +19,8 @@ FORMAT = 2
 """Part of the content key; raised when the same rows would give other arrays."""
 
 
-Packing = Literal["none", "step", "all"]
-"""Which documents may share a sequence: none, those of an optimizer step, or all of a split."""
-
-
-class DataSettings(DocumentSettings, Protocol):
-    """The settings of `data.*` that decide the content."""
-
-    @property
-    def packing(self) -> Packing:
-        """Which documents may share a sequence; those of a step are packed when it is taken."""
-
-
 def prepare(
-    settings: DataSettings,
+    settings: Data,
     seq_length: int,
     tokenizer: Tokenizer,
     out_dir: Path,
@@ -75,7 +63,7 @@ def prepare(
 
 
 def _stream_sources(
-    settings: DataSettings,
+    settings: Data,
     seq_length: int,
     tokenizer: Tokenizer,
     sources: Sources,
@@ -103,7 +91,7 @@ def _stream_sources(
 
 
 def _write_splits(
-    settings: DataSettings,
+    settings: Data,
     seq_length: int,
     sources: tuple[Tally, Tally],
     files: tuple[str, ...],

@@ -153,7 +153,6 @@ class Scorer:
             has_eos,
             missing_eos=settings.of_cut_answers,
             missing_eos_score=settings.missing_eos_score,
-            clip=float("inf"),
         )
         return Scored(total.double().numpy(), model, reasons, self._penalties(samples))
 
@@ -173,11 +172,7 @@ class Scorer:
         return found
 
     def _by_model(self, samples: Samples) -> NDArray[np.float64] | None:
-        """Scores `[S]`, of equal answers equal to the last bit.
-
-        Scored one by one they would differ by rounding, as their neighbours do, and so would make
-        preferences, and deviations to divide by, out of nothing.
-        """
+        """Scores answers `[S]`; scores of equal answers are equal to the last bit."""
         if self.models.reward is None:
             return None
         distinct, places = samples.distinct

@@ -2,17 +2,15 @@
 
 from collections import Counter
 from collections.abc import Sequence
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-Strategy = Literal["merge", "sparse_only", "dense_only"]
-"""The names of ChatLearn's `math_reward_strategy`."""
+from alignctl.config.on_policy import ScoreSource
 
 
 def combined(
-    strategy: Strategy,
+    source: ScoreSource,
     *,
     rule: NDArray[np.float64],
     model: NDArray[np.float64],
@@ -22,15 +20,15 @@ def combined(
     """The reward of each answer `[B]`.
 
     Args:
-        strategy: merge: the weighted sum; sparse_only: the rule's alone; dense_only: the model's.
+        source: merge: the weighted sum; sparse_only: the rule's alone; dense_only: the model's.
         rule: Scores of the rule `[B]`, 0 or 1.
         model: Scores of the reward model `[B]`.
         rule_weight: What the rule's scores are multiplied by.
         model_weight: What the model's scores are multiplied by.
     """
-    if strategy == "sparse_only":
+    if source == "sparse_only":
         return rule_weight * rule
-    if strategy == "dense_only":
+    if source == "dense_only":
         return model_weight * model
     return rule_weight * rule + model_weight * model
 
