@@ -7,7 +7,7 @@ transformers itself, so that what alignctl reads in it is compared with what eve
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -124,12 +124,12 @@ def compare(
 ) -> Comparison:
     """Runs both and compares them; needs memory for the largest tensor, in its type and float32.
 
-    Both run in float32. The source is first rounded to the types that were written, so that what
-    is compared is the conversion and not the rounding that was asked for.
+    Both run in float32. The source is first rounded to the types that were written: the conversion
+    is compared, not the rounding that was asked for.
 
     Args:
-        source: Full tensors by their Megatron names (those of `weight_map(model, head)`), the
-            vocabulary not padded: what transformers runs.
+        source: Full tensors by their names in `weight_map(model, head)`, the vocabulary not padded:
+            what transformers runs.
         written: The same of what was written: what Megatron runs.
         model: The architecture.
         head: What is on top.
@@ -148,11 +148,8 @@ def compare(
     stop = _stop(folder) if is_padded and folder else None
     probe, scratch = Probe.of(model, stop=stop), Scratch()
     numbers = _numbers(model.num_layers, layers)
-    random = None
-    if layers == "spot":
-        random = _random_hidden(torch.empty(len(probe.tokens), model.hidden_size))
+    random = _random_hidden(len(probe.tokens), model.hidden_size) if layers == "spot" else None
     rounded = {name: source[name].to(written[name].dtype) for name in weight_map(model, head)}
-    differences: list[Difference] = []
     theirs: FolderForward | TransformersForward
     with single_rank(), torch.no_grad():
         if folder is None:
@@ -170,30 +167,51 @@ def compare(
                 is_padded=is_padded,
             )
         ours = MegatronForward(written, model, head, probe, scratch)
-        right, found = theirs.embed(), ours.embed()
-        differences.append(_difference("embedding", right, found))
-        for number in numbers:
-            if random is not None:
-                right = found = random
-            right, found = theirs.layer(number, right), ours.layer(number, found)
-            differences.append(_difference(f"layer {number}", right, found))
-            on_layer(number)
+        hidden, right, found = _run_both(theirs, ours, numbers, random, on_layer)
+    output = _difference("logits" if head == "lm" else "scores", right, found)
+    return _sum_up(output, hidden, right.shape, _compare_texts(theirs, found, probe))
+
+
+def _run_both(
+    theirs: FolderForward | TransformersForward,
+    ours: MegatronForward,
+    numbers: Sequence[int],
+    random: Tensor | None,
+    on_layer: Callable[[int], None],
+) -> tuple[list[Difference], Tensor, Tensor]:
+    """Runs both sides layer by layer, and compares what leaves the embedding and each layer.
+
+    Args:
+        theirs: Transformers' side.
+        ours: Megatron's.
+        numbers: Layers that run.
+        random: What each layer and the head get instead of what comes before `[T, H]`, or None.
+        on_layer: Called with the number of each layer after it ran on both sides.
+
+    Returns:
+        The differences, and the outputs of both sides.
+    """
+    right, found = theirs.embed(), ours.embed()
+    differences = [_difference("embedding", right, found)]
+    for number in numbers:
         if random is not None:
             right = found = random
-        right, found = theirs.output(right), ours.output(found)
-    texts = None
-    if isinstance(theirs, FolderForward) and theirs.pooled is not None:
-        last = found[torch.tensor(probe.ends) - 1, 0]
-        texts = _difference("texts in a batch with padding", theirs.pooled, last)
-    wrong = [each for each in differences if not each.is_rounding]
-    return Comparison(
-        output=_difference("logits" if head == "lm" else "scores", right, found),
-        hidden=wrong[0] if wrong else max(differences, key=lambda each: each.relative),
-        num_layers=len(differences) - 1,
-        num_tokens=right.shape[0],
-        num_columns=right.shape[1],
-        texts=texts,
-    )
+        right, found = theirs.layer(number, right), ours.layer(number, found)
+        differences.append(_difference(f"layer {number}", right, found))
+        on_layer(number)
+    if random is not None:
+        right = found = random
+    return differences, theirs.output(right), ours.output(found)
+
+
+def _compare_texts(
+    theirs: FolderForward | TransformersForward, found: Tensor, probe: Probe
+) -> Difference | None:
+    """Compares the scores of texts in a batch with padding with those of their last tokens."""
+    if not isinstance(theirs, FolderForward) or theirs.pooled is None:
+        return None
+    last = found[torch.tensor(probe.ends) - 1, 0]
+    return _difference("texts in a batch with padding", theirs.pooled, last)
 
 
 def _stop(folder: Path) -> int | None:
@@ -208,9 +226,24 @@ def _numbers(num_layers: int, layers: Layers) -> list[int]:
     return sorted({0, num_layers // 2, num_layers - 1})
 
 
-def _random_hidden(like: Tensor) -> Tensor:
+def _random_hidden(num_tokens: int, hidden_size: int) -> Tensor:
     generator = torch.Generator().manual_seed(SEED)
-    return SPOT_SCALE * torch.randn(like.shape, generator=generator)
+    return SPOT_SCALE * torch.randn(num_tokens, hidden_size, generator=generator)
+
+
+def _sum_up(
+    output: Difference, hidden: Sequence[Difference], shape: Sequence[int], texts: Difference | None
+) -> Comparison:
+    """Puts together what was compared; the outputs have a shape `[T, columns]`."""
+    wrong = [each for each in hidden if not each.is_rounding]
+    return Comparison(
+        output=output,
+        hidden=wrong[0] if wrong else max(hidden, key=lambda each: each.relative),
+        num_layers=len(hidden) - 1,  # the first is the embedding's
+        num_tokens=shape[0],
+        num_columns=shape[1],
+        texts=texts,
+    )
 
 
 def _difference(place: str, right: Tensor, found: Tensor) -> Difference:

@@ -1,9 +1,11 @@
 """How an episode is learned from by proximal policy optimisation."""
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from alignctl.algorithms.advantages import gae, token_rewards, whiten
 from alignctl.algorithms.kl import AdaptiveKL, FixedKL, k1
@@ -15,8 +17,9 @@ from alignctl.engines.megatron import MegatronEngine
 from alignctl.on_policy.loop import UpdateResult
 from alignctl.on_policy.models import Models
 from alignctl.on_policy.rollout_correction import check
+from alignctl.on_policy.samples import Samples
 from alignctl.on_policy.sampling import Experience
-from alignctl.on_policy.updates import logprobs_before, of_policy, planned, update
+from alignctl.on_policy.updates import Batches, logprobs_before, of_policy, planned, update
 
 
 @dataclass(eq=False)
@@ -57,33 +60,17 @@ class PPO:
 
     def learn(self, experience: Experience, step: int) -> UpdateResult:
         """Improves the value model, then the policy."""
-        config, models, samples = self.config, self.models, experience.samples
+        models, samples = self.models, experience.samples
         segments = samples.segments
         batches = planned(models, samples, step=step)
         found = logprobs_before(models, batches, samples)
-        agreement, logprobs = check(found, samples, config.trust), torch.from_numpy(found)
+        agreement, logprobs = check(found, samples, self.config.trust), torch.from_numpy(found)
         with models.as_reference() as engine:
             reference = torch.from_numpy(models.target_outputs(engine, samples))
         values = torch.from_numpy(models.target_outputs(self.value, samples)) + models.value_offset
         kl = segments.sums(k1(logprobs, reference))
-        rewards = token_rewards(
-            torch.from_numpy(experience.scored.scores),
-            logprobs,
-            reference,
-            segments,
-            kl_coef=self.controller.coef,
-            lm_coef=config.penalty.lm_coef,
-            extra=torch.from_numpy(experience.scored.extra),
-        )
-        cut = ~torch.from_numpy(samples.is_finished) if config.value.bootstrap_cut else None
-        advantages, returns = gae(
-            rewards,
-            values,
-            segments,
-            gamma=config.value.gamma,
-            lam=config.value.lam,
-            bootstrapped=cut,
-        )
+        rewards = self._reward_tokens(experience, logprobs, reference)
+        advantages, returns = self._estimate_advantages(rewards, values, samples)
         metrics = {
             "kl": kl.mean().item(),
             "kl_coef": self.controller.coef,
@@ -92,48 +79,86 @@ class PPO:
         }
         self.controller = self.controller.next(metrics["kl"], len(samples))
         policy_loss = PolicyLoss(
-            config.loss,
+            self.config.loss,
             segments,
             whiten(advantages, agreement.mask),
             old_logprobs=logprobs,
             sampler_logprobs=torch.from_numpy(samples.logprobs),
-            trust=config.trust,
+            trust=self.config.trust,
             reference=reference,
-            max_tokens=config.rollout.max_new_tokens,
+            max_tokens=self.config.rollout.max_new_tokens,
             has_entropy=True,
         )
         value_loss = ValueLoss(
             segments,
             values - models.value_offset,
             returns - models.value_offset,
-            clip=config.value.clip,
-            is_clipped_only=config.value.clipped_only,
+            clip=self.config.value.clip,
+            is_clipped_only=self.config.value.clipped_only,
         )
-        first = step * config.updates_per_step
-        with models.on_device(self.value) as value:
+        metrics |= self._update_value(value_loss, batches, step)
+        if step >= self.num_alone:
+            metrics = self._update_policy(policy_loss, batches, step) | metrics
+        return UpdateResult(metrics, kl.numpy())
+
+    def _reward_tokens(self, experience: Experience, logprobs: Tensor, reference: Tensor) -> Tensor:
+        """Gives each learned token its reward `[N]`: the KL's price, and the score at the end."""
+        return token_rewards(
+            torch.from_numpy(experience.scored.scores),
+            logprobs,
+            reference,
+            experience.samples.segments,
+            kl_coef=self.controller.coef,
+            lm_coef=self.config.penalty.lm_coef,
+            extra=torch.from_numpy(experience.scored.extra),
+        )
+
+    def _estimate_advantages(
+        self, rewards: Tensor, values: Tensor, samples: Samples
+    ) -> tuple[Tensor, Tensor]:
+        """Estimates the advantages and the returns of all learned tokens `[N]`."""
+        settings = self.config.value
+        cut = ~torch.from_numpy(samples.is_finished) if settings.bootstrap_cut else None
+        return gae(
+            rewards,
+            values,
+            samples.segments,
+            gamma=settings.gamma,
+            lam=settings.lam,
+            bootstrapped=cut,
+        )
+
+    def _update_value(
+        self, loss: ValueLoss, batches: Sequence[Batches], step: int
+    ) -> dict[str, float]:
+        """Improves the value model; returns what a reader is told of it."""
+        with self.models.on_device(self.value) as value:
             updated = update(
                 value,
-                config.value.optimizer,
-                value_loss,
+                self.config.value.optimizer,
+                loss,
                 batches,
-                first=first,
+                first=step * self.config.updates_per_step,
                 total=self.total_updates,
             )
-        metrics |= {f"value_{name}": each for name, each in report(updated.metrics).items()}
+        metrics = {f"value_{name}": each for name, each in report(updated.metrics).items()}
         shown = ("loss", "grad_norm", "loss_scale", "skipped_steps")
-        metrics |= {
+        return metrics | {
             f"value_{name}": updated.metrics[name] for name in shown if name in updated.metrics
         }
-        if step < self.num_alone:
-            return UpdateResult(metrics, kl.numpy())
-        with models.on_device(models.policy) as policy:
+
+    def _update_policy(
+        self, loss: PolicyLoss, batches: Sequence[Batches], step: int
+    ) -> dict[str, float]:
+        """Improves the policy; returns what a reader is told of it."""
+        with self.models.on_device(self.models.policy) as policy:
             updated = update(
                 policy,
-                config.optimizer,
-                policy_loss,
+                self.config.optimizer,
+                loss,
                 batches,
-                first=first,
+                first=step * self.config.updates_per_step,
                 total=self.total_updates,
-                max_kl=config.loss.max_kl,
+                max_kl=self.config.loss.max_kl,
             )
-        return UpdateResult(of_policy(updated.metrics) | metrics, kl.numpy())
+        return of_policy(updated.metrics)
