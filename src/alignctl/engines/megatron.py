@@ -18,14 +18,13 @@ from megatron.core import parallel_state, tensor_parallel
 from megatron.core.distributed import (
     DistributedDataParallel,
     DistributedDataParallelConfig,
-    finalize_model_grads,
 )
 from megatron.core.pipeline_parallel import get_forward_backward_func
 from megatron.core.transformer.module import Float16Module
 from numpy.typing import NDArray
 from torch import Tensor
 
-from alignctl.algorithms.loss import Loss, LossTerms, Output, Scores, Values
+from alignctl.algorithms.loss import Loss, Output, Scores, Values
 from alignctl.algorithms.samples import Segments
 from alignctl.checkpoints.dtypes import BY_FLAG
 from alignctl.checkpoints.manifest import Base
@@ -34,6 +33,7 @@ from alignctl.config.sections import Head, Lora, Model, Optimizer, Parallel
 from alignctl.data.batch import IGNORE, TokenBatch
 from alignctl.engines import megatron_optimizer
 from alignctl.engines.device import DEVICE, IS_GPU
+from alignctl.engines.megatron_pass import LossPass, Observer
 from alignctl.engines.megatron_state import MegatronState
 from alignctl.engines.metrics import StepMetrics
 from alignctl.engines.offload import Offloaded
@@ -43,7 +43,6 @@ from alignctl.engines.sums import (
     by_target,
     of_documents,
     of_targets,
-    step_metrics,
 )
 from alignctl.models.adapters import adapter_map
 from alignctl.models.attention import Documents
@@ -67,6 +66,7 @@ class MegatronEngine(MegatronState):
         data_parallel_rank: Which share of each batch is this rank's.
         data_parallel_size: How many shares there are.
         skipped_steps: How many steps so far were left out; see `Engine`.
+        observer: Is told where the schedule is; None: nobody is.
     """
 
     def __init__(
@@ -100,56 +100,61 @@ class MegatronEngine(MegatronState):
             temperature: Of the sampling whose log-probabilities a policy is to give.
             with_entropy: Whether losses get the entropy too.
         """
-        self.architecture = architecture
-        self.head = head
-        self.lora = lora
+        self.architecture, self.parallel = architecture, parallel
+        self.head, self.lora, self.is_value = head, lora, is_value
         self.base: Base | None = None
         self.rows = weight_map(architecture, head)
-        self.parallel = parallel
+        if lora is not None:
+            self.rows |= adapter_map(architecture, lora)
         self.dtype: torch.dtype = BY_FLAG[precision].torch
         self.data_parallel_rank: int = parallel_state.get_data_parallel_rank()
         self.data_parallel_size: int = parallel_state.get_data_parallel_world_size()
         self.is_last_stage: bool = parallel_state.is_pipeline_last_stage()
         self._seq_length = seq_length
         self._config = transformer_config(
-            architecture,
-            parallel,
-            dtype=self.dtype,
-            use_cpu_initialization=not IS_GPU,
-            finalize_model_grads_func=self._finalize_gradients,
+            architecture, parallel, dtype=self.dtype, use_cpu_initialization=not IS_GPU
         )
-        self.model: LanguageModel = build(
-            architecture,
-            self._config,
-            max_sequence_length=seq_length,
-            head=head,
-            is_value=is_value,
-        )
-        self.is_value = is_value
+        self.model = self._build_model()
         self.model.temperature, self.model.with_entropy = temperature, with_entropy
-        if lora is not None:
-            self.rows |= adapter_map(architecture, lora)
-            add_lora(self.model, architecture, lora)
-        self.model.to(DEVICE)
-        _zero_vocabulary_padding(self.model)
+        self.optimizer: Any = None
+        if optimizer is not None:
+            self._settings, self._scaling = optimizer, loss_scale or LossScale()
+        self._wrapped = self._wrap_model(is_trained=optimizer is not None)
+        self.skipped_steps = 0
+        self.observer: Observer | None = None
+        self._offloaded: Offloaded | None = None
+
+    def _build_model(self) -> LanguageModel:
+        """Builds this rank's part on the device, with its adapters; most weights are undefined."""
+        model: LanguageModel = build(
+            self.architecture,
+            self._config,
+            max_sequence_length=self._seq_length,
+            head=self.head,
+            is_value=self.is_value,
+        )
+        if self.lora is not None:
+            add_lora(model, self.architecture, self.lora)
+        model.to(DEVICE)
+        _zero_vocabulary_padding(model)
+        return model
+
+    def _wrap_model(self, *, is_trained: bool) -> Any:
+        """Puts Megatron's wrappers around the model: for narrow floats, and for gradients."""
         self._mark_sharded_parameters()
         wrapped: Any = self.model
         if self.dtype != torch.float32:
-            wrapped = Float16Module(self._config, self.model)
-        self.optimizer: Any = None
-        if optimizer is not None:
+            wrapped = Float16Module(self._config, wrapped)
+        if is_trained:
             wrapped = DistributedDataParallel(
                 self._config,
                 DistributedDataParallelConfig(
                     grad_reduce_in_fp32=True,
-                    use_distributed_optimizer=parallel.distributed_optimizer,
+                    use_distributed_optimizer=self.parallel.distributed_optimizer,
                 ),
                 wrapped,
             )
-            self._settings, self._scaling = optimizer, loss_scale or LossScale()
-        self.skipped_steps = 0
-        self._wrapped = wrapped
-        self._offloaded: Offloaded | None = None
+        return wrapped
 
     @property
     def checkpoint_format(self) -> Literal["mcore", "hf"]:
@@ -194,6 +199,12 @@ class MegatronEngine(MegatronState):
         )
         if self.dtype == torch.float16:
             self._config.grad_scale_func = self.optimizer.scale_loss
+
+    def fill_optimizer(self) -> None:
+        """Has the optimizer make its state, by a step: for a rank whose tensors have no numbers."""
+        self._wrapped.zero_grad_buffer()
+        self.optimizer.prepare_grads()
+        self.optimizer.step_with_ready_grads()
 
     @property
     def loss_scale(self) -> float | None:
@@ -264,23 +275,11 @@ class MegatronEngine(MegatronState):
 
         For verification: the vocabulary is gathered, which training never does.
         """
-        self._wrapped.eval()
-        collected: list[Tensor] = []
-
-        def forward(iterator: Iterator[TokenBatch], model: Any) -> tuple[Any, Callable[..., Any]]:
-            output, _ = self._forward(next(iterator), model, with_labels=False)
-
-            def keep(output: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-                collected.append(output)
-                return output.sum(), torch.ones((), dtype=torch.int), {}
-
-            return output, keep
-
-        with torch.no_grad():
-            self._schedule(forward, [batch], forward_only=True)
-        if not collected:
+        found = self._collect([batch], lambda output, _: output, with_labels=False)
+        if not found:
             return None
-        gathered = tensor_parallel.gather_from_tensor_model_parallel_region(collected[0])
+        ((_, collected),) = found
+        gathered = tensor_parallel.gather_from_tensor_model_parallel_region(collected)
         whole: Tensor = gathered[: batch.num_tokens, : self.architecture.vocab_size]
         return whole
 
@@ -341,24 +340,37 @@ class MegatronEngine(MegatronState):
         micro_batches: Sequence[TokenBatch],
         read: Callable[[Output | Scores | Values, TokenBatch], Tensor],
     ) -> list[tuple[TokenBatch, Tensor]]:
-        """What is read of each micro batch's output; nothing on ranks that do not count."""
+        """Reads a number of each target or document; gives nothing on ranks that do not count."""
+        found = self._collect(
+            micro_batches, lambda output, batch: read(self._named(output), batch), with_labels=True
+        )
+        return found if self.has_numbers else []
+
+    def _collect(
+        self,
+        micro_batches: Sequence[TokenBatch],
+        read: Callable[[Any, TokenBatch], Tensor],
+        *,
+        with_labels: bool,
+    ) -> list[tuple[TokenBatch, Tensor]]:
+        """Runs micro batches forward; collects what is read of the last stage's output, if here."""
         self._wrapped.eval()
         found: list[tuple[TokenBatch, Tensor]] = []
 
         def forward(iterator: Iterator[TokenBatch], model: Any) -> tuple[Any, Callable[..., Any]]:
             batch = next(iterator)
-            output, _ = self._forward(batch, model, with_labels=True)
+            output, _ = self._forward(batch, model, with_labels=with_labels)
 
             def keep(output: Any) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-                values = read(self._named(output), batch)
+                values = read(output, batch)
                 found.append((batch, values))
                 return values.sum(), torch.zeros((), dtype=torch.int, device=DEVICE), {}
 
             return output, keep
 
         with torch.no_grad():
-            self._schedule(forward, micro_batches, forward_only=True)
-        return found if self.has_numbers else []
+            self._schedule(forward, micro_batches)
+        return found
 
     @property
     def has_numbers(self) -> bool:
@@ -384,7 +396,7 @@ class MegatronEngine(MegatronState):
 
         What it found for each learned target is put into `observed`, where one is given.
         """
-        terms: list[LossTerms] = []
+        done = LossPass(loss, micro_batches, self.has_numbers, flag)
 
         def forward(iterator: Iterator[TokenBatch], model: Any) -> tuple[Any, Callable[..., Any]]:
             batch = next(iterator)
@@ -394,30 +406,38 @@ class MegatronEngine(MegatronState):
                 named = self._named(output)
                 if observed is not None and self.has_numbers:
                     observed.append((batch, of_targets(named, batch).detach()))
-                found = loss(named, targets, batch)
-                terms.append(
-                    LossTerms(
-                        found.total.detach(),
-                        found.weight.detach(),
-                        {name: value.detach() for name, value in found.metrics.items()},
-                    )
-                )
-                # The weight is summed by `_finalize_gradients`: Megatron counts in integers.
-                return found.total, torch.zeros((), dtype=torch.int, device=DEVICE), {}
+                total = done.compute(named, targets, batch)
+                # The weight is summed by `LossPass`: Megatron counts in integers.
+                return total, torch.zeros((), dtype=torch.int, device=DEVICE), {}
 
             return output, compute
 
-        self._pending = terms, loss.metric_names, micro_batches, flag
-        self._result: StepMetrics | None = None
-        self._schedule(forward, micro_batches, forward_only=forward_only)
-        if self._result is None:
-            self._result = self._sum_terms()
-        return self._result
+        self._schedule(forward, micro_batches, None if forward_only else done)
+        return done.sum_terms()
 
     def _schedule(
-        self, forward: Callable[..., Any], batches: Sequence[TokenBatch], *, forward_only: bool
+        self,
+        forward: Callable[..., Any],
+        batches: Sequence[TokenBatch],
+        learned: LossPass | None = None,
     ) -> None:
-        """Megatron's schedule for this layout: 1F1B with stages, plain accumulation without."""
+        """Runs Megatron's schedule for this layout: 1F1B with stages, else one after the other.
+
+        Args:
+            forward: Takes the next micro batch through the model.
+            batches: This rank's micro batches.
+            learned: What is learned, backward and all; None: forward alone.
+        """
+        if self.observer is not None:
+            self.observer.start_pass(batches, forward_only=learned is None)
+
+        def finalize(*args: Any, **kwargs: Any) -> None:
+            assert learned is not None
+            if self.observer is not None:
+                self.observer.finish_batches()
+            learned.finalize_gradients(*args, **kwargs)
+
+        self._config.finalize_model_grads_func = finalize
         get_forward_backward_func()(
             forward_step_func=forward,
             data_iterator=iter(batches),
@@ -425,7 +445,7 @@ class MegatronEngine(MegatronState):
             num_microbatches=len(batches),
             seq_length=self._seq_length,
             micro_batch_size=1,
-            forward_only=forward_only,
+            forward_only=learned is None,
         )
 
     def _forward(self, batch: TokenBatch, model: Any, *, with_labels: bool) -> tuple[Any, Tensor]:
@@ -446,25 +466,6 @@ class MegatronEngine(MegatronState):
             packed_seq_params=Documents.at(boundaries, DEVICE),
         )
         return output, targets
-
-    def _sum_terms(self) -> StepMetrics:
-        """Adds up loss, weight and metrics over micro batches and ranks."""
-        terms, names, batches, flag = self._pending
-        is_counted = self.has_numbers
-        return step_metrics(
-            terms if is_counted else [],
-            names,
-            num_tokens=sum(batch.num_tokens for batch in batches) if is_counted else 0,
-            is_stop_requested=flag,
-        )
-
-    def _finalize_gradients(self, model: list[Any], num_tokens: Tensor | None, **kw: Any) -> None:
-        """Reduces gradients over ranks, then divides them once by the global weight."""
-        finalize_model_grads(model, None, **kw)
-        self._result = self._sum_terms()
-        if self._result.weight:
-            for chunk in model:
-                chunk.scale_gradients(1.0 / self._result.weight)
 
 
 def _zero_vocabulary_padding(model: LanguageModel) -> None:

@@ -5,7 +5,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import repeat
-from typing import Any
 
 from torch import Tensor
 
@@ -30,9 +29,7 @@ def held(engine: MegatronEngine) -> Held:
 
 def make_state(engine: MegatronEngine) -> None:
     """Has the optimizer make its moments, which it does in its first step."""
-    engine._wrapped.zero_grad_buffer()
-    engine.optimizer.prepare_grads()
-    engine.optimizer.step_with_ready_grads()
+    engine.fill_optimizer()
 
 
 @dataclass
@@ -73,33 +70,46 @@ def micro_batches(config: TrainingConfig, stage: int) -> int:
     return min(config.num_micro_batches, config.parallel.pp - stage + 1)
 
 
-def watch_schedule(engine: MegatronEngine, config: TrainingConfig, ledger: Ledger) -> None:
+@dataclass(eq=False)
+class _Watch:
     """Tells the ledger what pipeline stages exchange, and counts as many micro batches as are real.
 
     What is sent in a training step's micro batches is scaled to the step that the run takes; what
     is sent once for all of them stays as it is.
+
+    Attributes:
+        hidden_size: Of the model.
+        config: The run.
+        ledger: Of the rank.
+        before: Bytes sent before the pass, in the groups of each kind.
+        count: Micro batches of the pass.
     """
-    schedule, finalize = engine._schedule, engine._config.finalize_model_grads_func
-    started: Counter[str] = Counter()
-    count = 1
 
-    def watched(forward: Any, batches: Sequence[TokenBatch], *, forward_only: bool) -> None:
-        nonlocal started, count
-        tp = config.parallel.tp if config.parallel.sequence_parallel else 1
-        hidden = engine.architecture.hidden_size
-        shapes = [(-(-batch.num_tokens // tp), 1, hidden) for batch in batches]
+    hidden_size: int
+    config: TrainingConfig
+    ledger: Ledger
+    before: Counter[str] = field(default_factory=Counter)
+    count: int = 1
+
+    def start_pass(self, batches: Sequence[TokenBatch], *, forward_only: bool) -> None:
+        """Tells the ledger the shapes of what this stage will receive."""
+        parallel = self.config.parallel
+        tp = parallel.tp if parallel.sequence_parallel else 1
+        shapes = [(-(-batch.num_tokens // tp), 1, self.hidden_size) for batch in batches]
         # Those of a training step are equal, and also come back as gradients.
-        ledger.boundaries = iter(shapes) if forward_only else repeat(shapes[0])
-        started, count = Counter(ledger.sent), len(batches)
-        schedule(forward, batches, forward_only=forward_only)
+        self.ledger.boundaries = iter(shapes) if forward_only else repeat(shapes[0])
+        self.before, self.count = Counter(self.ledger.sent), len(batches)
 
-    def scaled(*args: Any, **kwargs: Any) -> None:
-        for kind, total in (ledger.sent - started).items():
-            ledger.sent[kind] += total * (config.num_micro_batches - count) // count
-        finalize(*args, **kwargs)
+    def finish_batches(self) -> None:
+        """Counts what the micro batches sent for those that were left out."""
+        left_out = self.config.num_micro_batches - self.count
+        for kind, total in (self.ledger.sent - self.before).items():
+            self.ledger.sent[kind] += total * left_out // self.count
 
-    engine._schedule = watched  # type: ignore[method-assign]
-    engine._config.finalize_model_grads_func = scaled
+
+def watch_schedule(engine: MegatronEngine, config: TrainingConfig, ledger: Ledger) -> None:
+    """Has the ledger know what the engine's pipeline stage exchanges; see `_Watch`."""
+    engine.observer = _Watch(engine.architecture.hidden_size, config, ledger)
 
 
 def _storages(tensors: Iterable[Tensor]) -> dict[int, int]:
