@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+import torch.cuda.random as cuda_random
 from torch.overrides import TorchFunctionMode
 
 from alignctl import memory
@@ -84,7 +85,6 @@ def install() -> None:
     if _installed is not None:
         return
     memory.keep_freed()
-    import torch.cuda.random as cuda_random
 
     cuda: Any = torch.cuda
     cuda.current_device = lambda: CPU
@@ -98,6 +98,7 @@ def install() -> None:
     for module in modules:
         module.get_rng_state = lambda *_, **__: torch.get_rng_state()
         module.set_rng_state = lambda state, *_, **__: torch.set_rng_state(state)
+    # Not at the top: Megatron-Core is to be imported by `load` first.
     import megatron.core.tensor_parallel.random as megatron_random
 
     random: Any = megatron_random

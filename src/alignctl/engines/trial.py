@@ -2,6 +2,7 @@
 
 A library of another version than the tested one may be there and lack what is imported from it.
 Each trial imports a stage's engine, and has it take a forward step with weights that nobody set.
+So no trial imports at the top of this file what another one needs.
 """
 
 import sys

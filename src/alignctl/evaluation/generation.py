@@ -16,7 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from alignctl import console
-from alignctl.checkpoints import generation_config
+from alignctl.checkpoints import adapted, generation_config
+from alignctl.checkpoints.conversion import hf_tensors
+from alignctl.checkpoints.find import find
+from alignctl.checkpoints.source import Source
 from alignctl.config.generation import Generation
 from alignctl.config.problems import refuse
 from alignctl.config.sections import Model
@@ -27,11 +30,11 @@ from alignctl.data.templates import Renderer
 from alignctl.data.tokenizer import Tokenizer, check_fits, load_tokenizer
 from alignctl.errors import AlignctlError, RunError, UserError
 from alignctl.evaluation.tp_workers import Ranks, Start
+from alignctl.models.families import differences
 from alignctl.rollouts import library
 from alignctl.rollouts.samples import Completion, Finish, Request, Sampling, draw_seed
 
 if TYPE_CHECKING:
-    from alignctl.checkpoints.source import Source
     from alignctl.rollouts.vllm import Rollout
 
 
@@ -134,8 +137,6 @@ class Generator:
 
     def __enter__(self) -> Self:
         """Starts vLLM with the checkpoint's weights."""
-        from alignctl.checkpoints import adapted
-
         with self._stack:
             adapted.verify(self.source)
             self._ranks = self._stack.enter_context(Ranks(self.settings.tp))
@@ -221,7 +222,7 @@ class Generator:
 
 
 @contextmanager
-def started(source: "Source", settings: Generation, longest: int) -> Iterator["Rollout"]:
+def started(source: Source, settings: Generation, longest: int) -> Iterator["Rollout"]:
     """VLLM with a checkpoint's weights, on every rank of the process group.
 
     Args:
@@ -232,7 +233,7 @@ def started(source: "Source", settings: Generation, longest: int) -> Iterator["R
     Raises:
         RunError: It did not start.
     """
-    from alignctl.checkpoints.conversion import hf_tensors
+    # Torch takes a second, which a wrong option is not to wait for.
     from alignctl.engines.device import IS_GPU
     from alignctl.rollouts.vllm import Rollout
 
@@ -260,7 +261,7 @@ def started(source: "Source", settings: Generation, longest: int) -> Iterator["R
         rollout.close()
 
 
-def open_policy(load: Path, model: Model | None = None) -> "Source":
+def open_policy(load: Path, model: Model | None = None) -> Source:
     """A model that can speak, and that vLLM can run here; no weight is read.
 
     Raises:
@@ -272,7 +273,7 @@ def open_policy(load: Path, model: Model | None = None) -> "Source":
     return source
 
 
-def open_weights(load: Path, model: Model | None = None) -> "Source":
+def open_weights(load: Path, model: Model | None = None) -> Source:
     """A model that can speak; no weight is read.
 
     Args:
@@ -282,9 +283,6 @@ def open_weights(load: Path, model: Model | None = None) -> "Source":
     Raises:
         UserError: It is none.
     """
-    from alignctl.checkpoints.find import find
-    from alignctl.models.families import differences
-
     source = find(load, vocab_divisor=model.vocab_divisor if model else 128, expected=model)
     if source.role != "policy":
         raise UserError(

@@ -2,6 +2,8 @@
 
 The key and the prompts go to the server and nowhere else: they are kept out of messages, and the
 client's own log, which would show requests with `OPENAI_LOG=debug`, is held at warnings.
+
+openai and tenacity are an extra, and take a second: they are imported where a judge is asked.
 """
 
 import asyncio

@@ -5,21 +5,21 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
 
+from alignctl.checkpoints.find import find
+from alignctl.checkpoints.source import Source, require_reward
 from alignctl.config.precision import Precision
+from alignctl.config.sections import Parallel
 from alignctl.data.batch import Document, PreferenceBatch, TokenBatch
 from alignctl.data.distinct import find_distinct
 from alignctl.data.order import dealt_micro_batches
 from alignctl.data.tokenizer import Tokenizer, check_fits, load_tokenizer
 from alignctl.errors import RunError, UserError
 from alignctl.rollouts import library
-
-if TYPE_CHECKING:
-    from alignctl.checkpoints.source import Source
 
 _BATCHES = 16
 """Micro batches between two calls for progress."""
@@ -55,9 +55,6 @@ class RewardModel:
         Raises:
             UserError: It is no reward model, or has no such long sequences.
         """
-        from alignctl.checkpoints.find import find
-        from alignctl.checkpoints.source import require_reward
-
         library.be_quiet()
         self.source: Source = find(load)
         require_reward(self.source, str(self.source.path))
@@ -76,7 +73,8 @@ class RewardModel:
     def __enter__(self) -> Self:
         """Builds the model and loads its weights."""
         warnings.filterwarnings("ignore", module=r"megatron\.")  # of libraries it can do without
-        from alignctl.config.sections import Parallel
+        # Torch and Megatron-Core take seconds, which a wrong option is not to wait for; and the
+        # latter's modules are imported after `load` alone.
         from alignctl.engines import megatron_cpu
 
         megatron_cpu.load()

@@ -12,6 +12,7 @@ def follow(port: int, rank: int, number: int) -> None:
     """Does what rank 0 does, until it says that this is all."""
     die_with_parent()
     library.be_quiet()
+    # Not at the top: these take seconds, in which the first rank may die, and they talk.
     import torch.distributed as dist
 
     from alignctl.evaluation.generation import open_weights, started

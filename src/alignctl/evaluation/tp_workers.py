@@ -64,6 +64,7 @@ class Ranks:
         Raises:
             UserError: There are not so many GPUs.
         """
+        # Torch takes a second, which a wrong option is not to wait for.
         import torch
 
         from alignctl.engines.device import IS_GPU

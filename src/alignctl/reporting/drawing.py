@@ -11,16 +11,17 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from html import escape
-from typing import TYPE_CHECKING
 
 import numpy as np
+from matplotlib import rc_context
+from matplotlib.artist import Artist
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
+from matplotlib.ticker import MaxNLocator
 
 from alignctl.reporting.charts import Chart, Line
-
-if TYPE_CHECKING:
-    from matplotlib.artist import Artist
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 COLORS = 8
 """Runs that are told apart by colour; more of them share colours and are drawn dash-dotted."""
@@ -87,7 +88,7 @@ def variables(palette: Palette) -> dict[str, str]:
 
 def draw(
     chart: Chart, lines: Sequence[Line], *, unit: str, names: Sequence[str] | None = None
-) -> "Figure":
+) -> Figure:
     """A chart of runs over their steps.
 
     Args:
@@ -96,9 +97,6 @@ def draw(
         unit: What steps are called.
         names: Of all runs, for a picture that stands alone.
     """
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import MaxNLocator
-
     palette = LIGHT if names else _MARKERS
     with _style(palette):
         figure = Figure(figsize=(4.8, 3.4 if names else 2.7), layout="constrained")
@@ -118,11 +116,9 @@ def draw(
 
 
 def _add_legend(
-    figure: "Figure", lines: Sequence[Line], names: Sequence[str], palette: Palette
+    figure: Figure, lines: Sequence[Line], names: Sequence[str], palette: Palette
 ) -> None:
     """Whose line is whose; those with dots are of held-out rows."""
-    from matplotlib.lines import Line2D
-
     shown = sorted({line.run for line in lines})
     handles = [
         Line2D([], [], color=palette.runs[run % COLORS], ls="-" if run < COLORS else "-.")
@@ -141,7 +137,7 @@ def draw_radar(
     colors: Mapping[str, int],
     *,
     with_legend: bool,
-) -> "Figure":
+) -> Figure:
     """Scores from 0 to 10 of several models, one spoke for each category.
 
     Args:
@@ -150,8 +146,6 @@ def draw_radar(
         colors: Name to its number among all that the page tells apart.
         with_legend: For a picture that stands alone; drawn in `LIGHT` then.
     """
-    from matplotlib.figure import Figure
-
     palette = LIGHT if with_legend else _MARKERS
     angles = np.linspace(0, 2 * np.pi, len(categories), endpoint=False)
     with _style(palette):
@@ -184,7 +178,7 @@ def draw_bars(
     *,
     even: float | None,
     title: str | None = None,
-) -> "Figure":
+) -> Figure:
     """Percentages of several models beside each other, with their intervals.
 
     Args:
@@ -193,8 +187,6 @@ def draw_bars(
         even: A percentage that is marked by a line.
         title: For a picture that stands alone; drawn in `LIGHT` then, with a legend.
     """
-    from matplotlib.figure import Figure
-
     palette = LIGHT if title else _MARKERS
     num_bars = sum(map(len, groups.values()))
     height = 0.8 + 0.22 * num_bars + 0.12 * len(groups) + (0.6 if title else 0.0)
@@ -223,7 +215,7 @@ def draw_bars(
     return figure
 
 
-def svg(figure: "Figure", label: str, salt: str) -> str:
+def svg(figure: Figure, label: str, salt: str) -> str:
     """A figure as an element for a page: its colours are the page's variables, its text is text.
 
     Args:
@@ -231,8 +223,6 @@ def svg(figure: "Figure", label: str, salt: str) -> str:
         label: What it shows, for those who do not see it.
         salt: Makes the names within it unlike those of other figures on the page.
     """
-    from matplotlib import rc_context
-
     stream = io.StringIO()
     with rc_context({"svg.fonttype": "none", "svg.hashsalt": salt}):
         figure.savefig(stream, format="svg", transparent=True, metadata={"Date": None})
@@ -254,14 +244,14 @@ def svg(figure: "Figure", label: str, salt: str) -> str:
     return re.sub(r"\s*\n\s*", "\n", text)
 
 
-def png(figure: "Figure") -> bytes:
+def png(figure: Figure) -> bytes:
     """A figure as a picture of 960 pixels and more."""
     stream = io.BytesIO()
     figure.savefig(stream, format="png", dpi=200)
     return stream.getvalue()
 
 
-def _add_bar(axes: "Axes", place: float, bar: Bar, palette: Palette) -> None:
+def _add_bar(axes: Axes, place: float, bar: Bar, palette: Palette) -> None:
     group = f"run-{bar.model}"
     [drawn] = axes.barh(place, bar.value, height=0.8, color=palette.runs[bar.model % COLORS])
     drawn.set_gid(group)
@@ -272,14 +262,12 @@ def _add_bar(axes: "Axes", place: float, bar: Bar, palette: Palette) -> None:
         error.set(marker="|", markersize=6)
 
 
-def _add_names(figure: "Figure", names: Mapping[int, str], palette: Palette) -> None:
-    from matplotlib.patches import Patch
-
+def _add_names(figure: Figure, names: Mapping[int, str], palette: Palette) -> None:
     handles = [Patch(color=palette.runs[number % COLORS]) for number in names]
     _write_legend(figure, handles, list(names.values()))
 
 
-def _write_legend(figure: "Figure", handles: "Sequence[Artist]", labels: Sequence[str]) -> None:
+def _write_legend(figure: Figure, handles: Sequence[Artist], labels: Sequence[str]) -> None:
     legend = figure.legend(
         handles, labels, loc="outside lower center", ncols=4, frameon=False, fontsize=7
     )
@@ -289,8 +277,6 @@ def _write_legend(figure: "Figure", handles: "Sequence[Artist]", labels: Sequenc
 
 @contextmanager
 def _style(palette: Palette) -> Iterator[None]:
-    from matplotlib import rc_context
-
     with rc_context(
         {
             "font.family": "sans-serif",
@@ -316,7 +302,7 @@ def _style(palette: Palette) -> Iterator[None]:
         yield
 
 
-def _add(axes: "Axes", line: Line, palette: Palette) -> None:
+def _add(axes: Axes, line: Line, palette: Palette) -> None:
     color = palette.runs[line.run % COLORS]
     group = f"run-{line.run}"
     steps, values = line.points.steps, line.points.values

@@ -14,6 +14,10 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
 
+from latex2sympy2_extended.latex2sympy2 import ConversionConfig, latex2sympy
+from sympy import Expr, Float, I, Pow, Rational, Symbol, binomial, factorial
+from sympy.core.function import AppliedUndef
+
 from alignctl.rewards.quantities import NUMBER, Quantity, is_rounded
 
 _MAX_DIGITS = 8_000
@@ -78,8 +82,6 @@ def read_expression(text: str) -> Expression | None:
 
 def from_quantity(number: Quantity) -> Expression:
     """A plain number as an expression."""
-    from sympy import Rational
-
     return Expression(Rational(number.value.numerator, number.value.denominator), 0)
 
 
@@ -157,10 +159,6 @@ def _depth(text: str) -> int:
 
 
 def _parsed(text: str) -> Any:
-    from latex2sympy2_extended.latex2sympy2 import ConversionConfig, latex2sympy
-    from sympy import Expr, I, Symbol
-    from sympy.core.function import AppliedUndef
-
     reading = ConversionConfig(interpret_as_mixed_fractions=False, lowercase_symbols=False)
     try:
         tree = latex2sympy(text, is_real=None, normalization_config=None, conversion_config=reading)
@@ -173,8 +171,6 @@ def _parsed(text: str) -> Any:
 
 def _storeys(tree: Any) -> int:
     """How many powers and factorials stand on each other."""
-    from sympy import Pow, factorial
-
     if not tree.args:
         return 0
     heights = [_storeys(part) for part in tree.args]
@@ -185,8 +181,6 @@ def _storeys(tree: Any) -> int:
 
 def _digits(tree: Any) -> int | None:
     """How many digits the constants of a tree may need, at most; None for too many to tell."""
-    from sympy import Pow, binomial, factorial
-
     if tree.is_Number:
         bits = int(tree.p).bit_length() + int(tree.q).bit_length() if tree.is_Rational else None
         return None if bits is None else 1 + bits * 3 // 10
@@ -230,13 +224,9 @@ def _values(*expressions: Expression) -> list[tuple[Any, ...]]:
 
 def _coordinate(point: int, name: str) -> Any:
     """A number of three digits; exact, so that sympy knows how many digits of a value are right."""
-    from sympy import Rational
-
     size = random.Random(f"{point} {name}").randint(301, 2699)
     return Rational(size if point % 2 else -size, 1000)
 
 
 def _is_same(x: Any, y: Any, precision: int) -> bool:
-    from sympy import Float
-
     return bool(abs(x - y) <= Float(10) ** -(precision // 2) * max(abs(x), abs(y)))

@@ -4,8 +4,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-from alignctl.rewards.math_rule import math_rule
-
 Reason = Literal["correct", "wrong", "no_answer", "bad_reference", "timeout", "crashed"]
 """no_answer: nothing that can be read as one. bad_reference: the reference cannot be read. timeout,
 crashed: the process that compared them exceeded its time, or died; the others are not touched."""
@@ -27,8 +25,17 @@ class Verdict:
         return float(self.reason == "correct")
 
 
-Rule = Callable[[str, str], Literal["correct", "wrong", "no_answer", "bad_reference"]]
+Rule = Callable[[str, str], Reason]
 """Compares a completion with a reference answer; may take for ever, so it runs in `RuleWorkers`."""
 
-RULES: dict[str, Rule] = {"math_rule": math_rule}
+
+def _apply_math_rule(completion: str, reference: str) -> Reason:
+    """Compares the final answer of a completion with the reference answer."""
+    # It brings in sympy, which takes a second: whoever only names a rule does without.
+    from alignctl.rewards.math_rule import math_rule
+
+    return math_rule(completion, reference)
+
+
+RULES: dict[str, Rule] = {"math_rule": _apply_math_rule}
 """The rules by the names that rows have for them."""

@@ -3,6 +3,9 @@
 The job's ranks are replicas of `tp` consecutive ranks. vLLM's engine runs in every rank, and the
 ranks of a replica make the same decisions, because they are given the same requests and the same
 seeds. Nothing is written to disk, and no server runs.
+
+vLLM is imported inside functions: it takes seconds, reads the environment that `library` sets, and
+is not there where a stage is only simulated.
 """
 
 import contextlib
