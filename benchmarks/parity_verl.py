@@ -158,7 +158,7 @@ def of_advantages(core: Any, functional: Any) -> Iterator[Row]:
     from verl.trainer.config import AlgoConfig
 
     for gamma in (1.0, 0.98):
-        ours = adv.whiten(adv.discounted_sums(rewards, SEGMENTS, gamma))
+        ours = adv.whiten(adv.sum_discounted(rewards, SEGMENTS, gamma))
         theirs, _ = core.compute_reinforce_plus_plus_outcome_advantage(
             padded(rewards), MASK, config=AlgoConfig(gamma=gamma)
         )
@@ -200,7 +200,7 @@ def of_policy_losses(core: Any) -> Iterator[Row]:
     yield _policy(
         core, "PPO, clip-higher", "vanilla", "token-mean", bounds, plain | {"clip_ratio_high": 0.28}
     )
-    weights = mismatch.truncated_importance_weights(OLD, OLD + normal(8, COUNT, 0.3))
+    weights = mismatch.truncate_importance_weights(OLD, OLD + normal(8, COUNT, 0.3))
     yield _policy(
         core, "PPO, importance weights", "vanilla", "token-mean", {"weights": weights}, plain
     )
@@ -268,7 +268,7 @@ def of_mismatch(helper: Any) -> Iterator[Row]:
         yours, _ = helper.compute_rollout_correction_weights(
             padded(OLD - sampler), MASK, "token", threshold
         )
-        mine = mismatch.truncated_importance_weights(OLD, sampler, 2.0)
+        mine = mismatch.truncate_importance_weights(OLD, sampler, 2.0)
         if name == "token band":
             mine = mine.where(mismatch.token_mask(OLD, sampler, 0.5, 2.0), 0.0)
         yield Row(f"mismatch: {name}", "", difference(mine, yours))

@@ -28,7 +28,7 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from alignctl.corpus.manifest import beside, read_manifest  # noqa: E402
+from alignctl.corpus.manifest import name_beside, read_manifest  # noqa: E402
 from alignctl.corpus.tokenization import Options, tokenize  # noqa: E402
 from alignctl.data.tokenizer import load_tokenizer  # noqa: E402
 
@@ -73,7 +73,7 @@ def compare(folder: Path, data: Path, tokenizer: Path, repeats: int) -> None:
             taken = time.perf_counter() - started
             seconds[name].append((taken, processor_seconds() - used))
     for suffix in (".bin", ".idx"):
-        contents = [beside(folder / f"out-0-{n}", suffix).read_bytes() for n in range(3)]
+        contents = [name_beside(folder / f"out-0-{n}", suffix).read_bytes() for n in range(3)]
         assert contents[0] == contents[1] == contents[2], f"the {suffix} files differ"
     tokens = read_manifest(folder / "out-0-1").tokens
     loop = min(seconds["Megatron-LM's loop, 1 process"])
@@ -99,13 +99,13 @@ def megatron_loop(data: Path, tokenizer: Path, out: Path) -> None:
 
     fast = PreTrainedTokenizerFast.from_pretrained(tokenizer)
     dtype = DType.optimal_dtype(len(fast))
-    builder = IndexedDatasetBuilder(str(beside(out, ".bin")), dtype)
+    builder = IndexedDatasetBuilder(str(name_beside(out, ".bin")), dtype)
     for text in texts_of(data):
         ids = fast(text)["input_ids"]
         if ids:
             ids.append(fast.eos_token_id)
             builder.add_document(torch.IntTensor(ids), [len(ids)])
-    builder.finalize(str(beside(out, ".idx")))
+    builder.finalize(str(name_beside(out, ".idx")))
 
 
 def ours(data: Path, tokenizer: Path, out: Path, workers: int) -> None:

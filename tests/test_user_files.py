@@ -89,12 +89,12 @@ def test_an_object_is_read_as_it_is(tmp_path: Path) -> None:
 
 
 def _reply(file: Path) -> None:
-    with replies.opened(file):
+    with replies.open_cache(file):
         pass
 
 
 def _peeked(file: Path) -> None:
-    with replies.peeked(file):
+    with replies.peek(file):
         pass
 
 

@@ -12,9 +12,9 @@ from torch import Tensor
 
 from alignctl.algorithms.advantages import (
     Baseline,
-    discounted_sums,
     gae,
     group_advantages,
+    sum_discounted,
     token_rewards,
     whiten,
 )
@@ -101,7 +101,7 @@ def test_gae_without_discounts_is_return_less_value(lengths: list[int], seed: in
     to_go = torch.cat([rewards[a:b].flip(0).cumsum(0).flip(0) for a, b in pairwise(offsets)])
     assert torch.allclose(advantages, to_go - values, atol=1e-12)
     assert torch.allclose(returns, to_go, atol=1e-12)
-    assert torch.allclose(discounted_sums(rewards, segments, 1.0), to_go, atol=1e-12)
+    assert torch.allclose(sum_discounted(rewards, segments, 1.0), to_go, atol=1e-12)
 
 
 @given(lengths_of_samples, seeds, st.floats(0, 1), st.floats(0, 1))

@@ -10,7 +10,7 @@ from alignctl.algorithms.mismatch import (
     measure,
     sequence_mask,
     token_mask,
-    truncated_importance_weights,
+    truncate_importance_weights,
 )
 from tests.algorithms.experience import normal, seeds, segments_of, tokens
 
@@ -57,7 +57,7 @@ def test_a_log_probability_that_is_not_finite_is_seen(bad: float) -> None:
 
 
 def test_weights_are_truncated() -> None:
-    weights = truncated_importance_weights(TRAINER, SAMPLER, cap=2.0)
+    weights = truncate_importance_weights(TRAINER, SAMPLER, cap=2.0)
     assert weights.tolist() == pytest.approx([2, 0.5, 1, 2])
 
 
@@ -79,5 +79,5 @@ def test_the_measures_are_within_their_bounds(seed: int) -> None:
     assert found.kl >= 0
     assert 1 / 50 <= found.effective_share <= 1
     assert found.mean_difference <= found.max_difference
-    assert bool((truncated_importance_weights(trainer, sampler) <= 2).all())
+    assert bool((truncate_importance_weights(trainer, sampler) <= 2).all())
     assert torch.equal(token_mask(trainer, sampler, 0.0, math.inf), torch.ones(50).bool())

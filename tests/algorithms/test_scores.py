@@ -61,7 +61,7 @@ def test_the_scale_comes_before_the_clip_and_the_fixed_score_after() -> None:
 
 def test_the_running_deviation_by_hand() -> None:
     """1, 3 and then 8: mean 4, squares 9 + 1 + 16 = 26."""
-    running = RunningStd().merged(tokens(1, 3)).merged(tokens(8))
+    running = RunningStd().merge(tokens(1, 3)).merge(tokens(8))
     assert asdict(running) == pytest.approx({"count": 3, "mean": 4, "squares": 26})
     assert running.std == pytest.approx((26 / 3) ** 0.5)
     assert RunningStd(**json.loads(json.dumps(asdict(running)))) == running
@@ -72,17 +72,17 @@ def test_equal_scores_are_not_blown_up(scores: list[float]) -> None:
     """Seven times 0.1 has a deviation of 1e-17 by rounding, which must not divide anything."""
     running = RunningStd()
     for score in scores:
-        running = running.merged(tokens(score))
+        running = running.merge(tokens(score))
     assert running.std == 1
     if scores:
-        assert RunningStd().merged(tokens(*scores)).std == 1
+        assert RunningStd().merge(tokens(*scores)).std == 1
 
 
 @given(st.integers(2, 50), st.integers(1, 49), st.floats(-100, 100))
 def test_merging_is_seeing_all_at_once(count: int, cut: int, offset: float) -> None:
     scores = normal(count, count) + offset
     cut = min(cut, count - 1)
-    merged = RunningStd().merged(scores[:cut]).merged(scores[cut:])
+    merged = RunningStd().merge(scores[:cut]).merge(scores[cut:])
     assert merged.std == pytest.approx(scores.std(correction=0).item())
     assert merged.mean == pytest.approx(scores.mean().item(), abs=1e-12)
 

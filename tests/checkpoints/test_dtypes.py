@@ -8,10 +8,10 @@ from alignctl.checkpoints.dtypes import (
     DTYPES,
     FLOATS,
     DType,
-    as_bytes,
     bits_of,
     dtype_of,
     tensor_of,
+    view_bytes,
 )
 from alignctl.checkpoints.lazy import LazyTensor, Spec, check_finite
 from alignctl.errors import UserError
@@ -37,7 +37,7 @@ def test_bits_and_tensors_are_the_same_memory(dtype: DType, shape: tuple[int, ..
     bits = bits_of(tensor)
     again = tensor_of(bits, dtype)
     assert (bits.shape, again.shape, again.dtype) == (shape, shape, dtype.torch)
-    assert len(as_bytes(bits)) == tensor.numel() * dtype.itemsize
+    assert len(view_bytes(bits)) == tensor.numel() * dtype.itemsize
     if tensor.numel():
         assert again.data_ptr() == tensor.data_ptr() == bits.ctypes.data
 
@@ -45,7 +45,7 @@ def test_bits_and_tensors_are_the_same_memory(dtype: DType, shape: tuple[int, ..
 def test_a_view_is_copied_in_its_own_order() -> None:
     tensor = torch.arange(6.0).reshape(2, 3).t()
     assert torch.equal(tensor_of(bits_of(tensor), dtype_of(tensor.dtype)), tensor)
-    assert bytes(as_bytes(bits_of(tensor)[1:])) == tensor[1:].contiguous().numpy().tobytes()
+    assert bytes(view_bytes(bits_of(tensor)[1:])) == tensor[1:].contiguous().numpy().tobytes()
 
 
 @pytest.mark.parametrize("dtype", FLOATS, ids=lambda dtype: dtype.name)
@@ -73,7 +73,7 @@ def test_one_broken_value_among_a_million_is_found_wherever_it_is() -> None:
         tensor[place] = -torch.inf
         lazy = LazyTensor.holding(tensor, "here")
         with pytest.raises(UserError, match="here: 1 of 1000000 values"):
-            lazy.checked().bits()
+            lazy.check().bits()
 
 
 @given(st.lists(st.integers(1, 4), max_size=4))

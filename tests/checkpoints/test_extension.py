@@ -8,7 +8,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from alignctl.checkpoints.conversion import Target, convert
-from alignctl.checkpoints.extension import extended
+from alignctl.checkpoints.extension import extend_vocabulary
 from alignctl.checkpoints.find import find
 from tests import tiny
 
@@ -19,7 +19,7 @@ def test_new_rows_are_means_and_the_old_ones_stay_in_transformers_too(
 ) -> None:
     """A tied table grows once; an output layer of its own grows beside the embedding."""
     tiny.write_model(tmp_path / "hf", family)
-    source = extended(find(tmp_path / "hf"), 7)
+    source = extend_vocabulary(find(tmp_path / "hf"), 7)
     assert source.model.vocab_size == tiny.VOCABULARY + 7
     assert f"vocabulary {tiny.VOCABULARY} -> {tiny.VOCABULARY + 7}" in source.description
     (tmp_path / "grown").mkdir()
@@ -48,4 +48,4 @@ def test_new_rows_are_means_and_the_old_ones_stay_in_transformers_too(
 
 def test_nothing_is_added_to_a_model_that_is_to_stay_as_it_is(tmp_path: Path) -> None:
     source = find(tiny.write_model(tmp_path / "hf"))
-    assert extended(source, 0) is source
+    assert extend_vocabulary(source, 0) is source

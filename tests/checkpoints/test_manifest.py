@@ -205,4 +205,4 @@ def test_a_file_of_another_size_is_not_read(folder: Path) -> None:
     """A terabyte of zeros in the place of an edited config would be hashed for hours."""
     with (folder / "hf/config.json").open("wb") as file:
         file.truncate(1 << 40)
-    assert manifest.changed_texts(folder, manifest.read(folder)) == ["hf/config.json"]
+    assert manifest.find_changed_texts(folder, manifest.read(folder)) == ["hf/config.json"]

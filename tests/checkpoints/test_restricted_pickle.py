@@ -13,20 +13,27 @@ from torch.distributed.checkpoint.metadata import MetadataIndex, TensorPropertie
 
 from alignctl.checkpoints import torch_names
 from alignctl.checkpoints.dtypes import FLOAT32, DType
-from alignctl.checkpoints.restricted_pickle import Forbidden, Inert, dumps, loads, named, sizes
+from alignctl.checkpoints.restricted_pickle import (
+    Forbidden,
+    Inert,
+    dumps,
+    loads,
+    make_global,
+    sizes,
+)
 
 METADATA = "torch.distributed.checkpoint.metadata"
 
 
 def test_what_is_written_means_pytorchs_own_objects_to_its_reader() -> None:
-    size = named("torch", "Size")
+    size = make_global("torch", "Size")
     written = {
-        "type": named("torch", "bfloat16"),
+        "type": make_global("torch", "bfloat16"),
         "size": size((2, 3)),
-        "index": named(METADATA, "MetadataIndex")("a", size((0,)), 1),
-        "properties": named(METADATA, "TensorProperties")(named("torch", "float16")),
-        "again": [named("torch", "bfloat16"), 1.5, None, "two"],
-        "args": argparse.Namespace(tp=2, dtype=named("torch", "float32")),
+        "index": make_global(METADATA, "MetadataIndex")("a", size((0,)), 1),
+        "properties": make_global(METADATA, "TensorProperties")(make_global("torch", "float16")),
+        "again": [make_global("torch", "bfloat16"), 1.5, None, "two"],
+        "args": argparse.Namespace(tp=2, dtype=make_global("torch", "float32")),
     }
     assert pickle.loads(dumps(written)) == {
         "type": torch.bfloat16,
@@ -39,12 +46,14 @@ def test_what_is_written_means_pytorchs_own_objects_to_its_reader() -> None:
 
 
 def test_it_is_written_in_the_protocol_that_pytorch_reads() -> None:
-    codes = [code.proto for code, _, _ in pickletools.genops(dumps([named("torch", "Size")((1,))]))]
+    codes = [
+        code.proto for code, _, _ in pickletools.genops(dumps([make_global("torch", "Size")((1,))]))
+    ]
     assert max(codes) == 2
 
 
 def test_a_program_that_is_not_installed_can_be_named() -> None:
-    content = dumps(named("no.such.program", "Class")(1, 2))
+    content = dumps(make_global("no.such.program", "Class")(1, 2))
     with pytest.raises(ModuleNotFoundError, match=r"no"):
         pickle.loads(content)
     made = loads(content, {"no.such.program.Class": Inert})

@@ -6,10 +6,10 @@ from alignctl.corpus.manifest import (
     CorpusManifest,
     FileRecord,
     TokenizerIdentity,
-    beside,
     check_tokenizer,
     file_record,
     is_made,
+    name_beside,
     prefix_of,
     read_manifest,
     verify_files,
@@ -28,7 +28,7 @@ def dataset(prefix: Path) -> CorpusManifest:
     """Two files that look like a dataset to the manifest, which does not open them."""
     records: list[FileRecord] = []
     for suffix in (".bin", ".idx"):
-        file = beside(prefix, suffix)
+        file = name_beside(prefix, suffix)
         file.write_bytes(b"content of" + suffix.encode())
         records.append(file_record(file, file.name))
     manifest = CorpusManifest(

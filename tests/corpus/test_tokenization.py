@@ -19,7 +19,7 @@ from transformers import AutoTokenizer
 
 from alignctl.corpus import blocks, tokenization
 from alignctl.corpus.indexed import IndexedTokens
-from alignctl.corpus.manifest import beside, read_manifest, verify_files
+from alignctl.corpus.manifest import name_beside, read_manifest, verify_files
 from alignctl.corpus.tokenization import Counts, Options, tokenize
 from alignctl.errors import RunError, UserError
 from tests.commands import alignctl, kill_tree, start, wait_until
@@ -32,18 +32,18 @@ def megatron(prefix: Path, texts: list[str], tokenizer: Path, *, eod: bool) -> P
     """The dataset as Megatron-LM's preprocessing writes it: one call per document."""
     from_hf = AutoTokenizer.from_pretrained(tokenizer)
     dtype = DType.optimal_dtype(len(from_hf))
-    builder = IndexedDatasetBuilder(str(beside(prefix, ".bin")), dtype)
+    builder = IndexedDatasetBuilder(str(name_beside(prefix, ".bin")), dtype)
     for text in texts:
         ids = from_hf(text)["input_ids"]
         if ids:
             ids += [from_hf.eos_token_id] * eod
             builder.add_document(torch.tensor(ids), [len(ids)])
-    builder.finalize(str(beside(prefix, ".idx")))
+    builder.finalize(str(name_beside(prefix, ".idx")))
     return prefix
 
 
 def content(prefix: Path) -> list[bytes]:
-    return [beside(prefix, suffix).read_bytes() for suffix in SUFFIXES]
+    return [name_beside(prefix, suffix).read_bytes() for suffix in SUFFIXES]
 
 
 @pytest.fixture
@@ -139,7 +139,7 @@ def test_an_interrupted_run_ends_with_the_same_bytes(
     monkeypatch.setattr(tokenization, "_SECONDS_BETWEEN_COMMITS", -1)
     parts = replace(whole, prefix=tmp_path / "parts")
     resumed: list[int] = []
-    while not beside(parts.prefix, ".json").exists():
+    while not name_beside(parts.prefix, ".json").exists():
         with suppress(KeyboardInterrupt):
             tokenize(parts, interrupt_third(), lambda counts: resumed.append(counts.blocks))
     assert resumed == list(range(2, 2 * len(resumed) + 1, 2))
@@ -249,7 +249,7 @@ def test_a_run_that_dies_wherever_files_get_their_names_goes_on(
     for number in count(1):
         words = [sys.executable, "-c", _DIES, number, file, prefix, tokenizer_folder]
         died = subprocess.run([str(word) for word in words], check=False).returncode
-        finished = beside(prefix, ".json").exists()
+        finished = name_beside(prefix, ".json").exists()
         steps: list[Counts] = []
         tokenize(Options((file,), prefix, tokenizer_folder), steps.append, steps.append)
         assert bool(steps) != finished
@@ -321,7 +321,7 @@ def test_a_dataset_is_not_overwritten(
     before = content(options.prefix)
     with pytest.raises(UserError, match=r"data\.json exists already"):
         tokenize(replace(options, append_eod=True))
-    beside(options.prefix, ".json").unlink()
+    name_beside(options.prefix, ".json").unlink()
     with pytest.raises(UserError, match=r"data\.bin exists already"):
         tokenize(options)
     assert content(options.prefix)[:2] == before[:2]

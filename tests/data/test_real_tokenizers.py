@@ -63,7 +63,7 @@ def answers(record: dict[str, object], template: str, tokens_of: Tokenizer) -> l
     """What reward and dpo compare of a row."""
     comparison = preference_schema_of(row(record)).parse(row(record))
     render = Renderer(template, tokens_of)
-    return encode([render(each).with_last_turn() for each in comparison.answers], tokens_of)
+    return encode([render(each).keep_last_turn() for each in comparison.answers], tokens_of)
 
 
 def check(prompt: NDArray[np.int32], document: Encoded, *, is_last: bool = True) -> None:

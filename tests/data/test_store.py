@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from alignctl.data.batch import IGNORE
-from alignctl.data.store import ArrayWriter, SFTData, Split, SplitSummary, Summary, explained
+from alignctl.data.store import ArrayWriter, SFTData, Split, SplitSummary, Summary, explain_errors
 from alignctl.errors import RunError, UserError
 
 SPLIT = Split(
@@ -52,7 +52,10 @@ def test_a_folder_without_prepared_data_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_full_disk_is_explained(tmp_path: Path) -> None:
-    with pytest.raises(RunError, match="No space left on device") as caught, explained(tmp_path):
+    with (
+        pytest.raises(RunError, match="No space left on device") as caught,
+        explain_errors(tmp_path),
+    ):
         raise OSError(errno.ENOSPC, "No space left on device")
     assert caught.value.exit_code == 1
 

@@ -87,7 +87,7 @@ def merged(weights: Tensors, model: Model, head: Head) -> Tensors:
 def lazy(
     tensors: Mapping[str, Tensor], make: Callable[[Tensor], Tensor] = lambda value: value
 ) -> dict[str, LazyTensor]:
-    return {name: LazyTensor.holding(value, name).computed(make) for name, value in tensors.items()}
+    return {name: LazyTensor.holding(value, name).compute(make) for name, value in tensors.items()}
 
 
 def whole_model(kinds: Sequence[Any], model: Model, weights: Tensors) -> Any:

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from alignctl.errors import RunError, UserError
-from alignctl.evaluation.answers import AnswerFile, as_row, as_text, key_of
+from alignctl.evaluation.answers import AnswerFile, format_row, format_text, key_of
 from alignctl.evaluation.generation import Answer
 
 KEY = key_of("one")
@@ -110,7 +110,7 @@ def test_a_full_disk_keeps_what_was_written(
 
 
 def test_a_row_keeps_its_keys_and_gets_what_was_said() -> None:
-    row = json.loads(as_row({"query": "q", "response": "old"}, [answer("a\n")], is_cut=True))
+    row = json.loads(format_row({"query": "q", "response": "old"}, [answer("a\n")], is_cut=True))
     assert row == {
         "query": "q",
         "given_response": "old",
@@ -122,14 +122,14 @@ def test_a_row_keeps_its_keys_and_gets_what_was_said() -> None:
 
 
 def test_several_answers_are_lists() -> None:
-    row = json.loads(as_row({"query": "q"}, [answer("a"), answer("b")], is_cut=False))
+    row = json.loads(format_row({"query": "q"}, [answer("a"), answer("b")], is_cut=False))
     assert row["response"] == ["a", "b"]
     assert row["finish"] == ["stop", "stop"]
 
 
 @given(st.text())
 def test_an_answer_is_one_line_of_text_and_can_be_read_back(text: str) -> None:
-    (line,) = as_text([answer(text)])
+    (line,) = format_text([answer(text)])
     assert "\n" not in line
     assert "\r" not in line
     marks = {"\\n": "\n", "\\r": "\r", "\\\\": "\\"}
@@ -144,5 +144,5 @@ def test_an_answer_is_one_line_of_text_and_can_be_read_back(text: str) -> None:
 
 @given(st.text(st.characters(categories=("L", "Cs"))))
 def test_a_row_is_text_that_can_be_written(text: str) -> None:
-    line = as_row({"query": text}, [answer("a")], is_cut=False)
+    line = format_row({"query": text}, [answer("a")], is_cut=False)
     assert json.loads(line.encode())["query"] == text

@@ -10,7 +10,7 @@ from alignctl.evaluation import judge_endpoint
 from alignctl.evaluation.judge import Answers, ask_all, look
 from alignctl.evaluation.judge_endpoint import Endpoint
 from alignctl.evaluation.judge_prompts import Prompt
-from alignctl.evaluation.replies import Reply, opened
+from alignctl.evaluation.replies import Reply, open_cache
 from tests.evaluation.judge_server import (
     COMPLETION_TOKENS,
     MODEL,
@@ -34,7 +34,7 @@ def endpoint(server: Judge, **changes: Any) -> Endpoint:
 
 def ask(server: Judge, file: Path, asked: Sequence[Prompt], **changes: Any) -> Answers:
     heard: list[Reply] = []
-    with opened(file) as cache:
+    with open_cache(file) as cache:
         found = ask_all(endpoint(server, **changes), asked, cache, heard.append)
     assert len(heard) == found.num_asked
     return found

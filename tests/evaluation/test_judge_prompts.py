@@ -5,7 +5,7 @@ import pytest
 
 from alignctl.errors import UserError
 from alignctl.evaluation.judge_prompts import Mode, load_templates, render
-from alignctl.evaluation.questions import PROMPTS, bundled
+from alignctl.evaluation.questions import PROMPTS, find_bundled
 from tests.evaluation.texts import question, write_rows
 
 # Texts that a careless template engine would take for its own.
@@ -19,8 +19,8 @@ def test_prompts_are_those_that_fastchat_would_send(mode: Mode, category: str, t
     """FastChat fills the same file with `str.format`."""
     found = question(7, category, ("Why {so}?", "And {then}?"))
     answers = [("one", "two"), ("eins", "zwei")][: 1 if mode == "single" else 2]
-    ours = render(load_templates(bundled(PROMPTS), mode), mode, found, turn, answers)
-    rows = [json.loads(line) for line in bundled(PROMPTS).read_text("utf-8").splitlines()]
+    ours = render(load_templates(find_bundled(PROMPTS), mode), mode, found, turn, answers)
+    rows = [json.loads(line) for line in find_bundled(PROMPTS).read_text("utf-8").splitlines()]
     theirs = next(row for row in rows if row["name"] == ours.template)
     values = {
         "question": found.turns[0],
@@ -39,7 +39,7 @@ def test_prompts_are_those_that_fastchat_would_send(mode: Mode, category: str, t
 
 
 def test_texts_are_put_in_as_they_are() -> None:
-    templates = load_templates(bundled(PROMPTS), "single")
+    templates = load_templates(find_bundled(PROMPTS), "single")
     prompt = render(templates, "single", question(1), 2, [NASTY])
     assert NASTY[0] in prompt.user
     assert NASTY[1].replace("\ud800", "?") in prompt.user

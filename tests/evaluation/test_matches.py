@@ -21,7 +21,7 @@ from alignctl.evaluation.matches import (
     single_result,
     write_result,
 )
-from alignctl.evaluation.questions import PROMPTS, QuestionId, bundled
+from alignctl.evaluation.questions import PROMPTS, QuestionId, find_bundled
 from alignctl.evaluation.replies import Reply
 from tests.evaluation.texts import question
 
@@ -35,7 +35,7 @@ COUNTS: dict[str, Any] = {"finish_reason": "stop", "prompt_tokens": 1, "completi
 
 
 def asked(mode: Mode) -> list[Match]:
-    return matches(mode, QUESTIONS, ANSWERS, load_templates(bundled(PROMPTS), mode))
+    return matches(mode, QUESTIONS, ANSWERS, load_templates(find_bundled(PROMPTS), mode))
 
 
 def judged(found: Sequence[Match], said: Sequence[str | None]) -> Judged:
@@ -136,7 +136,7 @@ def test_the_result_file_has_models_judge_and_settings(mode: Mode, tmp_path: Pat
 
 def fastchat(*names: str) -> dict[str, Any]:
     """Functions of FastChat's own code; its module imports what is not installed here."""
-    source = bundled("common.py").read_text("utf-8")
+    source = find_bundled("common.py").read_text("utf-8")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about its regular expressions
         tree = ast.parse(source)

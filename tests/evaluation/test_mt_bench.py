@@ -8,13 +8,15 @@ from pathlib import Path
 
 import pytest
 
-from alignctl.evaluation.questions import PROMPTS, QUESTIONS, bundled
+from alignctl.evaluation.questions import PROMPTS, QUESTIONS, find_bundled
 from tests.commands import Outcome, alignctl, kill_tree, start, wait_until
 from tests.evaluation.judge_server import MODEL, Act, Judge, serving
 from tests.evaluation.texts import write_answers, write_rows
 
 KEY = "sk-test-9f8e7d6c5b4a"
-QUESTION_ROWS = [json.loads(line) for line in bundled(QUESTIONS).read_text("utf-8").splitlines()]
+QUESTION_ROWS = [
+    json.loads(line) for line in find_bundled(QUESTIONS).read_text("utf-8").splitlines()
+]
 IDS = [row["question_id"] for row in QUESTION_ROWS]
 
 
@@ -69,7 +71,7 @@ def judged(server: Judge, model: str) -> list[str]:
 
 def check_secrets(outcome: Outcome, folder: Path) -> None:
     """Neither the key nor a prompt is in what was written, anywhere."""
-    prompts = [json.loads(line) for line in bundled(PROMPTS).read_text("utf-8").splitlines()]
+    prompts = [json.loads(line) for line in find_bundled(PROMPTS).read_text("utf-8").splitlines()]
     secrets = [KEY, "impartial judge", *(row["turns"][0] for row in QUESTION_ROWS)]
     secrets += [row["prompt_template"] for row in prompts]
     places = [outcome.out, outcome.err]

@@ -14,7 +14,7 @@ from alignctl.evaluation.mt_bench_answers import (
     open_author,
     prompts,
 )
-from alignctl.evaluation.replies import Reply, opened
+from alignctl.evaluation.replies import Reply, open_cache
 from tests import tiny_on_policy
 from tests.commands import alignctl
 from tests.evaluation.judge_server import Act, serving
@@ -75,7 +75,7 @@ def test_answers_of_other_weights_or_settings_are_not_taken_for_a_models_own(
     """The second turns can be asked when the first ones are answered."""
     asked = author(model, tmp_path)
     assert asked.known(QUESTIONS) is None
-    with opened(asked.file) as cache:
+    with open_cache(asked.file) as cache:
         for turn, expected in ((0, 3), (1, 2), (2, 0)):
             said, pending = asked.look(cache, QUESTIONS)
             assert len(pending) == expected

@@ -41,7 +41,7 @@ def trained(asked: dict[str, object], said: str, tokens_of: Tokenizer) -> list[i
         answers = [[*CHAT, {"role": "assistant", "content": text}] for text in (said, "none")]
         record = {"chosen": answers[0], "rejected": answers[1]}
     better = preference_schema_of(row(record)).parse(row(record)).answers[0]
-    (document,) = encode([Renderer("auto", tokens_of)(better).with_last_turn()], tokens_of)
+    (document,) = encode([Renderer("auto", tokens_of)(better).keep_last_turn()], tokens_of)
     return [int(token) for token in document.tokens]
 
 

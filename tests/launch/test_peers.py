@@ -134,7 +134,7 @@ def test_a_node_that_fails_is_trouble_and_its_signal_is_told(folder: RunFolder) 
     first.leave(-9, is_cause=False)
     for node in (first, second):
         node.settle()
-        assert node.killed() == {1: 9}, "node 0 was ended because of node 1"
+        assert node.list_killed() == {1: 9}, "node 0 was ended because of node 1"
 
 
 def test_logs_are_kept_until_every_node_has_read_them(folder: RunFolder) -> None:

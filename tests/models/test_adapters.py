@@ -4,7 +4,13 @@ import pytest
 import torch
 
 from alignctl.config.sections import LORA_TARGETS, Lora
-from alignctl.models.adapters import adapter_shapes, adapters, add_adapters, by_weight, new_adapter
+from alignctl.models.adapters import (
+    adapter_shapes,
+    adapters,
+    add_adapters,
+    group_by_weight,
+    new_adapter,
+)
 from alignctl.models.families import weight_map
 from alignctl.models.weight_map import hf_shapes
 from tests.checkpoints.folders import FAMILY_NAMES, Family, architecture
@@ -59,7 +65,7 @@ def test_merging_changes_each_hugging_face_matrix_by_its_own_adapter(
         for name, shape in adapter_shapes(model, lora).items()
     }
     rows, shapes = weight_map(model), hf_shapes(weight_map(model), model)
-    for name, own in by_weight(model, lora).items():
+    for name, own in group_by_weight(model, lora).items():
         row = rows[name]
         parts = [torch.randn(shapes[part], generator=generator) for part in row.hf]
         merged = add_adapters(row.layout.merge(parts, model), row, model, lora, own, tensors)

@@ -37,7 +37,7 @@ def test_chosen_answers_keep_all_that_belongs_to_them(
     samples: Samples, data: st.DataObject
 ) -> None:
     chosen = data.draw(st.lists(st.sampled_from(range(len(samples))), min_size=1, unique=True))
-    found = samples.of(chosen)
+    found = samples.select(chosen)
     assert len(found) == len(chosen)
     assert found.prompts.tolist() == [10 * each for each in chosen]
     assert np.concatenate(found.answers).tolist() == (-found.logprobs).tolist()
@@ -50,7 +50,7 @@ def test_chosen_answers_keep_all_that_belongs_to_them(
 def test_parts_joined_are_the_whole(samples: Samples, data: st.DataObject) -> None:
     cut = data.draw(st.integers(0, len(samples)))
     parts = [list(range(cut)), list(range(cut, len(samples)))]
-    found = Samples.joined([samples.of(part) for part in parts if part])
+    found = Samples.join([samples.select(part) for part in parts if part])
     assert found.logprobs.tolist() == samples.logprobs.tolist()
     assert found.groups.tolist() == samples.groups.tolist()
     assert [a.tolist() for a in found.answers] == [a.tolist() for a in samples.answers]
@@ -64,7 +64,7 @@ def test_what_ended_an_answer_is_not_said_and_is_scored_as_eos(tokenizer: Tokeni
     assert samples.said(0) == scripted.tokens_of(tokenizer, "2.")
     assert samples.said(1) == scripted.tokens_of(tokenizer, "3.")
     assert samples.said(2) == last
-    ended = samples.ended_by(scripted.EOS)
+    ended = samples.end_by(scripted.EOS)
     assert [answer[-1] for answer in ended.answers] == [scripted.EOS, scripted.EOS, last[-1]]
     assert samples.answers[1][-1] == 87, "what the policy learns from stays as it was sampled"
 

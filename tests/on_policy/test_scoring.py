@@ -160,7 +160,7 @@ def test_the_running_deviation_includes_the_scores_it_divides(
     first = made.score(samples)
     assert first.scores.tolist() == pytest.approx((exact / exact.std()).tolist(), rel=1e-5)
     before = made.running
-    others = samples.of([0, 3])
+    others = samples.select([0, 3])
     made.score(others, is_validation=True)
     assert made.running == before
     second = made.score(others)
@@ -204,7 +204,7 @@ def test_a_score_that_is_no_number_stops_the_run(
         lambda tokens: float("nan") if len(tokens) == longest else 1.0
     )
     with pytest.raises(RunError, match=r"sums.jsonl:5: .*scores 1 of 3 answers with nan"):
-        made.score(samples.of([0, 1, 3]))
+        made.score(samples.select([0, 1, 3]))
 
 
 def test_parts_of_scores_and_scores_joined() -> None:
@@ -214,10 +214,10 @@ def test_parts_of_scores_and_scores_joined() -> None:
         np.asarray([0, -1, 1]),
         np.asarray([0.0, -1.0, -2.0]),
     )
-    found = Scored.joined([whole.of([2]), whole.of([0, 1])])
+    found = Scored.join([whole.select([2]), whole.select([0, 1])])
     assert found.scores.tolist() == [3, 1, 2]
     assert found.model is not None
     assert found.model.tolist() == [6, 4, 5]
     assert found.reasons.tolist() == [1, 0, -1]
     assert found.extra.tolist() == [-2, 0, -1]
-    assert Scored.joined([scripted.scored(1.0)]).model is None
+    assert Scored.join([scripted.scored(1.0)]).model is None

@@ -12,7 +12,7 @@ from alignctl.config.sections import Optimizer
 from alignctl.engines.metrics import StepMetrics
 from alignctl.engines.protocol import NonFiniteError
 from alignctl.errors import RunError
-from alignctl.on_policy.updates import of_policy, passes, update
+from alignctl.on_policy.updates import name_policy_metrics, split_passes, update
 from tests.on_policy import scripted
 
 OPTIMIZER = Optimizer(lr=1.0, schedule="constant", warmup_steps=4)
@@ -32,13 +32,13 @@ def config(batch: int, epochs: int, seed: int) -> GRPOConfig:
 @given(st.integers(1, 40), st.integers(1, 9), st.integers(1, 3), st.integers(0, 5))
 def test_a_pass_takes_everything_once(size: int, batch: int, epochs: int, step: int) -> None:
     """In parts of the batch size, but for the last; the same again for the same episode."""
-    found = passes(config(batch, epochs, 1), size, step=step)
+    found = split_passes(config(batch, epochs, 1), size, step=step)
     assert len(found) == epochs
     for each in found:
         assert sorted(number for part in each for number in part) == list(range(size))
         assert [len(part) for part in each[:-1]] == [batch] * (len(each) - 1)
         assert 0 < len(each[-1]) <= batch
-    assert passes(config(batch, epochs, 1), size, step=step) == found
+    assert split_passes(config(batch, epochs, 1), size, step=step) == found
 
 
 def test_every_pass_and_every_episode_has_an_order_of_its_own() -> None:
@@ -46,7 +46,7 @@ def test_every_pass_and_every_episode_has_an_order_of_its_own() -> None:
         tuple(number for part in each for number in part)
         for seed in (1, 2)
         for step in range(3)
-        for each in passes(config(8, 3, seed), 40, step=step)
+        for each in split_passes(config(8, 3, seed), 40, step=step)
     ]
     assert len(set(orders)) == len(orders) == 18
 
@@ -97,7 +97,13 @@ def test_metrics_are_means_by_weight_and_rates_follow_the_updates_of_the_run() -
         {"loss": 3.5, "approx_kl": 0.075, "kl": 0.15, "grad_norm": 1.5, "updates": 2}
     )
     assert engine.rates == [0.5, 0.75]
-    assert of_policy(found).keys() == {"loss", "approx_kl", "token_kl", "grad_norm", "updates"}
+    assert name_policy_metrics(found).keys() == {
+        "loss",
+        "approx_kl",
+        "token_kl",
+        "grad_norm",
+        "updates",
+    }
 
 
 def test_an_update_that_float16_does_not_hold_counts_but_moves_no_rate() -> None:

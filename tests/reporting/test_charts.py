@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from alignctl.reporting.charts import Chart, choose, lines, moving_mean, thinned
+from alignctl.reporting.charts import Chart, choose, lines, smooth_mean, thin
 from alignctl.reporting.recorded_run import RecordedRun, Series
 
 numbers = st.lists(st.one_of(st.just(np.nan), st.floats(-1e6, 1e6)), min_size=1, max_size=200).map(
@@ -27,7 +27,7 @@ def test_a_moving_mean_is_the_mean_of_the_known_values_around(
 ) -> None:
     """Computed again the slow way, place by place."""
     half = window // 2
-    found = moving_mean(values, window)
+    found = smooth_mean(values, window)
     for place in range(len(values)):
         around = values[max(0, place - half) : place + half + 1]
         known = around[np.isfinite(around)]
@@ -40,7 +40,7 @@ def test_thinning_keeps_both_ends_the_highest_and_the_lowest(
     values: NDArray[np.float64], limit: int
 ) -> None:
     series = Series(np.arange(len(values)), values)
-    kept = thinned(series, limit)
+    kept = thin(series, limit)
     assert len(kept.steps) <= max(limit + 2, len(values) if len(values) <= limit else 0)
     assert (np.diff(kept.steps) > 0).all()
     assert {kept.steps[0], kept.steps[-1]} == {0, len(values) - 1}

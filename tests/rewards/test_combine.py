@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from alignctl.config.on_policy import ScoreSource
-from alignctl.rewards.combine import combined, repetition_penalty
+from alignctl.rewards.combine import combine, repetition_penalty
 
 
 @pytest.mark.parametrize(
@@ -15,7 +15,7 @@ from alignctl.rewards.combine import combined, repetition_penalty
 )
 def test_the_strategies(strategy: ScoreSource, expected: list[float]) -> None:
     """Weights 2 and 0.5 of the rule's 1, 0 and the model's 1, -2."""
-    reward = combined(
+    reward = combine(
         strategy,
         rule=np.asarray([1.0, 0.0]),
         model=np.asarray([1.0, -2.0]),

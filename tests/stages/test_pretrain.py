@@ -15,8 +15,8 @@ from alignctl.checkpoints import manifest
 from alignctl.corpus.manifest import (
     CorpusManifest,
     TokenizerIdentity,
-    beside,
     file_record,
+    name_beside,
     write_manifest,
 )
 from alignctl.corpus.samples import PretrainData
@@ -34,7 +34,7 @@ EXTRA = 3
 
 def describe(prefix: Path, tokenizer: Path, **changes: Any) -> Path:
     """Writes the manifest that `prepare tokenize` would write beside a dataset of the tests."""
-    tokens = np.fromfile(beside(prefix, ".bin"), "<u2")
+    tokens = np.fromfile(name_beside(prefix, ".bin"), "<u2")
     found = CorpusManifest(
         tokenizer=TokenizerIdentity.of(load_tokenizer(tokenizer)),
         bos=None,
@@ -44,7 +44,7 @@ def describe(prefix: Path, tokenizer: Path, **changes: Any) -> Path:
         tokens=len(tokens),
         max_token_id=int(tokens.max()),
         dtype="uint16",
-        files=(file_record(beside(prefix, ".bin")), file_record(beside(prefix, ".idx"))),
+        files=(file_record(name_beside(prefix, ".bin")), file_record(name_beside(prefix, ".idx"))),
         source=(),
     )
     write_manifest(prefix, found.model_copy(update=changes))

@@ -78,11 +78,11 @@ def gae(
     following[segments.last] = (
         end if bootstrapped is None else torch.where(bootstrapped, values[segments.last], end)
     )
-    advantages = discounted_sums(rewards + gamma * following - values, segments, gamma * lam)
+    advantages = sum_discounted(rewards + gamma * following - values, segments, gamma * lam)
     return advantages, advantages + values
 
 
-def discounted_sums(values: Tensor, segments: Segments, discount: float) -> Tensor:
+def sum_discounted(values: Tensor, segments: Segments, discount: float) -> Tensor:
     """At each token, the sum from it to its sample's end, discounted by distance `[N]`."""
     sums = values.clone()
     last, lengths = segments.last, segments.lengths

@@ -25,7 +25,7 @@ MAX_LOG_RATIO = 20.0
 """Log-ratios are clamped to plus and minus this before exp, which stays finite in any dtype."""
 
 
-def clamped(log_ratios: Tensor) -> Tensor:
+def clamp_log_ratios(log_ratios: Tensor) -> Tensor:
     """Log-ratios of any shape, fit for exp; beyond the limits there is no gradient."""
     return log_ratios.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
 
@@ -42,7 +42,7 @@ def k2(logprobs: Tensor, reference: Tensor) -> Tensor:
 
 def k3(logprobs: Tensor, reference: Tensor) -> Tensor:
     """e^-d - 1 + d: unbiased and never negative; d is clamped."""
-    opposite = clamped(reference - logprobs)
+    opposite = clamp_log_ratios(reference - logprobs)
     return opposite.expm1() - opposite  # exp(x) - 1 would lose all digits where p is almost q
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from alignctl.algorithms.kl import clamped, k1, k3
+from alignctl.algorithms.kl import clamp_log_ratios, k1, k3
 from alignctl.algorithms.samples import Segments
 from alignctl.config.on_policy import Trust
 
@@ -41,7 +41,7 @@ def measure(trainer: Tensor, sampler: Tensor) -> Mismatch:
     """Compares the log-probabilities of the tokens of a step, both `[N]`."""
     trainer, sampler = trainer.double(), sampler.double()
     distance = (trainer - sampler).abs()
-    ratio = clamped(trainer - sampler).exp()
+    ratio = clamp_log_ratios(trainer - sampler).exp()
     return Mismatch(
         mean_difference=distance.mean().item(),
         max_difference=distance.max().item(),
@@ -69,7 +69,7 @@ def correct(
     """
     match settings.correction:
         case "truncate":
-            return truncated_importance_weights(trainer, sampler, settings.cap), None
+            return truncate_importance_weights(trainer, sampler, settings.cap), None
         case "mask_tokens":
             return None, token_mask(trainer, sampler, settings.low, settings.high)
         case "mask_samples":
@@ -78,14 +78,14 @@ def correct(
             return None, None
 
 
-def truncated_importance_weights(trainer: Tensor, sampler: Tensor, cap: float = 2.0) -> Tensor:
+def truncate_importance_weights(trainer: Tensor, sampler: Tensor, cap: float = 2.0) -> Tensor:
     """min(e^d, cap) `[N]`: bounded weights for the policy's loss (Ionides 2008)."""
-    return clamped(trainer - sampler).exp().clamp(max=cap)
+    return clamp_log_ratios(trainer - sampler).exp().clamp(max=cap)
 
 
 def token_mask(trainer: Tensor, sampler: Tensor, low: float = 0.5, high: float = 5.0) -> Tensor:
     """Tokens with a ratio from low to high `[N]`: True stays in (IcePop, Ling Team 2025)."""
-    ratio = clamped(trainer - sampler).exp()
+    ratio = clamp_log_ratios(trainer - sampler).exp()
     return (ratio >= low) & (ratio <= high)
 
 
@@ -97,5 +97,5 @@ def sequence_mask(
     The geometric mean does not drift with the length of a response, so bounds near 1, as 0.999 and
     1.002, fit all of them.
     """
-    ratio = clamped(segments.means((trainer - sampler).double())).exp()
+    ratio = clamp_log_ratios(segments.means((trainer - sampler).double())).exp()
     return segments.spread((ratio >= low) & (ratio <= high))

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from alignctl.algorithms.kl import clamped, k1, k3, kl_loss
+from alignctl.algorithms.kl import clamp_log_ratios, k1, k3, kl_loss
 from alignctl.algorithms.loss import LossTerms, Output
 from alignctl.algorithms.mismatch import correct
 from alignctl.algorithms.samples import Segments, Selection, select
@@ -175,7 +175,7 @@ class PolicyLoss:
             mean = segments.sums(log_ratio.detach() * mask) / counts
             # The value of the sequence, the gradient of the token.
             log_ratio = segments.spread(mean) + (logprobs - logprobs.detach())
-        return clamped(log_ratio).exp()
+        return clamp_log_ratios(log_ratio).exp()
 
     def _policy(
         self, ratio: Tensor, logprobs: Tensor, advantages: Tensor

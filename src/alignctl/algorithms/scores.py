@@ -26,7 +26,7 @@ class RunningStd:
     mean: float = 0.0
     squares: float = 0.0
 
-    def merged(self, scores: Tensor) -> Self:
+    def merge(self, scores: Tensor) -> Self:
         """With the scores of another step `[S]`: those of all ranks, as the model gave them."""
         exact = scores.double()
         count, mean = len(exact), exact.mean().item()

@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING
 
 from alignctl.checkpoints import manifest
 from alignctl.checkpoints.dtypes import DTYPES
-from alignctl.checkpoints.identity import recorded_files, weight_files
+from alignctl.checkpoints.identity import find_recorded_files, weight_files
 from alignctl.checkpoints.lazy import LazyTensor
 from alignctl.checkpoints.manifest import Base, Manifest
 from alignctl.checkpoints.source import Source
 from alignctl.errors import UserError
-from alignctl.models.adapters import add_adapters, by_weight
+from alignctl.models.adapters import add_adapters, group_by_weight
 from alignctl.models.families import weight_map
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ def check_base(path: Path, found: Base, base: Source) -> None:
         UserError: It is another model.
     """
     if base.manifest is not None:
-        mine = recorded_files(base)
+        mine = find_recorded_files(base)
         is_same = mine.keys() == found.files.keys() and all(
             mine[name].agrees_with(each) for name, each in found.files.items()
         )
@@ -62,7 +62,7 @@ def check_base(path: Path, found: Base, base: Source) -> None:
         sizes = {name: (base.path / name).stat().st_size for name in weight_files(base)}
         is_same = sizes == {name: each.num_bytes for name, each in found.files.items()}
     if not is_same:
-        raise _changed(path, base.path)
+        raise _explain_change(path, base.path)
 
 
 def verify(source: Source, *, share: int = 0, num_shares: int = 1) -> None:
@@ -83,13 +83,13 @@ def verify(source: Source, *, share: int = 0, num_shares: int = 1) -> None:
         return
     base, files = source.adapted.base, source.manifest.adapted.base.files
     verify(base, share=share, num_shares=num_shares)
-    if recorded_files(base) != files:
+    if find_recorded_files(base) != files:
         for name in sorted(files)[share::num_shares]:
             if not manifest.is_unchanged(base.path / name, files[name]):
-                raise _changed(source.path, base.path)
+                raise _explain_change(source.path, base.path)
 
 
-def _changed(path: Path, base: Path) -> UserError:
+def _explain_change(path: Path, base: Path) -> UserError:
     return UserError(
         f"{path}: its adapters were trained on the model that was in {base}, and the weights there "
         "are other ones now",
@@ -97,7 +97,7 @@ def _changed(path: Path, base: Path) -> UserError:
     )
 
 
-def merged(
+def merge_adapters(
     found: Manifest, base: Source, stored: Mapping[str, LazyTensor]
 ) -> dict[str, LazyTensor]:
     """The whole model by our Megatron names.
@@ -109,7 +109,7 @@ def merged(
     """
     assert found.adapted is not None
     model, lora, dtype = found.model, found.adapted.lora, DTYPES[found.dtype]
-    rows, own = weight_map(model, found.head), by_weight(model, lora)
+    rows, own = weight_map(model, found.head), group_by_weight(model, lora)
 
     def merge(name: str) -> LazyTensor:
         full = base.tensors[name]
@@ -118,7 +118,7 @@ def merged(
             tensors = {key: stored[key].make() for each in own[name] for key in each.names}
             return add_adapters(weight, rows[name], model, lora, own[name], tensors)
 
-        return replace(full.computed(add, dtype), where=f"{full.where} with its adapters")
+        return replace(full.compute(add, dtype), where=f"{full.where} with its adapters")
 
     return {
         name: stored[name]

@@ -59,7 +59,7 @@ def refuse_links_out(folder: Path, checkpoint: Path) -> None:
     root = checkpoint.resolve()
     for path in (folder, *sorted(folder.rglob("*"))):
         if path.is_symlink() and not path.exists():  # also a link to itself, which has no end
-            raise dangling(path)
+            raise explain_dangling(path)
         if path.is_symlink() and not path.resolve().is_relative_to(root):
             raise UserError(
                 f"{path}: a link out of the checkpoint, to {path.readlink()}: it is not followed",
@@ -74,18 +74,18 @@ _SETTINGS_BYTES = 1 << 20
 def read_json(path: Path) -> dict[str, Any]:
     """Reads a JSON object; a file that is missing or holds something else is the user's error."""
     if path.is_symlink() and not path.exists():
-        raise dangling(path)
+        raise explain_dangling(path)
     return user_files.read_json(path)
 
 
-def missing(path: Path, error: OSError) -> UserError:
+def explain_missing(path: Path, error: OSError) -> UserError:
     """Return what is wrong with a file that could not be opened."""
     if path.is_symlink() and not path.exists():
-        return dangling(path)
+        return explain_dangling(path)
     return UserError(f"{path}: cannot be read: {error.strerror}")
 
 
-def dangling(path: Path) -> UserError:
+def explain_dangling(path: Path) -> UserError:
     """Return what is wrong with a link to something that is not there."""
     return UserError(
         f"{path}: a link to {path.readlink()}, which is not there",
@@ -176,7 +176,7 @@ def _copy(file: Path, target: Path) -> None:
     try:
         source = user_files.opened(file)
     except OSError as error:
-        raise missing(file, error) from error
+        raise explain_missing(file, error) from error
     target.parent.mkdir(exist_ok=True)
     with source, target.open("wb") as copy:
         shutil.copyfileobj(source, copy)

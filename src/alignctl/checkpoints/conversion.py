@@ -125,7 +125,7 @@ def _write(
         return source.model.vocab_size
     padded_rows = source.model.padded_vocab_size(target.tp)
     padded = {
-        name: _padded(tensor, padded_rows) if isinstance(rows[name].layout, Vocabulary) else tensor
+        name: _pad(tensor, padded_rows) if isinstance(rows[name].layout, Vocabulary) else tensor
         for name, tensor in tensors.items()
     }
     if target.format == "mcore":
@@ -143,7 +143,7 @@ def _write(
     return padded_rows
 
 
-def _padded(tensor: LazyTensor, rows: int) -> LazyTensor:
+def _pad(tensor: LazyTensor, rows: int) -> LazyTensor:
     return tensor.map((rows, *tensor.shape[1:]), lambda table: pad_rows(table, rows))
 
 
@@ -188,7 +188,7 @@ def hf_tensors(source: Source) -> "Iterator[tuple[str, Tensor]]":
 
 
 def _made(tensors: Mapping[str, LazyTensor], name: str) -> Bits:
-    return tensors[name].checked().bits()
+    return tensors[name].check().bits()
 
 
 def _ahead(make: Callable[[str], T], names: Iterable[str]) -> Iterator[T]:

@@ -102,6 +102,6 @@ def tensor_of(bits: Bits, dtype: DType) -> "Tensor":
     return torch.from_numpy(bits.view(f"<i{dtype.itemsize}")).view(dtype.torch)
 
 
-def as_bytes(bits: Bits) -> memoryview:
+def view_bytes(bits: Bits) -> memoryview:
     """The bytes of an array, without a copy where it is contiguous."""
     return np.ascontiguousarray(bits).reshape(-1).view(np.uint8).data

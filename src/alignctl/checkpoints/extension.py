@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-def extended(source: Source, extra: int) -> Source:
+def extend_vocabulary(source: Source, extra: int) -> Source:
     """The same model with `extra` further rows in the embedding and in the output layer.
 
     Each new row is the mean of all rows of its table: an output row of that kind keeps a new token
@@ -45,4 +45,4 @@ def _grown(tensor: LazyTensor, rows: int) -> LazyTensor:
         mean = table.double().mean(dim=0).to(table.dtype)
         return torch.cat([table, mean.expand(rows - len(table), -1)])
 
-    return tensor.computed(grow, shape=(rows, *tensor.shape[1:]))
+    return tensor.compute(grow, shape=(rows, *tensor.shape[1:]))

@@ -18,8 +18,8 @@ from alignctl.checkpoints import (
     zero,
     zero_files,
 )
-from alignctl.checkpoints.adapted import base_folder, check_base, merged
-from alignctl.checkpoints.companions import dangling, read_json, refuse_links_out
+from alignctl.checkpoints.adapted import base_folder, check_base, merge_adapters
+from alignctl.checkpoints.companions import explain_dangling, read_json, refuse_links_out
 from alignctl.checkpoints.lazy import LazyTensor
 from alignctl.checkpoints.manifest import HF_FOLDER, METADATA, Manifest
 from alignctl.checkpoints.megatron_args import model_from
@@ -60,7 +60,9 @@ def find(path: Path, *, vocab_divisor: int = 128, expected: Model | None = None)
     """
     try:
         source = _find(path, vocab_divisor, expected)
-        changed = manifest.changed_texts(source.path, source.manifest) if source.manifest else ()
+        changed = (
+            manifest.find_changed_texts(source.path, source.manifest) if source.manifest else ()
+        )
     except OSError as error:
         raise UserError(f"{error.filename or path}: cannot be read: {error.strerror}") from error
     if not changed:
@@ -71,12 +73,12 @@ def find(path: Path, *, vocab_divisor: int = 128, expected: Model | None = None)
 
 def _find(path: Path, vocab_divisor: int, expected: Model | None) -> Source:
     if not path.exists():
-        raise dangling(path) if path.is_symlink() else UserError(f"{path}: no such folder")
+        raise explain_dangling(path) if path.is_symlink() else UserError(f"{path}: no such folder")
     if not path.is_dir():
         raise UserError(f"{path}: a folder was expected, this is a file")
     for name in ("config.json", LATEST, METADATA, zero_files.LATEST):
         if (path / name).is_symlink() and not (path / name).exists():
-            raise dangling(path / name)
+            raise explain_dangling(path / name)
     if (path / "checkpoints").is_dir() and not hf_files.has_weights(path):
         if not (path / "checkpoints" / LATEST).is_file():
             raise UserError(f"{path}: this run has no checkpoint yet")
@@ -178,7 +180,7 @@ def _hf(path: Path, vocab_divisor: int) -> Source:
             f"config.json is damaged or was edited: copy the folder again, or remove "
             f"{manifest.NAME} if the change was meant",
         )
-    return _from_hf("hf", path, folder, path, found, "Hugging Face")
+    return _open_hf("hf", path, folder, path, found, "Hugging Face")
 
 
 def _zero(path: Path, tag: Path, vocab_divisor: int) -> Source:
@@ -194,12 +196,12 @@ def _zero(path: Path, tag: Path, vocab_divisor: int) -> Source:
     stored = zero.read(tag)
     folder = hf.normalise(tag, content, model, stored.tensors)
     text = f"DeepSpeed ZeRO-{stored.stage} of {stored.num_ranks} ranks,"
-    source = _from_hf("zero", tag, folder, config, None, text)
+    source = _open_hf("zero", tag, folder, config, None, text)
     unchecked = None if stored.is_order_told else _NO_ORDER.format(stored.num_ranks)
     return replace(source, unchecked=unchecked)
 
 
-def _from_hf(
+def _open_hf(
     kind: Kind,
     path: Path,
     folder: hf.HFFolder,
@@ -217,7 +219,7 @@ def _from_hf(
         companions=companions,
         manifest=found,
         hf_prefix=folder.prefix,
-        tensors=hf.merged(folder),
+        tensors=hf.merge_tensors(folder),
         description=f"{path}: {text} {_about(model, folder.head, folder.tensors)}{files}",
     )
 
@@ -229,14 +231,14 @@ def _megatron(path: Path, expected: Model | None) -> Source:
     found = manifest.read(path) if (path / manifest.NAME).is_file() else None
     if found is not None and found.adapted is not None and found.format == "hf":
         tensors = peft.read(path, found.model, found.adapted.lora, found.head)
-        return _adapted("hf", path, found, found.adapted, tensors)
+        return _open_adapted("hf", path, found, found.adapted, tensors)
     if rank_files.has_ranks(path):
         ranks = legacy.read(path, expected)
         text = (
             f"Megatron {'legacy' if ranks.names == 'legacy' else 'Core by rank'}, TP {ranks.tp}, "
             f"PP {ranks.pp}, version {ranks.version:g},"
         )
-        source = _from_megatron("legacy", path, ranks.tensors, ranks.args, found, expected, text)
+        source = _open_megatron("legacy", path, ranks.tensors, ranks.args, found, expected, text)
         is_told = ranks.is_order_told or found is not None
         unchecked = None if is_told else _NO_ORDER.format(ranks.tp * ranks.pp)
         return replace(source, unchecked=unchecked)
@@ -248,7 +250,7 @@ def _megatron(path: Path, expected: Model | None) -> Source:
         )
     tensors, args = mcore.read(path), None
     if found is not None and found.adapted is not None:
-        return _adapted("mcore", path, found, found.adapted, tensors)
+        return _open_adapted("mcore", path, found, found.adapted, tensors)
     if found is None:
         has_common = (path / mcore.COMMON).exists() or expected is None
         common = torch_file.read(path / mcore.COMMON) if has_common else None
@@ -259,13 +261,13 @@ def _megatron(path: Path, expected: Model | None) -> Source:
                 "architecture",
                 "tell it with --preset FILE, the preset of this model",
             )
-    source = _from_megatron("mcore", path, tensors, args, found, expected, "Megatron-Core")
+    source = _open_megatron("mcore", path, tensors, args, found, expected, "Megatron-Core")
     parts = len([*path.glob("*.distcp")])
     unchecked = _NO_ORDER.format(parts) if found is None and parts > 1 else None
     return replace(source, unchecked=unchecked)
 
 
-def _adapted(
+def _open_adapted(
     kind: Kind,
     path: Path,
     found: Manifest,
@@ -280,7 +282,7 @@ def _adapted(
     hf.check_names(
         path, {name: stored[name] for name in shapes if name in stored}, shapes, base.model
     )
-    tensors = merged(found, base, stored)
+    tensors = merge_adapters(found, base, stored)
     text = {"mcore": "Megatron-Core", "hf": "PEFT"}[kind]
     return Source(
         kind=kind,
@@ -297,7 +299,7 @@ def _adapted(
     )
 
 
-def _from_megatron(
+def _open_megatron(
     kind: Kind,
     path: Path,
     stored: Mapping[str, LazyTensor],
@@ -315,7 +317,7 @@ def _from_megatron(
         needed = {name: tensor for name, tensor in stored.items() if name != "output_layer.weight"}
     shapes = {name: full_shape(row, model) for name, row in rows.items()}
     tensors = {
-        name: _without_padding(tensor, model)
+        name: _cut_padding(tensor, model)
         if name in rows and isinstance(rows[name].layout, Vocabulary)
         else tensor
         for name, tensor in needed.items()
@@ -346,7 +348,7 @@ def _companions(path: Path) -> Path:
     return path / HF_FOLDER
 
 
-def _without_padding(tensor: LazyTensor, model: Model) -> LazyTensor:
+def _cut_padding(tensor: LazyTensor, model: Model) -> LazyTensor:
     """The rows that are tokens; too few of them are found by the comparison of shapes."""
     rows = model.vocab_size
     if not tensor.shape or tensor.shape[0] <= rows:

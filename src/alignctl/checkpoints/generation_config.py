@@ -58,7 +58,7 @@ def end_token_ids(folder: Path | None, eos_id: int, *, vocab_size: int) -> tuple
         value = read_json(file).get(_KEY)
         if value is not None:
             named += [
-                _checked(token, file, vocab_size)
+                _check_token(token, file, vocab_size)
                 for token in (value if isinstance(value, list) else [value])
             ]
             break
@@ -81,7 +81,7 @@ def unheeded(folder: Path | None, *, repetition_penalty: float) -> str | None:
     content = read_json(files[0])
     neutral = _NEUTRAL | {"repetition_penalty": repetition_penalty}
     found = [
-        f"{key} {_shortened(content[key])}"
+        f"{key} {_shorten(content[key])}"
         for key, value in neutral.items()
         if content.get(key) not in (None, value, [], {}, "")
     ]
@@ -101,17 +101,17 @@ def _files(folder: Path | None) -> list[Path]:
     return [file for file in files if file.is_file()]
 
 
-def _checked(token: Any, file: Path, vocab_size: int) -> int:
+def _check_token(token: Any, file: Path, vocab_size: int) -> int:
     if type(token) is int and 0 <= token < vocab_size:
         return token
     raise UserError(
-        f"{file}: {_KEY} has {_shortened(token)}, which is no token of this model: they are "
+        f"{file}: {_KEY} has {_shorten(token)}, which is no token of this model: they are "
         f"numbers from 0 to {vocab_size - 1}",
         "list the ids of the tokens that end an answer, or remove the key: the tokenizer's EOS "
         "ends one in any case",
     )
 
 
-def _shortened(value: Any) -> str:
+def _shorten(value: Any) -> str:
     text = repr(value)
     return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."

@@ -13,7 +13,7 @@ from alignctl.checkpoints.dtypes import FLOAT32, FLOATS, Bits, DType
 from alignctl.checkpoints.hf_files import INDEX, SINGLE
 from alignctl.checkpoints.lazy import LazyTensor, Spec
 from alignctl.checkpoints.manifest import Recorder
-from alignctl.checkpoints.wrapped_names import unwrapped
+from alignctl.checkpoints.wrapped_names import unwrap
 from alignctl.config.sections import Head, Model
 from alignctl.errors import UserError
 from alignctl.models.families import FAMILIES, head_of, model_from_hf, weight_map
@@ -91,7 +91,7 @@ def normalise(
         )
     names: dict[str, LazyTensor] = {}
     for name, tensor in stored.items():
-        plain = _REWARD_PREFIX.sub("", unwrapped(name)).replace("v_head.", "score.")
+        plain = _REWARD_PREFIX.sub("", unwrap(name)).replace("v_head.", "score.")
         if plain in names:
             raise UserError(f"{tensor.where}: the same weight as {names[plain].where}")
         if not plain.endswith(family.HF_IGNORED):
@@ -186,15 +186,15 @@ def common_dtype(path: Path, tensors: Iterable[LazyTensor]) -> DType:
     return next(iter(examples))
 
 
-def merged(folder: HFFolder) -> dict[str, LazyTensor]:
+def merge_tensors(folder: HFFolder) -> dict[str, LazyTensor]:
     """The full Megatron tensors of a folder, by our Megatron names."""
     return {
-        name: _merged(row, [folder.tensors[part] for part in row.hf], folder.model)
+        name: _merge_parts(row, [folder.tensors[part] for part in row.hf], folder.model)
         for name, row in weight_map(folder.model, folder.head).items()
     }
 
 
-def _merged(row: Weight, parts: Sequence[LazyTensor], model: Model) -> LazyTensor:
+def _merge_parts(row: Weight, parts: Sequence[LazyTensor], model: Model) -> LazyTensor:
     dtypes = {part.dtype for part in parts}
     dtype = dtypes.pop() if len(dtypes) == 1 else FLOAT32
     same = [part.to(dtype) for part in parts]

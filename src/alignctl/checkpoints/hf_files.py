@@ -5,7 +5,7 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from alignctl.checkpoints import safetensors_file, torch_file
-from alignctl.checkpoints.companions import dangling, read_json
+from alignctl.checkpoints.companions import explain_dangling, read_json
 from alignctl.checkpoints.lazy import LazyTensor
 from alignctl.errors import UserError
 
@@ -66,27 +66,27 @@ def _start(path: Path) -> str:
         if (path / name).is_file():
             return name
         if (path / name).is_symlink():
-            raise dangling(path / name)
-    others = [name for name in _lying_there(path) if name not in _STARTS]
+            raise explain_dangling(path / name)
+    others = [name for name in _list_found(path) if name not in _STARTS]
     raise UserError(
         f"{path}: no weights beside config.json: none of {', '.join(_STARTS)}"
-        + (f"; of another kind: {_listed(others)}" if others else "")
+        + (f"; of another kind: {_list_names(others)}" if others else "")
     )
 
 
-def _lying_there(path: Path) -> list[str]:
+def _list_found(path: Path) -> list[str]:
     return sorted(file.name for file in path.iterdir() if _WEIGHTS.fullmatch(file.name))
 
 
-def _listed(names: Sequence[str]) -> str:
+def _list_names(names: Sequence[str]) -> str:
     return names[0] if len(names) == 1 else f"{names[0]} to {names[-1]} ({len(names)} files)"
 
 
 def _describe(path: Path, start: str, parts: Collection[str]) -> str:
     """Return one line: which files were read, and which others look like weights too."""
-    read = start if start in parts else f"{start}: {_listed(sorted(parts))}"
-    others = [name for name in _lying_there(path) if name not in parts and name != start]
-    return read + (f"; not read: {_listed(others)}" if others else "")
+    read = start if start in parts else f"{start}: {_list_names(sorted(parts))}"
+    others = [name for name in _list_found(path) if name not in parts and name != start]
+    return read + (f"; not read: {_list_names(others)}" if others else "")
 
 
 def _file(file: Path) -> dict[str, LazyTensor]:
@@ -121,7 +121,7 @@ def _shard(path: Path, index: str, shard: str, listed: set[str]) -> dict[str, La
     """Return the tensors of one of several files: what the index says, and no more."""
     if not (path / shard).is_file():
         if (path / shard).is_symlink():
-            raise dangling(path / shard)
+            raise explain_dangling(path / shard)
         raise UserError(
             f"{path / index}: shard {shard} is missing", "copy or download the missing file"
         )

@@ -21,7 +21,7 @@ def identity(source: Source) -> dict[str, object]:
     Raises:
         UserError: A weight file cannot be read.
     """
-    files = recorded_files(source)
+    files = find_recorded_files(source)
     if not files:
         files = {name: manifest.record(source.path / name) for name in weight_files(source)}
     if source.manifest and source.manifest.adapted:
@@ -64,7 +64,7 @@ def _stamp(file: Path) -> tuple[int, int]:
     return about.st_size, about.st_mtime_ns
 
 
-def recorded_files(source: Source) -> dict[str, FileRecord]:
+def find_recorded_files(source: Source) -> dict[str, FileRecord]:
     """The weight files of a model that we wrote, as its manifest has them; else none."""
     files = source.manifest.files if source.manifest else {}
     return {

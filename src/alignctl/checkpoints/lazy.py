@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
-from alignctl.checkpoints.companions import dangling
+from alignctl.checkpoints.companions import explain_dangling
 from alignctl.checkpoints.dtypes import Bits, DType, bits_of, dtype_of, tensor_of
 from alignctl.errors import UserError
 
@@ -79,7 +79,7 @@ class LazyTensor(Spec):
         bits = self.bits()
         return tensor_of(bits if bits.flags.owndata else bits.copy(), self.dtype)
 
-    def checked(self) -> "LazyTensor":
+    def check(self) -> "LazyTensor":
         """The same tensor, refused if an element is infinite or NaN when it is made."""
 
         def check(bits: Bits) -> Bits:
@@ -90,13 +90,13 @@ class LazyTensor(Spec):
 
     def to(self, dtype: DType) -> "LazyTensor":
         """The same tensor in another type."""
-        return self if dtype == self.dtype else self.computed(lambda same: same, dtype)
+        return self if dtype == self.dtype else self.compute(lambda same: same, dtype)
 
     def map(self, shape: tuple[int, ...], change: Callable[[Bits], Bits]) -> "LazyTensor":
         """Its elements as a function moves them; the shape is told beforehand."""
         return LazyTensor(shape, self.dtype, lambda: change(self.bits()), self.where)
 
-    def computed(
+    def compute(
         self,
         change: "Callable[[Tensor], Tensor]",
         dtype: DType | None = None,
@@ -151,7 +151,7 @@ def lazily(tree: Any, kind: type[T], lazy: Callable[[T, str], LazyTensor], at: s
 def unreadable(file: Path, kind: str, error: Exception) -> UserError:
     """What is wrong with a weight file that its library refused."""
     if not file.is_file():
-        return dangling(file) if file.is_symlink() else UserError(f"{file}: no such file")
+        return explain_dangling(file) if file.is_symlink() else UserError(f"{file}: no such file")
     if not os.access(file, os.R_OK):  # which safetensors reports as a file that is not there
         return UserError(f"{file}: cannot be read: permission denied")
     with file.open("rb") as stream:

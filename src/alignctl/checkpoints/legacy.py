@@ -104,7 +104,9 @@ def _read(folder: Path, found: Grid, expected: Model | None) -> LegacyCheckpoint
     )
     shards: dict[str, dict[int, LazyTensor]] = {}
     for (tp_rank, pp_rank), tree in trees.items():
-        for name, tensor in _named(tree, args, pp_rank, found.pp, found.files[tp_rank, pp_rank]):
+        for name, tensor in _name_tensors(
+            tree, args, pp_rank, found.pp, found.files[tp_rank, pp_rank]
+        ):
             if _STAGES.get(name, pp_rank) % found.pp != pp_rank:
                 raise UserError(f"{tensor.where}: not a weight of pipeline stage {pp_rank}", _MIXED)
             fixed = _reorder(name, tensor, args, float(version), found.tp)
@@ -120,7 +122,7 @@ def _read(folder: Path, found: Grid, expected: Model | None) -> LegacyCheckpoint
         pp=found.pp,
         iteration=_iteration(first),
         tensors={
-            name: _joined(
+            name: _join_shards(
                 folder,
                 name,
                 parts,
@@ -239,7 +241,7 @@ def _check_layout(folder: Path, found: Grid, args: Any) -> None:
             )
 
 
-def _named(
+def _name_tensors(
     tree: Mapping[str, Any], args: Any, pp_rank: int, pp: int, file: Path
 ) -> list[tuple[str, LazyTensor]]:
     """A rank's tensors by our names, layers counted over the whole model."""
@@ -305,7 +307,7 @@ def _any_layer(name: str) -> str:
     return re.sub(r"^decoder\.layers\.\d+\.", "decoder.layers.{layer}.", name)
 
 
-def _joined(
+def _join_shards(
     folder: Path, name: str, parts: Mapping[int, LazyTensor], layout: Layout, tp: int
 ) -> LazyTensor:
     """The full tensor of all tensor-parallel ranks' shards."""

@@ -9,7 +9,7 @@ Sources: Megatron-LM v1.0 to core_r0.8.0 (`megatron/legacy/model`), PAI-Megatron
 import re
 from collections.abc import Mapping
 
-from alignctl.checkpoints.wrapped_names import unwrapped
+from alignctl.checkpoints.wrapped_names import unwrap
 from alignctl.config.sections import Family
 
 _RULES = tuple(
@@ -59,7 +59,7 @@ _NORMS: Mapping[str, Mapping[str, str]] = {
 
 def ours(stored: str) -> str:
     """Our Megatron name of a stored one (nesting joined by dots); unknown ones are kept."""
-    stored = unwrapped(stored)
+    stored = unwrap(stored)
     for pattern, replacement in _RULES:
         stored = pattern.sub(replacement, stored)
     return stored

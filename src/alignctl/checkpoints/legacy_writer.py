@@ -43,9 +43,9 @@ class Cut:
 
     def names(self) -> list[str]:
         """The full tensors in the order in which they are written; a tied embedding comes twice."""
-        return [name for stage in range(self.pp) for name in self.of_stage(stage)]
+        return [name for stage in range(self.pp) for name in self.list_stage(stage)]
 
-    def of_stage(self, stage: int) -> list[str]:
+    def list_stage(self, stage: int) -> list[str]:
         """What the ranks of a pipeline stage hold."""
         first, last = stage == 0, stage == self.pp - 1
         names = []
@@ -97,7 +97,7 @@ def write(
                 )
                 for file in files
             ]
-            for name in cut.of_stage(stage):
+            for name in cut.list_stage(stage):
                 full = next(tensors)
                 for rank, writer in enumerate(writers):
                     writer.write(cut.rows[name].layout.shard(full, rank, cut.tp))
@@ -113,7 +113,7 @@ def _tree(cut: Cut, specs: Mapping[str, Spec], stage: int) -> dict[str, Any]:
     """What a rank's file describes; the same on all tensor-parallel ranks."""
     content: dict[str, Any] = {}
     is_embedding_due = stage == 0
-    for name in cut.of_stage(stage):
+    for name in cut.list_stage(stage):
         spec = specs[name]
         shard = Spec(cut.rows[name].layout.shard_shape(spec.shape, cut.tp), spec.dtype)
         path = legacy_names.place(_local(name, stage * cut.layers_per_stage), cut.model.family)

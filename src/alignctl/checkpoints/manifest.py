@@ -60,7 +60,7 @@ class FileRecord(BaseModel):
         return self
 
     @model_serializer(mode="wrap")
-    def _without_the_other(self, fields: SerializerFunctionWrapHandler) -> dict[str, object]:
+    def _drop_other(self, fields: SerializerFunctionWrapHandler) -> dict[str, object]:
         return {name: value for name, value in fields(self).items() if value is not None}
 
     def agrees_with(self, other: "FileRecord") -> bool:
@@ -307,7 +307,7 @@ def read(folder: Path) -> Manifest:
     return manifest
 
 
-def changed_texts(folder: Path, manifest: Manifest) -> list[str]:
+def find_changed_texts(folder: Path, manifest: Manifest) -> list[str]:
     """The files of a checkpoint, of those that people may edit, that are not as we wrote them."""
     return [
         name

@@ -20,7 +20,7 @@ from alignctl.checkpoints.dtypes import Bits
 from alignctl.checkpoints.lazy import LazyTensor, Spec
 from alignctl.checkpoints.manifest import METADATA, Recorder
 from alignctl.checkpoints.mcore_index import Chunk, Entry, Place
-from alignctl.checkpoints.wrapped_names import unwrapped
+from alignctl.checkpoints.wrapped_names import unwrap
 from alignctl.errors import UserError
 
 COMMON = "common.pt"
@@ -135,7 +135,7 @@ def read(folder: Path) -> dict[str, LazyTensor]:
     """
     found: dict[str, LazyTensor] = {}
     for stored, entry in mcore_index.read(folder).items():
-        key = unwrapped(stored)
+        key = unwrap(stored)
         if not key.startswith(_PARTS) or "._extra_state" in key:
             continue
         for name, layer in _parts(folder, key, entry):
@@ -178,7 +178,9 @@ def part(
         offsets: Where the part begins, by dimension.
         shape: Of the part.
     """
-    pieces = [(chunk, *both) for chunk in entry.chunks if (both := _shared(offsets, shape, chunk))]
+    pieces = [
+        (chunk, *both) for chunk in entry.chunks if (both := _intersect(offsets, shape, chunk))
+    ]
 
     def bits() -> Bits:
         # All are looked at before memory is taken for what they claim to be.
@@ -203,7 +205,7 @@ def part(
     return LazyTensor(shape, entry.dtype, bits, f"{folder}: {key}")
 
 
-def _shared(
+def _intersect(
     offsets: tuple[int, ...], shape: tuple[int, ...], chunk: Chunk
 ) -> tuple[list[int], list[int]] | None:
     """Return where a part and a chunk overlap, offsets and sizes; None where they do not.

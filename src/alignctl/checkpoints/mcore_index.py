@@ -8,7 +8,7 @@ from typing import Any
 from alignctl.checkpoints import restricted_pickle
 from alignctl.checkpoints.dtypes import DTYPES, DType
 from alignctl.checkpoints.manifest import METADATA
-from alignctl.checkpoints.restricted_pickle import Inert, named, sizes
+from alignctl.checkpoints.restricted_pickle import Inert, make_global, sizes
 from alignctl.errors import UserError
 from alignctl.user_files import read_bytes, reading
 
@@ -231,9 +231,9 @@ def write(folder: Path, entries: Mapping[str, Entry], others: Mapping[str, Place
         entries: Its tensors, by key.
         others: Where what is no tensor lies, by key.
     """
-    size, type_of = named("torch", "Size"), named(_METADATA, "TensorProperties")
+    size, type_of = make_global("torch", "Size"), make_global(_METADATA, "TensorProperties")
     tensor, blob, part, key_of = (
-        named(_METADATA, name)
+        make_global(_METADATA, name)
         for name in (
             "TensorStorageMetadata",
             "BytesStorageMetadata",
@@ -249,14 +249,14 @@ def write(folder: Path, entries: Mapping[str, Entry], others: Mapping[str, Place
             assert chunk.place is not None
             chunks.append(part(size(chunk.offsets), size(chunk.shape)))
             places[key_of(key, size(chunk.offsets), number)] = _info(chunk.place)
-        dtype = type_of(named("torch", entry.dtype.name))
+        dtype = type_of(make_global("torch", entry.dtype.name))
         contents[key] = tensor(dtype, size(entry.shape), chunks)
     for key, place in others.items():
         contents[key] = blob()
         places[key_of(key)] = _info(place)
-    whole = named(_METADATA, "Metadata")(contents, None, places)
+    whole = make_global(_METADATA, "Metadata")(contents, None, places)
     (folder / METADATA).write_bytes(restricted_pickle.dumps(whole))
 
 
 def _info(place: Place) -> object:
-    return named(_FILESYSTEM, "_StorageInfo")(place.file, place.start, place.length)
+    return make_global(_FILESYSTEM, "_StorageInfo")(place.file, place.start, place.length)

@@ -4,7 +4,7 @@ import importlib.util
 from pathlib import Path
 
 from alignctl.checkpoints import manifest
-from alignctl.checkpoints.extension import extended
+from alignctl.checkpoints.extension import extend_vocabulary
 from alignctl.checkpoints.find import find
 from alignctl.checkpoints.source import Source
 from alignctl.config.run import GrowingConfig, RunConfig, TrainingConfig
@@ -28,7 +28,7 @@ def _found(config: RunConfig) -> Source:
 def _grown(source: Source, config: RunConfig) -> Source:
     """With the rows that the run adds to the vocabulary."""
     if isinstance(config, GrowingConfig):
-        return extended(source, config.extra_vocab_size)
+        return extend_vocabulary(source, config.extra_vocab_size)
     return source
 
 

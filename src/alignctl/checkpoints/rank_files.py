@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from alignctl.checkpoints.companions import dangling
+from alignctl.checkpoints.companions import explain_dangling
 from alignctl.errors import UserError
 
 FILE_NAMES = ("model_optim_rng.pt", "model_rng.pt")
@@ -62,7 +62,7 @@ def grid(folder: Path) -> Grid:
     for child in sorted(folder.iterdir()):
         match = _FOLDER.fullmatch(child.name)
         if match and child.is_symlink() and not child.exists():
-            raise dangling(child)
+            raise explain_dangling(child)
         if match and child.is_dir():
             place, file = (int(match[1]), int(match[2] or 0)), _weights(child)
             other = files.setdefault(place, file)
@@ -96,7 +96,7 @@ def _weights(folder: Path) -> Path:
         if (folder / name).is_file():
             return folder / name
         if (folder / name).is_symlink():
-            raise dangling(folder / name)
+            raise explain_dangling(folder / name)
     raise UserError(
         f"{folder}: neither {' nor '.join(FILE_NAMES)} is in it",
         "the checkpoint was not copied or written completely",

@@ -206,7 +206,7 @@ def _own(known: Any) -> Any:
 
 
 class Global:
-    """Something that a pickle names, and that whoever reads it imports; made by `named`."""
+    """Something that a pickle names, and that whoever reads it imports; made by `make_global`."""
 
     def __init__(self, module: str, name: str) -> None:
         self._module, self._name = module, name
@@ -244,7 +244,7 @@ class Call:
 _PLACEHOLDERS: dict[str, Global] = {}
 
 
-def named(module: str, name: str) -> Global:
+def make_global(module: str, name: str) -> Global:
     """What a pickle is to name; it need not be installed."""
     new = Global(module, name)
     return _PLACEHOLDERS.setdefault(new.__reduce__(), new)

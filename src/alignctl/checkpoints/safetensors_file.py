@@ -12,7 +12,7 @@ from typing import Any, BinaryIO
 
 from safetensors import SafetensorError, safe_open
 
-from alignctl.checkpoints.dtypes import DTYPES, Bits, as_bytes
+from alignctl.checkpoints.dtypes import DTYPES, Bits, view_bytes
 from alignctl.checkpoints.lazy import LazyTensor, Spec, unreadable
 from alignctl.checkpoints.mapped_file import read_bytes
 from alignctl.errors import UserError
@@ -97,4 +97,4 @@ class Writer:
 
     def write(self, bits: Bits) -> None:
         """Writes the next tensor."""
-        self._stream.write(as_bytes(bits))
+        self._stream.write(view_bytes(bits))

@@ -11,23 +11,23 @@ from typing import Any, BinaryIO
 from isal import isal_zlib
 
 from alignctl.checkpoints import restricted_pickle
-from alignctl.checkpoints.dtypes import Bits, DType, as_bytes
+from alignctl.checkpoints.dtypes import Bits, DType, view_bytes
 from alignctl.checkpoints.lazy import Spec
-from alignctl.checkpoints.restricted_pickle import named
+from alignctl.checkpoints.restricted_pickle import make_global
 from alignctl.checkpoints.torch_names import STORAGE_OF
 
 ALIGNMENT = 64
 """Storages begin at a multiple of this, as torch has them, so that they can be mapped."""
 
-_REBUILD = named("torch._utils", "_rebuild_tensor_v2")
-_HOOKS = named("collections", "OrderedDict")
+_REBUILD = make_global("torch._utils", "_rebuild_tensor_v2")
+_HOOKS = make_global("collections", "OrderedDict")
 
 
 class _Storage:
     """A storage that the file will hold, as its description names it."""
 
     def __init__(self, key: int, spec: Spec) -> None:
-        kind = named("torch", STORAGE_OF[spec.dtype.name])
+        kind = make_global("torch", STORAGE_OF[spec.dtype.name])
         self.identity = ("storage", kind, str(key), "cpu", spec.numel)
 
 
@@ -84,7 +84,7 @@ class Writer:
             self._storages.append(tree)
             return _tensor(len(self._storages) - 1, tree)
         if isinstance(tree, DType):
-            return named("torch", tree.name)
+            return make_global("torch", tree.name)
         if isinstance(tree, Namespace):
             return Namespace(**self._describe(vars(tree)))
         if isinstance(tree, dict):
@@ -97,7 +97,7 @@ class Writer:
         """Writes the next tensor."""
         spec = self._storages[self._number]
         assert (bits.shape, bits.dtype) == (spec.shape, spec.dtype.bits)
-        self._record(f"data/{self._number}", as_bytes(bits))
+        self._record(f"data/{self._number}", view_bytes(bits))
         self._number += 1
 
     def _record(self, name: str, content: bytes | memoryview) -> None:

@@ -13,6 +13,6 @@ PATTERNS = tuple(_WRAPPERS.pattern + "(?:)" * number for number in range(8))
 """The same for transformers, which takes off one at a time, each by a pattern of its own."""
 
 
-def unwrapped(name: str) -> str:
+def unwrap(name: str) -> str:
     """Return a name without what wrappers put into it."""
     return _WRAPPERS.sub("", name)

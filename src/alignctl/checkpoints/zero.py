@@ -97,24 +97,24 @@ def read(folder: Path) -> ZeroCheckpoint:
                 MIXED,
             )
     if stage == 0:
-        return _unpartitioned(read_model(models.get(None) or models.get(0) or folder / WHOLE))
+        return _read_unpartitioned(read_model(models.get(None) or models.get(0) or folder / WHOLE))
     check_ranks(folder, "optim", optimizers, num_ranks)
     if stage < 3:
         model = read_model(folder / WHOLE)
-        found = dict(_from_groups(model, shares))
+        found = dict(_join_groups(model, shares))
         is_told = zero_order.check_slices(model, shares)
     else:
         ranks = {rank: file for rank, file in models.items() if rank is not None}
         check_ranks(folder, "model", ranks, num_ranks)
         parts = [read_model(ranks[rank]) for rank in range(num_ranks)]
         model = parts[0]
-        found = dict(_from_ranks(model, shares)) | dict(_frozen(parts))
+        found = dict(_join_ranks(model, shares)) | dict(_frozen(parts))
         is_told = False
     is_told |= zero_order.check(shares)
-    return ZeroCheckpoint(_completed(model, found), stage, num_ranks, is_told or num_ranks == 1)
+    return ZeroCheckpoint(_complete(model, found), stage, num_ranks, is_told or num_ranks == 1)
 
 
-def _from_groups(
+def _join_groups(
     model: ModelStates, shares: Sequence[OptimStates]
 ) -> Iterator[tuple[str, LazyTensor]]:
     """Stages 1 and 2: a group's weights one after another, the whole cut into the ranks' parts."""
@@ -130,7 +130,7 @@ def _from_groups(
         place = end = 0
         for (name, shape), padding in zip(shapes.items(), paddings, strict=True):
             end = place + math.prod(shape)
-            yield name, _joined(first.file, name, shape, _cut(parts, place, end))
+            yield name, _join_parts(first.file, name, shape, _cut(parts, place, end))
             place = end + padding
         # The files leave out padding at the end of a group, but not all of it.
         present, unit = sum(part.numel for part in parts), 2 * len(shares)
@@ -138,7 +138,7 @@ def _from_groups(
             raise _misfit(first, f"{present} elements in group {number} of all ranks", place)
 
 
-def _from_ranks(
+def _join_ranks(
     model: ModelStates, shares: Sequence[OptimStates]
 ) -> Iterator[tuple[str, LazyTensor]]:
     """Stage 3: of each weight an equal part on every rank, at the same place on all of them."""
@@ -150,7 +150,7 @@ def _from_ranks(
         for rank, share in enumerate(shares):
             used = min(size, numel - rank * size)  # the last ranks' parts are filled up
             parts += _cut(share.groups, place, place + used)
-        yield name, _joined(shares[0].file, name, shape, parts)
+        yield name, _join_parts(shares[0].file, name, shape, parts)
         place += size
     for share in shares:
         if (present := sum(group.numel for group in share.groups)) != place:
@@ -176,7 +176,7 @@ def _frozen(parts: Sequence[ModelStates]) -> Iterator[tuple[str, LazyTensor]]:
                 f"{present}",
                 MIXED,
             )
-        yield name, _joined(parts[0].file, name, shape, _cut(flat, 0, math.prod(shape)))
+        yield name, _join_parts(parts[0].file, name, shape, _cut(flat, 0, math.prod(shape)))
 
 
 def _flat(tensor: LazyTensor) -> LazyTensor:
@@ -197,7 +197,7 @@ def _cut(parts: Sequence[LazyTensor], begin: int, end: int) -> list[LazyTensor]:
     return found
 
 
-def _joined(
+def _join_parts(
     file: Path, name: str, shape: tuple[int, ...], parts: Sequence[LazyTensor]
 ) -> LazyTensor:
     same = [part.to(FLOAT32) for part in parts]
@@ -214,7 +214,7 @@ def _joined(
     return LazyTensor(shape, FLOAT32, bits, f"{file}: {name}")
 
 
-def _completed(model: ModelStates, found: Mapping[str, LazyTensor]) -> dict[str, LazyTensor]:
+def _complete(model: ModelStates, found: Mapping[str, LazyTensor]) -> dict[str, LazyTensor]:
     """Adds what the model's own file holds whole, and the second names of tied weights."""
     tensors = dict(found)
     for name, stored in model.stored.items():
@@ -237,7 +237,7 @@ def _completed(model: ModelStates, found: Mapping[str, LazyTensor]) -> dict[str,
     return tensors
 
 
-def _unpartitioned(model: ModelStates) -> ZeroCheckpoint:
+def _read_unpartitioned(model: ModelStates) -> ZeroCheckpoint:
     """The model's own weights, where no optimizer keeps better ones in an order that is known."""
     shapes = {name: shape for group in model.shapes for name, shape in group.items()}
     for name, stored in model.stored.items():

@@ -57,7 +57,7 @@ def check_slices(model: ModelStates, shares: Sequence[OptimStates]) -> bool:
     Raises:
         UserError: A rank has what another one should have.
     """
-    expected = [_expected(model, shares, rank) for rank in range(len(shares))]
+    expected = [_expect(model, shares, rank) for rank in range(len(shares))]
     for share, own in zip(shares, expected, strict=True):
         if share.slices != own and share.slices in expected:
             other = shares[expected.index(share.slices)]
@@ -68,7 +68,7 @@ def check_slices(model: ModelStates, shares: Sequence[OptimStates]) -> bool:
     return are_different and [share.slices for share in shares] == expected
 
 
-def _expected(
+def _expect(
     model: ModelStates, shares: Sequence[OptimStates], rank: int
 ) -> list[Mapping[str, int]]:
     """Return, by group, how many elements of which weights lie in a rank's share."""

@@ -14,7 +14,7 @@ from alignctl.data.files import (
     BYTE_ORDER_MARK,
     SUFFIXES,
     check_line,
-    damaged,
+    explain_damage,
     find_files,
     holds_lines,
     parse_object,
@@ -139,7 +139,7 @@ def total_bytes(files: Sequence[Path]) -> int:
 def _attempt(content: bytes, block: Block, number: int, key: str) -> Raw:
     try:
         if block.kind != "json":
-            return Raw(number, content, _decoded(content, block.file, number))
+            return Raw(number, content, _decode(content, block.file, number))
         record = parse_object(content, block.file, number)
         return Raw(number, content, _text_at(record, block.file, number, key))
     except UserError as error:
@@ -167,7 +167,7 @@ def _text_at(record: dict[str, object], file: Path, number: int, key: str) -> st
     return value
 
 
-def _decoded(content: bytes, file: Path, number: int) -> str:
+def _decode(content: bytes, file: Path, number: int) -> str:
     try:
         return content.decode("utf-8")
     except UnicodeDecodeError as error:
@@ -196,7 +196,7 @@ def _line_blocks(file: Path, kind: Kind) -> Iterator[Block]:
             searched = len(pending)
             check_line(file, line, searched - _BLOCK_BYTES)
     except DamagedError as error:
-        raise damaged(file, line + pending.count(b"\n"), error) from error
+        raise explain_damage(file, line + pending.count(b"\n"), error) from error
     except OSError as error:
         raise UserError(f"{file}: cannot be read: {error.strerror or error}") from error
     if pending:
@@ -214,7 +214,7 @@ def _whole_file(file: Path) -> Iterator[Block]:
                     "a text file is one document; for one per line: --txt line",
                 )
     except DamagedError as error:
-        raise damaged(file, 1 + content.count(b"\n"), error) from error
+        raise explain_damage(file, 1 + content.count(b"\n"), error) from error
     except OSError as error:
         raise UserError(f"{file}: cannot be read: {error.strerror or error}") from error
     if content.strip():

@@ -69,7 +69,7 @@ class Cleaner:
             UserError: The policy is neither a name nor a character class.
         """
         self._rules = rules
-        self._unwanted = re.compile(_unwanted(rules.policy))
+        self._unwanted = re.compile(_match_unwanted(rules.policy))
         self._url = re.compile(_PAI_URL if rules.policy == "pai" else _URL)
 
     def clean(self, text: str) -> str:
@@ -88,15 +88,15 @@ class Cleaner:
         if self._rules.pii:
             text = mask(text)
         text = self._unwanted.sub("", text)
-        return _normalised(text) if self._rules.white_space else text
+        return _normalise(text) if self._rules.white_space else text
 
 
-def _normalised(text: str) -> str:
+def _normalise(text: str) -> str:
     text = _SPACES.sub(" ", _LINE_BREAK.sub("\n", text))
     return _BLANK_LINES.sub("\n\n", _AROUND_BREAK.sub("\n", text)).strip()
 
 
-def _unwanted(policy: str) -> str:
+def _match_unwanted(policy: str) -> str:
     """A pattern of what a policy does not keep."""
     kept = _NAMED.get(policy, policy)
     if not re.fullmatch(r"\[\^?\]?(?:\\.|[^\]\\])+\]", kept, re.DOTALL):

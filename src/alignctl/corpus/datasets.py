@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from alignctl.corpus.indexed import IndexedTokens
-from alignctl.corpus.manifest import CorpusManifest, beside, prefix_of, read_manifest
+from alignctl.corpus.manifest import CorpusManifest, name_beside, prefix_of, read_manifest
 from alignctl.errors import UserError
 from alignctl.user_files import opened
 
@@ -41,9 +41,9 @@ class Indexed:
             UserError: A file is missing, cut short, or of another dataset than the others.
         """
         for suffix in (".idx", ".bin"):
-            _check_readable(prefix, beside(prefix, suffix))
-        manifest = read_manifest(prefix) if beside(prefix, ".json").is_file() else None
-        data, idx = IndexedTokens.open(prefix), beside(prefix, ".idx")
+            _check_readable(prefix, name_beside(prefix, suffix))
+        manifest = read_manifest(prefix) if name_beside(prefix, ".json").is_file() else None
+        data, idx = IndexedTokens.open(prefix), name_beside(prefix, ".idx")
         ends = np.cumsum(data.lengths, dtype=np.int64)
         if (data.lengths < 0).any() or not np.array_equal(data.starts, ends - data.lengths):
             raise UserError(f"{idx}: the documents do not follow each other: damaged", _AGAIN)
@@ -82,7 +82,7 @@ class Indexed:
 
         The .bin itself is not read: it may be terabytes.
         """
-        with beside(self.prefix, ".idx").open("rb") as stream:
+        with name_beside(self.prefix, ".idx").open("rb") as stream:
             digest = hashlib.file_digest(stream, "sha256").hexdigest()
         return [str(self.prefix), self.num_bytes, digest]
 
@@ -134,7 +134,7 @@ def find(path: Path) -> list[Indexed]:
 
 
 def _check_readable(prefix: Path, file: Path) -> None:
-    other = beside(prefix, ".bin" if file.suffix == ".idx" else ".idx")
+    other = name_beside(prefix, ".bin" if file.suffix == ".idx" else ".idx")
     try:
         with opened(file):
             return

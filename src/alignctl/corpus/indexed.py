@@ -24,7 +24,7 @@ from typing import Any, Literal, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from alignctl.corpus.manifest import beside
+from alignctl.corpus.manifest import name_beside
 from alignctl.errors import UserError
 from alignctl.user_files import check_regular
 
@@ -119,7 +119,7 @@ class IndexedTokens:
         Raises:
             UserError: One is missing, or is no indexed dataset, or they do not fit each other.
         """
-        index, data = beside(prefix, ".idx"), beside(prefix, ".bin")
+        index, data = name_beside(prefix, ".idx"), name_beside(prefix, ".bin")
         try:
             for file in (index, data):  # NumPy would wait for a pipe's writer
                 check_regular(file, file.stat().st_mode)

@@ -10,8 +10,8 @@ from alignctl.corpus.indexed import IndexedTokens
 from alignctl.corpus.manifest import (
     CorpusManifest,
     TokenizerIdentity,
-    beside,
     check_tokenizer,
+    name_beside,
     read_manifest,
     verify_files,
 )
@@ -35,7 +35,7 @@ def describe(prefix: Path, tokenizer: Tokenizer | None, samples: int, verify: bo
     Raises:
         UserError: Something is wrong with a file, or the tokenizer is another one.
     """
-    has_manifest = beside(prefix, ".json").is_file()
+    has_manifest = name_beside(prefix, ".json").is_file()
     manifest = read_manifest(prefix) if has_manifest else None
     data = IndexedTokens.open(prefix)
     if manifest is not None and tokenizer is not None:

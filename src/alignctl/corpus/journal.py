@@ -84,7 +84,7 @@ class Journal:
 
     def has_moved(self, name: str) -> bool:
         """Whether a run with this key has brought a file to its target, and was killed then."""
-        saved, target = self._saved(), self._targets[name]
+        saved, target = self._read_saved(), self._targets[name]
         return (
             saved.get("key") == self.key
             and not (self.folder / name).exists()
@@ -96,7 +96,7 @@ class Journal:
         for name in filter(self.has_moved, self._targets):
             self._targets[name].rename(self.folder / name)
 
-    def _saved(self) -> dict[str, Any]:
+    def _read_saved(self) -> dict[str, Any]:
         """What was committed last, of whatever key."""
         try:
             saved: dict[str, Any] = json.loads((self.folder / _STATE).read_text("utf-8"))
@@ -106,7 +106,7 @@ class Journal:
 
     def _read_state(self) -> dict[str, Any]:
         """What was committed, if that is of the same key and still there."""
-        saved = self._saved()
+        saved = self._read_saved()
         sizes = {name: self._size(name) for name in self._names}
         if saved.get("key") != self.key or any(sizes[n] < saved["sizes"][n] for n in sizes):
             return {}

@@ -108,7 +108,7 @@ def prefix_of(path: Path) -> Path:
     return path.with_suffix("") if path.suffix in _SUFFIXES else path
 
 
-def beside(prefix: Path, suffix: str) -> Path:
+def name_beside(prefix: Path, suffix: str) -> Path:
     """A file of a dataset: the suffix is added, whatever dots are in the name."""
     return prefix.with_name(prefix.name + suffix)
 
@@ -150,7 +150,7 @@ def is_made(folder: Path, recipe: Mapping[str, Any]) -> bool:
 
 def write_manifest(prefix: Path, manifest: CorpusManifest) -> None:
     """Writes `NAME.json`, whole or not at all."""
-    atomic.write_text(beside(prefix, ".json"), manifest.model_dump_json(indent=2) + "\n")
+    atomic.write_text(name_beside(prefix, ".json"), manifest.model_dump_json(indent=2) + "\n")
 
 
 def read_manifest(prefix: Path) -> CorpusManifest:
@@ -162,9 +162,9 @@ def read_manifest(prefix: Path) -> CorpusManifest:
     Raises:
         UserError: A file is missing, is of another size, or the manifest cannot be read.
     """
-    file = beside(prefix, ".json")
+    file = name_beside(prefix, ".json")
     if not file.exists():
-        raise UserError(*_missing(prefix))
+        raise UserError(*_explain_missing(prefix))
     text = read_text(file)
     try:
         manifest = CorpusManifest.model_validate_json(text)
@@ -176,17 +176,17 @@ def read_manifest(prefix: Path) -> CorpusManifest:
             "write it with: alignctl prepare tokenize",
         ) from error
     for suffix, record in zip((".bin", ".idx"), manifest.files, strict=True):
-        _check_size(beside(prefix, suffix), record)
+        _check_size(name_beside(prefix, suffix), record)
     return manifest
 
 
 def verify_files(prefix: Path, manifest: CorpusManifest) -> None:
     """Compares the checksums of .bin and .idx with the manifest; reads both files whole."""
     for suffix, record in zip((".bin", ".idx"), manifest.files, strict=True):
-        file = beside(prefix, suffix)
+        file = name_beside(prefix, suffix)
         if file_record(file).sha256 != record.sha256:
             raise UserError(
-                f"{file}: the content is not what {beside(prefix, '.json').name} says: it was "
+                f"{file}: the content is not what {name_beside(prefix, '.json').name} says: it was "
                 "changed or damaged",
                 "copy it again, or write it again with: alignctl prepare tokenize",
             )
@@ -210,8 +210,8 @@ def check_tokenizer(prefix: Path, manifest: CorpusManifest, identity: TokenizerI
     )
 
 
-def _missing(prefix: Path) -> tuple[str, str]:
-    there = [suffix for suffix in (".bin", ".idx") if beside(prefix, suffix).is_file()]
+def _explain_missing(prefix: Path) -> tuple[str, str]:
+    there = [suffix for suffix in (".bin", ".idx") if name_beside(prefix, suffix).is_file()]
     if there:
         return (
             f"{prefix}: {' and '.join(there)} without {prefix.name}.json, which says whose token "

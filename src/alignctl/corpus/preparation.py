@@ -12,7 +12,7 @@ from alignctl.config.pretrain import PretrainConfig
 from alignctl.corpus.datasets import Indexed, find
 from alignctl.corpus.manifest import TokenizerIdentity, check_tokenizer
 from alignctl.corpus.samples import Part, Recipe, tokens_of, write
-from alignctl.data.store import explained
+from alignctl.data.store import explain_errors
 from alignctl.data.tokenizer import Tokenizer
 from alignctl.errors import UserError
 from alignctl.reporting.bytes_progress import BytesProgress
@@ -72,7 +72,7 @@ def prepare(config: PretrainConfig, tokenizer: Tokenizer, out_dir: Path) -> Path
     folder, partial = out_dir / key, out_dir / f".{key}.partial"
     if folder.is_dir():
         return folder
-    with explained(out_dir), atomic.fill_folder(partial, folder):
+    with explain_errors(out_dir), atomic.fill_folder(partial, folder):
         write(recipe, partial)
     return folder
 

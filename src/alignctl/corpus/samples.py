@@ -247,7 +247,7 @@ def _dataset(recipe: Recipe, which: Literal["train", "valid"], index: Path) -> A
         documents = _share(GPTDataset.numel_low_level_dataset(low), split, which)
         if int(low.sequence_lengths[documents].sum()) > 1:
             found.append((part, low, np.arange(documents.start, documents.stop, dtype=np.int32)))
-    weights = _normalised([part.weight for part, *_ in found])
+    weights = _normalise([part.weight for part, *_ in found])
     sizes = _sizes(recipe.num_samples, weights) if is_train else [None] * len(found)
     datasets = [
         GPTDataset(low, part.prefix, indices, size, Split[which], config)
@@ -267,7 +267,7 @@ def _dataset(recipe: Recipe, which: Literal["train", "valid"], index: Path) -> A
     return BlendedDataset(datasets, [len(each) for each in datasets], None, config)
 
 
-def _normalised(weights: Sequence[float]) -> list[float]:
+def _normalise(weights: Sequence[float]) -> list[float]:
     total = math.fsum(weights)
     return [weight / total for weight in weights]
 

@@ -77,7 +77,7 @@ def shard(
     with atomic.new_folder(options.folder, on_wait) as partial:
         lines = _lines(options, on_progress)
         if options.shuffle:
-            lines = _shuffled(lines, options, partial)
+            lines = _shuffle(lines, options, partial)
         shards = list(_write(lines, options, partial))
         if not shards:
             names = ", ".join(str(file) for file in options.files)
@@ -112,7 +112,7 @@ def _rows(block: Block) -> Iterator[bytes]:
         yield line.rstrip(b"\r")
 
 
-def _shuffled(lines: Iterator[bytes], options: Options, partial: Path) -> Iterator[bytes]:
+def _shuffle(lines: Iterator[bytes], options: Options, partial: Path) -> Iterator[bytes]:
     random = np.random.default_rng(options.seed)
     size = total_bytes(options.files)
     if any(file.suffix in (".gz", ".zst", ".parquet") for file in options.files):

@@ -27,8 +27,8 @@ from alignctl.corpus.manifest import (
     CorpusManifest,
     FileRecord,
     TokenizerIdentity,
-    beside,
     file_record,
+    name_beside,
     read_manifest,
     verify_files,
     write_manifest,
@@ -137,9 +137,11 @@ def _tokenize(
 ) -> CorpusManifest:
     """What `tokenize` does once nobody else does it."""
     prefix = options.prefix
-    bin_file, idx_file, json_file = (beside(prefix, suffix) for suffix in (".bin", ".idx", ".json"))
+    bin_file, idx_file, json_file = (
+        name_beside(prefix, suffix) for suffix in (".bin", ".idx", ".json")
+    )
     if json_file.exists():
-        return _finished(prefix, key, folder)
+        return _find_finished(prefix, key, folder)
     journal = Journal(folder, key, ("tokens", "lengths"), {"tokens": bin_file})
     if not journal.has_moved("tokens"):
         for file in (bin_file, idx_file):
@@ -166,7 +168,7 @@ def _refuse_taken(file: Path) -> None:
         raise UserError(f"{file} exists already", "give another --output, or remove it first")
 
 
-def _finished(prefix: Path, key: str, folder: Path) -> CorpusManifest:
+def _find_finished(prefix: Path, key: str, folder: Path) -> CorpusManifest:
     """What the same command has written before.
 
     Raises:
@@ -174,7 +176,7 @@ def _finished(prefix: Path, key: str, folder: Path) -> CorpusManifest:
     """
     manifest = read_manifest(prefix)
     if manifest.recipe != key:
-        _refuse_taken(beside(prefix, ".json"))
+        _refuse_taken(name_beside(prefix, ".json"))
     verify_files(prefix, manifest)
     shutil.rmtree(folder, ignore_errors=True)  # a run that was killed as it removed its own
     return manifest
@@ -219,7 +221,7 @@ def _append_blocks(
     )
     for part in parts:
         journal.append({"tokens": part.tokens, "lengths": part.lengths})
-        counts = part.added_to(counts)
+        counts = part.add_to(counts)
         if on_progress is not None:
             on_progress(counts)
         if time.monotonic() - committed >= _SECONDS_BETWEEN_COMMITS:
@@ -256,7 +258,7 @@ class _Part:
     num_tokens: int
     max_token_id: int
 
-    def added_to(self, counts: Counts) -> Counts:
+    def add_to(self, counts: Counts) -> Counts:
         return replace(
             counts,
             blocks=counts.blocks + 1,
@@ -338,7 +340,10 @@ def _finish(
     dtype = dtype_for(tokenizer.vocab_size)
     write_index(folder / "index", np.memmap(folder / "lengths", np.int32, "r"), dtype)
     atomic.fsync_tree(folder)
-    files = {"tokens": beside(options.prefix, ".bin"), "index": beside(options.prefix, ".idx")}
+    files = {
+        "tokens": name_beside(options.prefix, ".bin"),
+        "index": name_beside(options.prefix, ".idx"),
+    }
     records = [file_record(folder / name, file.name) for name, file in files.items()]
     for name, file in files.items():
         (folder / name).rename(file)

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from alignctl.data.messages import Message
-from alignctl.data.schemas import Conversation, Rendered, learned_start
+from alignctl.data.schemas import Conversation, Rendered, find_learned_start
 from alignctl.errors import UserError
 
 MOST_CHARACTERS = 1 << 26
@@ -48,7 +48,7 @@ class Template:
         parts = []
         for index in [] if whole else rewritten:
             start = replace(conversation, messages=conversation.messages[: index + 1])
-            parts.append(self._write(start)[0].with_last_turn())
+            parts.append(self._write(start)[0].keep_last_turn())
         return [*parts, text]
 
     def _write(self, conversation: Conversation) -> tuple[Rendered, list[int]]:
@@ -59,7 +59,11 @@ class Template:
         if not messages:
             return _NOTHING, []
         writing = _Writing(self, conversation)
-        return writing.marked(messages) if writing.is_marked else writing.by_prefixes(messages)
+        return (
+            writing.render_marked(messages)
+            if writing.is_marked
+            else writing.find_by_prefixes(messages)
+        )
 
 
 def _is_learned(message: Message) -> bool:
@@ -82,7 +86,7 @@ class _Writing:
     def _write(
         self, messages: Sequence[Message], *, marked: bool = False, prompt: bool = False
     ) -> tuple[str, list[tuple[int, int]]]:
-        """Renders; also the character ranges inside `{% generation %}` when `marked`."""
+        """Renders; also the character ranges inside `{% generation %}` when `render_marked`."""
         from transformers.utils.chat_template_utils import render_jinja_template
 
         try:
@@ -109,14 +113,14 @@ class _Writing:
             ) from error
         return texts[0], ranges[0] if marked else []
 
-    def marked(self, messages: Sequence[Message]) -> tuple[Rendered, list[int]]:
+    def render_marked(self, messages: Sequence[Message]) -> tuple[Rendered, list[int]]:
         """The text with the turns that the template marks."""
         text, ranges = self._write(messages, marked=True)
         eos = self._eos
         turns = [message for message in messages if message.role == "assistant"]
         learned, others = [], []
         for number, (first, last) in enumerate(ranges):
-            start = learned_start(text, first)
+            start = find_learned_start(text, first)
             # Templates that mark more or less than whole turns leave nothing to compare with.
             is_wanted = len(ranges) != len(turns) or turns[number].is_learned
             if text[first:last].removesuffix(eos).strip() and is_wanted:
@@ -126,7 +130,7 @@ class _Writing:
                 others.append(start)
         return Rendered(text, tuple(learned), append_eos=False, other_starts=tuple(others)), []
 
-    def by_prefixes(self, messages: Sequence[Message]) -> tuple[Rendered, list[int]]:
+    def find_by_prefixes(self, messages: Sequence[Message]) -> tuple[Rendered, list[int]]:
         """Finds each assistant turn by what its message adds to the text of those before it."""
         whole, _ = self._write(messages)
         eos = self._eos
@@ -146,12 +150,12 @@ class _Writing:
             if start is None or not whole.startswith(through):
                 rewritten += [index] * _is_learned(message)
             elif not _is_learned(message):
-                others.append(learned_start(through, start))
+                others.append(find_learned_start(through, start))
             else:
                 turn = through[start:].rstrip()
                 # White space after EOS is never generated: generation has stopped.
                 end = start + len(turn) if turn.endswith(eos) else len(through)
-                spans.append((learned_start(through, start), end))
+                spans.append((find_learned_start(through, start), end))
         end = spans[-1][1]
         append_eos = not whole[slice(*spans[-1])].endswith(eos)
         return Rendered(whole[:end], tuple(spans), append_eos, tuple(others)), rewritten

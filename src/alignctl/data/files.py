@@ -74,7 +74,7 @@ def find_files(path: Path, role: Role) -> list[Path]:
 def _find_files(path: Path, role: Role) -> list[Path]:
     if path.is_file():
         if not path.name.endswith(SUFFIXES):
-            raise UserError(f"{path}: not a kind of data file that is read", _accepted())
+            raise UserError(f"{path}: not a kind of data file that is read", _tell_accepted())
         return [path]
     if path.exists() and not path.is_dir():
         check_regular(path, path.stat().st_mode)
@@ -92,7 +92,7 @@ def _find_files(path: Path, role: Role) -> list[Path]:
         found = [n for n in names if _is_of_kind(n, ("train", "training"))]
         found = found or [n for n in names if not _is_of_kind(n, _HELD_OUT)]
         if not found:
-            raise UserError(f"{path}: no training file in this folder", _accepted())
+            raise UserError(f"{path}: no training file in this folder", _tell_accepted())
     return [path / name for name in found]
 
 
@@ -106,7 +106,7 @@ def _is_of_kind(name: str, kinds: tuple[str, ...]) -> bool:
     return re.match(rf"({'|'.join(kinds)})([-_.]|$)", name, re.IGNORECASE) is not None
 
 
-def _accepted() -> str:
+def _tell_accepted() -> str:
     return "rows are read from files that end in " + ", ".join(SUFFIXES)
 
 
@@ -136,12 +136,12 @@ def _line_rows(file: Path) -> Iterator[Row]:
             if not text.isspace() and text:
                 yield Row(file, number, parse_object(text, file, number))
     except DamagedError as error:
-        raise damaged(file, number + 1, error) from error
+        raise explain_damage(file, number + 1, error) from error
     except OSError as error:
         raise UserError(f"{file}: cannot be read: {error.strerror or error}") from error
 
 
-def damaged(file: Path, line: int, error: DamagedError) -> UserError:
+def explain_damage(file: Path, line: int, error: DamagedError) -> UserError:
     """The error for a compressed file that ends early, at or after a line."""
     return UserError(
         f"{file}:{line}: the compressed file is damaged or cut short ({error})",
@@ -176,10 +176,10 @@ def parse_object(line: bytes, file: Path, number: int) -> dict[str, object]:
     except (RecursionError, ValueError) as error:
         with reading(where):
             raise error
-    return _checked(value, where)
+    return _check_object(value, where)
 
 
-def _checked(value: object, where: str) -> dict[str, object]:
+def _check_object(value: object, where: str) -> dict[str, object]:
     if not isinstance(value, dict):
         kind = {list: "list", str: "string", type(None): "null"}.get(type(value), "number")
         raise UserError(f"{where}: a JSON {kind}, where an object like {{...}} is expected")
@@ -223,7 +223,7 @@ def _first_byte(file: Path) -> bytes:
 
 def _list_rows(file: Path) -> Iterator[Row]:
     for number, value in enumerate(list_values(file), 1):
-        yield Row(file, number, _checked(value, position(file, number)))
+        yield Row(file, number, _check_object(value, position(file, number)))
 
 
 def _parquet_rows(file: Path) -> Iterator[Row]:

@@ -50,18 +50,18 @@ def encode(documents: Sequence[Rendered], tokenizer: Tokenizer) -> list[Encoded]
     `encode_prompts` for the text before it.
     """
     return [
-        _finished(document, encoded, tokenizer)
+        _finish(document, encoded, tokenizer)
         for document, encoded in zip(documents, _read(documents, tokenizer), strict=True)
     ]
 
 
-def _finished(document: Rendered, encoded: Encoded, tokenizer: Tokenizer) -> Encoded:
+def _finish(document: Rendered, encoded: Encoded, tokenizer: Tokenizer) -> Encoded:
     tokens, supervised = encoded.tokens, encoded.supervised
     if not supervised.any() and not (document.spans and document.append_eos):
         return Encoded(tokens[:0], supervised[:0])
     needs_eos = document.append_eos and (not len(tokens) or tokens[-1] != tokenizer.eos_id)
     ends = [tokenizer.eos_id] if needs_eos else []
-    tokens, supervised = _with_one_bos(tokens, supervised, tokenizer, ends)
+    tokens, supervised = _put_one_bos(tokens, supervised, tokenizer, ends)
     keep = len(tokens) if needs_eos else int(np.flatnonzero(supervised)[-1]) + 1
     return Encoded(tokens[:keep], supervised[:keep], encoded.is_parted)
 
@@ -78,7 +78,7 @@ def encode_prompts(documents: Sequence[Rendered], tokenizer: Tokenizer) -> list[
     """
     prompts = [document.before_last_turn() for document in documents]
     return [
-        _with_one_bos(encoded.tokens, encoded.supervised, tokenizer)[0]
+        _put_one_bos(encoded.tokens, encoded.supervised, tokenizer)[0]
         for encoded in _read(prompts, tokenizer)
     ]
 
@@ -176,7 +176,7 @@ def _first_token(reading: Reading, character: int, length: int) -> int:
     return len(reading)
 
 
-def _with_one_bos(
+def _put_one_bos(
     tokens: NDArray[np.int32],
     supervised: NDArray[np.bool_],
     tokenizer: Tokenizer,

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from alignctl.data.files import Row
-from alignctl.data.values import checked_text, mismatch
+from alignctl.data.values import check_text, mismatch
 from alignctl.errors import UserError
 
 CONTEXT_KEYS = ("system", "history", "tools")
@@ -41,7 +41,7 @@ def context_at(row: Row) -> tuple[Message, ...]:
     for number, pair in enumerate(pairs):
         if not isinstance(pair, list) or len(pair) != 2:
             raise mismatch(row, f"history[{number}]", pair, "[user, assistant]")
-        said = [checked_text(row, f"history[{number}][{i}]", text) for i, text in enumerate(pair)]
+        said = [check_text(row, f"history[{number}][{i}]", text) for i, text in enumerate(pair)]
         messages += (Message("user", said[0]), Message("assistant", said[1]))
     return messages
 
@@ -51,7 +51,7 @@ def system_at(row: Row) -> tuple[Message, ...]:
     system = row.record.get("system")
     if system is None or system == "":
         return ()
-    return (Message("system", checked_text(row, "system", system)),)
+    return (Message("system", check_text(row, "system", system)),)
 
 
 def tools_at(row: Row) -> tuple[object, ...]:
@@ -125,7 +125,7 @@ def _message(row: Row, name: str, entry: object) -> Message:
     if not isinstance(role, str):
         raise mismatch(row, f"{name}.role", role, "text")
     if len(entry) == 2 and isinstance(content, str):
-        return Message(role, checked_text(row, f"{name}.content", content))
+        return Message(role, check_text(row, f"{name}.content", content))
     extra = {
         key: value
         for key, value in entry.items()
@@ -134,7 +134,7 @@ def _message(row: Row, name: str, entry: object) -> Message:
     if content is None and extra.get("tool_calls"):
         # Templates ask whether the content is none; so does what calls functions and says nothing.
         extra["content"], content = None, ""
-    text = checked_text(row, f"{name}.content", content)
+    text = check_text(row, f"{name}.content", content)
     return Message(role, text, is_learned_at(row, name, entry), extra)
 
 

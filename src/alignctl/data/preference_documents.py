@@ -128,7 +128,7 @@ def stream(
     )
     for (num_rows, chosen), written in ahead(selected, lambda each: _start(each[1], recipe)):
         tally.rows += num_rows
-        kept = _groups(chosen, [text[-1].with_last_turn() for text in written], recipe, tally)
+        kept = _groups(chosen, [text[-1].keep_last_turn() for text in written], recipe, tally)
         if kept:
             _note(tally, [group for _, group in kept], recipe.document.tokenizer.eos_id)
             writer.append(

@@ -40,7 +40,7 @@ from alignctl.data.schemas import (
     query_turn,
     single_turn,
 )
-from alignctl.data.values import checked_text, mismatch, text_at
+from alignctl.data.values import check_text, mismatch, text_at
 from alignctl.errors import UserError
 
 
@@ -71,26 +71,26 @@ def preference_schema_of(row: Row) -> Schema[Comparison]:
 
 def _parse_scored_query(row: Row) -> Comparison:
     query = text_at(row, "query")
-    return _scored(row, lambda response: query_turn(row, query, response))
+    return _score(row, lambda response: query_turn(row, query, response))
 
 
 def _parse_scored_prompt(row: Row) -> Comparison:
     prompt = text_at(row, "prompt")
-    return _scored(row, lambda response: single_turn(row, prompt, response, prompt))
+    return _score(row, lambda response: single_turn(row, prompt, response, prompt))
 
 
-def _scored(row: Row, answered: Callable[[str], Conversation]) -> Comparison:
+def _score(row: Row, add_answer: Callable[[str], Conversation]) -> Comparison:
     responses, scores = _list_at(row, "response"), _list_at(row, "score")
     if len(responses) != len(scores):
         raise UserError(
             f"{row.where}: response has {len(responses)} entries and score has {len(scores)}",
             "every response needs one score",
         )
-    texts = [checked_text(row, f"response[{i}]", text) for i, text in enumerate(responses)]
+    texts = [check_text(row, f"response[{i}]", text) for i, text in enumerate(responses)]
     return Comparison(
         row.where,
-        tuple(answered(text) for text in texts),
-        tuple(_checked_score(row, f"score[{i}]", score) for i, score in enumerate(scores)),
+        tuple(add_answer(text) for text in texts),
+        tuple(_check_score(row, f"score[{i}]", score) for i, score in enumerate(scores)),
     )
 
 
@@ -101,7 +101,7 @@ def _list_at(row: Row, key: str) -> list[object]:
     return values
 
 
-def _checked_score(row: Row, name: str, value: object) -> float:
+def _check_score(row: Row, name: str, value: object) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise mismatch(row, name, value, "a number")
     # Also False for NaN, and for integers that are too large to become a float.
@@ -147,13 +147,13 @@ def _hh_pair(row: Row, chosen: str, rejected: str) -> tuple[Conversation, Conver
         return hh_conversation(row, chosen), hh_conversation(row, rejected)
     *prompt, _ = hh_conversation(row, chosen[:start]).messages
 
-    def answered(text: str) -> Conversation:
+    def add_answer(text: str) -> Conversation:
         answer = Message("assistant", text[start:].strip())
         return Conversation(
             row.where, (*prompt, answer), own_text(text, [(start, len(text))], starts)
         )
 
-    return answered(chosen), answered(rejected)
+    return add_answer(chosen), add_answer(rejected)
 
 
 def _common_start(one: str, other: str) -> str:
@@ -166,13 +166,13 @@ def _chat(row: Row, key: str) -> Conversation:
     refuse_context(row, ("history",))
     messages = messages_at(row, key)
     if messages and messages[0].role == "assistant":
-        messages = (*_asked(row), *messages)
+        messages = (*_read_question(row), *messages)
     else:
         messages = after_system(row, key, messages)
     return Conversation(row.where, messages, None, tools_at(row))
 
 
-def _asked(row: Row) -> tuple[Message, ...]:
+def _read_question(row: Row) -> tuple[Message, ...]:
     if isinstance(row.record.get("prompt"), list):
         return chat_at(row, "prompt")
     return (*system_at(row), Message("user", text_at(row, "prompt")))

@@ -18,7 +18,7 @@ from alignctl import atomic
 from alignctl.config.data import Rows
 from alignctl.data.documents import Progress
 from alignctl.data.files import check_line, find_files
-from alignctl.data.store import explained
+from alignctl.data.store import explain_errors
 from alignctl.errors import UserError
 from alignctl.user_files import opened
 
@@ -82,7 +82,7 @@ def prepare_folder(
     if folder.is_dir():
         return folder
     partial = out_dir / f".{key}.partial"
-    with explained(out_dir), atomic.fill_folder(partial, folder):
+    with explain_errors(out_dir), atomic.fill_folder(partial, folder):
         write(partial, sources, _counter(total, on_progress))
     return folder
 

@@ -27,7 +27,7 @@ from alignctl.data.schemas import (
     query_turn,
     single_turn,
 )
-from alignctl.data.values import checked_text, mismatch, text_at
+from alignctl.data.values import check_text, mismatch, text_at
 from alignctl.errors import UserError
 
 GSM8K_RULE = "math_rule"
@@ -139,7 +139,7 @@ def _chat(row: Row, key: str) -> Conversation:
 
 def _question(row: Row, conversation: Conversation) -> Question:
     eval_func = row.record.get("eval_func")
-    name = None if eval_func is None else checked_text(row, "eval_func", eval_func)
+    name = None if eval_func is None else check_text(row, "eval_func", eval_func)
     answer = row.record.get("answer")
     if answer is None:
         if name is not None:
@@ -152,7 +152,7 @@ def _question(row: Row, conversation: Conversation) -> Question:
         answer = str(answer)
     if not isinstance(answer, str):
         raise mismatch(row, "answer", answer, "text or a number")
-    return Question(conversation, _reference(row, checked_text(row, "answer", answer)), name)
+    return Question(conversation, _reference(row, check_text(row, "answer", answer)), name)
 
 
 def _reference(row: Row, answer: str) -> str:

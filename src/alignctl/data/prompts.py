@@ -120,11 +120,11 @@ def _stream_sources(
                     lines.append(np.asarray([row.line for row, _ in kept]))
                 on_rows(len(rows))
             if files and not tally.lengths:
-                raise _nothing_left(files, tally, recipe.settings.max_prompt_length)
+                raise _explain_nothing_left(files, tally, recipe.settings.max_prompt_length)
     return tallies
 
 
-def _nothing_left(files: Sequence[Path], tally: _Tally, limit: int) -> UserError:
+def _explain_nothing_left(files: Sequence[Path], tally: _Tally, limit: int) -> UserError:
     names = ", ".join(str(file) for file in files)
     if not tally.rows:
         return UserError(f"{names}: no prompts: there is no row in it")
@@ -170,7 +170,7 @@ def _start(
 ) -> Callable[[], list[Rendered]]:
     questions = batch[1]
     wait = render.start([question.conversation for question in questions], whole=True)
-    return lambda: [_with_turn(*each) for each in zip(questions, wait(), strict=True)]
+    return lambda: [_add_turn(*each) for each in zip(questions, wait(), strict=True)]
 
 
 def render_prompts(questions: Sequence[Question], render: Renderer) -> list[Rendered]:
@@ -182,7 +182,7 @@ def render_prompts(questions: Sequence[Question], render: Renderer) -> list[Rend
     return _start(render, ((), questions))()
 
 
-def _with_turn(question: Question, written: Sequence[Rendered]) -> Rendered:
+def _add_turn(question: Question, written: Sequence[Rendered]) -> Rendered:
     if not written[-1].spans:
         raise UserError(
             f"{question.conversation.where}: the chat template does not write an assistant's turn",

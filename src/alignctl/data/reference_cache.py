@@ -56,16 +56,16 @@ class ReferenceCache:
             values = np.load(self.file, allow_pickle=False)
             seconds = float(json.loads(self._about.read_text("utf-8"))["seconds"])
         except (OSError, ValueError, KeyError) as error:
-            raise self._damaged(str(error)) from error
+            raise self._explain_damage(str(error)) from error
         if values.shape != (num_documents,) or not np.isfinite(values).all():
-            raise self._damaged(f"{num_documents} finite numbers were expected")
+            raise self._explain_damage(f"{num_documents} finite numbers were expected")
         return Cached(values.astype(np.float64), seconds)
 
     def write(self, values: NDArray[np.float64], seconds: float) -> None:
         """Keeps the numbers; a reader sees all of them or no file."""
         content = io.BytesIO()
         np.save(content, values, allow_pickle=False)
-        with _explained(self.file.parent):
+        with _explain_errors(self.file.parent):
             about = json.loads(self._about.read_text("utf-8")) | {"seconds": seconds}
             atomic.write_text(self._about, json.dumps(about, indent=2) + "\n")
             atomic.write_bytes(self.file, content.getvalue())
@@ -74,7 +74,7 @@ class ReferenceCache:
     def _about(self) -> Path:
         return self.file.with_suffix(".json")
 
-    def _damaged(self, why: str) -> RunError:
+    def _explain_damage(self, why: str) -> RunError:
         return RunError(
             f"{self.file}: not what was cached there: {why}",
             "remove it, and it is computed again",
@@ -106,7 +106,7 @@ def choose(data: Path, cache: Path, content: Callable[[], Mapping[str, object]])
             f"{data.parent}: the reference model has changed since this run was started",
             "put the model back, or start a new run with --output NEW",
         )
-    with _explained(cache):
+    with _explain_errors(cache):
         cache.mkdir(parents=True, exist_ok=True)
         if not file.exists():
             atomic.write_text(file.with_suffix(".json"), text + "\n")
@@ -119,7 +119,7 @@ def chosen(data: Path) -> ReferenceCache:
 
 
 @contextmanager
-def _explained(cache: Path) -> Iterator[None]:
+def _explain_errors(cache: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:

@@ -68,7 +68,7 @@ class Rendered:
         starts = [start for start, _ in self.spans]
         return sorted({*self.other_starts, *starts}) if self.other_starts else starts
 
-    def with_last_turn(self) -> "Rendered":
+    def keep_last_turn(self) -> "Rendered":
         """Return the same text, of which only the last turn is learned."""
         return replace(self, spans=self.spans[-1:], other_starts=tuple(self.prompt_ends))
 
@@ -118,7 +118,7 @@ def own_text(
     return Rendered(text[:end], learned, append_eos=True, other_starts=tuple(other_starts))
 
 
-def learned_start(text: str, header_end: int) -> int:
+def find_learned_start(text: str, header_end: int) -> int:
     """Return where the turn after a header starts: before the header's last spaces.
 
     Tokenizers join a space to the word after it. A prompt that ended with the space would end with

@@ -196,7 +196,7 @@ def split_arrays(folder: Path, name: str) -> dict[str, NDArray[Any]]:
 
 
 @contextmanager
-def explained(folder: Path) -> Iterator[None]:
+def explain_errors(folder: Path) -> Iterator[None]:
     """Turns a full disk, or a folder that cannot be written, into a message."""
     try:
         yield

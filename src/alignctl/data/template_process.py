@@ -83,7 +83,7 @@ class TemplateProcess:
             answer = json.loads(line.decode("utf-8", "surrogatepass"))
             if "refused" in answer:
                 raise UserError(*answer["refused"])
-            documents.append([_rendered(*fields) for fields in answer["documents"]])
+            documents.append([_render(*fields) for fields in answer["documents"]])
         return documents
 
     def _died(self, template: Template, conversation: Conversation) -> UserError:
@@ -130,7 +130,7 @@ def _fields(conversation: Conversation) -> list[object]:
     return [conversation.where, messages, conversation.tools]
 
 
-def _rendered(
+def _render(
     text: str, spans: list[list[int]], append_eos: bool, other_starts: list[int]
 ) -> Rendered:
     return Rendered(text, tuple((a, b) for a, b in spans), append_eos, tuple(other_starts))

@@ -15,7 +15,7 @@ is one, as in transformers.
 What is learned after a chat template: what the template marks with `{% generation %}`, with an EOS
 that directly follows; otherwise, for each assistant message, what its rendering adds to the
 generation prompt before it, up to and with EOS when the turn ends with one. Spaces that end a
-header belong to the turn after it (see `learned_start`).
+header belong to the turn after it (see `find_learned_start`).
 """
 
 import difflib

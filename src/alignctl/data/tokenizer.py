@@ -172,10 +172,10 @@ def load_tokenizer(path: Path) -> Tokenizer:
         f"{folder}: tokenizer_config.json or a file beside it has a value of the wrong kind",
         "copy the files again from the model's release",
     ):
-        return _with_settings(folder, backend)
+        return _apply_settings(folder, backend)
 
 
-def _with_settings(folder: Path, backend: Any) -> Tokenizer:
+def _apply_settings(folder: Path, backend: Any) -> Tokenizer:
     """The tokenizer with what the files beside tokenizer.json say about it."""
     settings = _settings_of(folder / "tokenizer_config.json")
     _add_missing_tokens(backend, settings, folder)

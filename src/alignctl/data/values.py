@@ -12,10 +12,10 @@ def text_at(row: Row, key: str) -> str:
             f"{row.where}: no key {key!r} in this row (its keys: {found})",
             "every row must have the schema of the first row",
         )
-    return checked_text(row, key, row.record[key])
+    return check_text(row, key, row.record[key])
 
 
-def checked_text(row: Row, name: str, value: object) -> str:
+def check_text(row: Row, name: str, value: object) -> str:
     """A value, when it is text that can be encoded; `name` is what the message calls it."""
     if not isinstance(value, str):
         raise mismatch(row, name, value, "text")

@@ -3,7 +3,7 @@
 import torch.distributed as dist
 
 from alignctl.checkpoints import adapted, manifest
-from alignctl.checkpoints.identity import recorded_files, weight_files
+from alignctl.checkpoints.identity import find_recorded_files, weight_files
 from alignctl.checkpoints.manifest import Base, FileRecord
 from alignctl.checkpoints.source import Source
 
@@ -22,14 +22,14 @@ def base_of(source: Source) -> Base:
 
     The weight files of other programs are read once: they have no checksums yet.
     """
-    mine = recorded_files(source)
+    mine = find_recorded_files(source)
     if source.manifest is None:
         names = weight_files(source)[dist.get_rank() :: dist.get_world_size()]
         mine = {name: manifest.record(source.path / name) for name in names}
-    return Base(path=str(source.path.resolve()), files=gathered(mine))
+    return Base(path=str(source.path.resolve()), files=gather_records(mine))
 
 
-def gathered(mine: dict[str, FileRecord]) -> dict[str, FileRecord]:
+def gather_records(mine: dict[str, FileRecord]) -> dict[str, FileRecord]:
     """All ranks' records together."""
     everybody: list[dict[str, FileRecord]] = [{} for _ in range(dist.get_world_size())]
     dist.all_gather_object(everybody, mine)

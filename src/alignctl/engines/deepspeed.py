@@ -30,7 +30,7 @@ from alignctl.engines.deepspeed_state import DeepSpeedState
 from alignctl.engines.device import DEVICE, IS_GPU, join
 from alignctl.engines.metrics import StepMetrics
 from alignctl.engines.protocol import NonFiniteError, too_small
-from alignctl.engines.sums import by_document, of_documents, step_metrics
+from alignctl.engines.sums import gather_documents, reduce_documents, step_metrics
 from alignctl.models.adapters import adapter_map
 from alignctl.models.families import weight_map
 from alignctl.models.transformers_lora import hf_parameters
@@ -128,7 +128,7 @@ class DeepSpeedEngine(DeepSpeedState):
             alone=_alone(),
             dtype=self.dtype,
             device=DEVICE,
-            partitioned=self._partitioned if self.is_partitioned else None,
+            partitioned=self._partition if self.is_partitioned else None,
         )
         self._deepspeed: Any = None
 
@@ -212,7 +212,7 @@ class DeepSpeedEngine(DeepSpeedState):
             is_last = len(terms) == len(micro_batches) - 1
             self._deepspeed.set_gradient_accumulation_boundary(is_last)
             found = self._terms(batch, loss)
-            terms.append(_detached(found))
+            terms.append(_detach(found))
             total = found.total
             if is_last:
                 result = self._sum_terms(terms, loss, micro_batches, flag=is_stop_requested)
@@ -247,9 +247,9 @@ class DeepSpeedEngine(DeepSpeedState):
         self._set_mode(is_training=False)
         with torch.no_grad():
             found = [
-                (batch, of_documents(self._output(batch)[0], batch)) for batch in micro_batches
+                (batch, reduce_documents(self._output(batch)[0], batch)) for batch in micro_batches
             ]
-        return by_document(found, num_documents)
+        return gather_documents(found, num_documents)
 
     def logits(self, batch: TokenBatch) -> Tensor:
         """Logits of one micro batch `[T, vocabulary]`, for verification."""
@@ -286,7 +286,7 @@ class DeepSpeedEngine(DeepSpeedState):
             is_stop_requested=flag,
         )
 
-    def _partitioned(self) -> AbstractContextManager[Any]:
+    def _partition(self) -> AbstractContextManager[Any]:
         """Spreads the parameters of modules that are made in it over the ranks."""
         context: AbstractContextManager[Any] = deepspeed.zero.Init(
             config_dict_or_path=self._config(
@@ -324,7 +324,7 @@ def _remove(engine: Any) -> None:
     engine.module_forward_post_hook.remove()
 
 
-def _detached(terms: LossTerms) -> LossTerms:
+def _detach(terms: LossTerms) -> LossTerms:
     return LossTerms(
         terms.total.detach(),
         terms.weight.detach(),

@@ -31,7 +31,7 @@ from alignctl.checkpoints.lazy import Spec
 from alignctl.checkpoints.manifest import HF_FOLDER, Base, FileRecord, Recorder
 from alignctl.checkpoints.source import Source
 from alignctl.config.sections import DeepSpeed, Head, Lora, Model
-from alignctl.engines.base_model import base_of, gathered, verify_share
+from alignctl.engines.base_model import base_of, gather_records, verify_share
 from alignctl.engines.deepspeed_library import deepspeed
 from alignctl.engines.deepspeed_optimizer import ZeroOptimizer
 from alignctl.engines.device import IS_GPU
@@ -103,7 +103,7 @@ class DeepSpeedState:
                 if name in adapters:
                     full = new_adapter(name, adapters[name], seed=seed)
                 if full is None:
-                    full = source.tensors[name].checked().make()
+                    full = source.tensors[name].check().make()
                 parts = row.layout.split(full, model)
             for hf_name, part in zip(row.hf, parts, strict=True):
                 _fill(self, parameters[hf_name], part)
@@ -118,7 +118,7 @@ class DeepSpeedState:
             else:
                 _write_weights(self, folder, source.hf_prefix, recorder)
             _write_tensors(_state(self), _rank_file(folder), recorder)
-            records = gathered(recorder.records(folder))
+            records = gather_records(recorder.records(folder))
         if dist.get_rank() == 0:
             _write_companions(self, replace(source, head=self.head), folder, tokenizer)
         return records
@@ -152,10 +152,10 @@ def _whole(
     """Makes a parameter whole for a while; all ranks get what the first one changed in it."""
     if not engine.is_partitioned:
         return nullcontext()
-    gathered: AbstractContextManager[Any] = deepspeed.zero.GatheredParameters(
+    gather_records: AbstractContextManager[Any] = deepspeed.zero.GatheredParameters(
         parameter, modifier_rank=0 if is_changed else None
     )
-    return gathered
+    return gather_records
 
 
 def _state(engine: DeepSpeedState) -> dict[str, Tensor]:

@@ -39,10 +39,10 @@ from alignctl.engines.metrics import StepMetrics
 from alignctl.engines.offload import Offloaded
 from alignctl.engines.protocol import NonFiniteError, too_small
 from alignctl.engines.sums import (
-    by_document,
-    by_target,
-    of_documents,
-    of_targets,
+    gather_documents,
+    gather_targets,
+    reduce_documents,
+    select_targets,
 )
 from alignctl.models.adapters import adapter_map
 from alignctl.models.attention import Documents
@@ -243,7 +243,7 @@ class MegatronEngine(MegatronState):
             observed=None if segments is None else observed,
         )
         if segments is not None:
-            result = replace(result, target_outputs=by_target(observed, segments))
+            result = replace(result, target_outputs=gather_targets(observed, segments))
         if not math.isfinite(result.loss):
             raise NonFiniteError(f"the loss is {result.loss}")
         scale = self.loss_scale
@@ -287,7 +287,7 @@ class MegatronEngine(MegatronState):
         self, micro_batches: Sequence[TokenBatch], num_documents: int
     ) -> NDArray[np.float64]:
         """Summed log-probability or score of each document `[D]`; see `Engine`."""
-        return by_document(self._outputs(micro_batches, of_documents), num_documents)
+        return gather_documents(self._outputs(micro_batches, reduce_documents), num_documents)
 
     def target_outputs(
         self, micro_batches: Sequence[TokenBatch], segments: Segments
@@ -303,7 +303,7 @@ class MegatronEngine(MegatronState):
         Returns:
             `[N]`, the same on every rank; NaN for samples in no rank's batches.
         """
-        return by_target(self._outputs(micro_batches, of_targets), segments)
+        return gather_targets(self._outputs(micro_batches, select_targets), segments)
 
     def without_adapters(self) -> AbstractContextManager[None]:
         """The time that it computes what its base does."""
@@ -342,7 +342,9 @@ class MegatronEngine(MegatronState):
     ) -> list[tuple[TokenBatch, Tensor]]:
         """Reads a number of each target or document; gives nothing on ranks that do not count."""
         found = self._collect(
-            micro_batches, lambda output, batch: read(self._named(output), batch), with_labels=True
+            micro_batches,
+            lambda output, batch: read(self._name_output(output), batch),
+            with_labels=True,
         )
         return found if self.has_numbers else []
 
@@ -377,7 +379,7 @@ class MegatronEngine(MegatronState):
         """Whether this rank counts: only the last stage has numbers, and one of its copies does."""
         return self.is_last_stage and parallel_state.get_tensor_model_parallel_rank() == 0
 
-    def _named(self, output: Any) -> Output | Scores | Values:
+    def _name_output(self, output: Any) -> Output | Scores | Values:
         """What the model's last stage returns, for losses to read."""
         if self.head == "lm":
             return Output(*output)
@@ -403,9 +405,9 @@ class MegatronEngine(MegatronState):
             output, targets = self._forward(batch, model, with_labels=True)
 
             def compute(output: Any) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-                named = self._named(output)
+                named = self._name_output(output)
                 if observed is not None and self.has_numbers:
-                    observed.append((batch, of_targets(named, batch).detach()))
+                    observed.append((batch, select_targets(named, batch).detach()))
                 total = done.compute(named, targets, batch)
                 # The weight is summed by `LossPass`: Megatron counts in integers.
                 return total, torch.zeros((), dtype=torch.int, device=DEVICE), {}

@@ -16,7 +16,7 @@ from alignctl.models.megatron import LanguageModel
 from alignctl.models.weight_map import Sliced, Weight
 
 
-def trained_state(
+def describe_trained(
     model: LanguageModel, rows: Mapping[str, Weight], global_name: Callable[[str], str]
 ) -> dict[str, ShardedTensor]:
     """Describes this rank's adapters, and its score head, as Megatron saves and loads them.

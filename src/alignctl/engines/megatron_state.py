@@ -18,7 +18,7 @@ from alignctl.checkpoints.manifest import HF_FOLDER, Base, FileRecord
 from alignctl.checkpoints.source import Source
 from alignctl.config.sections import Head, Lora, Model, Parallel
 from alignctl.engines import megatron_lora, megatron_optimizer, megatron_reader
-from alignctl.engines.base_model import base_of, gathered, verify_share
+from alignctl.engines.base_model import base_of, gather_records, verify_share
 from alignctl.engines.device import IS_GPU
 from alignctl.engines.megatron_writer import InProcessStrategy
 from alignctl.models.adapters import adapter_shapes, new_adapter
@@ -91,7 +91,7 @@ class MegatronState:
                 if name in adapters:
                     full = new_adapter(name, adapters[name], seed=seed)
                 if full is None:
-                    full = source.tensors[name].checked().make()
+                    full = source.tensors[name].check().make()
                 if isinstance(row.layout, Vocabulary):
                     full = pad_rows(full, model.padded_vocab_size(parallel.tp))
                 parameter.copy_(row.layout.shard(full, rank, parallel.tp))
@@ -101,7 +101,7 @@ class MegatronState:
         """Writes a checkpoint but for its manifest; see `Engine`."""
         megatron_optimizer.allocate_moments(self.optimizer)
         dist_checkpointing.save(
-            _unshared(_state(self, is_loading=False)),
+            _unshare(_state(self, is_loading=False)),
             str(folder),
             InProcessStrategy(),
             validate_access_integrity=False,
@@ -130,7 +130,7 @@ def _model_state(engine: MegatronState) -> dict[str, Any]:
     Megatron's own, without the empty extra states; but it knows nothing of adapters.
     """
     if engine.lora:
-        return megatron_lora.trained_state(engine.model, engine.rows, engine.global_name)
+        return megatron_lora.describe_trained(engine.model, engine.rows, engine.global_name)
     state: dict[str, Any] = engine.model.sharded_state_dict()
     return {key: value for key, value in state.items() if not key.endswith("_extra_state")}
 
@@ -178,26 +178,26 @@ def _state(engine: MegatronState, *, is_loading: bool) -> dict[str, Any]:
     }
 
 
-def _unshared(tree: Any) -> Any:
+def _unshare(tree: Any) -> Any:
     """The same values with no container in two places.
 
     The groups of a new optimizer share their betas, those that were read back do not, and a pickle
     shows that: a run that was resumed would write other bytes.
     """
     if isinstance(tree, dict):
-        return {key: _unshared(value) for key, value in tree.items()}
+        return {key: _unshare(value) for key, value in tree.items()}
     if isinstance(tree, list):
-        return [_unshared(value) for value in tree]
+        return [_unshare(value) for value in tree]
     if type(tree) is tuple:
-        return tuple([_unshared(value) for value in tree])
+        return tuple([_unshare(value) for value in tree])
     if isinstance(tree, ShardedObject):
-        tree.data = _unshared(tree.data)
+        tree.data = _unshare(tree.data)
     return tree
 
 
 def _gather_records(partial: Path) -> dict[str, FileRecord]:
     """Checksums of all ranks' files; each rank reads those that it wrote."""
-    return gathered(
+    return gather_records(
         {file.name: manifest.record(file) for file in partial.glob(f"__{dist.get_rank()}_*.distcp")}
     )
 

@@ -13,7 +13,7 @@ from megatron.core import parallel_state
 from torch import Tensor
 
 from alignctl.engines.device import DEVICE
-from alignctl.models.adapters import adapter_shapes, add_adapters, by_weight
+from alignctl.models.adapters import adapter_shapes, add_adapters, group_by_weight
 from alignctl.models.families import weight_map
 from alignctl.models.weight_map import Replicated, Vocabulary, Weight, full_shape
 
@@ -38,7 +38,7 @@ def hf_weights(
     """
     model, lora = engine.architecture, engine.lora
     mine = {engine.global_name(name): p.detach() for name, p in engine.model.named_parameters()}
-    own = by_weight(model, lora) if lora else {}
+    own = group_by_weight(model, lora) if lora else {}
     shapes = adapter_shapes(model, lora) if lora else {}
     for name, row in weight_map(model, engine.head).items():
         full = _whole(engine, mine, row, _shape(engine, row))
@@ -56,7 +56,7 @@ def _whole(
     """One full tensor on every rank: gathered on the stage that has it, then sent to the others."""
     stage = _stage(engine, row)
     if parallel_state.get_pipeline_model_parallel_rank() == stage:
-        full = _gathered(engine, mine[row.megatron], row)
+        full = _gather(engine, mine[row.megatron], row)
     else:
         full = torch.empty(shape, dtype=engine.dtype, device=DEVICE)
     if engine.parallel.pp > 1:
@@ -66,7 +66,7 @@ def _whole(
     return full
 
 
-def _gathered(engine: "MegatronEngine", shard: Tensor, row: Weight) -> Tensor:
+def _gather(engine: "MegatronEngine", shard: Tensor, row: Weight) -> Tensor:
     if engine.parallel.tp == 1 or isinstance(row.layout, Replicated):
         return shard
     shards = [torch.empty_like(shard) for _ in range(engine.parallel.tp)]

@@ -23,7 +23,7 @@ class Offloaded:
             kept: Tensors whose values come back; several may share a storage.
             dropped: Tensors that come back as zeros, such as the gradients between two steps.
         """
-        self._kept = [(each, _to_host(each)) for each in _storages(kept)]
+        self._kept = [(each, _copy_to_host(each)) for each in _storages(kept)]
         known = {each._cdata for each, _ in self._kept}
         self._dropped = [
             (each, each.nbytes()) for each in _storages(dropped) if each._cdata not in known
@@ -40,7 +40,7 @@ class Offloaded:
         """Brings everything back to where it was."""
         for storage, host in self._kept:
             storage.resize_(host.nbytes)
-            _from_host(storage, host)
+            _copy_from_host(storage, host)
         for storage, size in self._dropped:
             storage.resize_(size)
             _bytes_of(storage).zero_()
@@ -59,10 +59,10 @@ def _bytes_of(storage: UntypedStorage) -> Tensor:
     return torch.empty(0, dtype=torch.uint8, device=storage.device).set_(storage)
 
 
-def _to_host(tensor_storage: UntypedStorage) -> Tensor:
+def _copy_to_host(tensor_storage: UntypedStorage) -> Tensor:
     host = torch.empty(tensor_storage.nbytes(), dtype=torch.uint8, pin_memory=IS_GPU)
     return host.copy_(_bytes_of(tensor_storage))
 
 
-def _from_host(storage: UntypedStorage, host: Tensor) -> None:
+def _copy_from_host(storage: UntypedStorage, host: Tensor) -> None:
     _bytes_of(storage).copy_(host, non_blocking=True)

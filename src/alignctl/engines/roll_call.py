@@ -21,7 +21,7 @@ from torch.distributed.rendezvous import rendezvous
 
 from alignctl.engines.device import DEVICE, IS_GPU
 from alignctl.errors import AlignctlError, LostError, RunError, UserError
-from alignctl.launch.facts import differing
+from alignctl.launch.facts import find_differences
 
 _SECONDS_FOR_THE_VERDICT = 30
 _MAX_SHOWN = 6
@@ -98,7 +98,7 @@ def _compare(store: Any, size: int, start_seconds: float) -> None:
     first = json.loads(store.get(keys[0]))
     for rank, key in keys.items():
         other = json.loads(store.get(key))
-        if differences := differing(first["facts"], other["facts"]):
+        if differences := find_differences(first["facts"], other["facts"]):
             shown = [
                 f"  {name}: {here} for rank 0 on {first['host']}, {there} there"
                 for name, here, there in differences[:_MAX_SHOWN]

@@ -85,7 +85,7 @@ class FolderForward:
         _keep(base, layers, numbers)
         self._watch(base, layers, numbers, random)
         self._stream(module, base, probe)
-        documents = _padded(folder, probe, module.config) if is_padded else _alone(probe)
+        documents = _pad_documents(folder, probe, module.config) if is_padded else _alone(probe)
         scored: list[Tensor] = []
         if head == "linear":
             module.score.register_forward_hook(lambda _, __, found: scored.append(found))
@@ -154,7 +154,7 @@ class FolderForward:
     def _fill(self, module: Module, own: Mapping[str, Parameter]) -> None:
         matrices = [name for name, each in own.items() if each.ndim == 2]
         rounded = {name: each.data.to(self._dtype) for name, each in own.items()}
-        floats = self._scratch.to_float([rounded[name] for name in matrices])
+        floats = self._scratch.convert_to_float([rounded[name] for name in matrices])
         made = {name: each.float() for name, each in rounded.items() if name not in matrices}
         made |= dict(zip(matrices, floats, strict=True))
         _set(module, {name: Parameter(each, requires_grad=False) for name, each in made.items()})
@@ -206,7 +206,7 @@ def _alone(probe: Probe) -> dict[str, Tensor]:
     return {"input_ids": probe.token_ids[None]}
 
 
-def _padded(folder: Path, probe: Probe, config: Any) -> dict[str, Tensor]:
+def _pad_documents(folder: Path, probe: Probe, config: Any) -> dict[str, Tensor]:
     """Return the probe's documents as a batch `[B, T]`, the longest one first.
 
     They are padded by the folder's tokenizer, or without one with the config's token.

@@ -90,7 +90,7 @@ class Scratch:
     def __init__(self) -> None:
         self._room = torch.empty(0)
 
-    def to_float(self, parts: Sequence[Tensor]) -> list[Tensor]:
+    def convert_to_float(self, parts: Sequence[Tensor]) -> list[Tensor]:
         """The parts in float32, written over those before; what is float32 stays where it is."""
         if all(part.dtype == torch.float32 for part in parts):
             return [*parts]
@@ -188,7 +188,7 @@ class StreamedForward(ABC):
             full = full[self._probe.rows]
         parts = self._parts(row, full)
         if full.ndim == 2:
-            floats = self._scratch.to_float(parts)
+            floats = self._scratch.convert_to_float(parts)
         else:
             # Not in shared memory: Megatron adds some biases after their module has run.
             floats = [part.float() for part in parts]

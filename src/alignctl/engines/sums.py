@@ -50,7 +50,7 @@ def step_metrics(
     )
 
 
-def of_documents(output: Output | Scores | Values, batch: TokenBatch) -> Tensor:
+def reduce_documents(output: Output | Scores | Values, batch: TokenBatch) -> Tensor:
     """A number for each document of a batch `[D]`: its score, or its log-probabilities' sum."""
     if isinstance(output, Scores):
         return output.scores[: len(batch.rows)]  # engines may fill a batch up at its end
@@ -58,7 +58,7 @@ def of_documents(output: Output | Scores | Values, batch: TokenBatch) -> Tensor:
     return document_sums(output.logprobs, batch)
 
 
-def of_targets(output: Output | Scores | Values, batch: TokenBatch) -> Tensor:
+def select_targets(output: Output | Scores | Values, batch: TokenBatch) -> Tensor:
     """A number for each learned target of a batch, in order: its log-probability, or the value."""
     assert not isinstance(output, Scores)
     values = output.logprobs if isinstance(output, Output) else output.values
@@ -66,7 +66,7 @@ def of_targets(output: Output | Scores | Values, batch: TokenBatch) -> Tensor:
     return values[: batch.num_tokens][learned]
 
 
-def by_document(
+def gather_documents(
     found: Sequence[tuple[TokenBatch, Tensor]], num_documents: int
 ) -> NDArray[np.float64]:
     """The numbers of all ranks' documents, by the documents' numbers in the prepared data.
@@ -87,7 +87,7 @@ def by_document(
     return _put_together(placed, num_documents)
 
 
-def by_target(
+def gather_targets(
     found: Sequence[tuple[TokenBatch, Tensor]], segments: Segments
 ) -> NDArray[np.float64]:
     """The numbers of all ranks' learned targets, laid end to end by sample.

@@ -29,7 +29,7 @@ _NAME = "one-address"
 _SECONDS_FOR_NODES = 600
 
 
-def listening_store(
+def open_store(
     name: str, port: int, num_clients: int | None, timeout: timedelta = timedelta(minutes=5)
 ) -> TCPStore:
     """A store that listens at one address of this machine.
@@ -67,9 +67,7 @@ class OneAddress(StaticTCPRendezvous):
     @override
     def next_rendezvous(self) -> RendezvousInfo:
         if self.rank == 0 and self._store is None:
-            store = listening_store(
-                self.master_addr, self.master_port, self.world_size, self.timeout
-            )
+            store = open_store(self.master_addr, self.master_port, self.world_size, self.timeout)
             self.master_port, self._store = store.port, store
         return super().next_rendezvous()
 

@@ -6,7 +6,7 @@ from typing import Any
 from alignctl import console
 from alignctl.config.generation import RESOURCES, Generation
 from alignctl.data.store import unread_notes
-from alignctl.evaluation.answers import AnswerFile, as_row, as_text, check_suffix, key_of
+from alignctl.evaluation.answers import AnswerFile, check_suffix, format_row, format_text, key_of
 from alignctl.evaluation.generation import Generator, Prompt
 from alignctl.evaluation.prompts import TEXT_SUFFIX, PromptFile
 from alignctl.reporting.answers_progress import AnswersProgress
@@ -72,7 +72,11 @@ def _write(
         progress = AnswersProgress("generating", len(prompts), first)
         for answers in generator.generate(prompts[first:]):
             row, is_cut = file.rows[out.done], prompts[out.done].is_cut
-            out.write(as_text(answers) if is_text else [as_row(row.record, answers, is_cut=is_cut)])
+            out.write(
+                format_text(answers)
+                if is_text
+                else [format_row(row.record, answers, is_cut=is_cut)]
+            )
             num_full += sum(each.finish == "length" for each in answers)
             progress.advance(sum(len(each.tokens) for each in answers))
         tokens, seconds, speed = progress.tokens, progress.seconds, progress.tokens_per_second

@@ -162,7 +162,7 @@ class AnswerFile:
         return rows
 
 
-def as_text(answers: Sequence[Answer]) -> list[str]:
+def format_text(answers: Sequence[Answer]) -> list[str]:
     r"""A line for each answer; its line breaks are `\n`, and a backslash is two."""
     return [
         each.text.replace("\\", "\\\\").replace("\n", "\\n").replace("\r", "\\r")
@@ -170,7 +170,7 @@ def as_text(answers: Sequence[Answer]) -> list[str]:
     ]
 
 
-def as_row(record: Mapping[str, object], answers: Sequence[Answer], *, is_cut: bool) -> str:
+def format_row(record: Mapping[str, object], answers: Sequence[Answer], *, is_cut: bool) -> str:
     """A row of prompts with what was answered, as JSON; several answers are a list.
 
     An answer that the row had before is kept as `given_response`.

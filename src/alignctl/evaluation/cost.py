@@ -24,7 +24,7 @@ class Prices:
         """Whether costs can be told."""
         return self.prompt is not None or self.completion is not None
 
-    def of(self, prompt_tokens: int, completion_tokens: int) -> float:
+    def add_up(self, prompt_tokens: int, completion_tokens: int) -> float:
         """US dollars for so many tokens."""
         read = prompt_tokens * (self.prompt or 0.0)
         written = completion_tokens * (self.completion or 0.0)
@@ -36,10 +36,10 @@ def estimate(prompts: Sequence[Prompt], max_tokens: int | None, prices: Prices) 
     read = sum(_tokens(prompt) for prompt in prompts)
     text = f"about {read:,} prompt tokens"
     if max_tokens is None:
-        return text + (f", ${prices.of(read, 0):.2f} without the replies" * prices.are_known)
+        return text + (f", ${prices.add_up(read, 0):.2f} without the replies" * prices.are_known)
     written = max_tokens * len(prompts)
     text += f" and at most {written:,} of replies"
-    return text + (f": at most ${prices.of(read, written):.2f}" * prices.are_known)
+    return text + (f": at most ${prices.add_up(read, written):.2f}" * prices.are_known)
 
 
 @dataclass
@@ -66,7 +66,7 @@ class Usage:
             f"{self.completion_tokens:,} of replies"
         )
         if prices.are_known:
-            text += f": ${prices.of(self.prompt_tokens, self.completion_tokens):.2f}"
+            text += f": ${prices.add_up(self.prompt_tokens, self.completion_tokens):.2f}"
         if self.num_uncounted:
             text += f"; of {self.num_uncounted} the server has not told any"
         return text

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from alignctl import atomic
 from alignctl.errors import UserError
-from alignctl.evaluation.questions import Question, QuestionId, answered_turns
+from alignctl.evaluation.questions import Question, QuestionId, read_turns
 from alignctl.evaluation.replies import Reply, key
 
 Answers = Mapping[QuestionId, Sequence[str]]
@@ -19,7 +19,7 @@ def read_answers(file: Path, questions: Sequence[Question]) -> dict[QuestionId, 
     Raises:
         UserError: The file is not one of answers, or a question has none.
     """
-    found = dict(answered_turns(file))
+    found = dict(read_turns(file))
     missing = [q for q in questions if len(found.get(q.id, ())) < len(q.turns)]
     if missing:
         raise UserError(

@@ -142,7 +142,7 @@ class Generator:
             self._ranks = self._stack.enter_context(Ranks(self.settings.tp))
             self._ranks.tell(Start(self._load, self._model, self.settings, self._longest))
             self._rollout = self._stack.enter_context(
-                started(self.source, self.settings, self._longest)
+                start_rollout(self.source, self.settings, self._longest)
             )
             self._stack.push(self._ranks.dismiss)
             self._stack = self._stack.pop_all()
@@ -190,14 +190,14 @@ class Generator:
         requests = [
             (
                 Request(prompt.tokens, draw_seed(seed, prompt.number, sample), group=place),
-                self._sampling_of(prompt),
+                self._choose_sampling(prompt),
             )
             for place, prompt in enumerate(prompts)
             for sample in range(samples)
         ]
         self._ranks.tell(requests)
         row: list[Answer] = []
-        for place, completion in _in_order(self._rollout.stream(requests)):
+        for place, completion in _reorder(self._rollout.stream(requests)):
             if completion is None:
                 raise RunError(
                     f"prompt {prompts[place // samples].number + 1} could not be answered: vLLM "
@@ -208,7 +208,7 @@ class Generator:
                 yield row
                 row = []
 
-    def _sampling_of(self, prompt: Prompt) -> Sampling:
+    def _choose_sampling(self, prompt: Prompt) -> Sampling:
         if prompt.temperature is None:
             return self._sampling
         return replace(self._sampling, temperature=prompt.temperature)
@@ -222,7 +222,7 @@ class Generator:
 
 
 @contextmanager
-def started(source: Source, settings: Generation, longest: int) -> Iterator["Rollout"]:
+def start_rollout(source: Source, settings: Generation, longest: int) -> Iterator["Rollout"]:
     """VLLM with a checkpoint's weights, on every rank of the process group.
 
     Args:
@@ -297,7 +297,7 @@ def open_weights(load: Path, model: Model | None = None) -> Source:
     return source
 
 
-def _in_order(
+def _reorder(
     found: Iterator[tuple[int, Completion | None]],
 ) -> Iterator[tuple[int, Completion | None]]:
     """By their places; those that come too early wait."""

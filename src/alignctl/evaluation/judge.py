@@ -268,7 +268,7 @@ async def _once(client: "openai.AsyncOpenAI", endpoint: Endpoint, prompt: Prompt
     except openai.APIConnectionError as error:
         raise _TransientError(_connection_failure(error)) from None
     except openai.APIStatusError as error:
-        raise _explained(error, endpoint, prompt) from None
+        raise _explain(error, endpoint, prompt) from None
     return _reply(text)
 
 
@@ -287,7 +287,7 @@ def _reply(text: str) -> Reply:
     )
 
 
-def _explained(
+def _explain(
     error: "openai.APIStatusError", endpoint: Endpoint, prompt: Prompt | None = None
 ) -> Exception:
     """What an HTTP status means for us."""
@@ -309,13 +309,13 @@ def _explained(
                 "the replies so far are kept: the same command asks only for the others",
             )
         case 408 | 409 | 425 | 429:
-            return _TransientError(said, _asked_wait(error))
+            return _TransientError(said, _read_wait(error))
         case status if status >= 500:
-            return _TransientError(said, _asked_wait(error))
+            return _TransientError(said, _read_wait(error))
     return _RefusedError(said)
 
 
-def _asked_wait(error: "openai.APIStatusError") -> float | None:
+def _read_wait(error: "openai.APIStatusError") -> float | None:
     """Seconds that the server asks us to wait; dates are as good as nothing."""
     try:
         seconds = float(error.response.headers.get("retry-after", ""))
@@ -352,7 +352,7 @@ async def _look(endpoint: Endpoint) -> str | None:
                 return _remark(answer.text, endpoint)
             except openai.APIStatusError as error:
                 if error.status_code in (401, 403):
-                    raise _explained(error, endpoint) from None
+                    raise _explain(error, endpoint) from None
                 return None  # not every server has such a list
             except (TimeoutError, openai.APIConnectionError) as error:
                 last = error

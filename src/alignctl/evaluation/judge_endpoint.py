@@ -83,7 +83,7 @@ def endpoint(
     Raises:
         UserError: The URL or a parameter is none, or a key is needed and not there.
     """
-    url = _checked_url(url)
+    url = _check_url(url)
     return Endpoint(
         model,
         url,
@@ -128,7 +128,7 @@ def _key_from_environment(variable: str, is_needed: bool) -> str:
     return found
 
 
-def _checked_url(url: str) -> str:
+def _check_url(url: str) -> str:
     """The root of an API, without what every process list would show."""
     try:
         parts = urlsplit(url)

@@ -20,13 +20,13 @@ from alignctl.evaluation.cost import BYTES_PER_TOKEN, Prices, Usage, cut, estima
 from alignctl.evaluation.fastchat_answers import Answers
 from alignctl.evaluation.judge_endpoint import Endpoint
 from alignctl.evaluation.judge_prompts import FORMS, Mode, Prompt, load_templates
-from alignctl.evaluation.mt_bench_answers import Author, ModelAuthor, described, open_author
+from alignctl.evaluation.mt_bench_answers import Author, ModelAuthor, describe_settings, open_author
 from alignctl.evaluation.questions import (
     PROMPTS,
     QUESTIONS,
     REFERENCES,
     Question,
-    bundled,
+    find_bundled,
     load_questions,
 )
 from alignctl.evaluation.replies import Reply, ReplyCache
@@ -106,7 +106,7 @@ def run(benchmark: Benchmark, *, as_json: bool = False, is_dry: bool = False) ->
     if is_dry:
         console.emit(judging.plan(answers))
         return
-    with replies.opened(benchmark.judge_file) as cache:
+    with replies.open_cache(benchmark.judge_file) as cache:
         # Before hours of work go into answers that nobody can judge.
         if judging.needs_judge(answers, cache) and (remark := judge.look(benchmark.endpoint)):
             console.say(f"warning: {remark}")
@@ -133,23 +133,23 @@ class _Judging:
         self._benchmark = benchmark
         self._endpoint = benchmark.endpoint
         self._files = {
-            "questions": benchmark.questions or bundled(QUESTIONS),
-            "judge_prompts": benchmark.judge_prompts or bundled(PROMPTS),
+            "questions": benchmark.questions or find_bundled(QUESTIONS),
+            "judge_prompts": benchmark.judge_prompts or find_bundled(PROMPTS),
         }
         if benchmark.references or not benchmark.questions:
-            self._files["references"] = benchmark.references or bundled(REFERENCES)
+            self._files["references"] = benchmark.references or find_bundled(REFERENCES)
         self.questions: list[Question] = load_questions(
             self._files["questions"], self._files.get("references"), benchmark.limit
         )
         self._templates = load_templates(self._files["judge_prompts"], benchmark.mode)
 
-    def asked(self, answers: Mapping[str, Answers]) -> list[matches.Match]:
+    def list_matches(self, answers: Mapping[str, Answers]) -> list[matches.Match]:
         """All that the judge is asked about these models."""
         return matches.matches(self._benchmark.mode, self.questions, answers, self._templates)
 
     def prompts(self, answers: Mapping[str, Answers]) -> list[Prompt]:
         """The same, as prompts."""
-        return [prompt for match in self.asked(answers) for prompt in match.prompts]
+        return [prompt for match in self.list_matches(answers) for prompt in match.prompts]
 
     def unknown(self, prompts: Sequence[Prompt], cache: ReplyCache) -> list[Prompt]:
         """Those that have no reply yet; equal ones once."""
@@ -170,7 +170,7 @@ class _Judging:
                 for name, found in answers.items()
             }
         )
-        with replies.peeked(self._benchmark.judge_file) as cache:
+        with replies.peek(self._benchmark.judge_file) as cache:
             unknown = self.unknown(prompts, cache)
         missing = [name for name, found in answers.items() if found is None]
         lines = [
@@ -188,7 +188,7 @@ class _Judging:
         Raises:
             RunError: Some are missing.
         """
-        asked = self.asked(answers)
+        asked = self.list_matches(answers)
         prompts = [prompt for match in asked for prompt in match.prompts]
         unknown = self.unknown(prompts, cache)
         console.say(self._estimate(prompts, unknown))
@@ -218,7 +218,7 @@ class _Judging:
                 kind: {"name": file.name, "sha256": _sha256(file)}
                 for kind, file in self._files.items()
             },
-            "generation": described(self._benchmark.generation),
+            "generation": describe_settings(self._benchmark.generation),
             "max_new_tokens": {
                 author.name: author.generator.settings.max_new_tokens
                 for author in authors

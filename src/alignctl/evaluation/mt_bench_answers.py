@@ -17,7 +17,7 @@ from alignctl.errors import UserError
 from alignctl.evaluation.fastchat_answers import Answers, read_answers, write_answers
 from alignctl.evaluation.generation import Answer, Generator, Prompt
 from alignctl.evaluation.questions import Question, QuestionId
-from alignctl.evaluation.replies import Reply, ReplyCache, file_name, key, opened, peeked
+from alignctl.evaluation.replies import Reply, ReplyCache, file_name, key, open_cache, peek
 from alignctl.reporting.answers_progress import AnswersProgress
 
 TEMPERATURES = {
@@ -99,7 +99,7 @@ class ModelAuthor:
 
     def known(self, questions: Sequence[Question]) -> Answers | None:
         """The answers, if all were given before."""
-        with peeked(self.file) as cache:
+        with peek(self.file) as cache:
             said, pending = self.look(cache, questions)
         return None if pending else _texts(said)
 
@@ -113,7 +113,7 @@ class ModelAuthor:
         Raises:
             RunError: vLLM failed, or the disk is full. What was answered is kept.
         """
-        with opened(self.file) as cache:
+        with open_cache(self.file) as cache:
             said, pending = self.look(cache, questions)
             if pending:
                 self._generate(cache, questions)
@@ -227,7 +227,7 @@ def _temperature(settings: Generation, question: Question) -> float | None:
     return TEMPERATURES.get(question.category, _OTHER_TEMPERATURE)
 
 
-def described(settings: Generation) -> dict[str, object]:
+def describe_settings(settings: Generation) -> dict[str, object]:
     """How models answer, for the result's file."""
     knobs = settings.model_dump(mode="json", exclude=RESOURCES)
     return knobs if _has_temperature(settings) else knobs | {"temperature": TEMPERATURES}

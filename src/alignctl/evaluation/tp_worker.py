@@ -15,14 +15,14 @@ def follow(port: int, rank: int, number: int) -> None:
     # Not at the top: these take seconds, in which the first rank may die, and they talk.
     import torch.distributed as dist
 
-    from alignctl.evaluation.generation import open_weights, started
+    from alignctl.evaluation.generation import open_weights, start_rollout
     from alignctl.rollouts import alone
 
     store = dist.TCPStore(LOOPBACK, port, is_master=False)  # type: ignore[attr-defined]
     with alone.process_group(store, rank, number):
         start: Start = broadcast(None)
         source = open_weights(start.load, start.model)
-        with started(source, start.settings, start.longest) as rollout:
+        with start_rollout(source, start.settings, start.longest) as rollout:
             while (requests := broadcast(None)) is not None:
                 for _ in rollout.stream(requests):
                     pass

@@ -36,7 +36,7 @@ _SECONDS_TO_FAIL = 2.0
 
 @dataclass(frozen=True)
 class Start:
-    """What workers begin with: the arguments of `Generator`, and of `generation.started`."""
+    """What workers begin with: the arguments of `Generator`, and of `generation.start_rollout`."""
 
     load: Path
     model: Model | None
@@ -68,7 +68,7 @@ class Ranks:
         import torch
 
         from alignctl.engines.device import IS_GPU
-        from alignctl.engines.torchrun import listening_store
+        from alignctl.engines.torchrun import open_store
         from alignctl.rollouts import alone
 
         if IS_GPU and self._number > torch.cuda.device_count():
@@ -76,11 +76,11 @@ class Ranks:
         if self._number == 1:
             self._stack.enter_context(alone.process_group())
             return self
-        store = listening_store(LOOPBACK, 0, None)
+        store = open_store(LOOPBACK, 0, None)
         self._are_dismissed.clear()
         with ExitStack() as stack:
             stack.callback(self._end)
-            self._workers = [self._started(rank, store.port) for rank in range(1, self._number)]
+            self._workers = [self._start(rank, store.port) for rank in range(1, self._number)]
             if not IS_GPU:  # they share the cores
                 stack.callback(torch.set_num_threads, torch.get_num_threads())
                 torch.set_num_threads(1)
@@ -106,7 +106,7 @@ class Ranks:
         else:  # they may wait for a step that this process will not take any more
             self._kill()
 
-    def _started(self, rank: int, port: int) -> subprocess.Popen[bytes]:
+    def _start(self, rank: int, port: int) -> subprocess.Popen[bytes]:
         worker = subprocess.Popen(
             [sys.executable, "-m", _PROGRAM, str(port), str(rank), str(self._number)],
             env={**os.environ, **dict(worker_environment(self._number, os.environ))},

@@ -16,7 +16,7 @@ from typing import Any, Literal
 from alignctl import atomic
 from alignctl.errors import AlignctlError, RunError, UserError
 from alignctl.launch import environment
-from alignctl.launch.facts import Config, differing, flatten
+from alignctl.launch.facts import Config, find_differences, flatten
 from alignctl.launch.run_folder import RunFolder, read_object
 
 MAY_CHANGE = ("output", "checkpoint", "launch", "train.eval_interval", "train.log_interval")
@@ -103,7 +103,7 @@ def _open(
     if node_rank > 0:
         _wait_for_node_0(folder, wait_seconds)
     folder.path.mkdir(parents=True, exist_ok=True)
-    lock = stack.enter_context(_locked(folder, node_rank))
+    lock = stack.enter_context(_lock(folder, node_rank))
     exists = folder.config.exists()
     if exists:
         # Node 0 may have created the folder a moment ago, so the others cannot tell new from old.
@@ -155,7 +155,9 @@ def differences(old: dict[str, Any], new: dict[str, Any]) -> list[tuple[str, str
     Returns:
         Dotted key, old value and new value as JSON, "absent" where one side lacks the key.
     """
-    return [each for each in differing(flatten(old), flatten(new)) if not _may_change(each[0])]
+    return [
+        each for each in find_differences(flatten(old), flatten(new)) if not _may_change(each[0])
+    ]
 
 
 def _may_change(key: str) -> bool:
@@ -195,7 +197,7 @@ def _wait_for_node_0(folder: RunFolder, wait_seconds: float) -> None:
 
 
 @contextlib.contextmanager
-def _locked(folder: RunFolder, node_rank: int) -> Iterator[int]:
+def _lock(folder: RunFolder, node_rank: int) -> Iterator[int]:
     path = folder.path / f".launcher_{node_rank}.lock"
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     try:
@@ -203,7 +205,7 @@ def _locked(folder: RunFolder, node_rank: int) -> Iterator[int]:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             holder = os.read(descriptor, 200).decode("utf-8", "replace").strip()
-            raise _in_use(folder, holder, _holders(path)) from None
+            raise _explain_in_use(folder, holder, _holders(path)) from None
         # Only for the message above. The kernel drops the lock when its last holder dies, so the
         # file may stay: removing it would let two launchers lock two files of one name.
         os.ftruncate(descriptor, 0)
@@ -213,7 +215,7 @@ def _locked(folder: RunFolder, node_rank: int) -> Iterator[int]:
         os.close(descriptor)
 
 
-def _in_use(folder: RunFolder, holder: str, processes: set[int]) -> UserError:
+def _explain_in_use(folder: RunFolder, holder: str, processes: set[int]) -> UserError:
     """What is wrong with a run folder whose lock is held.
 
     Args:

@@ -70,22 +70,22 @@ def diagnose(
         deaths |= exit_codes(folder.torchrun_log(node))
     crashed = {rank: -code for rank, code in deaths.items() if -code in _CRASHES}
     if crashed:
-        return _killed(folder, *next(iter(crashed.items())), peers)
+        return _explain_kill(folder, *next(iter(crashed.items())), peers)
     if peers is not None and (lost := _lost_node(peers)):
         return lost
     if errors:
         first = errors[0]
         message = f"{_name(first.rank, peers)} failed: {first.message}"
-        return _with_tail(message, folder.rank_log(first.rank), exit_code=1)
+        return _add_tail(message, folder.rank_log(first.rank), exit_code=1)
     for rank, code in deaths.items():
         if code < 0:
-            return _killed(folder, rank, -code, peers)
+            return _explain_kill(folder, rank, -code, peers)
     log_of_torchrun = folder.torchrun_log(job.node_rank)
     if exit_code < 0:
         name = _signal_name(-exit_code)
-        return _with_tail(f"torchrun was killed by {name}", log_of_torchrun, 128 - exit_code)
+        return _add_tail(f"torchrun was killed by {name}", log_of_torchrun, 128 - exit_code)
     ranks = ", ".join(f"rank {rank} with {code}" for rank, code in deaths.items())
-    return _with_tail(
+    return _add_tail(
         f"torchrun ended with exit code {exit_code}{f' ({ranks})' if ranks else ''}",
         log_of_torchrun,
         exit_code,
@@ -97,7 +97,7 @@ def _lost_node(peers: Peers) -> AlignctlError | None:
     hint = "see what became of that node; the same command goes on from the last checkpoint"
     for number in peers.lost():
         return LostError(peers.lost_message(number), hint)
-    for number, ended_by in peers.killed().items():
+    for number, ended_by in peers.list_killed().items():
         return LostError(
             f"{peers.name(number)}: torchrun was killed by {_signal_name(ended_by)}", hint
         )
@@ -131,11 +131,11 @@ def exit_codes(torchrun_log: Path) -> dict[int, int]:
     return {rank: code for time, rank, code in sorted(blocks) if time <= limit}
 
 
-def _killed(folder: RunFolder, rank: int, number: int, peers: Peers | None) -> AlignctlError:
+def _explain_kill(folder: RunFolder, rank: int, number: int, peers: Peers | None) -> AlignctlError:
     message = f"{_name(rank, peers)} was killed by {_signal_name(number)}"
     log = folder.rank_log(rank)
     if number != signal.SIGKILL:
-        return _with_tail(message, log, exit_code=1)
+        return _add_tail(message, log, exit_code=1)
     return LostError(
         f"{message}; running out of memory is the usual cause\n  (log: {log})",
         "lower batch.micro_batch_size or batch.seq_length, or see the kernel's log; "
@@ -143,7 +143,7 @@ def _killed(folder: RunFolder, rank: int, number: int, peers: Peers | None) -> A
     )
 
 
-def _with_tail(message: str, log: Path, exit_code: int) -> AlignctlError:
+def _add_tail(message: str, log: Path, exit_code: int) -> AlignctlError:
     lines = [f"  | {line}" for line in tail(log)]
     error = LostError("\n".join([message, *lines]), f"the whole log: {log}")
     error.exit_code = exit_code

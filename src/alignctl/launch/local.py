@@ -59,7 +59,7 @@ def run(job: Job, attempt: Attempt, display: Display, peers: Peers | None = None
     except OSError as error:
         if folder.config.exists():
             raise
-        raise _removed(folder) from error
+        raise _explain_removal(folder) from error
     finally:
         if process.poll() is None:
             process.kill()  # its ranks are tied to it, see `worker`
@@ -179,7 +179,7 @@ def _conclude(
     peers: Peers | None,
 ) -> None:
     if not folder.config.exists():
-        raise _removed(folder)
+        raise _explain_removal(folder)
     if _has_ended_well(job, folder, exit_code):
         # With several nodes the signal may have come to another one.
         is_stopped = interrupts or exit_code or folder.stop_file.exists()
@@ -207,7 +207,7 @@ def _conclude(
     raise cause
 
 
-def _removed(folder: RunFolder) -> RunError:
+def _explain_removal(folder: RunFolder) -> RunError:
     return RunError(
         f"{folder.path} was removed, or moved elsewhere, while the run was going on: what ranks "
         "wrote into it since then is lost",

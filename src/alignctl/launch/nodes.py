@@ -116,10 +116,10 @@ def first_host(node_list: str) -> str:
 
 
 def _environment(environ: Mapping[str, str]) -> dict[str, _Found]:
-    found = _named(environ, _SLURM)
+    found = _find_set(environ, _SLURM)
     if "LOCAL_RANK" in environ or "TORCHELASTIC_RUN_ID" in environ:
         return found  # set by torchrun for its ranks, as WORLD_SIZE and the others are then
-    tutorial, kubeflow = _named(environ, _TUTORIAL), _named(environ, _KUBEFLOW)
+    tutorial, kubeflow = _find_set(environ, _TUTORIAL), _find_set(environ, _KUBEFLOW)
     if "nnodes" in kubeflow:
         low, _, high = kubeflow["nnodes"].value.partition(":")
         if low == high:  # an elastic job that cannot change its size
@@ -169,7 +169,7 @@ _KUBEFLOW = {
 }
 
 
-def _named(environ: Mapping[str, str], variables: Mapping[str, str]) -> dict[str, _Found]:
+def _find_set(environ: Mapping[str, str], variables: Mapping[str, str]) -> dict[str, _Found]:
     """Those of the variables that are set, and not empty."""
     return {
         name: _Found(environ[variable], variable)

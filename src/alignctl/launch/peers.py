@@ -19,7 +19,7 @@ from typing import Any, Literal
 
 from alignctl import atomic
 from alignctl.errors import AlignctlError, LostError, RunError, UserError
-from alignctl.launch.facts import differing
+from alignctl.launch.facts import find_differences
 from alignctl.launch.nodes import Nodes
 from alignctl.launch.run_folder import RunFolder
 
@@ -104,10 +104,11 @@ class Peers:
         self._write(Sign(session=session, state="gathering", facts=dict(facts)))
         deadline = time.monotonic() + self._start_seconds
         self._seen.clear()
-        while missing := [n for n in self._others() if self._of_session(n) is None]:
+        while missing := [n for n in self._others() if self._read_sign(n) is None]:
             if time.monotonic() > deadline:
                 raise RunError(
-                    f"{self._named(missing)} did not join within {self._start_seconds:.0f} seconds",
+                    f"{self._name_nodes(missing)} did not join within "
+                    f"{self._start_seconds:.0f} seconds",
                     "start the same command there, with its own --node-rank; --output must be a "
                     "folder that all nodes share",
                 )
@@ -215,7 +216,7 @@ class Peers:
     def trouble(self) -> str | None:
         """Why the job cannot go on, as far as other nodes are concerned; None when it can."""
         for number in self._others():
-            sign = self._of_session(number)
+            sign = self._read_sign(number)
             if sign is not None and sign.state in _FAILED:
                 return f"{self.name(number)} failed"
             if (sign is None or sign.state != "ended") and self.is_lost(number):
@@ -247,11 +248,11 @@ class Peers:
             time.sleep(_SECONDS_BETWEEN_LOOKS)
 
     def _needs_logs(self, number: int) -> bool:
-        sign = self._of_session(number)
+        sign = self._read_sign(number)
         return sign is not None and sign.state == "failed" and not self.is_lost(number)
 
     def _is_over(self, number: int) -> bool:
-        sign = self._of_session(number)
+        sign = self._read_sign(number)
         # One that has no part in the session never joined, and is not waited for.
         return sign is None or sign.state in _OVER or self.is_lost(number)
 
@@ -267,10 +268,10 @@ class Peers:
         """Why a node could not start its processes, as an error of this one."""
         for number, sign in self._signs().items():
             if sign.state in _FAILED and sign.message is not None:
-                return _refused(self.name(number), sign)
+                return _explain_refusal(self.name(number), sign)
         return None
 
-    def killed(self) -> dict[int, int]:
+    def list_killed(self) -> dict[int, int]:
         """The signal that ended the torchrun of a node, where that was no consequence."""
         everyone = {**self._signs(), self.nodes.node_rank: self._sign}
         codes = {number: sign.code for number, sign in everyone.items()}
@@ -278,7 +279,7 @@ class Peers:
 
     def is_lost(self, number: int) -> bool:
         """Whether a node has not been heard of for too long."""
-        sign = self._of_session(number)
+        sign = self._read_sign(number)
         mark = ("", 0) if sign is None else (sign.session, sign.beat)
         now = time.monotonic()
         before = self._seen.get(number)
@@ -316,13 +317,13 @@ class Peers:
             return None
         return Sign(**content)
 
-    def _of_session(self, number: int) -> Sign | None:
+    def _read_sign(self, number: int) -> Sign | None:
         sign = self._read(number)
         return sign if sign is not None and sign.session == self._sign.session else None
 
     def _signs(self) -> dict[int, Sign]:
         """What the other nodes of this session say."""
-        return {n: sign for n in self._others() if (sign := self._of_session(n))}
+        return {n: sign for n in self._others() if (sign := self._read_sign(n))}
 
     def _is_fresh(self, number: int, sign: Sign) -> bool:
         """Whether a file is being written, and not what an earlier launcher has left."""
@@ -333,15 +334,15 @@ class Peers:
         return before[0] != mark
 
     def _place(self, number: int) -> str:
-        sign = self._sign if number == self.nodes.node_rank else self._of_session(number)
+        sign = self._sign if number == self.nodes.node_rank else self._read_sign(number)
         return f"node {number}" if sign is None else f"node {number}, {sign.host}"
 
     def name(self, number: int) -> str:
         """A node, with its host once that is known."""
-        sign = self._of_session(number)
+        sign = self._read_sign(number)
         return f"node {number}" if sign is None else f"node {number} ({sign.host})"
 
-    def _named(self, numbers: list[int]) -> str:
+    def _name_nodes(self, numbers: list[int]) -> str:
         first = [number * self.nproc for number in numbers]
         names = [
             f"node {number} (ranks {rank} to {rank + self.nproc - 1})"
@@ -354,10 +355,10 @@ class Peers:
 
 def _refuse_failed(name: str, sign: Sign) -> None:
     if sign.state in _FAILED:
-        raise _refused(name, sign)
+        raise _explain_refusal(name, sign)
 
 
-def _refused(name: str, sign: Sign) -> AlignctlError:
+def _explain_refusal(name: str, sign: Sign) -> AlignctlError:
     """What another node could not start for, as an error of this one."""
     kind = UserError if sign.code == UserError.exit_code else RunError
     return kind(f"{name}: {sign.message or 'its processes have ended'}", sign.hint)
@@ -365,7 +366,7 @@ def _refused(name: str, sign: Sign) -> AlignctlError:
 
 def _compare(name: str, ours: Mapping[str, str], theirs: Mapping[str, str]) -> None:
     """Refuses a node that is about to run something else than node 0."""
-    found = differing(ours, theirs)
+    found = find_differences(ours, theirs)
     if not found:
         return
     shown = [

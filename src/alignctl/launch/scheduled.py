@@ -101,7 +101,7 @@ def sbatch_script(stage: Stage, slurm: Slurm) -> str:
         "--kill-on-bad-exit=0",
         f"--wait={_SECONDS_TO_TELL}",
     ]
-    lines = [*step, shlex.join([slurm.program, stage.words[0]]), *_by_flag(stage.words[1:])]
+    lines = [*step, shlex.join([slurm.program, stage.words[0]]), *_group_by_flag(stage.words[1:])]
     command = " \\\n  ".join(lines)
     setup = [] if slurm.setup is None else ["", f". {shlex.quote(str(slurm.setup.resolve()))}"]
     return "\n".join(
@@ -142,7 +142,7 @@ def _directive(option: str) -> str:
     return f"{name}{equals}{quoted}"
 
 
-def _by_flag(words: Sequence[str]) -> list[str]:
+def _group_by_flag(words: Sequence[str]) -> list[str]:
     """The words of a command as a shell reads them, a flag with its value at a time."""
     lines: list[str] = []
     for word in words:
@@ -186,7 +186,7 @@ def train_job(stage: Stage, kubernetes: Kubernetes) -> str:
     pod = {"containers": [{"name": "node", "volumeMounts": mounts}], "volumes": volumes}
     job = {
         "name": "node",
-        "template": _nested("spec", "template", "spec", pod | _policy(kubernetes)),
+        "template": _nest("spec", "template", "spec", pod | _policy(kubernetes)),
     }
     trainer: dict[str, Any] = {
         "image": kubernetes.image,
@@ -201,7 +201,7 @@ def train_job(stage: Stage, kubernetes: Kubernetes) -> str:
         "runtimePatches": [
             {
                 "manager": "alignctl",
-                "trainingRuntimeSpec": _nested("template", "spec", "replicatedJobs", [job]),
+                "trainingRuntimeSpec": _nest("template", "spec", "replicatedJobs", [job]),
             }
         ],
     }
@@ -329,7 +329,7 @@ def _policy(kubernetes: Kubernetes) -> dict[str, Any]:
     return {**named, "terminationGracePeriodSeconds": _SECONDS_TO_TELL}
 
 
-def _nested(*keys_and_value: Any) -> dict[str, Any]:
+def _nest(*keys_and_value: Any) -> dict[str, Any]:
     """A value below keys, each in the one before it."""
     *keys, value = keys_and_value
     for key in reversed(keys):

@@ -123,7 +123,7 @@ def new_adapter(name: str, shape: tuple[int, int], *, seed: int) -> Tensor:
     return torch.empty(shape).uniform_(-bound, bound, generator=generator)
 
 
-def by_weight(model: Model, lora: Lora) -> dict[str, list[Adapter]]:
+def group_by_weight(model: Model, lora: Lora) -> dict[str, list[Adapter]]:
     """The adapters of each matrix of ours that has any, by its Megatron name."""
     found: dict[str, list[Adapter]] = {}
     for each in adapters(model, lora):

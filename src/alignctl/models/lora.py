@@ -22,7 +22,7 @@ from torch.nn import Module, Parameter, functional
 from torch.nn.functional import linear, pad
 
 from alignctl.config.sections import Lora, Model
-from alignctl.models.adapters import Adapter, by_weight
+from alignctl.models.adapters import Adapter, group_by_weight
 from alignctl.models.families import weight_map
 from alignctl.models.megatron import LanguageModel
 from alignctl.models.weight_map import HEAD_MODULES, ROW, Weight, full_shape
@@ -152,7 +152,7 @@ def add_lora(built: LanguageModel, model: Model, lora: Lora) -> None:
     for name, parameter in built.named_parameters():
         parameter.requires_grad_(name.startswith(tuple(f"{top}." for top in HEAD_MODULES.values())))
     rows = weight_map(model)
-    own = by_weight(model, lora)
+    own = group_by_weight(model, lora)
     for layer in built.decoder.layers:
         for name, module in list(layer.named_modules()):
             weight = f"decoder.layers.{layer.layer_number - 1}.{name}.weight"

@@ -100,11 +100,11 @@ class LanguageModel(GPTModel):
         """
         if not self.post_process:
             return hidden_states
-        hidden_states = self._gathered(hidden_states)
+        hidden_states = self._gather(hidden_states)
         if (labels := kwargs["labels"]) is None:
             return self._logits(hidden_states)
         labels = labels[0]
-        learned, is_learned = _learned(labels)
+        learned, is_learned = _find_learned(labels)
         with_entropy = self.with_entropy and torch.is_grad_enabled()
         compute: Any = (
             vocab_parallel_logprobs_and_entropy if with_entropy else vocab_parallel_logprobs
@@ -123,7 +123,7 @@ class LanguageModel(GPTModel):
             *(_spread(each * is_learned, learned, labels) for each in entropy),
         )
 
-    def _gathered(self, hidden_states: Tensor) -> Tensor:
+    def _gather(self, hidden_states: Tensor) -> Tensor:
         """All tokens' hidden states `[T, H]` on every rank, from this rank's `[T or T / tp, 1, H]`.
 
         What follows has the same gradient on every rank (the output layer's backward sums over
@@ -145,7 +145,7 @@ class LanguageModel(GPTModel):
         return logits.squeeze(1)
 
 
-def _learned(labels: Tensor) -> tuple[Tensor, Tensor]:
+def _find_learned(labels: Tensor) -> tuple[Tensor, Tensor]:
     """Positions whose label is learned `[N]`, and whether each of them really is `[N]`.
 
     Where nothing is learned there is one position with a gradient of zero: ranks take part in
@@ -197,11 +197,11 @@ class RewardModel(LanguageModel):
         """
         if not self.post_process:
             return hidden_states
-        hidden_states = self._gathered(hidden_states)
+        hidden_states = self._gather(hidden_states)
         score = self.get_submodule(self._score)
         if self.is_value:
             labels = kwargs["labels"][0]
-            learned, is_learned = _learned(labels)
+            learned, is_learned = _find_learned(labels)
             values: Tensor = score(hidden_states[learned]).squeeze(1)
             return (_spread(values * is_learned, learned, labels),)
         last = kwargs["packed_seq_params"].cu_seqlens_q[1:].long() - 1

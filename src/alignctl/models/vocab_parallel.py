@@ -59,7 +59,7 @@ class _VocabParallel(torch.autograd.Function):
         maximum /= temperature
         sums = maximum.new_zeros(3 if with_entropy else 2, len(targets))
         for rows in _chunks(logits):
-            shifted = _shifted(logits[rows, :real], maximum[rows], temperature)
+            shifted = _shift(logits[rows, :real], maximum[rows], temperature)
             exponentials = shifted.exp() if with_entropy else shifted.exp_()
             sums[0, rows] = exponentials.sum(dim=1)
             if with_entropy:
@@ -88,7 +88,7 @@ class _VocabParallel(torch.autograd.Function):
         for rows in _chunks(logits) if ctx.real else []:
             slope = of_logprobs[rows, None]
             local_logits = logits[rows, : ctx.real]
-            logprobs = _shifted(local_logits, log_normaliser[rows], ctx.temperature)
+            logprobs = _shift(local_logits, log_normaliser[rows], ctx.temperature)
             if of_entropy is None:
                 grad = logprobs.exp_().mul_(-slope)
             else:
@@ -106,7 +106,7 @@ def _accumulator(logits: Tensor) -> torch.dtype:
     return torch.promote_types(logits.dtype, torch.float32)
 
 
-def _shifted(logits: Tensor, by: Tensor, temperature: float) -> Tensor:
+def _shift(logits: Tensor, by: Tensor, temperature: float) -> Tensor:
     """Of `[rows, columns]`: logits / temperature - by, in the dtype of `by` `[rows]`; a copy."""
     scaled = logits.to(by.dtype)
     if temperature != 1:

@@ -29,7 +29,7 @@ Array = TypeVar("Array", "Tensor", "NDArray[np.unsignedinteger[Any]]")
 """The elements of a tensor, in torch's hands or, as bits, in NumPy's."""
 
 
-def _joined(parts: Sequence[Array], dim: int = 0) -> Array:
+def _join(parts: Sequence[Array], dim: int = 0) -> Array:
     if isinstance(parts[0], np.ndarray):
         return np.concatenate(parts, axis=dim)
     import torch
@@ -97,7 +97,7 @@ class Sliced(Layout):
 
     @override
     def unshard(self, shards: Sequence[Array]) -> Array:
-        return _joined(shards, self.dim)
+        return _join(shards, self.dim)
 
     @override
     def shard_shape(self, full: tuple[int, ...], size: int) -> tuple[int, ...]:
@@ -140,7 +140,7 @@ class GatedColumn(Sliced):
 
     @override
     def merge(self, parts: Sequence[Array], model: Model) -> Array:
-        return _joined(parts)
+        return _join(parts)
 
     @override
     def split(self, full: Array, model: Model) -> list[Array]:
@@ -148,11 +148,11 @@ class GatedColumn(Sliced):
 
     @override
     def shard(self, full: Array, rank: int, size: int) -> Array:
-        return _joined([_cut(_cut(full, half, 2), rank, size) for half in (0, 1)])
+        return _join([_cut(_cut(full, half, 2), rank, size) for half in (0, 1)])
 
     @override
     def unshard(self, shards: Sequence[Array]) -> Array:
-        return _joined([_cut(shard, half, 2) for half in (0, 1) for shard in shards])
+        return _join([_cut(shard, half, 2) for half in (0, 1) for shard in shards])
 
 
 class GroupedQKV(Sliced):
@@ -169,7 +169,7 @@ class GroupedQKV(Sliced):
     def merge(self, parts: Sequence[Array], model: Model) -> Array:
         groups, (first, *_) = model.num_query_groups, parts
         grouped = [part.reshape(groups, -1, model.head_dim, *part.shape[1:]) for part in parts]
-        return _joined(grouped, 1).reshape(-1, *first.shape[1:])
+        return _join(grouped, 1).reshape(-1, *first.shape[1:])
 
     @override
     def split(self, full: Array, model: Model) -> list[Array]:
@@ -203,7 +203,7 @@ class Weight:
     layout: Layout
     place: Literal["embedding", "layer", "head"]
 
-    def of_layer(self, layer: int) -> Weight:
+    def fill_layer(self, layer: int) -> Weight:
         """This row with the placeholder filled in; a row without one stays as it is."""
         return Weight(
             self.megatron.format(layer=layer),
@@ -236,7 +236,7 @@ def expand(weights: Sequence[Weight], num_layers: int) -> dict[str, Weight]:
     """The map of a whole model: Megatron parameter name to its row, in model order."""
     rows: list[Weight] = [row for row in weights if row.place == "embedding"]
     for layer in range(num_layers):
-        rows += [row.of_layer(layer) for row in weights if row.place == "layer"]
+        rows += [row.fill_layer(layer) for row in weights if row.place == "layer"]
     rows += [row for row in weights if row.place == "head"]
     return {row.megatron: row for row in rows}
 

@@ -18,7 +18,7 @@ from alignctl.on_policy.models import Models
 from alignctl.on_policy.rollout_correction import Agreement, check
 from alignctl.on_policy.samples import Samples
 from alignctl.on_policy.sampling import Experience
-from alignctl.on_policy.updates import logprobs_before, of_policy, planned, update
+from alignctl.on_policy.updates import logprobs_before, name_policy_metrics, plan_updates, update
 
 
 @dataclass(eq=False)
@@ -62,7 +62,7 @@ class GRPO:
         if reference is not None:
             kl = segments.sums(k1(torch.from_numpy(logprobs), reference)).numpy()
             metrics["kl"] = float(kl.mean())
-        return UpdateResult(of_policy(found) | metrics, kl)
+        return UpdateResult(name_policy_metrics(found) | metrics, kl)
 
     def _improve(
         self, samples: Samples, advantages: Tensor, reference: Tensor | None, step: int
@@ -78,7 +78,7 @@ class GRPO:
             with the sampler's.
         """
         config, models = self.config, self.models
-        batches = planned(models, samples, step=step)
+        batches = plan_updates(models, samples, step=step)
         logprobs = None if len(batches) == 1 else logprobs_before(models, batches, samples)
         agreement = None if logprobs is None else check(logprobs, samples, config.trust)
         loss = PolicyLoss(

@@ -19,7 +19,7 @@ from alignctl.on_policy.models import Models
 from alignctl.on_policy.rollout_correction import check
 from alignctl.on_policy.samples import Samples
 from alignctl.on_policy.sampling import Experience
-from alignctl.on_policy.updates import Batches, passes, update
+from alignctl.on_policy.updates import Batches, split_passes, update
 
 
 @dataclass(eq=False)
@@ -61,7 +61,7 @@ class OnlineDPO:
         metrics |= {"pairs": float(len(pairs.better)), "prompts_without_pair": float(without)}
         if not len(pairs.better):
             return UpdateResult(metrics, kl)
-        compared = _compared(pairs, samples.groups)
+        compared = _group_compared(pairs, samples.groups)
         loss = DPO(
             reference,
             variant=config.loss.variant,
@@ -76,7 +76,7 @@ class OnlineDPO:
                 loss,
                 [
                     self._batches([compared[place] for place in part], samples, scores)
-                    for each in passes(config, len(compared), step=step)
+                    for each in split_passes(config, len(compared), step=step)
                     for part in each
                 ],
                 first=step * config.updates_per_step,
@@ -106,7 +106,7 @@ class OnlineDPO:
         ]
 
 
-def _compared(pairs: Pairs, groups: NDArray[np.int64]) -> list[list[int]]:
+def _group_compared(pairs: Pairs, groups: NDArray[np.int64]) -> list[list[int]]:
     """The answers to each prompt that are in a pair."""
     members = np.unique(np.concatenate([pairs.better, pairs.worse]))
     return [members[groups[members] == group].tolist() for group in np.unique(groups[members])]

@@ -19,7 +19,13 @@ from alignctl.on_policy.models import Models
 from alignctl.on_policy.rollout_correction import check
 from alignctl.on_policy.samples import Samples
 from alignctl.on_policy.sampling import Experience
-from alignctl.on_policy.updates import Batches, logprobs_before, of_policy, planned, update
+from alignctl.on_policy.updates import (
+    Batches,
+    logprobs_before,
+    name_policy_metrics,
+    plan_updates,
+    update,
+)
 
 
 @dataclass(eq=False)
@@ -62,7 +68,7 @@ class PPO:
         """Improves the value model, then the policy."""
         models, samples = self.models, experience.samples
         segments = samples.segments
-        batches = planned(models, samples, step=step)
+        batches = plan_updates(models, samples, step=step)
         found = logprobs_before(models, batches, samples)
         agreement, logprobs = check(found, samples, self.config.trust), torch.from_numpy(found)
         with models.as_reference() as engine:
@@ -161,4 +167,4 @@ class PPO:
                 total=self.total_updates,
                 max_kl=self.config.loss.max_kl,
             )
-        return of_policy(updated.metrics)
+        return name_policy_metrics(updated.metrics)

@@ -60,7 +60,7 @@ class Samples:
         contents = [answer.tobytes() for answer in self.answers]
         return find_distinct(zip(self.prompts.tolist(), contents, strict=True))
 
-    def of(self, samples: Sequence[int]) -> Self:
+    def select(self, samples: Sequence[int]) -> Self:
         """Only these answers, in this order."""
         parts = np.split(self.logprobs, np.cumsum(self.lengths)[:-1])
         return type(self)(
@@ -73,7 +73,7 @@ class Samples:
         )
 
     @classmethod
-    def joined(cls, parts: Sequence[Self]) -> Self:
+    def join(cls, parts: Sequence[Self]) -> Self:
         """The answers of several, end to end; groups keep their numbers."""
         return cls(
             prompts=np.concatenate([part.prompts for part in parts]),
@@ -93,7 +93,7 @@ class Samples:
         tokens: list[int] = self.answers[sample].tolist()
         return tokens[:-1] if self.is_finished[sample] else tokens
 
-    def ended_by(self, eos_id: int) -> Self:
+    def end_by(self, eos_id: int) -> Self:
         """The same answers with EOS for whatever token ended them, as a reward model reads them.
 
         It learned at EOS what an answer is worth, and the policy may end one by other tokens too.

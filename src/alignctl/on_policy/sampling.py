@@ -91,7 +91,7 @@ def gather(
             parts.append(found)
             break
         first = first or found
-        kept, left_out = _without_constant_groups(found)
+        kept, left_out = _drop_constant_groups(found)
         constant += left_out
         if kept is not None:
             parts.append(kept)
@@ -103,8 +103,8 @@ def gather(
     if config.experience.max_refills:
         metrics |= {"prompts_asked": float(asked), "prompts_constant": float(constant)}
     return Experience(
-        Samples.joined([part.samples for part in parts]),
-        Scored.joined([part.scored for part in parts]),
+        Samples.join([part.samples for part in parts]),
+        Scored.join([part.scored for part in parts]),
         metrics,
     )
 
@@ -138,7 +138,7 @@ def answer(
         for sample in range(times)
     ]
     models.sync_weights()
-    generated = models.rollout.generate(requests, _sampling(models, is_greedy=is_greedy))
+    generated = models.rollout.generate(requests, _choose_sampling(models, is_greedy=is_greedy))
     done = [(place, each) for place, each in enumerate(generated.completions) if each is not None]
     if not done:
         raise RunError(
@@ -156,17 +156,17 @@ def answer(
     return samples, (generated.num_retried, generated.num_failed)
 
 
-def _sampling(models: Models, *, is_greedy: bool) -> Sampling:
+def _choose_sampling(models: Models, *, is_greedy: bool) -> Sampling:
     settings = models.config.rollout
     if is_greedy:
         return Sampling(settings.max_new_tokens, models.end_token_ids, temperature=0.0)
     return Sampling.of(settings, models.end_token_ids)
 
 
-def _without_constant_groups(found: Experience) -> tuple[Experience | None, int]:
+def _drop_constant_groups(found: Experience) -> tuple[Experience | None, int]:
     """The answers of the other groups, if there are any; and how many groups are constant."""
     constant = found.constant_groups
     kept: Sequence[int] = np.flatnonzero(~np.isin(found.samples.groups, constant)).tolist()
     if not kept:
         return None, len(constant)
-    return Experience(found.samples.of(kept), found.scored.of(kept), {}), len(constant)
+    return Experience(found.samples.select(kept), found.scored.select(kept), {}), len(constant)

@@ -17,7 +17,7 @@ from alignctl.engines.device import DEVICE
 from alignctl.errors import RunError
 from alignctl.on_policy.models import Models
 from alignctl.on_policy.samples import Samples
-from alignctl.rewards.combine import combined, repetition_penalty
+from alignctl.rewards.combine import combine, repetition_penalty
 from alignctl.rewards.rules import Reason
 from alignctl.rewards.workers import RuleWorkers, Task
 
@@ -49,7 +49,7 @@ class Scored:
         """What answers are compared by `[S]`."""
         return self.scores + self.extra
 
-    def of(self, samples: Sequence[int]) -> Self:
+    def select(self, samples: Sequence[int]) -> Self:
         """Only these answers, in this order."""
         return type(self)(
             self.scores[samples],
@@ -59,7 +59,7 @@ class Scored:
         )
 
     @classmethod
-    def joined(cls, parts: Sequence[Self]) -> Self:
+    def join(cls, parts: Sequence[Self]) -> Self:
         """Those of several, end to end."""
         models = [part.model for part in parts if part.model is not None]
         return cls(
@@ -131,14 +131,14 @@ class Scorer:
             RunError: The reward model gives a score that is not finite.
         """
         settings = self.settings
-        model = self._by_model(samples.ended_by(self.models.end_token_ids[0]))
-        reasons = self._by_rule(samples)
+        model = self._score_by_model(samples.end_by(self.models.end_token_ids[0]))
+        reasons = self._judge_by_rule(samples)
         has_eos = torch.from_numpy(samples.is_finished)
         shaped = np.zeros(len(samples))
         if model is not None:
             exact, scale = torch.from_numpy(model - settings.bias), 1.0
             if settings.scale == "running":
-                running = self.running.merged(exact)
+                running = self.running.merge(exact)
                 scale = running.std
                 self.running = self.running if is_validation else running
             shaped = shape_scores(
@@ -146,7 +146,7 @@ class Scorer:
             ).numpy()
         rule = (reasons == REASONS.index("correct")).astype(np.float64)
         total = torch.from_numpy(
-            combined(settings.source, model=shaped, rule=rule, model_weight=settings.model_coef)
+            combine(settings.source, model=shaped, rule=rule, model_weight=settings.model_coef)
         )
         total = shape_scores(
             total,
@@ -171,12 +171,12 @@ class Scorer:
             found += settings.ngram_coef * np.asarray(repetitions)
         return found
 
-    def _by_model(self, samples: Samples) -> NDArray[np.float64] | None:
+    def _score_by_model(self, samples: Samples) -> NDArray[np.float64] | None:
         """Scores answers `[S]`; scores of equal answers are equal to the last bit."""
         if self.models.reward is None:
             return None
         distinct, places = samples.distinct
-        found = self.models.document_outputs(self.models.reward, samples.of(distinct))
+        found = self.models.document_outputs(self.models.reward, samples.select(distinct))
         scores: NDArray[np.float64] = found[places] + self.models.score_offset
         if wrong := np.flatnonzero(~np.isfinite(scores)).tolist():
             where = self.data.where(int(samples.prompts[wrong[0]]))
@@ -187,7 +187,7 @@ class Scorer:
             )
         return scores
 
-    def _by_rule(self, samples: Samples) -> NDArray[np.int64]:
+    def _judge_by_rule(self, samples: Samples) -> NDArray[np.int64]:
         """What the rule finds in each answer `[S]`; every rank judges its share."""
         reasons = torch.zeros(len(samples), dtype=torch.int64)
         if self.judge is None:

@@ -38,7 +38,7 @@ class Updated:
     logprobs: NDArray[np.float64] | None
 
 
-def passes(config: OnPolicyConfig, size: int, *, step: int) -> list[list[list[int]]]:
+def split_passes(config: OnPolicyConfig, size: int, *, step: int) -> list[list[list[int]]]:
     """The optimizer steps of each pass over `size` things, answers or prompts, by their numbers.
 
     Each pass has an order of its own, which follows from the seed and the episode.
@@ -52,7 +52,7 @@ def passes(config: OnPolicyConfig, size: int, *, step: int) -> list[list[list[in
     return found
 
 
-def planned(models: Models, samples: Samples, *, step: int) -> list[Batches]:
+def plan_updates(models: Models, samples: Samples, *, step: int) -> list[Batches]:
     """This rank's micro batches of each optimizer step of an episode, pass after pass."""
     config, policy = models.config, models.policy
     return [
@@ -62,7 +62,7 @@ def planned(models: Models, samples: Samples, *, step: int) -> list[Batches]:
             dp_rank=policy.data_parallel_rank,
             dp_size=policy.data_parallel_size,
         )
-        for each in passes(config, len(samples), step=step)
+        for each in split_passes(config, len(samples), step=step)
         for part in each
     ]
 
@@ -129,13 +129,13 @@ def update(
         results.append(result)
         if max_kl is not None and result.metrics["approx_kl"] > max_kl:
             break
-    metrics = _summed_up(results)
+    metrics = _sum_up(results)
     if engine.loss_scale is not None:
         metrics |= {"loss_scale": engine.loss_scale, "skipped_steps": engine.skipped_steps}
     return Updated(metrics, results[0].target_outputs)
 
 
-def _summed_up(results: Sequence[StepMetrics]) -> dict[str, float]:
+def _sum_up(results: Sequence[StepMetrics]) -> dict[str, float]:
     """What the engine said of the steps, of which there is at least one."""
     total = sum(result.weight for result in results) or 1.0
     rows = [({"loss": result.loss, **result.metrics}, result.weight) for result in results]
@@ -147,7 +147,7 @@ def _summed_up(results: Sequence[StepMetrics]) -> dict[str, float]:
     return metrics
 
 
-def of_policy(metrics: dict[str, float]) -> dict[str, float]:
+def name_policy_metrics(metrics: dict[str, float]) -> dict[str, float]:
     """The metrics of policy updates, as a row has them beside those of the whole episode.
 
     There, `kl` is that of whole answers before the updates; the loss's own is per token.

@@ -87,7 +87,7 @@ def read(files: Sequence[Path]) -> Benchmark:
             if not isinstance(entry, dict):
                 raise UserError(f"{file}: models.{name} should be an object")
             shown = f"{name} ({file.parent.name})" if name in taken else name
-            benchmark.models.append(_judged(shown, entry))
+            benchmark.models.append(_read_judged(shown, entry))
         judge = value.get("judge")
         judge = judge.get("model", judge) if isinstance(judge, dict) else judge
         if judge is not None:
@@ -95,7 +95,7 @@ def read(files: Sequence[Path]) -> Benchmark:
     return benchmark
 
 
-def _judged(name: str, entry: dict[str, Any]) -> Judged:
+def _read_judged(name: str, entry: dict[str, Any]) -> Judged:
     categories = entry.get("categories")
     scores = categories if isinstance(categories, dict) else {}
     interval = entry.get("interval")

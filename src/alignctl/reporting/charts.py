@@ -96,12 +96,12 @@ def _line(run: int, series: Series, window: int | None, *, is_validation: bool) 
         window = max(1, len(series.steps) // _AUTOMATIC_WINDOWS)
     smooth = None
     if window > 1:
-        means = np.where(finite, moving_mean(known.values, window), np.nan)
-        smooth = thinned(Series(series.steps, means))
-    return Line(run, is_validation, thinned(known), smooth, series.steps[~finite])
+        means = np.where(finite, smooth_mean(known.values, window), np.nan)
+        smooth = thin(Series(series.steps, means))
+    return Line(run, is_validation, thin(known), smooth, series.steps[~finite])
 
 
-def moving_mean(values: NDArray[np.float64], window: int) -> NDArray[np.float64]:
+def smooth_mean(values: NDArray[np.float64], window: int) -> NDArray[np.float64]:
     """Means of the values around each place: no lag, and fewer values at the ends.
 
     Args:
@@ -124,7 +124,7 @@ def moving_mean(values: NDArray[np.float64], window: int) -> NDArray[np.float64]
         return np.where(number > 0, middle + (sums[high] - sums[low]) / number, np.nan)
 
 
-def thinned(series: Series, limit: int = _POINTS) -> Series:
+def thin(series: Series, limit: int = _POINTS) -> Series:
     """At most about `limit` points: lowest and highest of each stretch, so no spike is lost.
 
     A stretch without a known value leaves one NaN, which is a gap in the line.

@@ -93,7 +93,7 @@ def _evaluation(file: Path) -> Evaluation:
     match result["eval"]:
         case "lm-eval":
             about = f"lm-evaluation-harness {result.get('version')}"
-            return Evaluation("Tasks", about, list(models), *_of_harness(models))
+            return Evaluation("Tasks", about, list(models), *_read_harness(models))
         case "math":
             return Evaluation("Math", _data(result), list(models), *_numbers(models))
         case "preference":
@@ -146,7 +146,7 @@ def _share(value: object) -> Share | None:
     return Share(share, None)
 
 
-def _of_harness(models: Mapping[str, dict[str, Any]]) -> tuple[list[Measure], list[Row]]:
+def _read_harness(models: Mapping[str, dict[str, Any]]) -> tuple[list[Measure], list[Row]]:
     """A measure for each task and metric; what is no share, such as a perplexity, is a number."""
     measures, others = [], []
     for task, key in dict.fromkeys(_metrics(models)):

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from alignctl.config.on_policy import ScoreSource
 
 
-def combined(
+def combine(
     source: ScoreSource,
     *,
     rule: NDArray[np.float64],

@@ -9,10 +9,10 @@ from collections.abc import Sequence
 from alignctl.rewards.expressions import (
     Expression,
     difference,
-    from_quantity,
     is_decimal_of,
     is_proportional,
     is_same_expression,
+    make_expression,
     read_expression,
 )
 from alignctl.rewards.kinds import (
@@ -83,7 +83,7 @@ def _is_same_value(expected: Quantity | Expression, answer: Quantity | Expressio
                 return False
             if isinstance(other, Expression) and is_decimal_of(value, other):
                 return True
-            pair.append(from_quantity(value))
+            pair.append(make_expression(value))
         else:
             pair.append(value)
     return is_same_expression(pair[0], pair[1])

@@ -66,21 +66,21 @@ class Expression:
 def read_expression(text: str) -> Expression | None:
     """Reads canonical text; None for what is no expression, or not in one way only."""
     text = re.sub(r"(\d+(?:\.\d+)?)\s?\u00b0", r"(\\frac{\1\\pi}{180})", text)
-    text = re.sub(rf"(?:{NUMBER})", _without_point, text)
+    text = re.sub(rf"(?:{NUMBER})", _drop_point, text)
     # A logarithm without its base may be to 10 or to e: it is one to a base that is not known.
     text = re.sub(r"\\log(?![A-Za-z_])(?!\s?_)", r"\\log_{\\Omega}", text)
     text = re.sub(r"\\log_(\w)", r"\\log_{\1}", text)
     text = re.sub(r"\^\s?(-?\d{2,}|-\s?\d+)", r"^{\1}", text)
-    text = _with_group_powers(text)
+    text = _brace_group_powers(text)
     text = re.sub(r"(?<=[\d)])\s?(?=\()", r"\\cdot ", text)
     if not _ALLOWED.fullmatch(text) or _AMBIGUOUS.search(text) or _depth(text) > _MAX_DEPTH:
         return None
-    tree = _parsed(text)
+    tree = _parse(text)
     digits = None if tree is None or _storeys(tree) > _MAX_STOREYS else _digits(tree)
     return None if digits is None or digits > _MAX_DIGITS else Expression(tree, digits)
 
 
-def from_quantity(number: Quantity) -> Expression:
+def make_expression(number: Quantity) -> Expression:
     """A plain number as an expression."""
     return Expression(Rational(number.value.numerator, number.value.denominator), 0)
 
@@ -137,7 +137,7 @@ def exact_value(expression: Expression) -> Fraction | None:
     return Fraction(int(value.p), int(value.q)) if value.is_Rational else None
 
 
-def _without_point(match: re.Match[str]) -> str:
+def _drop_point(match: re.Match[str]) -> str:
     number = match[0].replace(",", "")
     if "." not in number:
         return number
@@ -145,7 +145,7 @@ def _without_point(match: re.Match[str]) -> str:
     return f"{{(\\frac{{{value.numerator}}}{{{value.denominator}}})}}"
 
 
-def _with_group_powers(text: str) -> str:
+def _brace_group_powers(text: str) -> str:
     """`x^(1/2)` with braces, where the bracket holds no other."""
     return re.sub(r"\^\s?\(([^()]*)\)", r"^{\1}", text)
 
@@ -158,7 +158,7 @@ def _depth(text: str) -> int:
     return deepest
 
 
-def _parsed(text: str) -> Any:
+def _parse(text: str) -> Any:
     reading = ConversionConfig(interpret_as_mixed_fractions=False, lowercase_symbols=False)
     try:
         tree = latex2sympy(text, is_real=None, normalization_config=None, conversion_config=reading)

@@ -89,7 +89,7 @@ def final_answer(completion: str) -> str | None:
     boxed = last_box(text)
     if boxed is not None:
         said = _SAID.search(boxed)
-        return (_resolved(boxed[said.end() :]) if said else canonical(boxed)) or None
+        return (_resolve(boxed[said.end() :]) if said else canonical(boxed)) or None
     stated = _last_statement(text)
     if stated is not None:
         return stated or None
@@ -113,7 +113,7 @@ def _last_statement(text: str) -> str | None:
         if mark.rstrip(" *").endswith("?"):
             return ""
         return canonical(_sentence(mark)[:MAX_CHARACTERS])
-    return None if said is None else _resolved(text[said.end() : said.end() + MAX_CHARACTERS])
+    return None if said is None else _resolve(text[said.end() : said.end() + MAX_CHARACTERS])
 
 
 def _last_mark(text: str, start: int = 0) -> str | None:
@@ -143,7 +143,7 @@ def _sentence(text: str) -> str:
     return text[: end.start()] if end else text
 
 
-def _resolved(text: str) -> str | None:
+def _resolve(text: str) -> str | None:
     """The answer in what follows "the answer is": nothing where it is not one answer."""
     display = _DISPLAY.match(text)
     line = display[1] if display else next((li for li in text.split("\n") if li.strip()), "")

@@ -35,12 +35,12 @@ HEADING = re.compile(r"(?:\d+|[A-Z])(?:[.):]\s+\D|\s+(?:-\s+)?[A-Z][a-z])")
 """What follows `####` in a Markdown heading, and not before an answer."""
 
 
-def boxed_answer(text: str) -> str | None:
+def find_boxed(text: str) -> str | None:
     """Returns what the last box of a text holds, as it is written; None for none."""
     return last_box(text) or None
 
 
-def marked_answer(text: str) -> str | None:
+def find_marked(text: str) -> str | None:
     """Returns what follows the last `####` of a text, as it is written; None for none."""
     head, mark, rest = text.rpartition("####")
     is_plain = mark and not head.endswith("#") and "\n" not in rest.strip()

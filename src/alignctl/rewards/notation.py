@@ -100,7 +100,7 @@ def canonical(text: str) -> str:
     Args:
         text: An answer alone: what a box holds, or a reference.
     """
-    text = _without_unicode(plain(text))
+    text = _replace_unicode(plain(text))
     text = _THIN.sub("", text.replace(r"\$", "\0"))
     if text.count("$") % 2 == 0:
         text = text.replace("$", " ")  # delimiters
@@ -118,15 +118,15 @@ def canonical(text: str) -> str:
     text = _POWER_OF_STARS.sub("^", text)
     text = _NEGATIVE.sub("-", text.replace("...", r"\ldots "))
     text = text.replace(">=", r"\ge ").replace("<=", r"\le ").replace("!=", r"\ne ")
-    text = _with_braces(_SPACE.sub(" ", text)).replace("\0", r"\\")
+    text = _add_braces(_SPACE.sub(" ", text)).replace("\0", r"\\")
     text = _HALF_DAY.sub(lambda m: f" {m[1].lower()}m", text)
     text = re.sub(r"\s+", " ", text).strip(" *_,;:").rstrip(" .").removeprefix("\\\\")
-    while text.startswith("{") and _closing(text, 0) == len(text) - 1:
+    while text.startswith("{") and _find_closing(text, 0) == len(text) - 1:
         text = text[1:-1].strip()
     return text
 
 
-def _without_unicode(text: str) -> str:
+def _replace_unicode(text: str) -> str:
     text = re.sub("[⁰¹²³⁴-⁹⁺⁻ⁿ]+", lambda m: f"^{{{m[0].translate(_SUPERSCRIPTS)}}}", text)
     text = re.sub("[₀-₉]+", lambda m: f"_{{{m[0].translate(_SUBSCRIPTS)}}}", text)
     text = re.sub("√\\s*\\(([^()]*)\\)", r"\\sqrt{\1}", text)
@@ -137,7 +137,7 @@ def _without_unicode(text: str) -> str:
     return unicodedata.normalize("NFKC", text)
 
 
-def _with_braces(text: str) -> str:
+def _add_braces(text: str) -> str:
     r"""`\frac12` and `\sqrt2` with the braces that TeX thinks of, `x^{2}` without them."""
     pieces, rest = [], text
     while match := re.search(r"\\(frac|binom|sqrt)(?![A-Za-z])", rest):
@@ -152,8 +152,8 @@ def _with_braces(text: str) -> str:
             if token and token[0] not in (r"\frac", r"\binom", r"\sqrt"):
                 pieces.append(f"{{{token[0]}}}")
                 rest = rest[token.end() :].lstrip()
-            elif rest.startswith("{") and (end := _closing(rest, 0)) > 0:
-                pieces.append("{" + _with_braces(rest[1:end].strip()) + "}")
+            elif rest.startswith("{") and (end := _find_closing(rest, 0)) > 0:
+                pieces.append("{" + _add_braces(rest[1:end].strip()) + "}")
                 rest = rest[end + 1 :]
             else:
                 break
@@ -161,7 +161,7 @@ def _with_braces(text: str) -> str:
     return re.sub(r"(?<=[\^_])\s*\{\s*(\w)\s*\}", r"\1", whole)
 
 
-def _closing(text: str, start: int) -> int:
+def _find_closing(text: str, start: int) -> int:
     """Where the brace that opens at a place is closed; -1 for nowhere."""
     depth = 0
     for place in range(start, len(text)):

@@ -141,10 +141,10 @@ def read_quantity(text: str) -> Quantity | None:
         value, places = value + Fraction(1, 2), None
     if match["sign"].startswith("-") != bool(match["inner"]):
         value = -value
-    return _with_unit(Quantity(value, places), match["currency"], match["rest"])
+    return _add_unit(Quantity(value, places), match["currency"], match["rest"])
 
 
-def _with_unit(number: Quantity, currency: str | None, rest: str) -> Quantity | None:
+def _add_unit(number: Quantity, currency: str | None, rest: str) -> Quantity | None:
     scale = re.match(r"\s?(hundred|thousand|million|billion|trillion)(?![A-Za-z])", rest)
     if scale:
         number = Quantity(number.value * _SCALES[scale[1]])

@@ -57,8 +57,8 @@ def read(text: str) -> Reading | None:
         _words,
         _several,
         _matrix,
-        _bracketed,
-        _related,
+        _read_bracketed,
+        _read_relation,
         _ratio,
         _value,
     )
@@ -124,7 +124,7 @@ def _list_of(pieces: Sequence[str], *, is_either: bool) -> Reading | None:
     return Group("", tuple(found))
 
 
-def _bracketed(text: str) -> Reading | None:
+def _read_bracketed(text: str) -> Reading | None:
     """Reads a set, a tuple, an interval, or a value in brackets that mean nothing."""
     text = text.removesuffix(".").strip()
     if text in (r"\{\}", r"\{ \}", r"\emptyset"):
@@ -191,7 +191,7 @@ def _matrix(text: str) -> Reading | None:
     return Matrix(tuple(tuple(cell for cell in row if cell) for row in rows))
 
 
-def _related(text: str) -> Reading | None:
+def _read_relation(text: str) -> Reading | None:
     """Reads an equation, an inequality, or what is about so much."""
     if text.startswith(r"\approx"):
         return read(text.removeprefix(r"\approx").strip())

@@ -148,7 +148,7 @@ class Rollout:
         failed = [place for place in mine if place not in found]
         for place in failed:
             found |= self._steps(alike, [place])
-        everybodys = self._exchanged(found)
+        everybodys = self._exchange(found)
         first_failures = torch.tensor(len(failed) if self._rank_in_replica == 0 else 0)
         first_failures = first_failures.to(DEVICE)
         dist.all_reduce(first_failures)
@@ -258,7 +258,7 @@ class Rollout:
             logger.exception("vLLM failed with %d requests under way", len(waiting))
             engine.abort_request(sorted(waiting))
 
-    def _exchanged(self, found: dict[int, Completion]) -> dict[int, Completion]:
+    def _exchange(self, found: dict[int, Completion]) -> dict[int, Completion]:
         """All replicas' completions, on every rank."""
         packed = pack(found)
         mine = torch.tensor(
@@ -277,11 +277,11 @@ class Rollout:
         sizes = [row[1] for row in rows[:: self._settings.tp]]
         return {
             place: completion
-            for replica, part in enumerate(self._gathered(packed, max(sizes)))
+            for replica, part in enumerate(self._gather(packed, max(sizes)))
             for place, completion in unpack(part[: sizes[replica]]).items()
         }
 
-    def _gathered(self, packed: NDArray[np.int32], size: int) -> list[NDArray[np.int32]]:
+    def _gather(self, packed: NDArray[np.int32], size: int) -> list[NDArray[np.int32]]:
         """The arrays of the replicas' first ranks, each filled up to the same size."""
         padded = torch.zeros(size, dtype=torch.int32)
         padded[: len(packed)] = torch.from_numpy(packed)

@@ -53,7 +53,7 @@ def load(
     with set_current_vllm_config(runner.vllm_config), torch.no_grad():
         initialize_layerwise_reload(model)
         try:
-            loaded = model.load_weights(_watched(stream, shapes, sums, _merged_names(model)))
+            loaded = model.load_weights(_watch(stream, shapes, sums, _list_merged_names(model)))
         finally:  # whatever came of it, the next push must find the model in one piece
             finalize_layerwise_reload(model, runner.model_config)
         _repack_tied(model)
@@ -95,7 +95,7 @@ def check(worker: Any, sent: Sums) -> None:
         )
 
 
-def _watched(
+def _watch(
     stream: Iterable[tuple[str, Tensor]],
     shapes: dict[str, tuple[int, ...]],
     sums: Sums,
@@ -111,13 +111,13 @@ def _watched(
         for part, whole in merged_names.items():
             target = target.replace(f".{part}.", f".{whole}.")
         total, count = sums.get(target, (0, 0))
-        sums[target] = (_wrapped(total + _bits(tensor)), count + tensor.numel())
+        sums[target] = (_wrap(total + _bits(tensor)), count + tensor.numel())
         yield name, tensor
     if left:
         raise RunError(f"the push of weights lacks {', '.join(sorted(left))}")
 
 
-def _merged_names(model: Any) -> dict[str, str]:
+def _list_merged_names(model: Any) -> dict[str, str]:
     """Hugging Face's name of a layer to vLLM's of the one that it is a part of."""
     merged: dict[str, list[str]] = getattr(model, "packed_modules_mapping", {})
     return {part: whole for whole, parts in merged.items() for part in parts}
@@ -180,6 +180,6 @@ def _bits(tensor: Tensor) -> int:
     return int((tensor + 0.0).contiguous().view(integers).sum(dtype=torch.int64))
 
 
-def _wrapped(value: int) -> int:
+def _wrap(value: int) -> int:
     """An integer as 64 bits hold it."""
     return (value + 2**63) % 2**64 - 2**63

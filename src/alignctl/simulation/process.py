@@ -125,8 +125,8 @@ def _replacements(ledger: Ledger, *, is_gpu: bool) -> list[tuple[Any, str, Any]]
         (UntypedStorage, "resize_", resize_and_note),
         (parallel_state, "create_group", create_fake_group),
         (dist, "all_gather_object", all_gather_object),
-        (offload, "_to_host", to_host),
-        (offload, "_from_host", from_host),
+        (offload, "_copy_to_host", to_host),
+        (offload, "_copy_from_host", from_host),
         (Module, "_apply", _convert),
     ]
 

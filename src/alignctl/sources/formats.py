@@ -24,7 +24,7 @@ from alignctl.data.preference_schemas import preference_schema_of
 from alignctl.data.schemas import ASSISTANT, HUMAN, Conversation, Schema
 from alignctl.data.values import mismatch, text_at
 from alignctl.errors import UserError
-from alignctl.rewards.marks import boxed_answer, marked_answer
+from alignctl.rewards.marks import find_boxed, find_marked
 
 Kind = Literal["sft", "reward", "alignment", "math"]
 Name = Literal["hh", "gsm8k", "math", "alpaca", "sharegpt"]
@@ -122,7 +122,7 @@ def _prompt_and_answer(conversation: Conversation) -> tuple[str, str]:
 
 def _gsm8k(row: Row) -> Made | str:
     question, solution = text_at(row, "question").strip(), text_at(row, "answer")
-    answer = (marked_answer(solution) or "").strip().replace(",", "")
+    answer = (find_marked(solution) or "").strip().replace(",", "")
     if not answer:
         return "no_final_answer"
     return _solved(question, _CALCULATION.sub("", solution).strip(), answer)
@@ -130,7 +130,7 @@ def _gsm8k(row: Row) -> Made | str:
 
 def _math(row: Row) -> Made | str:
     problem, solution = text_at(row, "problem").strip(), text_at(row, "solution")
-    answer = boxed_answer(solution)
+    answer = find_boxed(solution)
     if answer is None or not answer.strip():
         return "no_final_answer"
     return _solved(problem, solution.strip(), answer.strip())
