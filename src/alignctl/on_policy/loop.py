@@ -28,6 +28,7 @@ from alignctl.engines.device import DEVICE
 from alignctl.launch import worker
 from alignctl.launch.run_folder import RunFolder
 from alignctl.on_policy import sample_log
+from alignctl.on_policy.alarm import Alarm
 from alignctl.on_policy.models import Loaded, Models
 from alignctl.on_policy.sampling import Experience, answer, gather
 from alignctl.on_policy.scoring import Scorer
@@ -74,15 +75,14 @@ class Loop:
     scorer: Scorer
     learner: Learner
     step: int = field(init=False)
-    silent: int = 0
-    """Episodes in a row in which no answer was right."""
+    alarm: Alarm = field(init=False)
     first_validation: dict[str, float] | None = None
     validation: dict[str, float] | None = None
     last: dict[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Goes on after the episodes that were done before."""
-        self.step = self.loaded.step
+        self.step, self.alarm = self.loaded.step, Alarm(self.config.score)
 
     @property
     def models(self) -> Models:
@@ -159,24 +159,8 @@ class Loop:
                 f"warning: {retried} requests failed in the sampler and were tried again alone, "
                 f"{failed} in vain; the logs of the ranks have its errors"
             )
-        self._watch(scored.metrics.get("accuracy"), metrics)
-
-    def _watch(self, accuracy: float | None, metrics: MetricsWriter) -> None:
-        """Warns when the rule has found nothing right for a while, if that is what is learned."""
-        if self.config.score.source == "dense_only":
-            return
-        self.silent = self.silent + 1 if accuracy == 0 else 0
-        if self.silent and self.silent % self.config.score.alarm_after == 0:
-            reasons = ", ".join(
-                f"{name.removeprefix('rule_')} {share:.0%}"
-                for name, share in self.last.items()
-                if name.startswith("rule_")
-            )
-            metrics.note(
-                f"warning: no answer was right in the last {self.silent} episodes, so nothing is "
-                f"learned from the rule ({reasons}): are the answers parsed, and the reference "
-                "answers the final results? samples/ has both"
-            )
+        if warning := self.alarm.observe(scored.metrics):
+            metrics.note(warning)
 
     def _validate(self, metrics: MetricsWriter) -> None:
         """Greedy answers to the held-out prompts, the same ones every time."""
@@ -209,7 +193,7 @@ class Loop:
             state = {
                 "learner": self.learner.state,
                 "running": asdict(self.scorer.running),
-                "silent": self.silent,
+                "silent": self.alarm.silent,
                 "last": self.last,
             }
             self._state_file(step).parent.mkdir(exist_ok=True)
@@ -233,7 +217,7 @@ class Loop:
             state = json.loads(self._state_file(self.step).read_text("utf-8"))
             self.learner.restore(state["learner"])
             self.scorer.running = RunningStd(**state["running"])
-            self.silent, self.last = state["silent"], state["last"]
+            self.alarm.silent, self.last = state["silent"], state["last"]
 
 
 def _stop_requested(folder: RunFolder) -> bool:
