@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from alignctl import atomic, console, memory
+from alignctl import allocator, atomic, console
 from alignctl.config.convert import ConvertOptions
 from alignctl.errors import RunError, TakenError, UserError
 from alignctl.launch.run_folder import LATEST
@@ -50,7 +50,7 @@ def run(
             the target is taken. Nothing is left behind.
         RunError: What was written is not what was read. It is removed.
     """
-    memory.keep_freed()
+    allocator.keep_freed()
     # The threads of NumPy, which is imported only now, would wait busily for what to multiply.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     from alignctl.checkpoints.conversion import Target

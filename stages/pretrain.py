@@ -48,7 +48,7 @@ def launch(config: PretrainConfig, *, nodes: Nodes, dry_run: bool, resume: bool)
 
 def run(folder: RunFolder) -> None:
     """One rank's work: load or resume, train, validate, save."""
-    from alignctl.algorithms.sft import CrossEntropy
+    from alignctl.algorithms.cross_entropy import CrossEntropy
 
     config = PretrainConfig.model_validate_json(folder.config.read_text(encoding="utf-8"))
     config = training.initialize(config, folder)

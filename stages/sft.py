@@ -45,7 +45,7 @@ def launch(config: SFTConfig, *, nodes: Nodes, dry_run: bool, resume: bool) -> i
 
 def run(folder: RunFolder) -> None:
     """One rank's work: load or resume, train, validate, save."""
-    from alignctl.algorithms.sft import CrossEntropy
+    from alignctl.algorithms.cross_entropy import CrossEntropy
 
     config = SFTConfig.model_validate_json(folder.config.read_text(encoding="utf-8"))
     config = training.initialize(config, folder)

@@ -143,7 +143,7 @@ def _training_step(config: TrainingConfig, rank: "Rank", kind: str) -> RankRepor
 
 def head_and_loss(config: TrainingConfig) -> "tuple[Head, Loss]":
     """What the stage puts on top of the model, and what it minimises."""
-    from alignctl.algorithms.sft import CrossEntropy
+    from alignctl.algorithms.cross_entropy import CrossEntropy
 
     if isinstance(config, RewardConfig):
         return "linear", reward.loss_of(config)

@@ -174,7 +174,7 @@ def _differences(
 
 
 def step(engine: Any, number: int) -> None:
-    from alignctl.algorithms.sft import CrossEntropy
+    from alignctl.algorithms.cross_entropy import CrossEntropy
     from alignctl.data.batch import Document, TokenBatch
     from tests.parallel import documents
 

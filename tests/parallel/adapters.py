@@ -52,7 +52,7 @@ def _gradient(case: Case, folder: Path, batch: Any) -> dict[str, Any]:
     import torch.distributed as dist
     from megatron.core import parallel_state
 
-    from alignctl.algorithms.sft import CrossEntropy
+    from alignctl.algorithms.cross_entropy import CrossEntropy
     from alignctl.models.adapters import adapter_shapes
     from tests.parallel.jobs import engine_of
 
@@ -95,7 +95,7 @@ def _gradient(case: Case, folder: Path, batch: Any) -> dict[str, Any]:
 
 
 def _steps(case: Case, engine: Any) -> dict[str, Any]:
-    from alignctl.algorithms.sft import CrossEntropy
+    from alignctl.algorithms.cross_entropy import CrossEntropy
 
     share = {"dp_rank": engine.data_parallel_rank, "dp_size": engine.data_parallel_size}
     found = [
@@ -155,7 +155,7 @@ def lora_dropout(case: Case, folder: Path) -> dict[str, Any]:
     from megatron.core import parallel_state, tensor_parallel
     from torch.nn import functional
 
-    from alignctl.algorithms.sft import CrossEntropy
+    from alignctl.algorithms.cross_entropy import CrossEntropy
     from alignctl.data.batch import TokenBatch
     from alignctl.models.lora import Adapters
     from alignctl.models.weight_map import Sliced

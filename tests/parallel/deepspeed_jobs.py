@@ -152,9 +152,9 @@ def loss_of(case: DeepSpeedCase) -> "Loss":
     """The loss of a case, with all of its terms."""
     import numpy as np
 
+    from alignctl.algorithms.cross_entropy import CrossEntropy
     from alignctl.algorithms.dpo import DPO
     from alignctl.algorithms.reward import BradleyTerry
-    from alignctl.algorithms.sft import CrossEntropy
 
     if case.loss == "dpo":
         reference = -100 * np.random.default_rng(6).random(sum(preferences.SIZES))
@@ -232,8 +232,8 @@ def spoilt(case: DeepSpeedCase, folder: Path) -> Result:
     """A loss and a gradient that are not finite; then the step that would have come first."""
     import torch
 
+    from alignctl.algorithms.cross_entropy import CrossEntropy
     from alignctl.algorithms.loss import LossTerms, Output
-    from alignctl.algorithms.sft import CrossEntropy
     from alignctl.engines.protocol import NonFiniteError
 
     class Spoilt(CrossEntropy):
@@ -380,7 +380,7 @@ def document_outputs(case: DeepSpeedCase, folder: Path) -> Result:
     """Log-probabilities or scores of seven documents, which no layout deals evenly."""
     import numpy as np
 
-    from alignctl.algorithms.sft import CrossEntropy
+    from alignctl.algorithms.cross_entropy import CrossEntropy
 
     engine = engine_of(case, folder, is_trained=False)
     batches = documents.micro_batches(

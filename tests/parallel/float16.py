@@ -99,7 +99,7 @@ def _steps(case: Case, engine: Any, steps: Iterable[int]) -> list[Any]:
 
 
 def _step(case: Case, engine: Any, step: int) -> Any:
-    from alignctl.algorithms.sft import CrossEntropy
+    from alignctl.algorithms.cross_entropy import CrossEntropy
 
     batches = documents.micro_batches(
         documents.of_step(step, count=8),

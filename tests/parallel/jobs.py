@@ -168,7 +168,7 @@ def _steps(
     steps: list[Any],
     rates: list[float],
 ) -> Result:
-    from alignctl.algorithms.sft import CrossEntropy
+    from alignctl.algorithms.cross_entropy import CrossEntropy
 
     engine = engine_of(case, folder, optimizer)
     assert engine.data_parallel_size == case.data_parallel_size
@@ -191,7 +191,7 @@ def _steps(
 
 def evaluate(case: Case, folder: Path) -> Result:
     """Loss and accuracy of documents that no layout can deal evenly."""
-    from alignctl.algorithms.sft import CrossEntropy
+    from alignctl.algorithms.cross_entropy import CrossEntropy
 
     engine = engine_of(case, folder)
     batches = documents.micro_batches(
@@ -206,7 +206,7 @@ def evaluate(case: Case, folder: Path) -> Result:
 
 def master_weights(case: Case, folder: Path) -> Result:
     """Steps of 5e-4 on a norm near 1, where bf16 knows no numbers closer than 2e-3."""
-    from alignctl.algorithms.sft import CrossEntropy
+    from alignctl.algorithms.cross_entropy import CrossEntropy
 
     settings = documents.TRAIN_OPTIMIZER.model_copy(update={"weight_decay": 0.0})
     engine = engine_of(case, folder, settings)
@@ -239,8 +239,8 @@ def spoilt_steps(case: Case, folder: Path) -> Result:
     """A loss and a gradient that are not finite; then the step that would have come first."""
     import torch
 
+    from alignctl.algorithms.cross_entropy import CrossEntropy
     from alignctl.algorithms.loss import LossTerms, Output
-    from alignctl.algorithms.sft import CrossEntropy
     from alignctl.engines.protocol import NonFiniteError
 
     class Spoilt(CrossEntropy):
@@ -281,7 +281,7 @@ def stop(case: Case, folder: Path) -> Result:
     """What every rank hears when the last one is asked to stop; and the rows of logits."""
     import torch.distributed as dist
 
-    from alignctl.algorithms.sft import CrossEntropy
+    from alignctl.algorithms.cross_entropy import CrossEntropy
 
     engine = engine_of(case, folder, documents.TRAIN_OPTIMIZER)
     batches = documents.micro_batches(

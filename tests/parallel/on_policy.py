@@ -201,7 +201,7 @@ def offload(case: Case, folder: Path) -> dict[str, Any]:
 
 
 def _trained(case: Case, folder: Path, *, is_leaving: bool) -> dict[str, Any]:
-    from alignctl.algorithms.sft import CrossEntropy
+    from alignctl.algorithms.cross_entropy import CrossEntropy
     from alignctl.config.sections import Lora
     from alignctl.engines import megatron_optimizer
     from tests.parallel.jobs import engine_of

@@ -33,8 +33,8 @@ def pretrain_apart(case: "Case", folder: Path) -> Result:
 def _course(case: "Case", folder: Path, *, is_apart: bool) -> Result:
     import torch.distributed as dist
 
+    from alignctl.algorithms.cross_entropy import CrossEntropy
     from alignctl.algorithms.schedule import learning_rate
-    from alignctl.algorithms.sft import CrossEntropy
     from alignctl.corpus.samples import Part, PretrainData, Recipe, write
     from alignctl.data import order
     from tests.parallel.jobs import engine_of

@@ -122,7 +122,7 @@ def course(case: Case, folder: Path) -> Result:
     """Push, sample, train, sample, push, sample; then what can go wrong."""
     import torch
 
-    from alignctl.algorithms.sft import CrossEntropy
+    from alignctl.algorithms.cross_entropy import CrossEntropy
     from alignctl.checkpoints.find import find
     from alignctl.engines.megatron import MegatronEngine
     from alignctl.engines.megatron_weights import hf_weights

@@ -17,7 +17,7 @@ import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import Tensor
 
-from alignctl import memory
+from alignctl import allocator
 from alignctl.algorithms.loss import Loss, LossTerms, Output, Scores
 from alignctl.checkpoints.dtypes import BY_FLAG
 from alignctl.checkpoints.manifest import Base
@@ -49,7 +49,7 @@ def initialize(*, seed: int, timeout_minutes: float) -> None:
         timeout_minutes: How long a rank waits for the others in one collective.
     """
     if not IS_GPU:
-        memory.keep_freed()
+        allocator.keep_freed()
     join(timeout_minutes)
     deepspeed.init_distributed(verbose=False, auto_mpi_discovery=False)
     torch.manual_seed(seed + dist.get_rank())

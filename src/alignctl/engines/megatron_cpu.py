@@ -14,7 +14,7 @@ import torch
 import torch.cuda.random as cuda_random
 from torch.overrides import TorchFunctionMode
 
-from alignctl import memory
+from alignctl import allocator
 
 CPU = torch.device("cpu")
 
@@ -84,7 +84,7 @@ def install() -> None:
     global _installed
     if _installed is not None:
         return
-    memory.keep_freed()
+    allocator.keep_freed()
 
     cuda: Any = torch.cuda
     cuda.current_device = lambda: CPU

@@ -1,4 +1,4 @@
-"""Supervised fine-tuning: cross-entropy of the tokens that are learned."""
+"""Cross-entropy of the tokens that are learned: the loss of pretraining and of fine-tuning."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""Whether this process keeps the memory of large tensors that it has freed."""
+"""The settings of glibc's malloc: whether it keeps the memory of large tensors that are freed."""
 
 import ctypes
 

@@ -3,8 +3,8 @@ import math
 import pytest
 import torch
 
+from alignctl.algorithms.cross_entropy import CrossEntropy
 from alignctl.algorithms.loss import Output
-from alignctl.algorithms.sft import CrossEntropy
 from alignctl.data.batch import IGNORE
 
 
