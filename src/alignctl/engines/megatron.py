@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -155,27 +155,6 @@ class MegatronEngine(MegatronState):
                 wrapped,
             )
         return wrapped
-
-    @property
-    def checkpoint_format(self) -> Literal["mcore", "hf"]:
-        """What `write` writes."""
-        return "mcore"
-
-    @property
-    def padded_vocab_size(self) -> int:
-        """Rows of the embedding over all tensor-parallel ranks."""
-        return self.architecture.padded_vocab_size(self.parallel.tp)
-
-    @property
-    def layout(self) -> dict[str, int | bool]:
-        """What a checkpoint must have been saved at to be read."""
-        return {
-            "tp": self.parallel.tp,
-            "pp": self.parallel.pp,
-            "dp": self.data_parallel_size,
-            "distributed_optimizer": self.parallel.distributed_optimizer,
-            "is_gpu": IS_GPU,
-        }
 
     def _mark_sharded_parameters(self) -> None:
         """Says which parameters are cut: Megatron counts the others once in the gradient norm.

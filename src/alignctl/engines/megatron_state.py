@@ -5,7 +5,7 @@ optimizer's state, when it is spread over data-parallel ranks, only at the layou
 """
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
@@ -41,6 +41,7 @@ class MegatronState:
         rows: The weight map of all parameters, those of adapters among them.
         model: This rank's part.
         optimizer: Megatron's, None until it is created.
+        data_parallel_size: How many shares of a batch there are.
         skipped_steps: Of the steps so far, those that float16 could not take.
     """
 
@@ -52,7 +53,29 @@ class MegatronState:
     rows: dict[str, Weight]
     model: LanguageModel
     optimizer: Any
+    data_parallel_size: int
     skipped_steps: int
+
+    @property
+    def checkpoint_format(self) -> Literal["mcore", "hf"]:
+        """What `write` writes."""
+        return "mcore"
+
+    @property
+    def padded_vocab_size(self) -> int:
+        """Rows of the embedding over all tensor-parallel ranks."""
+        return self.architecture.padded_vocab_size(self.parallel.tp)
+
+    @property
+    def layout(self) -> dict[str, int | bool]:
+        """What a checkpoint must have been saved at to be read."""
+        return {
+            "tp": self.parallel.tp,
+            "pp": self.parallel.pp,
+            "dp": self.data_parallel_size,
+            "distributed_optimizer": self.parallel.distributed_optimizer,
+            "is_gpu": IS_GPU,
+        }
 
     def global_name(self, local: str) -> str:
         """A parameter's name in the whole model: each stage counts its layers from 0."""
