@@ -11,7 +11,7 @@ from alignctl.checkpoints import mcore_index, safetensors_file, torch_file, zero
 from alignctl.corpus.indexed import IndexedTokens
 from alignctl.errors import RunError, UserError
 from alignctl.evaluation import replies
-from alignctl.evaluation.questions import answered_turns
+from alignctl.evaluation.questions import read_turns
 from alignctl.user_files import opened, read_bytes, read_json, read_text, reading
 
 
@@ -106,7 +106,7 @@ READERS: dict[str, Callable[[Path], object]] = {
     "judge.jsonl": _reply,
     "peeked.jsonl": _peeked,
     "data.idx": lambda file: IndexedTokens.open(file.with_suffix("")),
-    "answers.jsonl": lambda file: list(answered_turns(file)),
+    "answers.jsonl": lambda file: list(read_turns(file)),
 }
 """Of files of every kind that have readers of their own."""
 

@@ -73,7 +73,7 @@ def test_one_broken_value_among_a_million_is_found_wherever_it_is() -> None:
         tensor[place] = -torch.inf
         lazy = LazyTensor.holding(tensor, "here")
         with pytest.raises(UserError, match="here: 1 of 1000000 values"):
-            lazy.check().bits()
+            lazy.guard().bits()
 
 
 @given(st.lists(st.integers(1, 4), max_size=4))

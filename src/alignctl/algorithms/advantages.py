@@ -83,7 +83,7 @@ def gae(
 
 
 def sum_discounted(values: Tensor, segments: Segments, discount: float) -> Tensor:
-    """At each token, the sum from it to its sample's end, discounted by distance `[N]`."""
+    """Sums at each token from it to its sample's end, discounted by distance `[N]`."""
     sums = values.clone()
     last, lengths = segments.last, segments.lengths
     # All samples at once, token by token from their ends.

@@ -26,7 +26,7 @@ MAX_LOG_RATIO = 20.0
 
 
 def clamp_log_ratios(log_ratios: Tensor) -> Tensor:
-    """Log-ratios of any shape, fit for exp; beyond the limits there is no gradient."""
+    """Makes log-ratios of any shape fit for exp; beyond the limits there is no gradient."""
     return log_ratios.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
 
 

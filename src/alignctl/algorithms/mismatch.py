@@ -79,7 +79,7 @@ def correct(
 
 
 def truncate_importance_weights(trainer: Tensor, sampler: Tensor, cap: float = 2.0) -> Tensor:
-    """min(e^d, cap) `[N]`: bounded weights for the policy's loss (Ionides 2008)."""
+    """Gives min(e^d, cap) `[N]`: bounded weights for the policy's loss (Ionides 2008)."""
     return clamp_log_ratios(trainer - sampler).exp().clamp(max=cap)
 
 

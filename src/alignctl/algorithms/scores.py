@@ -27,7 +27,7 @@ class RunningStd:
     squares: float = 0.0
 
     def merge(self, scores: Tensor) -> Self:
-        """With the scores of another step `[S]`: those of all ranks, as the model gave them."""
+        """Adds the scores of another step `[S]`: those of all ranks, as the model gave them."""
         exact = scores.double()
         count, mean = len(exact), exact.mean().item()
         total, distance = self.count + count, mean - self.mean

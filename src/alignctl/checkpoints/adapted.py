@@ -100,7 +100,7 @@ def _explain_change(path: Path, base: Path) -> UserError:
 def merge_adapters(
     found: Manifest, base: Source, stored: Mapping[str, LazyTensor]
 ) -> dict[str, LazyTensor]:
-    """The whole model by our Megatron names.
+    """Adds adapters to their base: gives the whole model by our Megatron names.
 
     Args:
         found: The manifest of the checkpoint with the adapters.

@@ -79,14 +79,14 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def explain_missing(path: Path, error: OSError) -> UserError:
-    """Return what is wrong with a file that could not be opened."""
+    """Explains what is wrong with a file that could not be opened."""
     if path.is_symlink() and not path.exists():
         return explain_dangling(path)
     return UserError(f"{path}: cannot be read: {error.strerror}")
 
 
 def explain_dangling(path: Path) -> UserError:
-    """Return what is wrong with a link to something that is not there."""
+    """Explains what is wrong with a link to something that is not there."""
     return UserError(
         f"{path}: a link to {path.readlink()}, which is not there",
         "the folder was moved or copied without what its links mean: copy it again with cp -rL",

@@ -188,7 +188,7 @@ def hf_tensors(source: Source) -> "Iterator[tuple[str, Tensor]]":
 
 
 def _made(tensors: Mapping[str, LazyTensor], name: str) -> Bits:
-    return tensors[name].check().bits()
+    return tensors[name].guard().bits()
 
 
 def _ahead(make: Callable[[str], T], names: Iterable[str]) -> Iterator[T]:

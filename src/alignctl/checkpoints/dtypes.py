@@ -103,5 +103,5 @@ def tensor_of(bits: Bits, dtype: DType) -> "Tensor":
 
 
 def view_bytes(bits: Bits) -> memoryview:
-    """The bytes of an array, without a copy where it is contiguous."""
+    """Gives the bytes of an array, without a copy where it is contiguous."""
     return np.ascontiguousarray(bits).reshape(-1).view(np.uint8).data

@@ -274,7 +274,7 @@ def _open_adapted(
     about: manifest.Adapted,
     stored: Mapping[str, LazyTensor],
 ) -> Source:
-    """A checkpoint with adapters and its base, as one model."""
+    """Opens a checkpoint with adapters and its base, as one model."""
     folder = base_folder(path, about.base)
     base = find(folder, vocab_divisor=found.model.vocab_divisor, expected=found.model)
     check_base(path, about.base, base)
@@ -349,7 +349,7 @@ def _companions(path: Path) -> Path:
 
 
 def _cut_padding(tensor: LazyTensor, model: Model) -> LazyTensor:
-    """The rows that are tokens; too few of them are found by the comparison of shapes."""
+    """Keeps the rows that are tokens; too few of them are found by the comparison of shapes."""
     rows = model.vocab_size
     if not tensor.shape or tensor.shape[0] <= rows:
         return tensor

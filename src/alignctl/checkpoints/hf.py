@@ -187,7 +187,7 @@ def common_dtype(path: Path, tensors: Iterable[LazyTensor]) -> DType:
 
 
 def merge_tensors(folder: HFFolder) -> dict[str, LazyTensor]:
-    """The full Megatron tensors of a folder, by our Megatron names."""
+    """Makes the full Megatron tensors of a folder, by our Megatron names."""
     return {
         name: _merge_parts(row, [folder.tensors[part] for part in row.hf], folder.model)
         for name, row in weight_map(folder.model, folder.head).items()

@@ -65,7 +65,7 @@ def _stamp(file: Path) -> tuple[int, int]:
 
 
 def find_recorded_files(source: Source) -> dict[str, FileRecord]:
-    """The weight files of a model that we wrote, as its manifest has them; else none."""
+    """Finds the weight files of a model that we wrote, as its manifest has them; else none."""
     files = source.manifest.files if source.manifest else {}
     return {
         name: found

@@ -79,8 +79,8 @@ class LazyTensor(Spec):
         bits = self.bits()
         return tensor_of(bits if bits.flags.owndata else bits.copy(), self.dtype)
 
-    def check(self) -> "LazyTensor":
-        """The same tensor, refused if an element is infinite or NaN when it is made."""
+    def guard(self) -> "LazyTensor":
+        """Has the tensor refused, when it is made, if an element is infinite or NaN."""
 
         def check(bits: Bits) -> Bits:
             check_finite(bits, self.dtype, self.where)
@@ -102,7 +102,7 @@ class LazyTensor(Spec):
         dtype: DType | None = None,
         shape: tuple[int, ...] | None = None,
     ) -> "LazyTensor":
-        """What a function computes of it, rounded to a type; type and shape stay if not told."""
+        """Computes a function of it, rounded to a type; type and shape stay if not told."""
         new = dtype or self.dtype
 
         def bits() -> Bits:

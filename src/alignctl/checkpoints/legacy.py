@@ -244,7 +244,7 @@ def _check_layout(folder: Path, found: Grid, args: Any) -> None:
 def _name_tensors(
     tree: Mapping[str, Any], args: Any, pp_rank: int, pp: int, file: Path
 ) -> list[tuple[str, LazyTensor]]:
-    """A rank's tensors by our names, layers counted over the whole model."""
+    """Gives a rank's tensors by our names, layers counted over the whole model."""
     models = _models(tree)
     layers = getattr(args, "num_layers", None)
     if not isinstance(layers, int) or layers % (pp * max(1, len(models))):
@@ -310,7 +310,7 @@ def _any_layer(name: str) -> str:
 def _join_shards(
     folder: Path, name: str, parts: Mapping[int, LazyTensor], layout: Layout, tp: int
 ) -> LazyTensor:
-    """The full tensor of all tensor-parallel ranks' shards."""
+    """Joins the shards of all tensor-parallel ranks to the full tensor."""
     if layout is REPLICATED:
         return parts[min(parts)]
     if missing := [rank for rank in range(tp) if rank not in parts]:

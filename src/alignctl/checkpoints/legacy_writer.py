@@ -46,7 +46,7 @@ class Cut:
         return [name for stage in range(self.pp) for name in self.list_stage(stage)]
 
     def list_stage(self, stage: int) -> list[str]:
-        """What the ranks of a pipeline stage hold."""
+        """Lists the tensors that the ranks of a pipeline stage hold."""
         first, last = stage == 0, stage == self.pp - 1
         names = []
         for name, row in self.rows.items():

@@ -308,7 +308,7 @@ def read(folder: Path) -> Manifest:
 
 
 def find_changed_texts(folder: Path, manifest: Manifest) -> list[str]:
-    """The files of a checkpoint, of those that people may edit, that are not as we wrote them."""
+    """Finds the files of a checkpoint that people may edit and that are not as we wrote them."""
     return [
         name
         for name, expected in manifest.files.items()

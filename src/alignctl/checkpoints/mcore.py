@@ -208,7 +208,7 @@ def part(
 def _intersect(
     offsets: tuple[int, ...], shape: tuple[int, ...], chunk: Chunk
 ) -> tuple[list[int], list[int]] | None:
-    """Return where a part and a chunk overlap, offsets and sizes; None where they do not.
+    """Finds where a part and a chunk overlap, offsets and sizes; None where they do not.
 
     Each layer is compared with the chunks of all: most are of another one, the first dimension.
     """

@@ -63,7 +63,7 @@ def write(source: Source, folder: Path) -> None:
     with (folder / WEIGHTS).open("wb") as stream:
         writer = safetensors_file.Writer(stream, tensors)
         for tensor in tensors.values():
-            writer.write(tensor.check().bits())
+            writer.write(tensor.guard().bits())
     write_config(folder, source.model, adapted.lora, source.head, adapted.base.path)
     written = safetensors_file.read(folder / WEIGHTS)
     for name, tensor in tensors.items():

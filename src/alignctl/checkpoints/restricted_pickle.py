@@ -245,7 +245,7 @@ _PLACEHOLDERS: dict[str, Global] = {}
 
 
 def make_global(module: str, name: str) -> Global:
-    """What a pickle is to name; it need not be installed."""
+    """Makes what a pickle is to name; it need not be installed."""
     new = Global(module, name)
     return _PLACEHOLDERS.setdefault(new.__reduce__(), new)
 

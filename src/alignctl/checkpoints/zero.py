@@ -117,7 +117,7 @@ def read(folder: Path) -> ZeroCheckpoint:
 def _join_groups(
     model: ModelStates, shares: Sequence[OptimStates]
 ) -> Iterator[tuple[str, LazyTensor]]:
-    """Stages 1 and 2: a group's weights one after another, the whole cut into the ranks' parts."""
+    """Joins stage 1's and 2's: a group's weights end to end, cut into the ranks' parts."""
     first = shares[0]
     for share in shares:
         if len(share.groups) != len(model.shapes):
@@ -141,7 +141,7 @@ def _join_groups(
 def _join_ranks(
     model: ModelStates, shares: Sequence[OptimStates]
 ) -> Iterator[tuple[str, LazyTensor]]:
-    """Stage 3: of each weight an equal part on every rank, at the same place on all of them."""
+    """Joins stage 3's: of each weight an equal part on every rank, all at the same place."""
     place = 0
     for name, shape in ((name, shape) for group in model.shapes for name, shape in group.items()):
         numel = math.prod(shape)
@@ -238,7 +238,7 @@ def _complete(model: ModelStates, found: Mapping[str, LazyTensor]) -> dict[str, 
 
 
 def _read_unpartitioned(model: ModelStates) -> ZeroCheckpoint:
-    """The model's own weights, where no optimizer keeps better ones in an order that is known."""
+    """Reads the model's own weights, where no optimizer keeps better ones in a known order."""
     shapes = {name: shape for group in model.shapes for name, shape in group.items()}
     for name, stored in model.stored.items():
         if not stored.numel or stored.shape != shapes.get(name, stored.shape):

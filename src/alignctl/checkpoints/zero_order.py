@@ -71,7 +71,7 @@ def check_slices(model: ModelStates, shares: Sequence[OptimStates]) -> bool:
 def _expect(
     model: ModelStates, shares: Sequence[OptimStates], rank: int
 ) -> list[Mapping[str, int]]:
-    """Return, by group, how many elements of which weights lie in a rank's share."""
+    """Counts, by group, how many elements of which weights lie in a rank's share."""
     found: list[Mapping[str, int]] = []
     for number, shapes in enumerate(model.shapes):
         sizes = [share.groups[number].numel for share in shares]

@@ -97,7 +97,7 @@ def _normalise(text: str) -> str:
 
 
 def _match_unwanted(policy: str) -> str:
-    """A pattern of what a policy does not keep."""
+    """Makes the pattern that matches what a policy does not keep."""
     kept = _NAMED.get(policy, policy)
     if not re.fullmatch(r"\[\^?\]?(?:\\.|[^\]\\])+\]", kept, re.DOTALL):
         near = difflib.get_close_matches(policy, _NAMED, n=1)

@@ -97,7 +97,7 @@ class Journal:
             self._targets[name].rename(self.folder / name)
 
     def _read_saved(self) -> dict[str, Any]:
-        """What was committed last, of whatever key."""
+        """Reads what was committed last, of whatever key."""
         try:
             saved: dict[str, Any] = json.loads((self.folder / _STATE).read_text("utf-8"))
         except FileNotFoundError:

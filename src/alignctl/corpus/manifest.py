@@ -109,7 +109,7 @@ def prefix_of(path: Path) -> Path:
 
 
 def name_beside(prefix: Path, suffix: str) -> Path:
-    """A file of a dataset: the suffix is added, whatever dots are in the name."""
+    """Names a file of a dataset: the suffix is added, whatever dots are in the name."""
     return prefix.with_name(prefix.name + suffix)
 
 

@@ -169,7 +169,7 @@ def _refuse_taken(file: Path) -> None:
 
 
 def _find_finished(prefix: Path, key: str, folder: Path) -> CorpusManifest:
-    """What the same command has written before.
+    """Finds what the same command has written before.
 
     Raises:
         UserError: It was another command, or a file is missing or another one.

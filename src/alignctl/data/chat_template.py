@@ -114,7 +114,7 @@ class _Writing:
         return texts[0], ranges[0] if marked else []
 
     def render_marked(self, messages: Sequence[Message]) -> tuple[Rendered, list[int]]:
-        """The text with the turns that the template marks."""
+        """Renders the text with the turns that the template marks."""
         text, ranges = self._write(messages, marked=True)
         eos = self._eos
         turns = [message for message in messages if message.role == "assistant"]

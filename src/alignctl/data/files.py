@@ -142,7 +142,7 @@ def _line_rows(file: Path) -> Iterator[Row]:
 
 
 def explain_damage(file: Path, line: int, error: DamagedError) -> UserError:
-    """The error for a compressed file that ends early, at or after a line."""
+    """Makes the error for a compressed file that ends early, at or after a line."""
     return UserError(
         f"{file}:{line}: the compressed file is damaged or cut short ({error})",
         "copy or download it again, or compress it anew",

@@ -69,7 +69,7 @@ class Rendered:
         return sorted({*self.other_starts, *starts}) if self.other_starts else starts
 
     def keep_last_turn(self) -> "Rendered":
-        """Return the same text, of which only the last turn is learned."""
+        """Gives the same text, of which only the last turn is learned."""
         return replace(self, spans=self.spans[-1:], other_starts=tuple(self.prompt_ends))
 
     def before_last_turn(self) -> "Rendered":
@@ -119,7 +119,7 @@ def own_text(
 
 
 def find_learned_start(text: str, header_end: int) -> int:
-    """Return where the turn after a header starts: before the header's last spaces.
+    """Finds where the turn after a header starts: before the header's last spaces.
 
     Tokenizers join a space to the word after it. A prompt that ended with the space would end with
     a token that training never saw there, and the model would go on as after a first word. A line

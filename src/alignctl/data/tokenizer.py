@@ -176,7 +176,7 @@ def load_tokenizer(path: Path) -> Tokenizer:
 
 
 def _apply_settings(folder: Path, backend: Any) -> Tokenizer:
-    """The tokenizer with what the files beside tokenizer.json say about it."""
+    """Gives the tokenizer with what the files beside tokenizer.json say about it."""
     settings = _settings_of(folder / "tokenizer_config.json")
     _add_missing_tokens(backend, settings, folder)
     special = _special_tokens(backend, settings, folder)

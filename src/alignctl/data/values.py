@@ -16,7 +16,7 @@ def text_at(row: Row, key: str) -> str:
 
 
 def check_text(row: Row, name: str, value: object) -> str:
-    """A value, when it is text that can be encoded; `name` is what the message calls it."""
+    """Gives a value that is text and can be encoded; `name` is what the message calls it."""
     if not isinstance(value, str):
         raise mismatch(row, name, value, "text")
     try:

@@ -30,7 +30,7 @@ def base_of(source: Source) -> Base:
 
 
 def gather_records(mine: dict[str, FileRecord]) -> dict[str, FileRecord]:
-    """All ranks' records together."""
+    """Gathers the records of all ranks."""
     everybody: list[dict[str, FileRecord]] = [{} for _ in range(dist.get_world_size())]
     dist.all_gather_object(everybody, mine)
     return {name: found for records in everybody for name, found in records.items()}

@@ -103,7 +103,7 @@ class DeepSpeedState:
                 if name in adapters:
                     full = new_adapter(name, adapters[name], seed=seed)
                 if full is None:
-                    full = source.tensors[name].check().make()
+                    full = source.tensors[name].guard().make()
                 parts = row.layout.split(full, model)
             for hf_name, part in zip(row.hf, parts, strict=True):
                 _fill(self, parameters[hf_name], part)

@@ -359,7 +359,7 @@ class MegatronEngine(MegatronState):
         return self.is_last_stage and parallel_state.get_tensor_model_parallel_rank() == 0
 
     def _name_output(self, output: Any) -> Output | Scores | Values:
-        """What the model's last stage returns, for losses to read."""
+        """Names what the model's last stage returns, for losses to read."""
         if self.head == "lm":
             return Output(*output)
         return Values(*output) if self.is_value else Scores(*output)

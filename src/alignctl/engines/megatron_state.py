@@ -114,7 +114,7 @@ class MegatronState:
                 if name in adapters:
                     full = new_adapter(name, adapters[name], seed=seed)
                 if full is None:
-                    full = source.tensors[name].check().make()
+                    full = source.tensors[name].guard().make()
                 if isinstance(row.layout, Vocabulary):
                     full = pad_rows(full, model.padded_vocab_size(parallel.tp))
                 parameter.copy_(row.layout.shard(full, rank, parallel.tp))
@@ -202,7 +202,7 @@ def _state(engine: MegatronState, *, is_loading: bool) -> dict[str, Any]:
 
 
 def _unshare(tree: Any) -> Any:
-    """The same values with no container in two places.
+    """Copies containers, so that none is in two places; values stay the same.
 
     The groups of a new optimizer share their betas, those that were read back do not, and a pickle
     shows that: a run that was resumed would write other bytes.

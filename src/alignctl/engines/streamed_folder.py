@@ -207,7 +207,7 @@ def _alone(probe: Probe) -> dict[str, Tensor]:
 
 
 def _pad_documents(folder: Path, probe: Probe, config: Any) -> dict[str, Tensor]:
-    """Return the probe's documents as a batch `[B, T]`, the longest one first.
+    """Lays out the probe's documents as a batch `[B, T]`, the longest one first.
 
     They are padded by the folder's tokenizer, or without one with the config's token.
     """

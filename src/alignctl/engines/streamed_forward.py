@@ -91,7 +91,7 @@ class Scratch:
         self._room = torch.empty(0)
 
     def convert_to_float(self, parts: Sequence[Tensor]) -> list[Tensor]:
-        """The parts in float32, written over those before; what is float32 stays where it is."""
+        """Gives the parts in float32, written over those before; what is float32 stays in place."""
         if all(part.dtype == torch.float32 for part in parts):
             return [*parts]
         sizes = [part.numel() for part in parts]

@@ -51,7 +51,7 @@ def step_metrics(
 
 
 def reduce_documents(output: Output | Scores | Values, batch: TokenBatch) -> Tensor:
-    """A number for each document of a batch `[D]`: its score, or its log-probabilities' sum."""
+    """Gives each document of a batch a number `[D]`: its score, or its log-probabilities' sum."""
     if isinstance(output, Scores):
         return output.scores[: len(batch.rows)]  # engines may fill a batch up at its end
     assert isinstance(output, Output)
@@ -59,7 +59,7 @@ def reduce_documents(output: Output | Scores | Values, batch: TokenBatch) -> Ten
 
 
 def select_targets(output: Output | Scores | Values, batch: TokenBatch) -> Tensor:
-    """A number for each learned target of a batch, in order: its log-probability, or the value."""
+    """Gives each learned target of a batch, in order, its log-probability or its value."""
     assert not isinstance(output, Scores)
     values = output.logprobs if isinstance(output, Output) else output.values
     learned = torch.from_numpy(batch.targets != IGNORE).to(values.device)
@@ -69,7 +69,7 @@ def select_targets(output: Output | Scores | Values, batch: TokenBatch) -> Tenso
 def gather_documents(
     found: Sequence[tuple[TokenBatch, Tensor]], num_documents: int
 ) -> NDArray[np.float64]:
-    """The numbers of all ranks' documents, by the documents' numbers in the prepared data.
+    """Gathers the numbers of all ranks' documents, by their numbers in the prepared data.
 
     Args:
         found: Batches and the numbers of their documents `[D]`; none where another rank has the
@@ -90,7 +90,7 @@ def gather_documents(
 def gather_targets(
     found: Sequence[tuple[TokenBatch, Tensor]], segments: Segments
 ) -> NDArray[np.float64]:
-    """The numbers of all ranks' learned targets, laid end to end by sample.
+    """Gathers the numbers of all ranks' learned targets, laid end to end by sample.
 
     Args:
         found: Batches and the numbers of their learned targets, in order; none where another rank

@@ -32,7 +32,7 @@ _SECONDS_FOR_NODES = 600
 def open_store(
     name: str, port: int, num_clients: int | None, timeout: timedelta = timedelta(minutes=5)
 ) -> TCPStore:
-    """A store that listens at one address of this machine.
+    """Opens a store that listens at one address of this machine.
 
     Args:
         name: Name or address.

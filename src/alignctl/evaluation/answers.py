@@ -163,7 +163,7 @@ class AnswerFile:
 
 
 def format_text(answers: Sequence[Answer]) -> list[str]:
-    r"""A line for each answer; its line breaks are `\n`, and a backslash is two."""
+    r"""Writes a line for each answer; its line breaks are `\n`, and a backslash is two."""
     return [
         each.text.replace("\\", "\\\\").replace("\n", "\\n").replace("\r", "\\r")
         for each in answers
@@ -171,7 +171,7 @@ def format_text(answers: Sequence[Answer]) -> list[str]:
 
 
 def format_row(record: Mapping[str, object], answers: Sequence[Answer], *, is_cut: bool) -> str:
-    """A row of prompts with what was answered, as JSON; several answers are a list.
+    """Writes a row of prompts with what was answered, as JSON; several answers are a list.
 
     An answer that the row had before is kept as `given_response`.
     """

@@ -25,7 +25,7 @@ class Prices:
         return self.prompt is not None or self.completion is not None
 
     def add_up(self, prompt_tokens: int, completion_tokens: int) -> float:
-        """US dollars for so many tokens."""
+        """Adds up the US dollars for so many tokens."""
         read = prompt_tokens * (self.prompt or 0.0)
         written = completion_tokens * (self.completion or 0.0)
         return (read + written) / _MILLION

@@ -223,7 +223,7 @@ class Generator:
 
 @contextmanager
 def start_rollout(source: Source, settings: Generation, longest: int) -> Iterator["Rollout"]:
-    """VLLM with a checkpoint's weights, on every rank of the process group.
+    """Starts vLLM with a checkpoint's weights, on every rank of the process group.
 
     Args:
         source: The checkpoint.
@@ -300,7 +300,7 @@ def open_weights(load: Path, model: Model | None = None) -> Source:
 def _reorder(
     found: Iterator[tuple[int, Completion | None]],
 ) -> Iterator[tuple[int, Completion | None]]:
-    """By their places; those that come too early wait."""
+    """Puts completions in the order of their places; those that come too early wait."""
     waiting: dict[int, Completion | None] = {}
     next_place = 0
     for place, completion in found:

@@ -290,7 +290,7 @@ def _reply(text: str) -> Reply:
 def _explain(
     error: "openai.APIStatusError", endpoint: Endpoint, prompt: Prompt | None = None
 ) -> Exception:
-    """What an HTTP status means for us."""
+    """Explains what an HTTP status means for us."""
     said = f"{error.status_code}: {_printable(error.message, endpoint, prompt)}"
     match error.status_code:
         case 401 | 403:

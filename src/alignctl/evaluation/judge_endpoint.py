@@ -129,7 +129,7 @@ def _key_from_environment(variable: str, is_needed: bool) -> str:
 
 
 def _check_url(url: str) -> str:
-    """The root of an API, without what every process list would show."""
+    """Takes the root of an API, and refuses in it what every process list would show."""
     try:
         parts = urlsplit(url)
         is_good = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0

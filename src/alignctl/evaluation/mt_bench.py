@@ -144,7 +144,7 @@ class _Judging:
         self._templates = load_templates(self._files["judge_prompts"], benchmark.mode)
 
     def list_matches(self, answers: Mapping[str, Answers]) -> list[matches.Match]:
-        """All that the judge is asked about these models."""
+        """Lists all that the judge is asked about these models."""
         return matches.matches(self._benchmark.mode, self.questions, answers, self._templates)
 
     def prompts(self, answers: Mapping[str, Answers]) -> list[Prompt]:

@@ -228,7 +228,7 @@ def _temperature(settings: Generation, question: Question) -> float | None:
 
 
 def describe_settings(settings: Generation) -> dict[str, object]:
-    """How models answer, for the result's file."""
+    """Describes how models answer, for the result's file."""
     knobs = settings.model_dump(mode="json", exclude=RESOURCES)
     return knobs if _has_temperature(settings) else knobs | {"temperature": TEMPERATURES}
 

@@ -52,7 +52,7 @@ class Question:
 
 
 def find_bundled(name: str) -> Path:
-    """A file of the package that carries FastChat's files.
+    """Finds a file of the package that carries FastChat's files.
 
     Raises:
         UserError: The package is not installed.
@@ -104,7 +104,7 @@ def load_questions(file: Path, references: Path | None, limit: int | None) -> li
 
 
 def read_turns(file: Path) -> Iterator[tuple[QuestionId, tuple[str, ...]]]:
-    """The answers of a file of FastChat's: question_id, and the turns of the first choice.
+    """Reads a file of FastChat's answers: question_id, and the turns of the first choice.
 
     Raises:
         UserError: A row is not such an answer.

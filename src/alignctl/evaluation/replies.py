@@ -130,7 +130,7 @@ class ReplyCache:
 
 @contextmanager
 def open_cache(file: Path) -> Iterator[ReplyCache]:
-    """A cache for as long as the block lasts; it is made if it is not there.
+    """Opens a cache for as long as the block lasts; it is made if it is not there.
 
     Raises:
         UserError: Another process holds it, it cannot be written, or a line of it is damaged.
@@ -162,7 +162,7 @@ def open_cache(file: Path) -> Iterator[ReplyCache]:
 
 @contextmanager
 def peek(file: Path) -> Iterator[ReplyCache]:
-    """A cache to look at, whoever writes to it; nothing is made, mended or locked.
+    """Opens a cache to look at, whoever writes to it; nothing is made, mended or locked.
 
     Raises:
         UserError: A line of it is damaged.
@@ -172,7 +172,7 @@ def peek(file: Path) -> Iterator[ReplyCache]:
 
 
 def _parse(line: bytes) -> _Line | None:
-    """A line's content, None when it is no such line."""
+    """Reads a line's content; None when it is no such line."""
     try:
         return _Line.model_validate_json(line)
     except ValidationError:

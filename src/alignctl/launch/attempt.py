@@ -216,7 +216,7 @@ def _lock(folder: RunFolder, node_rank: int) -> Iterator[int]:
 
 
 def _explain_in_use(folder: RunFolder, holder: str, processes: set[int]) -> UserError:
-    """What is wrong with a run folder whose lock is held.
+    """Explains what is wrong with a run folder whose lock is held.
 
     Args:
         folder: The run folder.

@@ -75,7 +75,7 @@ def files_digest(model: Path) -> str:
 def find_differences(
     ours: Mapping[str, str], theirs: Mapping[str, str]
 ) -> list[tuple[str, str, str]]:
-    """What is not the same: name, our text and theirs, "absent" where one side lacks the name."""
+    """Finds what differs: name, our text and theirs, "absent" where one side lacks the name."""
     pairs = [
         (name, ours.get(name, "absent"), theirs.get(name, "absent")) for name in {**ours, **theirs}
     ]

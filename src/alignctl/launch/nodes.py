@@ -170,7 +170,7 @@ _KUBEFLOW = {
 
 
 def _find_set(environ: Mapping[str, str], variables: Mapping[str, str]) -> dict[str, _Found]:
-    """Those of the variables that are set, and not empty."""
+    """Finds those of the variables that are set, and not empty."""
     return {
         name: _Found(environ[variable], variable)
         for name, variable in variables.items()

@@ -272,7 +272,7 @@ class Peers:
         return None
 
     def list_killed(self) -> dict[int, int]:
-        """The signal that ended the torchrun of a node, where that was no consequence."""
+        """Lists the signal that ended the torchrun of a node, where that was no consequence."""
         everyone = {**self._signs(), self.nodes.node_rank: self._sign}
         codes = {number: sign.code for number, sign in everyone.items()}
         return {number: -code for number, code in codes.items() if code is not None and code < 0}
@@ -359,7 +359,7 @@ def _refuse_failed(name: str, sign: Sign) -> None:
 
 
 def _explain_refusal(name: str, sign: Sign) -> AlignctlError:
-    """What another node could not start for, as an error of this one."""
+    """Explains what another node could not start for, as an error of this one."""
     kind = UserError if sign.code == UserError.exit_code else RunError
     return kind(f"{name}: {sign.message or 'its processes have ended'}", sign.hint)
 

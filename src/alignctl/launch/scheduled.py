@@ -143,7 +143,7 @@ def _directive(option: str) -> str:
 
 
 def _group_by_flag(words: Sequence[str]) -> list[str]:
-    """The words of a command as a shell reads them, a flag with its value at a time."""
+    """Groups the words of a command, quoted for a shell: each flag with its value."""
     lines: list[str] = []
     for word in words:
         is_value = lines and re.fullmatch(r"--[-a-z]+", lines[-1]) and not word.startswith("--")
@@ -330,7 +330,7 @@ def _policy(kubernetes: Kubernetes) -> dict[str, Any]:
 
 
 def _nest(*keys_and_value: Any) -> dict[str, Any]:
-    """A value below keys, each in the one before it."""
+    """Puts a value below keys, each in the one before it."""
     *keys, value = keys_and_value
     for key in reversed(keys):
         value = {key: value}

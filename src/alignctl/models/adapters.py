@@ -124,7 +124,7 @@ def new_adapter(name: str, shape: tuple[int, int], *, seed: int) -> Tensor:
 
 
 def group_by_weight(model: Model, lora: Lora) -> dict[str, list[Adapter]]:
-    """The adapters of each matrix of ours that has any, by its Megatron name."""
+    """Groups the adapters by the matrix of ours that they belong to, by its Megatron name."""
     found: dict[str, list[Adapter]] = {}
     for each in adapters(model, lora):
         found.setdefault(each.weight, []).append(each)

@@ -124,7 +124,7 @@ class LanguageModel(GPTModel):
         )
 
     def _gather(self, hidden_states: Tensor) -> Tensor:
-        """All tokens' hidden states `[T, H]` on every rank, from this rank's `[T or T / tp, 1, H]`.
+        """Gathers all hidden states `[T, H]` on every rank, from this one's `[T or T / tp, 1, H]`.
 
         What follows has the same gradient on every rank (the output layer's backward sums over
         ranks itself), so sequence parallelism only cuts it here and does not sum it once more.

@@ -107,7 +107,7 @@ def _accumulator(logits: Tensor) -> torch.dtype:
 
 
 def _shift(logits: Tensor, by: Tensor, temperature: float) -> Tensor:
-    """Of `[rows, columns]`: logits / temperature - by, in the dtype of `by` `[rows]`; a copy."""
+    """Gives logits / temperature - by `[rows, columns]`, in the dtype of `by` `[rows]`; a copy."""
     scaled = logits.to(by.dtype)
     if temperature != 1:
         scaled = scaled / temperature

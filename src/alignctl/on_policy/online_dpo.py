@@ -107,6 +107,6 @@ class OnlineDPO:
 
 
 def _group_compared(pairs: Pairs, groups: NDArray[np.int64]) -> list[list[int]]:
-    """The answers to each prompt that are in a pair."""
+    """Groups the answers that are in a pair by their prompt."""
     members = np.unique(np.concatenate([pairs.better, pairs.worse]))
     return [members[groups[members] == group].tolist() for group in np.unique(groups[members])]

@@ -61,7 +61,7 @@ class Samples:
         return find_distinct(zip(self.prompts.tolist(), contents, strict=True))
 
     def select(self, samples: Sequence[int]) -> Self:
-        """Only these answers, in this order."""
+        """Selects these answers alone, in this order."""
         parts = np.split(self.logprobs, np.cumsum(self.lengths)[:-1])
         return type(self)(
             prompts=self.prompts[samples],
@@ -74,7 +74,7 @@ class Samples:
 
     @classmethod
     def join(cls, parts: Sequence[Self]) -> Self:
-        """The answers of several, end to end; groups keep their numbers."""
+        """Joins the answers of several, end to end; groups keep their numbers."""
         return cls(
             prompts=np.concatenate([part.prompts for part in parts]),
             groups=np.concatenate([part.groups for part in parts]),
@@ -94,7 +94,7 @@ class Samples:
         return tokens[:-1] if self.is_finished[sample] else tokens
 
     def end_by(self, eos_id: int) -> Self:
-        """The same answers with EOS for whatever token ended them, as a reward model reads them.
+        """Ends answers by EOS, whatever token ended them, as a reward model reads them.
 
         It learned at EOS what an answer is worth, and the policy may end one by other tokens too.
         """

@@ -164,7 +164,7 @@ def _choose_sampling(models: Models, *, is_greedy: bool) -> Sampling:
 
 
 def _drop_constant_groups(found: Experience) -> tuple[Experience | None, int]:
-    """The answers of the other groups, if there are any; and how many groups are constant."""
+    """Keeps the answers of the other groups, if any; and counts the groups that are constant."""
     constant = found.constant_groups
     kept: Sequence[int] = np.flatnonzero(~np.isin(found.samples.groups, constant)).tolist()
     if not kept:

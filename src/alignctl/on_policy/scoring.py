@@ -50,7 +50,7 @@ class Scored:
         return self.scores + self.extra
 
     def select(self, samples: Sequence[int]) -> Self:
-        """Only these answers, in this order."""
+        """Selects these answers alone, in this order."""
         return type(self)(
             self.scores[samples],
             None if self.model is None else self.model[samples],
@@ -60,7 +60,7 @@ class Scored:
 
     @classmethod
     def join(cls, parts: Sequence[Self]) -> Self:
-        """Those of several, end to end."""
+        """Joins those of several, end to end."""
         models = [part.model for part in parts if part.model is not None]
         return cls(
             np.concatenate([part.scores for part in parts]),
@@ -188,7 +188,7 @@ class Scorer:
         return scores
 
     def _judge_by_rule(self, samples: Samples) -> NDArray[np.int64]:
-        """What the rule finds in each answer `[S]`; every rank judges its share."""
+        """Judges each answer by its rule `[S]`; every rank judges its share."""
         reasons = torch.zeros(len(samples), dtype=torch.int64)
         if self.judge is None:
             return np.full(len(samples), _UNJUDGED)

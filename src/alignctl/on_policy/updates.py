@@ -39,7 +39,7 @@ class Updated:
 
 
 def split_passes(config: OnPolicyConfig, size: int, *, step: int) -> list[list[list[int]]]:
-    """The optimizer steps of each pass over `size` things, answers or prompts, by their numbers.
+    """Splits each pass over `size` answers or prompts, by their numbers, into optimizer steps.
 
     Each pass has an order of its own, which follows from the seed and the episode.
     """
@@ -136,7 +136,7 @@ def update(
 
 
 def _sum_up(results: Sequence[StepMetrics]) -> dict[str, float]:
-    """What the engine said of the steps, of which there is at least one."""
+    """Sums up what the engine said of the steps, of which there is at least one."""
     total = sum(result.weight for result in results) or 1.0
     rows = [({"loss": result.loss, **result.metrics}, result.weight) for result in results]
     metrics = {name: sum(row[name] * weight for row, weight in rows) / total for name in rows[0][0]}
@@ -148,7 +148,7 @@ def _sum_up(results: Sequence[StepMetrics]) -> dict[str, float]:
 
 
 def name_policy_metrics(metrics: dict[str, float]) -> dict[str, float]:
-    """The metrics of policy updates, as a row has them beside those of the whole episode.
+    """Names the metrics of policy updates as a row has them, beside those of the episode.
 
     There, `kl` is that of whole answers before the updates; the loss's own is per token.
     """

@@ -125,7 +125,7 @@ def smooth_mean(values: NDArray[np.float64], window: int) -> NDArray[np.float64]
 
 
 def thin(series: Series, limit: int = _POINTS) -> Series:
-    """At most about `limit` points: lowest and highest of each stretch, so no spike is lost.
+    """Keeps about `limit` points: lowest and highest of each stretch, so no spike is lost.
 
     A stretch without a known value leaves one NaN, which is a gap in the line.
     """

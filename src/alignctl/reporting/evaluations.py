@@ -147,7 +147,7 @@ def _share(value: object) -> Share | None:
 
 
 def _read_harness(models: Mapping[str, dict[str, Any]]) -> tuple[list[Measure], list[Row]]:
-    """A measure for each task and metric; what is no share, such as a perplexity, is a number."""
+    """Reads a measure for each task and metric; what is no share, as perplexity, is a number."""
     measures, others = [], []
     for task, key in dict.fromkeys(_metrics(models)):
         metric, _, kind = key.partition(",")

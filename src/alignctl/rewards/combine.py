@@ -17,7 +17,7 @@ def combine(
     rule_weight: float = 1.0,
     model_weight: float = 1.0,
 ) -> NDArray[np.float64]:
-    """The reward of each answer `[B]`.
+    """Combines the scores of each answer to its reward `[B]`.
 
     Args:
         source: merge: the weighted sum; sparse_only: the rule's alone; dense_only: the model's.

@@ -81,7 +81,7 @@ def read_expression(text: str) -> Expression | None:
 
 
 def make_expression(number: Quantity) -> Expression:
-    """A plain number as an expression."""
+    """Makes an expression of a plain number."""
     return Expression(Rational(number.value.numerator, number.value.denominator), 0)
 
 
@@ -146,7 +146,7 @@ def _drop_point(match: re.Match[str]) -> str:
 
 
 def _brace_group_powers(text: str) -> str:
-    """`x^(1/2)` with braces, where the bracket holds no other."""
+    """Writes `x^(1/2)` with braces, where the bracket holds no other."""
     return re.sub(r"\^\s?\(([^()]*)\)", r"^{\1}", text)
 
 

@@ -144,7 +144,7 @@ def _sentence(text: str) -> str:
 
 
 def _resolve(text: str) -> str | None:
-    """The answer in what follows "the answer is": nothing where it is not one answer."""
+    """Takes the answer out of what follows "the answer is": none where it is not one answer."""
     display = _DISPLAY.match(text)
     line = display[1] if display else next((li for li in text.split("\n") if li.strip()), "")
     if not line.strip():

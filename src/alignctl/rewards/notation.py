@@ -138,7 +138,7 @@ def _replace_unicode(text: str) -> str:
 
 
 def _add_braces(text: str) -> str:
-    r"""`\frac12` and `\sqrt2` with the braces that TeX thinks of, `x^{2}` without them."""
+    r"""Writes `\frac12` and `\sqrt2` with the braces that TeX thinks of, `x^{2}` without them."""
     pieces, rest = [], text
     while match := re.search(r"\\(frac|binom|sqrt)(?![A-Za-z])", rest):
         pieces.append(rest[: match.end()])
@@ -162,7 +162,7 @@ def _add_braces(text: str) -> str:
 
 
 def _find_closing(text: str, start: int) -> int:
-    """Where the brace that opens at a place is closed; -1 for nowhere."""
+    """Finds where the brace that opens at a place is closed; -1 for nowhere."""
     depth = 0
     for place in range(start, len(text)):
         if text[place] == "\\":

@@ -259,7 +259,7 @@ class Rollout:
             engine.abort_request(sorted(waiting))
 
     def _exchange(self, found: dict[int, Completion]) -> dict[int, Completion]:
-        """All replicas' completions, on every rank."""
+        """Exchanges the completions of all replicas; every rank gets them."""
         packed = pack(found)
         mine = torch.tensor(
             [self._replica, len(packed), zlib.crc32(packed.tobytes())], device=DEVICE
@@ -282,7 +282,7 @@ class Rollout:
         }
 
     def _gather(self, packed: NDArray[np.int32], size: int) -> list[NDArray[np.int32]]:
-        """The arrays of the replicas' first ranks, each filled up to the same size."""
+        """Gathers the arrays of the replicas' first ranks, each filled up to the same size."""
         padded = torch.zeros(size, dtype=torch.int32)
         padded[: len(packed)] = torch.from_numpy(packed)
         padded = padded.to(DEVICE)

@@ -101,7 +101,7 @@ def _watch(
     sums: Sums,
     merged_names: dict[str, str],
 ) -> Iterator[tuple[str, Tensor]]:
-    """The stream, compared with what must come, and summed on the way."""
+    """Passes the stream on, compared with what must come, and sums it on the way."""
     left = dict(shapes)
     for name, tensor in stream:
         if left.pop(name, None) != tuple(tensor.shape):
@@ -118,7 +118,7 @@ def _watch(
 
 
 def _list_merged_names(model: Any) -> dict[str, str]:
-    """Hugging Face's name of a layer to vLLM's of the one that it is a part of."""
+    """Maps Hugging Face's name of a layer to vLLM's of the one that it is a part of."""
     merged: dict[str, list[str]] = getattr(model, "packed_modules_mapping", {})
     return {part: whole for whole, parts in merged.items() for part in parts}
 
@@ -181,5 +181,5 @@ def _bits(tensor: Tensor) -> int:
 
 
 def _wrap(value: int) -> int:
-    """An integer as 64 bits hold it."""
+    """Wraps an integer as 64 bits hold it."""
     return (value + 2**63) % 2**64 - 2**63
