@@ -73,6 +73,42 @@ def test_settings_that_cannot_be_read_are_not_passed_on(tmp_path: Path, name: st
         copy_companions(tmp_path / "source", tmp_path / "target")
 
 
+@pytest.mark.parametrize(
+    ("name", "key", "value", "expected"),
+    [
+        ("config.json", "initializer_range", [0.02], "a number"),
+        ("config.json", "eos_token_id", [2, "3"], "a whole number, or a list of them"),
+        ("generation_config.json", "max_length", {"a": 1}, "a number"),
+        ("generation_config.json", "do_sample", "yes", "true or false"),
+        ("tokenizer_config.json", "model_max_length", "long", "a number"),
+        ("tokenizer_config.json", "padding_side", 1, "text"),
+    ],
+)
+def test_a_known_key_of_another_kind_is_named(
+    tmp_path: Path, name: str, key: str, value: object, expected: str
+) -> None:
+    file = tmp_path / "source" / name
+    file.parent.mkdir()
+    file.write_text(json.dumps({key: value}))
+    with pytest.raises(UserError) as error:
+        copy_companions(file.parent, tmp_path / "target")
+    assert error.value.message == f"{file}: {key} is {value!r}, where {expected} is expected"
+
+
+def test_unknown_keys_nulls_and_vocabularies_pass(tmp_path: Path) -> None:
+    (tmp_path / "source").mkdir()
+    told: dict[str, object] = {
+        "use_cache": None,
+        "new_key": [{}],
+        "model_max_length": 1e30,
+        "bos_token_id": [1, 2],
+    }
+    (tmp_path / "source" / "config.json").write_text(json.dumps(told))
+    (tmp_path / "source" / "vocab.json").write_text(json.dumps({"dtype": 0, "legacy": 1}))
+    copy_companions(tmp_path / "source", tmp_path / "target")
+    assert {file.name for file in (tmp_path / "target").iterdir()} == {"config.json", "vocab.json"}
+
+
 def test_a_file_of_terabytes_is_not_copied(tmp_path: Path) -> None:
     (tmp_path / "source").mkdir()
     with (tmp_path / "source" / "tokenizer.model").open("wb") as file:

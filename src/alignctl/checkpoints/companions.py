@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from alignctl import user_files
+from alignctl.data.hf_settings import read_settings
 from alignctl.errors import UserError
 
 _TOKENIZER = re.compile(
@@ -172,7 +173,7 @@ def _copy(file: Path, target: Path) -> None:
             "remove it, or put the file itself there",
         )
     if file.suffix == ".json" and file.is_file() and size <= _SETTINGS_BYTES:
-        read_json(file)  # what transformers could not read is not passed on
+        read_settings(file)  # what transformers could not read is not passed on
     try:
         source = user_files.opened(file)
     except OSError as error:

@@ -15,8 +15,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from alignctl.data.hf_settings import read_settings
 from alignctl.errors import RunError, UserError
-from alignctl.user_files import read_json, read_text, reading
+from alignctl.user_files import read_text, reading
 
 _MAKE_ONE = (
     "give another folder with --tokenizer DIR; every Llama 2 and Bloom release on the Hugging Face "
@@ -238,7 +239,7 @@ def _read_backend(file: Path) -> Any:
 def _settings_of(file: Path) -> dict[str, Any]:
     if not file.exists():
         return {}
-    return read_json(file)
+    return read_settings(file)
 
 
 def _add_missing_tokens(backend: Any, settings: dict[str, Any], folder: Path) -> None:
