@@ -499,9 +499,6 @@ def main() -> int:
         command = [str(Path(sys.executable).with_name("alignctl")), *HF2MG]
         command[command.index("new")] = "mg"
         subprocess.run(command, cwd=WORKSPACE, check=True, capture_output=True)
-        import alignctl.stages.check
-        import alignctl.stages.convert
-        import alignctl.stages.report  # noqa: F401
 
         found = attack(arguments.only, arguments.count, arguments.seed, Path(scratch))
         _print_table(found)

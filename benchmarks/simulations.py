@@ -16,7 +16,7 @@ from alignctl.config import presets
 from alignctl.config.load import STAGES, resolve
 from alignctl.planning.job import predict
 from alignctl.planning.memory import GIB
-from alignctl.stages.simulation import simulate
+from alignctl.stages.shared.simulation import simulate
 
 
 def row(name: str, stage: str) -> str:

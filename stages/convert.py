@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Literal
 from alignctl import allocator, atomic, console
 from alignctl.config.convert import ConvertOptions
 from alignctl.errors import RunError, TakenError, UserError
-from alignctl.launch.run_folder import LATEST
 from alignctl.reporting.bytes_progress import BytesProgress
+from alignctl.run_folder import LATEST
 
 if TYPE_CHECKING:
     from alignctl.checkpoints.conversion import Target

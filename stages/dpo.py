@@ -1,10 +1,11 @@
-"""Direct preference optimisation: a policy that prefers better answers more than its reference.
+"""Align a policy with preferences, without a reward model.
 
     alignctl dpo --preset llama2-7b --load runs/llama2-7b-sft --data data/preferences
 
-The reference is the policy as it was at the start. Its log-probabilities never change, so they are
-computed once, before the first step, and kept in a cache that runs from the same weights on the
-same rows share: no second model is held.
+Direct preference optimisation: the policy comes to prefer better answers more than its reference
+does. The reference is the policy as it was at the start. Its log-probabilities never change, so
+they are computed once, before the first step, and kept in a cache that runs from the same weights
+on the same rows share: no second model is held.
 
 Departures from the tutorials' systems: the log-probability of a token is read where it is predicted
 (upstream one position late); EOS is appended, not written over the last token; the boundary between
@@ -12,66 +13,57 @@ prompt and answer comes from the whole text's tokens; long prompts are cut and c
 in silence.
 """
 
-import sys
 import time
 from typing import TYPE_CHECKING
 
-import numpy as np
-from numpy.typing import NDArray
-
-from alignctl import console
 from alignctl.config.run import DPOConfig
-from alignctl.data import order, reference_cache
-from alignctl.data.preference_store import PreferenceData
-from alignctl.data.preferences import prepare
-from alignctl.data.reference_cache import ReferenceCache
 from alignctl.errors import RunError
-from alignctl.launch import worker
-from alignctl.launch.attempt import Attempt
-from alignctl.launch.nodes import Nodes
-from alignctl.launch.run_folder import RunFolder
-from alignctl.stages import course, launcher, training
+from alignctl.run_folder import RunFolder
+from alignctl.stages.shared.inputs import ROWS
+from alignctl.stages.shared.prepared import prepared_data
+from alignctl.stages.shared.stage import Stage
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from alignctl.algorithms.dpo import DPO
     from alignctl.checkpoints.source import Source
+    from alignctl.data.preference_store import PreferenceData
+    from alignctl.data.reference_cache import ReferenceCache
     from alignctl.engines.protocol import Engine
+    from alignctl.launch.attempt import Attempt
 
 
-def launch(config: DPOConfig, *, nodes: Nodes, dry_run: bool, resume: bool) -> int:
-    """Checks and prepares everything, then runs the job: see `launcher.launch`."""
-
-    def prepare_data(source: "Source", attempt: Attempt) -> None:
-        from alignctl.checkpoints import origin
-        from alignctl.checkpoints.identity import identity
-        from alignctl.checkpoints.preflight import open_model
-
-        folder = launcher.prepare_rows(prepare, config, source, attempt)
-        summary = PreferenceData.open(folder).summary
-        console.say(summary.describe())
-        console.say(str(course.of_preferences(config, summary)))
-        reference_cache.choose(
-            attempt.folder.data,
-            config.data.reference_cache or config.output.parent / ".cache" / "reference",
-            # The prepared folder's name stands for rows, template, tokenizer and length.
-            lambda: {
-                "data": folder.name,
-                "dtype": config.precision,
-                **identity(open_model(origin.settled(config, attempt.folder))),
-            },
-        )
-
-    return launcher.launch(config, prepare_data, nodes=nodes, dry_run=dry_run, resume=resume)
-
-
-def run(folder: RunFolder) -> None:
-    """One rank's work: the reference, then load or resume, train, validate, save."""
+def choose_reference_cache(config: DPOConfig, _: "Source", attempt: "Attempt") -> None:
+    """Name the cache of the reference's log-probabilities for the ranks."""
+    from alignctl.checkpoints import origin
+    from alignctl.checkpoints.identity import identity
     from alignctl.checkpoints.preflight import open_model
-    from alignctl.engines import checkpoints
+    from alignctl.data import reference_cache
 
-    config = DPOConfig.model_validate_json(folder.config.read_text(encoding="utf-8"))
+    reference_cache.choose(
+        attempt.folder.data,
+        config.data.reference_cache or config.output.parent / ".cache" / "reference",
+        # The prepared folder's name stands for rows, template, tokenizer and length.
+        lambda: {
+            "data": prepared_data(attempt.folder).name,
+            "dtype": config.precision,
+            **identity(open_model(origin.settled(config, attempt.folder))),
+        },
+    )
+
+
+def work(config: DPOConfig, folder: RunFolder) -> None:
+    """Do one rank's work: the reference, then load or resume, train, validate, save."""
+    from alignctl.checkpoints.preflight import open_model
+    from alignctl.data import reference_cache
+    from alignctl.data.preference_store import PreferenceData
+    from alignctl.engines import checkpoints
+    from alignctl.stages.shared import training
+
     config = training.initialize(config, folder)
-    data = PreferenceData.open(launcher.prepared_data(folder))
+    data = PreferenceData.open(prepared_data(folder))
     cache = reference_cache.chosen(folder.data)
     cached = cache.read(data.num_documents)
     checkpoint, source = training.newest_model(config, folder)
@@ -85,16 +77,23 @@ def run(folder: RunFolder) -> None:
         note = f"reference: read from {cache.file}, which saves {cached.seconds:.1f} s"
     engine.create_optimizer()
     step = 0 if checkpoint is None else checkpoints.resume(engine, checkpoint)
-    loss = loss_of(config, reference)
+    loss = make_loss(config, reference)
     training.train(training.Task(config, folder, engine, source, data, loss), step, note)
 
 
-def loss_of(config: DPOConfig, reference: NDArray[np.float64]) -> "DPO":
-    """What is minimised, with the reference's log-probability of each document `[D]`."""
+def make_loss(config: DPOConfig, reference: "NDArray[np.float64] | None" = None) -> "DPO":
+    """Make what is minimised.
+
+    Args:
+        config: The run.
+        reference: The reference's log-probability of each document `[D]`; None: 0 for a document.
+    """
+    import numpy as np
+
     from alignctl.algorithms.dpo import DPO
 
     return DPO(
-        reference,
+        np.zeros(1) if reference is None else reference,
         variant=config.loss.variant,
         beta=config.loss.beta,
         label_smoothing=config.loss.label_smoothing,
@@ -103,14 +102,17 @@ def loss_of(config: DPOConfig, reference: NDArray[np.float64]) -> "DPO":
 
 
 def _compute_reference(
-    config: DPOConfig, engine: "Engine", data: PreferenceData, cache: ReferenceCache
-) -> tuple[NDArray[np.float64], str]:
-    """Summed log-probability of each document `[D]`, put into the cache; and what to say of it.
+    config: DPOConfig, engine: "Engine", data: "PreferenceData", cache: "ReferenceCache"
+) -> "tuple[NDArray[np.float64], str]":
+    """Compute the log-probability of each document `[D]`, for the cache; and what to say of it.
 
     Raises:
         RunError: The weights give one that is not finite, or the cache cannot be written.
     """
+    import numpy as np
     import torch.distributed as dist
+
+    from alignctl.data import order
 
     started = time.perf_counter()
     splits = [split for split in (data.train, data.validation) if split is not None]
@@ -138,5 +140,25 @@ def _compute_reference(
     return values, f"reference: computed in {seconds:.1f} s, kept in {cache.file}"
 
 
+STAGE = Stage(
+    name="dpo",
+    config=DPOConfig,
+    help="""Align a policy with preferences, without a reward model.
+
+    The reference is the model it starts from.
+    """,
+    examples=(
+        "alignctl dpo --preset llama2-7b --load runs/llama2-7b-sft --data data/pairs loss.beta=0.1",
+        "alignctl dpo --preset llama2-70b --load runs/sft --data data/pairs \\",
+        "  --nnodes 4 --node-rank 0 --master-addr node0 --dry-run",
+        "alignctl dpo --preset llama2-70b --simulate",
+    ),
+    inputs=ROWS,
+    rows="preferences",
+    work=work,
+    after_rows=choose_reference_cache,
+    loss=make_loss,
+)
+
 if __name__ == "__main__":
-    worker.run(run, sys.argv[1])
+    STAGE.run_rank()

@@ -1,34 +1,67 @@
-"""Group-relative policy optimisation: answers to one prompt are compared with each other.
+"""Align a policy by comparing answers to one prompt with their mean (GRPO).
 
     alignctl grpo --preset llama2-7b --load runs/sft --data data/math
     alignctl grpo --preset llama2-7b --load runs/sft --data data/prompts \
       --reward-load runs/reward score.source=dense_only
 
-No value model: an answer's advantage is its score against the mean of its group (DeepSeekMath,
-arXiv 2402.03300, and its relatives: see `loss`, `baseline` and `experience.max_refills`).
+Group-relative policy optimisation. No value model: an answer's advantage is its score against the
+mean of its group (DeepSeekMath, arXiv 2402.03300, and its relatives: see `loss`, `baseline` and
+`experience.max_refills`).
 """
 
-import sys
+from typing import TYPE_CHECKING
 
 from alignctl.config.on_policy_run import GRPOConfig
-from alignctl.launch import worker
-from alignctl.launch.nodes import Nodes
-from alignctl.launch.run_folder import RunFolder
-from alignctl.stages import on_policy
+from alignctl.run_folder import RunFolder
+from alignctl.stages.shared.inputs import PROMPTS
+from alignctl.stages.shared.stage import Stage
+
+if TYPE_CHECKING:
+    from alignctl.checkpoints.source import Source
+    from alignctl.data.prompt_store import PromptData
+    from alignctl.on_policy.loop import Learner
+    from alignctl.on_policy.models import Models
 
 
-def launch(config: GRPOConfig, *, nodes: Nodes, dry_run: bool, resume: bool) -> int:
-    """Checks and prepares everything, then runs the job: see `launcher.launch`."""
-    return on_policy.launch(config, nodes=nodes, dry_run=dry_run, resume=resume)
+def open_others(config: GRPOConfig) -> "dict[str, Source]":
+    """Check and return the reward model, if one takes part."""
+    from alignctl.stages.shared import other_models
+
+    return other_models.open_scoring(config)
 
 
-def run(folder: RunFolder) -> None:
-    """One rank's work: load or resume, episodes, validate, save."""
+def work(config: GRPOConfig, folder: RunFolder) -> None:
+    """Do one rank's work: load or resume, episodes, validate, save."""
+    from alignctl.stages.shared import on_policy
+
+    on_policy.run(config, folder, make_learner)
+
+
+def make_learner(config: GRPOConfig, models: "Models", data: "PromptData") -> "Learner":
+    """Make what learns from an episode."""
     from alignctl.on_policy.grpo import GRPO
 
-    config = GRPOConfig.model_validate_json(folder.config.read_text(encoding="utf-8"))
-    on_policy.run(config, folder, GRPO.make)
+    return GRPO.make(config, models, data)
 
+
+STAGE = Stage(
+    name="grpo",
+    config=GRPOConfig,
+    help="""Align a policy by comparing answers to one prompt with their mean (GRPO).
+
+    Answers are scored by the rule that a row names, by a reward model, or by both.
+    """,
+    examples=(
+        "alignctl grpo --preset llama2-7b --load runs/sft --data data/math",
+        "alignctl grpo --preset llama2-7b --load runs/sft --data data/math \\",
+        "  --reward-load runs/reward score.source=merge",
+    ),
+    inputs=PROMPTS,
+    rows="prompts",
+    work=work,
+    open_others=open_others,
+    learner=make_learner,
+)
 
 if __name__ == "__main__":
-    worker.run(run, sys.argv[1])
+    STAGE.run_rank()

@@ -1,4 +1,4 @@
-"""Online DPO: the policy's own answers are scored, and the better ones preferred.
+"""Align a policy by preferring the better ones of its own answers.
 
     alignctl online-dpo --preset llama2-7b --load runs/sft --reward-load runs/reward \
       --data data/prompts
@@ -8,27 +8,58 @@ by their length; a prompt without two different scores is skipped and counted, a
 other.
 """
 
-import sys
+from typing import TYPE_CHECKING
 
 from alignctl.config.on_policy_run import OnlineDPOConfig
-from alignctl.launch import worker
-from alignctl.launch.nodes import Nodes
-from alignctl.launch.run_folder import RunFolder
-from alignctl.stages import on_policy
+from alignctl.run_folder import RunFolder
+from alignctl.stages.shared.inputs import PROMPTS
+from alignctl.stages.shared.stage import Stage
+
+if TYPE_CHECKING:
+    from alignctl.checkpoints.source import Source
+    from alignctl.data.prompt_store import PromptData
+    from alignctl.on_policy.loop import Learner
+    from alignctl.on_policy.models import Models
 
 
-def launch(config: OnlineDPOConfig, *, nodes: Nodes, dry_run: bool, resume: bool) -> int:
-    """Checks and prepares everything, then runs the job: see `launcher.launch`."""
-    return on_policy.launch(config, nodes=nodes, dry_run=dry_run, resume=resume)
+def open_others(config: OnlineDPOConfig) -> "dict[str, Source]":
+    """Check and return the reward model, if one takes part."""
+    from alignctl.stages.shared import other_models
+
+    return other_models.open_scoring(config)
 
 
-def run(folder: RunFolder) -> None:
-    """One rank's work: load or resume, episodes, validate, save."""
+def work(config: OnlineDPOConfig, folder: RunFolder) -> None:
+    """Do one rank's work: load or resume, episodes, validate, save."""
+    from alignctl.stages.shared import on_policy
+
+    on_policy.run(config, folder, make_learner)
+
+
+def make_learner(config: OnlineDPOConfig, models: "Models", data: "PromptData") -> "Learner":
+    """Make what learns from an episode."""
     from alignctl.on_policy.online_dpo import OnlineDPO
 
-    config = OnlineDPOConfig.model_validate_json(folder.config.read_text(encoding="utf-8"))
-    on_policy.run(config, folder, OnlineDPO.make)
+    return OnlineDPO.make(config, models, data)
 
+
+STAGE = Stage(
+    name="online-dpo",
+    config=OnlineDPOConfig,
+    help="""Align a policy by preferring the better ones of its own answers.
+
+    Several answers to each prompt are scored by a reward model.
+    """,
+    examples=(
+        "alignctl online-dpo --preset llama2-7b --load runs/sft --reward-load runs/reward \\",
+        "  --data data/prompts pairs=all",
+    ),
+    inputs=PROMPTS,
+    rows="prompts",
+    work=work,
+    open_others=open_others,
+    learner=make_learner,
+)
 
 if __name__ == "__main__":
-    worker.run(run, sys.argv[1])
+    STAGE.run_rank()

@@ -1,14 +1,10 @@
-"""Continued pretraining: next-token cross-entropy on every token of indexed datasets.
+"""Go on pretraining a model on indexed datasets: every token is learned.
 
     alignctl pretrain --preset bloom-7b --load models/mg --data data/wudao_text_document
 
-The launcher half (`launch`) looks at every dataset and computes the order of the sequences before
-a process is started; the worker half (`run`) is what torchrun starts on every rank:
-
-    python -m alignctl.engines.torchrun --nproc-per-node 8 ... -m alignctl.stages.pretrain runs/NAME
-
-With `extra_vocab_size` the model gets rows for the tokens of a larger tokenizer; checkpoints, and
-what is exported from them, have that many more.
+Next-token cross-entropy. The order of the sequences is computed before a process is started. With
+`extra_vocab_size` the model gets rows for the tokens of a larger tokenizer; checkpoints, and what
+is exported from them, have that many more.
 
 Departures from the tutorials' systems: datasets are checked against the model's tokenizer and
 vocabulary; the last sequence of the held-out data is not dropped; with documents kept apart, what
@@ -16,54 +12,70 @@ follows an EOD is not learned from it.
 """
 
 import math
-import sys
-import warnings
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from alignctl.config.inputs import Input
 from alignctl.config.pretrain import PretrainConfig
-from alignctl.corpus.preparation import prepare
-from alignctl.corpus.samples import PretrainData
-from alignctl.launch import worker
-from alignctl.launch.attempt import Attempt
-from alignctl.launch.nodes import Nodes
-from alignctl.launch.run_folder import RunFolder
-from alignctl.stages import launcher, training
+from alignctl.run_folder import RunFolder
+from alignctl.stages.shared.inputs import DATA, LOAD, TOKENIZER, VALIDATION_DATA
+from alignctl.stages.shared.stage import Stage
 
 if TYPE_CHECKING:
-    from alignctl.checkpoints.source import Source
+    from alignctl.algorithms.loss import Loss
     from alignctl.engines.metrics import StepMetrics
 
 
-def launch(config: PretrainConfig, *, nodes: Nodes, dry_run: bool, resume: bool) -> int:
-    """Checks and prepares everything, then runs the job: see `launcher.launch`."""
+def work(config: PretrainConfig, folder: RunFolder) -> None:
+    """Do one rank's work: load or resume, train, validate, save."""
+    from alignctl.corpus.samples import PretrainData
+    from alignctl.stages.shared import training
 
-    def prepare_data(source: "Source", attempt: Attempt) -> None:
-        warnings.filterwarnings("ignore", module=r"megatron\.")  # of libraries it can do without
-        tokenizer = launcher.open_tokenizer(config, source, attempt.folder)
-        folder = prepare(config, tokenizer, attempt.folder.data)
-        launcher.choose_data(folder, "the datasets", attempt)
-
-    return launcher.launch(config, prepare_data, nodes=nodes, dry_run=dry_run, resume=resume)
+    training.run(config, folder, PretrainData.open, make_loss(config), report=_add_perplexity)
 
 
-def run(folder: RunFolder) -> None:
-    """One rank's work: load or resume, train, validate, save."""
+def make_loss(_: PretrainConfig) -> "Loss":
+    """Make what is minimised."""
     from alignctl.algorithms.cross_entropy import CrossEntropy
 
-    config = PretrainConfig.model_validate_json(folder.config.read_text(encoding="utf-8"))
-    config = training.initialize(config, folder)
-    data = PretrainData.open(launcher.prepared_data(folder))
-    checkpoint, source = training.newest_model(config, folder)
-    engine = training.build_engine(config, head="lm")
-    step = training.load(config, engine, source, checkpoint)
-    task = training.Task(config, folder, engine, source, data, CrossEntropy(), _with_perplexity)
-    training.train(task, step)
+    return CrossEntropy()
 
 
-def _with_perplexity(result: "StepMetrics") -> dict[str, float]:
+def _add_perplexity(result: "StepMetrics") -> dict[str, float]:
     # Of a loss that has diverged the exponential would not be finite.
     return {"perplexity": math.exp(min(result.loss, 700.0)), **result.metrics}
 
 
+STAGE = Stage(
+    name="pretrain",
+    config=PretrainConfig,
+    help="""Go on pretraining a model on indexed datasets: every token is learned.
+
+    alignctl prepare tokenize makes the datasets, and Megatron's own are read as they are.
+    """,
+    examples=(
+        "alignctl pretrain --preset bloom-7b --load models/mg --data data/wudao_text_document",
+        "alignctl pretrain --preset bloom-7b --load models/mg \\",
+        "  'data.blend={data/zh: 0.7, data/en: 0.3}' train.tokens=1000000000",
+        "alignctl pretrain --preset llama2-70b --load models/mg --data data/shards \\",
+        "  --nnodes 4 --node-rank 0 --master-addr node0 --dry-run",
+    ),
+    inputs=(
+        LOAD,
+        replace(
+            DATA,
+            meaning="an indexed dataset, or a folder of them (or data.blend)",
+            is_needed=lambda config: config.data.blend is None,
+            is_dataset=True,
+        ),
+        Input("data.blend", ("data.blend",), is_dataset=True),
+        replace(VALIDATION_DATA, is_dataset=True),
+        TOKENIZER,
+    ),
+    rows="datasets",
+    work=work,
+    loss=make_loss,
+)
+
 if __name__ == "__main__":
-    worker.run(run, sys.argv[1])
+    STAGE.run_rank()

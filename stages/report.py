@@ -11,7 +11,7 @@ from pathlib import Path
 
 from alignctl import atomic, console
 from alignctl.errors import UserError
-from alignctl.launch.run_folder import RunFolder
+from alignctl.run_folder import RunFolder
 
 
 @dataclass

@@ -1,4 +1,4 @@
-"""Reinforcement learning from human feedback: proximal policy optimisation (PPO).
+"""Align a policy by reinforcement learning (PPO) with a reward model.
 
     alignctl rlhf --preset llama2-7b --load runs/sft --reward-load runs/reward --data data/prompts
 
@@ -13,27 +13,61 @@ advantages are whitened over answers' tokens only, once per episode; the adaptiv
 the KL to the reference; nothing is dropped out.
 """
 
-import sys
+from typing import TYPE_CHECKING
 
+from alignctl.config.inputs import Input
 from alignctl.config.on_policy_run import RLHFConfig
-from alignctl.launch import worker
-from alignctl.launch.nodes import Nodes
-from alignctl.launch.run_folder import RunFolder
-from alignctl.stages import on_policy
+from alignctl.run_folder import RunFolder
+from alignctl.stages.shared.inputs import PROMPTS
+from alignctl.stages.shared.stage import Stage
+
+if TYPE_CHECKING:
+    from alignctl.checkpoints.source import Source
+    from alignctl.data.prompt_store import PromptData
+    from alignctl.on_policy.loop import Learner
+    from alignctl.on_policy.models import Models
 
 
-def launch(config: RLHFConfig, *, nodes: Nodes, dry_run: bool, resume: bool) -> int:
-    """Checks and prepares everything, then runs the job: see `launcher.launch`."""
-    return on_policy.launch(config, nodes=nodes, dry_run=dry_run, resume=resume)
+def open_others(config: RLHFConfig) -> "dict[str, Source]":
+    """Check and return the reward model and the value model."""
+    from alignctl.stages.shared import other_models
+
+    return other_models.open_scoring(config) | other_models.open_value(config)
 
 
-def run(folder: RunFolder) -> None:
-    """One rank's work: load or resume, episodes, validate, save."""
+def work(config: RLHFConfig, folder: RunFolder) -> None:
+    """Do one rank's work: load or resume, episodes, validate, save."""
+    from alignctl.stages.shared import on_policy
+
+    on_policy.run(config, folder, make_learner)
+
+
+def make_learner(config: RLHFConfig, models: "Models", data: "PromptData") -> "Learner":
+    """Make what learns from an episode."""
     from alignctl.on_policy.ppo import PPO
 
-    config = RLHFConfig.model_validate_json(folder.config.read_text(encoding="utf-8"))
-    on_policy.run(config, folder, PPO.make)
+    return PPO.make(config, models, data)
 
+
+STAGE = Stage(
+    name="rlhf",
+    config=RLHFConfig,
+    help="""Align a policy by reinforcement learning (PPO) with a reward model.
+
+    It answers prompts, the reward model scores the answers, and a value model says what was to be
+    expected.
+    """,
+    examples=(
+        "alignctl rlhf --preset llama2-7b --load runs/sft --reward-load runs/reward \\",
+        "  --data data/prompts",
+        "alignctl rlhf --preset llama2-70b --simulate",
+    ),
+    inputs=(*PROMPTS, Input("value.load", ("value.load",))),
+    rows="prompts",
+    work=work,
+    open_others=open_others,
+    learner=make_learner,
+)
 
 if __name__ == "__main__":
-    worker.run(run, sys.argv[1])
+    STAGE.run_rank()

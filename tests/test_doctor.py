@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from alignctl import doctor
+from alignctl.doctor import examination as doctor
 from alignctl.rollouts.library import TESTED
 
 LOCK = Path(__file__).parents[1] / "requirements" / "cpu.lock"

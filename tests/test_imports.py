@@ -1,4 +1,5 @@
 import ast
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,6 +19,10 @@ MACHINERY = (
     "on_policy",
     "simulation",
 )
+
+
+WORKERS = ("stages/shared/training.py", "stages/shared/on_policy.py")
+"""What only ranks import, of the stages."""
 
 
 def source_files(folder: Path = SOURCE) -> Iterator[Path]:
@@ -50,23 +55,41 @@ def within(name: str, package: str) -> bool:
     return name == package or name.startswith(f"{package}.")
 
 
-@pytest.mark.parametrize("path", [*source_files()], ids=lambda path: str(path.relative_to(SOURCE)))
-def test_arrows_point_one_way(path: Path) -> None:
-    """Only the command line imports a stage; config imports none of the rest."""
-    everything = imports(path, only_top_level=False)
-    if not part(path).startswith("cli") and part(path) != "stages":
-        assert not [name for name in everything if within(name, "alignctl.stages")]
-    if part(path) == "config":
-        allowed = ("alignctl.config", "alignctl.errors", "alignctl.user_files")
-        ours = [name for name in everything if within(name, "alignctl") and name != "alignctl"]
-        assert all(any(within(name, each) for each in allowed) for name in ours), ours
-    if part(path) in MACHINERY:
-        assert not [name for name in everything if within(name, "alignctl.cli")]
+def read_table() -> dict[str, set[str]]:
+    """Which rooms each room may import, as ARCHITECTURE says."""
+    text = (SOURCE.parents[1] / "ARCHITECTURE.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `(\w+)` \| ([\w, ]+) \|", text, re.MULTILINE)
+    return {
+        room: set() if others == "nothing" else set(others.split(", ")) for room, others in rows
+    }
+
+
+def room(module: str) -> str:
+    """The folder that a module lies in; empty for those that all may import."""
+    first = module.partition(".")[0]
+    return first if (SOURCE / first).is_dir() else ""
+
+
+def test_rooms_import_what_the_table_says_and_all_of_it() -> None:
+    """Late imports and those for type checkers count too."""
+    found: dict[str, set[str]] = {}
+    for module in read_package(SOURCE):
+        others = {room(other) for other in module.imports}
+        found.setdefault(room(module.name), set()).update(others - {"", room(module.name)})
+    assert found.pop("") == {"cli"}  # the program, and alignctl started as a module
+    assert found == read_table()
+
+
+def test_rooms_have_an_order() -> None:
+    graph = networkx.DiGraph(
+        (here, other) for here, others in read_table().items() for other in others
+    )
+    assert networkx.is_directed_acyclic_graph(graph)
 
 
 @pytest.mark.parametrize("path", [*source_files()], ids=lambda path: str(path.relative_to(SOURCE)))
 def test_only_the_machinery_imports_heavy_libraries_at_its_top(path: Path) -> None:
-    if part(path) in MACHINERY:
+    if part(path) in MACHINERY or str(path.relative_to(SOURCE)) in WORKERS:
         return
     top = imports(path, only_top_level=True)
     assert not [name for name in top for heavy in HEAVY if within(name, heavy)]

@@ -9,7 +9,7 @@ from typing import Any
 
 from alignctl.checkpoints import manifest
 from alignctl.errors import AlignctlError
-from alignctl.launch.run_folder import RunFolder
+from alignctl.run_folder import RunFolder
 
 _SAVE_ID = re.compile(rb"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 """PyTorch draws one for each save, and writes it into the index of a checkpoint."""

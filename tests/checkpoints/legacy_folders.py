@@ -10,7 +10,7 @@ from alignctl.checkpoints.conversion import Target, convert
 from alignctl.checkpoints.find import find
 from alignctl.checkpoints.source import Source
 from alignctl.config.sections import Head
-from alignctl.launch.run_folder import LATEST
+from alignctl.run_folder import LATEST
 from tests.checkpoints.folders import (
     Family,
     architecture,

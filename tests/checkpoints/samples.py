@@ -20,9 +20,9 @@ from alignctl.checkpoints.dtypes import FLOAT32
 from alignctl.checkpoints.find import find
 from alignctl.checkpoints.lazy import Spec
 from alignctl.checkpoints.manifest import HF_FOLDER
-from alignctl.launch.run_folder import LATEST
 from alignctl.models.families import weight_map
 from alignctl.models.weight_map import Vocabulary
+from alignctl.run_folder import LATEST
 from alignctl.stages.convert import RELEASE, Direction
 from tests.checkpoints.folders import architecture, random_weights, write_config, write_single
 from tests.checkpoints.legacy_folders import contents, save

@@ -22,8 +22,8 @@ from alignctl.checkpoints.find import find
 from alignctl.checkpoints.source import Source
 from alignctl.config.sections import Head
 from alignctl.errors import UserError
-from alignctl.launch.run_folder import LATEST
 from alignctl.models.families import FAMILIES
+from alignctl.run_folder import LATEST
 from tests.checkpoints.folders import (
     Family,
     architecture,

@@ -20,7 +20,7 @@ from torch.distributed.checkpoint.metadata import ChunkStorageMetadata
 from alignctl.checkpoints.manifest import METADATA
 from alignctl.config.convert import ConvertOptions
 from alignctl.errors import UserError
-from alignctl.launch.run_folder import LATEST
+from alignctl.run_folder import LATEST
 from alignctl.stages import convert
 from tests.checkpoints.folders import write_config
 from tests.checkpoints.samples import FORMATS, MODEL, index_of, write

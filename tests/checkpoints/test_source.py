@@ -8,9 +8,9 @@ from alignctl.checkpoints.dtypes import bits_of
 from alignctl.checkpoints.find import find
 from alignctl.checkpoints.manifest import HF_FOLDER, Manifest, Recorder, record_all
 from alignctl.errors import UserError
-from alignctl.launch.run_folder import LATEST
 from alignctl.models.families import weight_map
 from alignctl.models.weight_map import full_shape
+from alignctl.run_folder import LATEST
 from tests.checkpoints.folders import architecture, lazy, write_config, write_hf
 
 MODEL = architecture("llama2")

@@ -2,18 +2,27 @@ from pathlib import Path
 
 import pytest
 
-from alignctl.config.inputs import missing_inputs, require_inputs
+from alignctl.config import inputs
 from alignctl.config.load import resolve
 from alignctl.config.on_policy_run import RLHFConfig
 from alignctl.config.pretrain import PretrainConfig
-from alignctl.config.run import SFTConfig
+from alignctl.config.run import SFTConfig, TrainingConfig
 from alignctl.errors import UserError
+from alignctl.stages.shared.stage import load_stage
 
 
 def config(**flags: Path) -> SFTConfig:
     keys = {"data": "data.train", "validation": "data.validation"}
     named = {keys.get(name, name): path for name, path in flags.items()}
     return resolve(SFTConfig, "tiny-llama", {"output": "runs/x", **named})
+
+
+def require_inputs(config: TrainingConfig, *, is_started: bool = False) -> None:
+    inputs.require_inputs(load_stage(config.stage).inputs, config, is_started=is_started)
+
+
+def missing_inputs(config: TrainingConfig) -> list[str]:
+    return inputs.missing_inputs(load_stage(config.stage).inputs, config)
 
 
 def test_every_missing_input_is_named_with_its_flag(tmp_path: Path) -> None:
@@ -57,7 +66,7 @@ def test_indexed_datasets_are_looked_for_by_their_names(tmp_path: Path) -> None:
     blend = f"data.blend={{{tmp_path}/here: 1.0, {tmp_path}/gone: 1.0}}"
     flags = {"output": Path("runs/x"), "load": tmp_path}
     found = resolve(PretrainConfig, "tiny-llama", flags, [blend, "train.steps=2"])
-    assert missing_inputs(found) == [f"--data {tmp_path}/gone: not found here"]
+    assert missing_inputs(found) == [f"data.blend {tmp_path}/gone: not found here"]
 
 
 def test_inputs_that_are_there_are_accepted(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from alignctl.data.tokenizer import load_tokenizer
-from alignctl.launch.run_folder import RunFolder
+from alignctl.run_folder import RunFolder
 from tests import commands, tiny
 
 PROMPT = "\n\nHuman: 1 + 3?\n\nAssistant: "

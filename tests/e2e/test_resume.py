@@ -25,7 +25,7 @@ from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.distributed.checkpoint.state_dict_loader import _load_state_dict
 
 from alignctl.checkpoints import manifest
-from alignctl.launch.run_folder import RunFolder
+from alignctl.run_folder import RunFolder
 from tests import commands, tiny
 
 pytestmark = [pytest.mark.ci, pytest.mark.timeout(1800)]

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from alignctl.launch.run_folder import RunFolder
+from alignctl.run_folder import RunFolder
 from tests import commands, tiny
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]

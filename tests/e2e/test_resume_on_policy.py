@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from alignctl.checkpoints import manifest
-from alignctl.launch.run_folder import LATEST, RunFolder
+from alignctl.run_folder import LATEST, RunFolder
 from tests import commands
 from tests import tiny_on_policy as tiny
 from tests.e2e.test_resume import assert_complete, content

@@ -7,7 +7,7 @@ import pytest
 
 from alignctl.checkpoints import holds
 from alignctl.engines import checkpoint_folder
-from alignctl.launch.run_folder import RunFolder
+from alignctl.run_folder import RunFolder
 
 
 def save(run: RunFolder, step: int, text: str) -> None:

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from alignctl.errors import RunError, UserError
 from alignctl.launch import worker
-from alignctl.launch.run_folder import LATEST, RunFolder
 from alignctl.reporting.metrics import MetricsWriter
+from alignctl.run_folder import LATEST, RunFolder
 
 RANK = int(os.environ["RANK"])
 

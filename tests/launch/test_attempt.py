@@ -9,7 +9,7 @@ from pydantic import BaseModel
 
 from alignctl.errors import RunError, UserError
 from alignctl.launch.attempt import create_or_resume
-from alignctl.launch.run_folder import RunFolder
+from alignctl.run_folder import RunFolder
 
 
 class Optimizer(BaseModel):

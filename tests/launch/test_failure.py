@@ -11,7 +11,7 @@ from alignctl.launch.failure import diagnose, exit_codes, tail
 from alignctl.launch.job import Job
 from alignctl.launch.nodes import Nodes
 from alignctl.launch.peers import Peers, Sign
-from alignctl.launch.run_folder import RunFolder
+from alignctl.run_folder import RunFolder
 
 JOB = Job("m", ("f",), nproc=4, master_port=0)
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from alignctl.launch.run_folder import RunFolder
+from alignctl.run_folder import RunFolder
 
 ROOT = Path(__file__).parents[2]
 Launch = Callable[[str], subprocess.Popen[str]]

@@ -10,7 +10,7 @@ import pytest
 from alignctl.errors import AlignctlError, LostError, RunError, UserError
 from alignctl.launch.nodes import Nodes
 from alignctl.launch.peers import Peers, Sign
-from alignctl.launch.run_folder import RunFolder
+from alignctl.run_folder import RunFolder
 
 FACTS = {"alignctl's source": "abc", "optimizer.lr": "1e-05"}
 

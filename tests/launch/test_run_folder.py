@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from alignctl.errors import UserError
-from alignctl.launch.run_folder import LATEST, RunFolder
+from alignctl.run_folder import LATEST, RunFolder
 
 
 @pytest.fixture

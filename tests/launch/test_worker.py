@@ -14,7 +14,7 @@ import pytest
 
 from alignctl.errors import RunError, UserError
 from alignctl.launch import worker
-from alignctl.launch.run_folder import LATEST, RunFolder
+from alignctl.run_folder import LATEST, RunFolder
 
 ROOT = Path(__file__).parents[2]
 

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from alignctl.data.tokenizer import Tokenizer
-from alignctl.launch.run_folder import RunFolder
 from alignctl.on_policy import sample_log
 from alignctl.on_policy.sampling import Experience
+from alignctl.run_folder import RunFolder
 from tests.on_policy import scripted
 
 pytestmark = pytest.mark.usefixtures("job")

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from alignctl.launch.run_folder import RunFolder
 from alignctl.reporting.metrics import MetricsWriter
+from alignctl.run_folder import RunFolder
 
 
 @pytest.fixture
@@ -102,7 +102,7 @@ def test_the_other_ranks_write_nothing(folder: RunFolder) -> None:
 def test_writing_metrics_imports_no_torch(folder: RunFolder) -> None:
     program = (
         "import sys; from pathlib import Path\n"
-        "from alignctl.launch.run_folder import RunFolder\n"
+        "from alignctl.run_folder import RunFolder\n"
         "from alignctl.reporting.metrics import MetricsWriter\n"
         "assert 'tensorboard' not in sys.modules\n"
         "with MetricsWriter(RunFolder(Path(sys.argv[1])), enabled=True) as metrics:\n"

@@ -24,8 +24,8 @@ from alignctl.engines import megatron_groups
 from alignctl.models import document_attention
 from alignctl.simulation.batches import training_batch
 from alignctl.simulation.measures import held, make_state
-from alignctl.stages import training
-from alignctl.stages.simulation import head_and_loss
+from alignctl.stages.shared import training
+from alignctl.stages.shared.stage import load_stage
 
 
 def config_of(stage: str, preset: str, overrides: list[str]) -> TrainingConfig:
@@ -87,8 +87,10 @@ def _copy(tensor: Tensor, dtype: torch.dtype) -> Tensor:
 
 def measure(config: TrainingConfig) -> dict[str, int]:
     """This rank's bytes."""
-    head, loss = head_and_loss(config)
-    engine: Any = training.build_engine(config, head)
+    stage = load_stage(config.stage)
+    assert stage.loss is not None
+    loss = stage.loss(config)
+    engine: Any = training.build_engine(config, config.roles["model"].head)
     for parameter in engine.model.parameters():
         torch.nn.init.normal_(parameter, std=0.02)
     engine.create_optimizer()

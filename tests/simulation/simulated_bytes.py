@@ -8,7 +8,7 @@ from typing import Any
 
 from alignctl.planning.job import kinds_of_ranks, predict
 from alignctl.planning.report import Report
-from alignctl.stages.simulation import simulate
+from alignctl.stages.shared.simulation import simulate
 from tests.simulation.real_bytes import config_of
 
 

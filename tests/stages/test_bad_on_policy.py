@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from alignctl.launch.run_folder import LATEST
+from alignctl.run_folder import LATEST
 from tests import tiny
 from tests.commands import Outcome
 from tests.stages.conftest import Alignctl, refused, snapshot

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from alignctl.launch.run_folder import LATEST
+from alignctl.run_folder import LATEST
 from tests import tiny
 from tests.stages.conftest import Alignctl, refused, snapshot
 from tests.stages.full_disk import alignctl_on_full_disk

@@ -10,7 +10,7 @@ from alignctl.config.run import SFTConfig, TrainingConfig
 from alignctl.data.preference_store import PreferenceSplitSummary, PreferenceSummary
 from alignctl.data.prompt_store import PromptSummary
 from alignctl.data.store import SplitSummary, Summary
-from alignctl.stages import course
+from alignctl.stages.shared import course
 from tests import commands, tiny
 
 

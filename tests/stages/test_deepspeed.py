@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from alignctl.launch.run_folder import RunFolder
+from alignctl.run_folder import RunFolder
 from tests import commands
 from tests.e2e.test_resume import rows
 from tests.stages.conftest import Alignctl, refused

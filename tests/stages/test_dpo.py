@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from alignctl.launch.run_folder import RunFolder
+from alignctl.run_folder import RunFolder
 from tests import commands, tiny
 from tests.commands import Outcome
 from tests.e2e.test_resume import content, rows

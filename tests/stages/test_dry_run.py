@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from alignctl.launch.run_folder import LATEST, RunFolder
+from alignctl.run_folder import LATEST, RunFolder
 from tests.stages.conftest import Alignctl
 
 pytestmark = pytest.mark.ci

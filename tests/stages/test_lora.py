@@ -10,7 +10,7 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
-from alignctl.launch.run_folder import RunFolder
+from alignctl.run_folder import RunFolder
 from tests import commands, tiny
 from tests.commands import Outcome
 from tests.e2e.test_resume import rows

@@ -21,8 +21,8 @@ from alignctl.corpus.manifest import (
 )
 from alignctl.corpus.samples import PretrainData
 from alignctl.data.tokenizer import load_tokenizer
-from alignctl.launch.run_folder import RunFolder
-from alignctl.stages.launcher import prepared_data
+from alignctl.run_folder import RunFolder
+from alignctl.stages.shared.prepared import prepared_data
 from tests import tiny
 from tests.e2e.test_resume import rows
 from tests.stages.conftest import Alignctl, refused, snapshot

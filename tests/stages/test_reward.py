@@ -9,8 +9,8 @@ from transformers import AutoModelForSequenceClassification
 
 from alignctl.checkpoints import manifest
 from alignctl.data.preference_store import PreferenceData
-from alignctl.launch.run_folder import RunFolder
-from alignctl.stages.launcher import prepared_data
+from alignctl.run_folder import RunFolder
+from alignctl.stages.shared.prepared import prepared_data
 from tests import commands
 from tests.e2e.test_resume import rows
 from tests.stages.conftest import Alignctl

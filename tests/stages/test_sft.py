@@ -9,8 +9,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from alignctl.launch.run_folder import RunFolder
 from alignctl.reporting.metrics import recorded
+from alignctl.run_folder import RunFolder
 from tests import commands, tiny
 from tests.stages.conftest import Alignctl, refused, snapshot
 from tests.stages.full_disk import alignctl_on_full_disk

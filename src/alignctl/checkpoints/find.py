@@ -26,7 +26,6 @@ from alignctl.checkpoints.megatron_args import model_from
 from alignctl.checkpoints.source import Adapters, Kind, Source
 from alignctl.config.sections import Head, Model
 from alignctl.errors import UserError
-from alignctl.launch.run_folder import LATEST
 from alignctl.models.adapters import adapter_shapes
 from alignctl.models.families import (
     FAMILIES,
@@ -36,6 +35,7 @@ from alignctl.models.families import (
     weight_map,
 )
 from alignctl.models.weight_map import Vocabulary, full_shape
+from alignctl.run_folder import LATEST
 
 _NO_ORDER = (
     "nothing in these {} files says which rank wrote them, so their names were believed: had two "

@@ -10,7 +10,7 @@ import json
 from pathlib import Path
 
 from alignctl import atomic
-from alignctl.launch.run_folder import LATEST, RunFolder
+from alignctl.run_folder import LATEST, RunFolder
 
 
 def is_rotated(checkpoint: Path) -> bool:

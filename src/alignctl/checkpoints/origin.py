@@ -23,7 +23,7 @@ from alignctl.checkpoints.companions import copy_companions
 from alignctl.checkpoints.source import Source
 from alignctl.config.run import RunConfig
 from alignctl.errors import UserError
-from alignctl.launch.run_folder import RunFolder, read_object
+from alignctl.run_folder import RunFolder, read_object
 
 C = TypeVar("C", bound=RunConfig)
 

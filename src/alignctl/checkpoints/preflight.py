@@ -7,29 +7,27 @@ from alignctl.checkpoints import manifest
 from alignctl.checkpoints.extension import extend_vocabulary
 from alignctl.checkpoints.find import find
 from alignctl.checkpoints.source import Source
-from alignctl.config.run import GrowingConfig, RunConfig, TrainingConfig
+from alignctl.config.run import TrainingConfig
 from alignctl.config.sections import Role
 from alignctl.data.tokenizer import check_fits, load_tokenizer
 from alignctl.errors import UserError
-from alignctl.launch.run_folder import RunFolder
 from alignctl.models.families import differences
+from alignctl.run_folder import RunFolder
 
 
-def open_model(config: RunConfig) -> Source:
+def open_model(config: TrainingConfig) -> Source:
     """The model that a run starts from, as the launcher and the ranks see it."""
     return _grown(_found(config), config)
 
 
-def _found(config: RunConfig) -> Source:
+def _found(config: TrainingConfig) -> Source:
     assert config.load is not None
     return find(config.load, vocab_divisor=config.model.vocab_divisor, expected=config.model)
 
 
-def _grown(source: Source, config: RunConfig) -> Source:
+def _grown(source: Source, config: TrainingConfig) -> Source:
     """With the rows that the run adds to the vocabulary."""
-    if isinstance(config, GrowingConfig):
-        return extend_vocabulary(source, config.extra_vocab_size)
-    return source
+    return source if config.extra_rows is None else extend_vocabulary(source, config.extra_rows)
 
 
 def newest_model(config: TrainingConfig, checkpoint: Path | None) -> Source:
@@ -72,12 +70,12 @@ def check_model(
             "choose the preset of this model, or override the keys above: model.KEY=VALUE",
         )
     tokenizer = load_tokenizer(source.tokenizer_folder(config.tokenizer))
-    if isinstance(config, GrowingConfig):
+    if config.extra_rows is None:
+        check_fits(tokenizer, config.model.vocab_size)
+    else:
         needed = tokenizer.vocab_size - config.model.vocab_size
         hint = f"grow the model's vocabulary to it: extra_vocab_size={needed}"
         check_fits(tokenizer, config.architecture.vocab_size, hint)
-    else:
-        check_fits(tokenizer, config.model.vocab_size)
     return _grown(source, config) if checkpoint is None else source
 
 
@@ -106,7 +104,7 @@ def check_engine(config: TrainingConfig) -> None:
             raise UserError(f"{what}: {name} is not installed", "pip install -e '.[deepspeed]'")
 
 
-def check_devices(config: RunConfig, num_gpus: int) -> None:
+def check_devices(config: TrainingConfig, num_gpus: int) -> None:
     """Makes sure that every process of this node gets a GPU of its own, where there are any.
 
     Args:

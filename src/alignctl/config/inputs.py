@@ -1,23 +1,80 @@
 """Whether what a run is to read is there, asked before anything is started."""
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from difflib import get_close_matches
+from operator import attrgetter
 from pathlib import Path
+from typing import Any
 
-from alignctl.config.on_policy_run import OnPolicyConfig, RLHFConfig
-from alignctl.config.pretrain import PretrainConfig
 from alignctl.config.problems import refuse
 from alignctl.config.run import TrainingConfig
 from alignctl.errors import UserError
 
 
+def never(_: Any) -> bool:
+    """Say of an input that a run can do without it."""
+    return False
+
+
+def always(_: Any) -> bool:
+    """Say of an input that every run needs it."""
+    return True
+
+
+@dataclass(frozen=True)
+class Input:
+    """Something that a run reads, and the flag that names it.
+
+    Attributes:
+        key: Its dotted key in the configuration: a path, or datasets with their weights.
+        flags: The flag, and older names of it; or the key itself where there is no flag.
+        help: What `--help` says of the flag; empty where there is none.
+        metavar: What `--help` calls its value: DIR, PATH, or N for a number.
+        meaning: What is missing where it is; `{config...}` stands for a value.
+        is_needed: Tells of a configuration whether there has to be one.
+        is_dataset: Whether it names indexed datasets, which are no files by that name.
+    """
+
+    key: str
+    flags: tuple[str, ...]
+    help: str = ""
+    metavar: str = "DIR"
+    meaning: str = ""
+    is_needed: Callable[[Any], bool] = never
+    is_dataset: bool = False
+
+    @property
+    def flag(self) -> str:
+        """The flag, as messages name it."""
+        return self.flags[0]
+
+    def paths(self, config: TrainingConfig) -> list[Path]:
+        """The paths that a configuration names."""
+        value = attrgetter(self.key)(config)
+        if isinstance(value, Mapping):
+            return list(value)
+        return [value] if isinstance(value, Path) else []
+
+    def missing(self, config: TrainingConfig) -> list[str]:
+        """A line where it has to be there and is not named."""
+        if self.paths(config) or not self.is_needed(config):
+            return []
+        return [f"{self.flag} is missing: {self.meaning.format(config=config)}"]
+
+
 def require_inputs(
-    config: TrainingConfig, *, are_here: bool = True, is_started: bool = False
+    inputs: Iterable[Input],
+    config: TrainingConfig,
+    *,
+    are_here: bool = True,
+    is_started: bool = False,
 ) -> None:
     """Refuse a run whose model or data is not named, not there or not readable.
 
     Args:
+        inputs: What its stage reads.
         config: The run.
         are_here: Whether it reads them on this machine; otherwise they only have to be named.
         is_started: Whether it has been started before: then it knows its models, and needs those
@@ -27,38 +84,35 @@ def require_inputs(
         UserError: With every missing input and its flag.
     """
     problems, hint = [], None
-    known = {"--load", "--tokenizer", "--reward-load", "value.load"} if is_started else set()
-    for flag, meaning, path, is_required in _inputs(config):
-        if path is not None and are_here and flag not in known:
-            problems += [f"{flag} {path} {what}" for what in _unreadable(path)]
-        elif path is None and is_required:
-            problems.append(f"{flag} is missing: {meaning}")
+    for each in inputs:
+        is_known = is_started and not each.key.startswith("data.")
+        if are_here and not is_known and not each.is_dataset:
+            paths = each.paths(config)
+            problems += [
+                f"{each.flag} {path} {what}" for path in paths for what in _unreadable(path)
+            ]
+        if missing := each.missing(config):
+            problems += missing
             hint = f"alignctl {config.stage} --help"
     if problems:
         raise refuse(problems, hint=hint)
 
 
-def missing_inputs(config: TrainingConfig) -> list[str]:
-    """What a run would lack here, a line each.
+def missing_inputs(inputs: Iterable[Input], config: TrainingConfig) -> list[str]:
+    """List what a run would lack here, a line each.
 
     For runs that are only shown, and may be meant for another machine.
     """
-    named = [(flag, path) for flag, path in paths_of(config) if not _is_dataset(path)]
-    return [
-        f"{flag} is missing: {meaning}"
-        for flag, meaning, path, is_required in _inputs(config)
-        if path is None and is_required
-    ] + not_here(named)
+    inputs = tuple(inputs)
+    named = [(flag, path) for flag, path in paths_of(inputs, config) if not _is_dataset(path)]
+    return [line for each in inputs for line in each.missing(config)] + not_here(named)
 
 
-def paths_of(config: TrainingConfig) -> list[tuple[str, Path]]:
-    """The flags and paths of all that a run is told to read."""
-    named = [(flag, path) for flag, _, path, _ in _inputs(config)]
-    if isinstance(config, PretrainConfig):
-        data = config.data
-        named += [("--data", path) for path in (data.train, *(data.blend or ()))]
-        named.append(("--validation-data", data.validation))
-    return [(flag, path) for flag, path in named if path is not None]
+def paths_of(inputs: Iterable[Input], config: TrainingConfig) -> Iterator[tuple[str, Path]]:
+    """Yield the flags and paths of all that a run is told to read."""
+    for each in inputs:
+        for path in each.paths(config):
+            yield each.flag, path
 
 
 def refuse_inside(flag: str, output: Path, inputs: Iterable[tuple[str, Path | None]]) -> None:
@@ -87,36 +141,6 @@ def not_here(paths: Iterable[tuple[str, Path | None]]) -> list[str]:
 def _is_dataset(path: Path) -> bool:
     """Whether an indexed dataset of this name is there."""
     return path.with_name(f"{path.name}.idx").exists()
-
-
-def _inputs(config: TrainingConfig) -> Iterator[tuple[str, str, Path | None, bool]]:
-    """Flag, meaning, path, and whether there has to be one, of all that a run reads."""
-    yield "--load", "a model folder to start from", config.load, True
-    yield from _data(config)
-    yield "--tokenizer", "", config.tokenizer, False
-    yield from _beside_the_policy(config)
-
-
-def _data(config: TrainingConfig) -> Iterator[tuple[str, str, Path | None, bool]]:
-    """The data; of indexed datasets only whether they are named: their names are no files."""
-    if isinstance(config, PretrainConfig):
-        if config.data.blend is None and config.data.train is None:
-            yield "--data", "an indexed dataset, or a folder of them (or data.blend)", None, True
-    else:
-        yield "--data", "a file or folder of training rows", config.data.train, True
-        yield "--validation-data", "", config.data.validation, False
-
-
-def _beside_the_policy(config: TrainingConfig) -> Iterator[tuple[str, str, Path | None, bool]]:
-    """The further models of a run that learns from what its policy writes."""
-    if isinstance(config, OnPolicyConfig):
-        meaning = (
-            f"score.source {config.score.source} needs a reward model, such as a run of alignctl "
-            "reward; score.source=sparse_only scores by the rules that rows name, without one"
-        )
-        yield "--reward-load", meaning, config.reward_load, config.needs_reward_model
-    if isinstance(config, RLHFConfig):
-        yield "value.load", "", config.value.load, False
 
 
 def _unreadable(path: Path) -> list[str]:

@@ -10,27 +10,18 @@ from pydantic import BaseModel, ValidationError
 from alignctl.config import inheritance, presets
 from alignctl.config.convert import ConvertOptions, Layout
 from alignctl.config.document import Document, KeyPath, Origin, parse_value, shortened, shown
-from alignctl.config.on_policy_run import (
-    GRPOConfig,
-    GRPOSettings,
-    OnlineDPOConfig,
-    OnlineDPOSettings,
-    RLHFConfig,
-    RLHFSettings,
-)
-from alignctl.config.pretrain import PretrainConfig, PretrainSettings
+from alignctl.config.on_policy_run import GRPOSettings, OnlineDPOSettings, RLHFSettings
+from alignctl.config.pretrain import PretrainSettings
 from alignctl.config.problems import describe, did_you_mean, is_table, known_keys, refuse
 from alignctl.config.run import (
-    DPOConfig,
     DPOSettings,
-    RewardConfig,
     RewardSettings,
     RunConfig,
-    SFTConfig,
     SFTSettings,
     TrainingConfig,
 )
 from alignctl.config.sections import WARMUPS, Model, Section
+from alignctl.config.stages import SECTIONS, load_class, section_of
 from alignctl.errors import UserError
 
 Config = TypeVar("Config", bound=RunConfig)
@@ -65,15 +56,7 @@ class Preset(Section):
     grpo: GRPOSettings | None = None
 
 
-STAGES: dict[str, type[TrainingConfig]] = {
-    "pretrain": PretrainConfig,
-    "sft": SFTConfig,
-    "reward": RewardConfig,
-    "dpo": DPOConfig,
-    "rlhf": RLHFConfig,
-    "online_dpo": OnlineDPOConfig,
-    "grpo": GRPOConfig,
-}
+STAGES = {section: load_class(section) for section in SECTIONS}
 """The sections of a preset that configure a run, with the configuration they become."""
 
 
@@ -90,11 +73,6 @@ class PresetFile(Preset):
 
     layout: inheritance.StageLayout | None = None
     """What each stage is told unless its own section differs."""
-
-
-def section_of(stage: str) -> str:
-    """The section of a preset for a subcommand, which is also the name of the stage's module."""
-    return stage.replace("-", "_")
 
 
 def resolve(

@@ -1,7 +1,10 @@
 """Runs whose data is what the policy writes itself, and the rules between their sections."""
 
 import math
-from typing import Literal
+from pathlib import Path
+from typing import Literal, Self
+
+from typing_extensions import TypeIs, override
 
 from alignctl.config.numbers import MaybeNone
 from alignctl.config.on_policy import (
@@ -16,6 +19,7 @@ from alignctl.config.on_policy import (
     Trust,
     Value,
 )
+from alignctl.config.roles import LongestBatch, ModelRole
 from alignctl.config.rollout import Rollout
 from alignctl.config.run import TrainingConfig, TrainingSettings
 from alignctl.config.sections import DPOLoss, FilePath, Optimizer, one_warmup, share_of
@@ -50,9 +54,42 @@ class OnPolicyConfig(OnPolicySettings, TrainingConfig):
         return self.score.needs_model
 
     @property
+    @override
     def needs_reference(self) -> bool:
-        """Whether the policy is compared with what it was at the start."""
         return True
+
+    @property
+    @override
+    def roles(self) -> dict[str, ModelRole]:
+        roles = {"policy": ModelRole(optimizer=self.optimizer)}
+        if self.needs_reference and self.lora is None:  # with adapters it is the policy's base
+            roles["reference"] = ModelRole()
+        if self.needs_reward_model:
+            roles["reward"] = ModelRole("linear")
+        return roles
+
+    @property
+    def value_load(self) -> Path | None:
+        """Where a value model starts, if there is one and not from the reward model."""
+        return None
+
+    @property
+    def longest_answer(self) -> int:
+        """Tokens of the longest prompt with the longest answer."""
+        return self.data.max_prompt_length + self.rollout.max_new_tokens
+
+    @property
+    @override
+    def longest_batch(self) -> LongestBatch:
+        # The last token of an answer is read by nothing.
+        return LongestBatch(
+            self.batch.micro_batch_size, self.longest_answer - 1, self.rollout.max_new_tokens
+        )
+
+    @property
+    @override
+    def step_size(self) -> tuple[int, str]:
+        return self.experience.prompts, "rows"
 
     @property
     def samples_per_step(self) -> int:
@@ -67,8 +104,12 @@ class OnPolicyConfig(OnPolicySettings, TrainingConfig):
 
     @property
     def units_per_step(self) -> int:
-        """What batch.global_batch_size counts, of one episode: answers."""
-        return self.samples_per_step
+        """What batch.global_batch_size counts, of one episode: answers, or groups of them."""
+        return self.samples_per_step // self.answers_compared
+
+    def without_warmup(self) -> Self:
+        """The same run, in which all that learns does so from the first episode on."""
+        return self
 
     def num_episodes(self, num_prompts: int) -> int:
         """Episodes of the whole run, with so many prompts to train on."""
@@ -116,7 +157,7 @@ class OnPolicyConfig(OnPolicySettings, TrainingConfig):
                 f"experience.prompts {experience.prompts}{what} are not a multiple of "
                 f"batch.global_batch_size {batch.global_batch_size}"
             )
-        longest = self.data.max_prompt_length + self.rollout.max_new_tokens
+        longest = self.longest_answer
         if longest > batch.seq_length:
             problems.append(
                 f"data.max_prompt_length {self.data.max_prompt_length} + rollout.max_new_tokens "
@@ -193,6 +234,11 @@ class OnPolicyConfig(OnPolicySettings, TrainingConfig):
         return []
 
 
+def is_on_policy(config: TrainingConfig) -> TypeIs[OnPolicyConfig]:
+    """Tell whether a run learns from its own answers."""
+    return isinstance(config, OnPolicyConfig)
+
+
 class RLHFSettings(OnPolicySettings):
     """The `rlhf` section of a preset."""
 
@@ -206,6 +252,21 @@ class RLHFConfig(RLHFSettings, OnPolicyConfig):
 
     stage: Literal["rlhf"] = "rlhf"
     """The subcommand."""
+
+    @property
+    @override
+    def roles(self) -> dict[str, ModelRole]:
+        return {**super().roles, "value": ModelRole("linear", self.value.optimizer)}
+
+    @property
+    @override
+    def value_load(self) -> Path | None:
+        return self.value.load
+
+    @override
+    def without_warmup(self) -> Self:
+        value = self.value.model_copy(update={"warmup_steps": 0, "warmup_fraction": None})
+        return self.model_copy(update={"value": value})
 
     def value_warmup(self, num_episodes: int) -> int:
         """Episodes in which only the value model learns, of so many."""
@@ -260,8 +321,8 @@ class GRPOConfig(GRPOSettings, OnPolicyConfig):
     """The subcommand."""
 
     @property
+    @override
     def needs_reference(self) -> bool:
-        """Whether the policy is compared with what it was at the start."""
         return self.loss.kl_coef > 0
 
     def _problems(self) -> list[str]:
@@ -287,9 +348,15 @@ class OnlineDPOConfig(OnlineDPOSettings, OnPolicyConfig):
     """The subcommand."""
 
     @property
-    def units_per_step(self) -> int:
-        """What batch.global_batch_size counts, of one episode: prompts, with all their pairs."""
-        return self.experience.prompts
+    @override
+    def answers_compared(self) -> int:
+        return self.experience.samples
+
+    @property
+    @override
+    def longest_batch(self) -> LongestBatch:
+        count = self.batch.micro_batch_size * self.answers_compared
+        return LongestBatch(count, self.longest_answer, self.rollout.max_new_tokens)
 
     def _problems(self) -> list[str]:
         return [*super()._problems(), *self._group_problems(), *self.loss.problems()]

@@ -78,6 +78,11 @@ class PretrainConfig(PretrainSettings, GrowingConfig):
 
     @property
     @override
+    def step_size(self) -> tuple[int, str]:
+        return self.tokens_per_step, "tokens"
+
+    @property
+    @override
     def schedule(self) -> Optimizer:
         if self.optimizer.warmup_tokens is None:
             return self.optimizer

@@ -8,6 +8,7 @@ from typing_extensions import override
 
 from alignctl.config.data import Data, Inputs, Preferences, ReferencedPreferences, Rows
 from alignctl.config.precision import LossScale, Precision
+from alignctl.config.roles import LongestBatch, ModelRole
 from alignctl.config.sections import (
     Batch,
     Checkpoint,
@@ -23,6 +24,9 @@ from alignctl.config.sections import (
     Section,
     Train,
 )
+
+_PAIR = 2
+"""Answers of a row where the configuration does not say: a better one and a worse one."""
 
 
 class Settings(Section):
@@ -116,9 +120,40 @@ class TrainingConfig(TrainingSettings, RunConfig):
         return self.model
 
     @property
+    def extra_rows(self) -> int | None:
+        """Rows that the vocabulary of `model` gets; None in stages that cannot give it any."""
+        return None
+
+    @property
     def schedule(self) -> Optimizer:
         """The course of the learning rate, counted in optimizer steps."""
         return self.optimizer
+
+    @property
+    def roles(self) -> dict[str, ModelRole]:
+        """The models of the run by their roles, in the order in which they are made."""
+        return {"model": ModelRole(optimizer=self.optimizer)}
+
+    @property
+    def needs_reference(self) -> bool:
+        """Whether the policy is compared with what it was at the start."""
+        return False
+
+    @property
+    def answers_compared(self) -> int:
+        """Texts that a unit of the batch compares with each other, at most; 1: it compares none."""
+        return 1
+
+    @property
+    def longest_batch(self) -> LongestBatch:
+        """The longest micro batch there can be."""
+        length = self.batch.seq_length
+        return LongestBatch(self.batch.micro_batch_size, length, length)
+
+    @property
+    def step_size(self) -> tuple[int, str]:
+        """How much an optimizer step takes of the data, and in which unit."""
+        return self.batch.global_batch_size, "rows"
 
     def total_steps(self, num_sequences: int) -> int:
         """Optimizer steps of the whole run.
@@ -131,6 +166,14 @@ class TrainingConfig(TrainingSettings, RunConfig):
         assert self.train.epochs is not None
         sequences = self.train.epochs * num_sequences
         return max(1, math.ceil(sequences / self.batch.global_batch_size))
+
+    def describe_course(self) -> str:
+        """Describe in a line what the run takes, as far as that is known without the data."""
+        size, unit = self.step_size
+        if self.train.epochs is not None:
+            return f"{self.train.epochs:g} passes in steps of {size:,} {unit}"
+        steps = self.total_steps(0)
+        return f"{steps:,} steps of {size:,} {unit}, {steps * size:,} in all"
 
     @property
     def pack_capacity(self) -> int | None:
@@ -234,6 +277,11 @@ class GrowingConfig(GrowingSettings, TrainingConfig):
         rows = self.model.vocab_size + self.extra_vocab_size
         return self.model.model_copy(update={"vocab_size": rows})
 
+    @property
+    @override
+    def extra_rows(self) -> int | None:
+        return self.extra_vocab_size
+
     @override
     def _problems(self) -> list[str]:
         problems = super()._problems()
@@ -262,6 +310,41 @@ class SFTConfig(SFTSettings, GrowingConfig):
     def pack_capacity(self) -> int | None:
         return self.batch.seq_length if self.data.packing == "step" else None
 
+    @property
+    @override
+    def step_size(self) -> tuple[int, str]:
+        if self.data.packing != "all":
+            return super().step_size
+        length = self.batch.seq_length
+        return self.batch.global_batch_size, f"packed sequences of {length:,} tokens"
+
+
+class PreferenceConfig(TrainingConfig):
+    """A run that compares the answers of a row."""
+
+    data: Preferences = Preferences()
+
+    @property
+    @override
+    def answers_compared(self) -> int:
+        return self.data.max_response or _PAIR
+
+    @property
+    @override
+    def longest_batch(self) -> LongestBatch:
+        length = self.batch.seq_length
+        return LongestBatch(self.batch.micro_batch_size * self.answers_compared, length, length - 1)
+
+    @override
+    def _problems(self) -> list[str]:
+        problems = super()._problems()
+        if self.data.max_response is None and self.data.select != "firstk":
+            problems.append(
+                f"data.select {self.data.select} has no effect without data.max_response: all "
+                "answers are taken; give the number of answers to take"
+            )
+        return problems
+
 
 class RewardSettings(TrainingSettings):
     """The `reward` section of a preset."""
@@ -270,14 +353,16 @@ class RewardSettings(TrainingSettings):
     loss: RewardLoss = RewardLoss()
 
 
-class RewardConfig(RewardSettings, TrainingConfig):
+class RewardConfig(RewardSettings, PreferenceConfig):
     """The training of a reward model."""
 
     stage: Literal["reward"] = "reward"
     """The subcommand."""
 
-    def _problems(self) -> list[str]:
-        return [*super()._problems(), *_selection_problems(self.data)]
+    @property
+    @override
+    def roles(self) -> dict[str, ModelRole]:
+        return {"model": ModelRole("linear", self.optimizer)}
 
 
 class DPOSettings(TrainingSettings):
@@ -287,20 +372,16 @@ class DPOSettings(TrainingSettings):
     loss: DPOLoss = DPOLoss()
 
 
-class DPOConfig(DPOSettings, TrainingConfig):
+class DPOConfig(DPOSettings, PreferenceConfig):
     """Direct preference optimisation."""
 
     stage: Literal["dpo"] = "dpo"
     """The subcommand."""
 
+    @property
+    @override
+    def needs_reference(self) -> bool:
+        return True
+
     def _problems(self) -> list[str]:
-        return [*super()._problems(), *_selection_problems(self.data), *self.loss.problems()]
-
-
-def _selection_problems(data: Preferences) -> list[str]:
-    if data.max_response is None and data.select != "firstk":
-        return [
-            f"data.select {data.select} has no effect without data.max_response: all answers are "
-            "taken; give the number of answers to take"
-        ]
-    return []
+        return [*super()._problems(), *self.loss.problems()]

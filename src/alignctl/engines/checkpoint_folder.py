@@ -8,7 +8,7 @@ from pathlib import Path
 
 from alignctl import atomic
 from alignctl.checkpoints import holds
-from alignctl.launch.run_folder import LATEST, RunFolder
+from alignctl.run_folder import LATEST, RunFolder
 
 
 def final_name(checkpoints: Path, step: int) -> Path:

@@ -17,7 +17,7 @@ from alignctl.checkpoints.source import Source
 from alignctl.engines import checkpoint_folder
 from alignctl.engines.base_model import verify_share
 from alignctl.engines.protocol import Engine
-from alignctl.launch.run_folder import RunFolder
+from alignctl.run_folder import RunFolder
 
 
 @dataclass(frozen=True)

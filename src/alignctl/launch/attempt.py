@@ -17,7 +17,7 @@ from alignctl import atomic
 from alignctl.errors import AlignctlError, RunError, UserError
 from alignctl.launch import environment
 from alignctl.launch.facts import Config, find_differences, flatten
-from alignctl.launch.run_folder import RunFolder, read_object
+from alignctl.run_folder import RunFolder, read_object
 
 MAY_CHANGE = ("output", "checkpoint", "launch", "train.eval_interval", "train.log_interval")
 """Settings, with all below them, that a resume may change: the numbers do not depend on them."""

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from alignctl.launch.environment import package_versions
-from alignctl.launch.run_folder import RunFolder
+from alignctl.run_folder import RunFolder
 
 _DIGITS = 16
 

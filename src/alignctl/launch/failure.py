@@ -13,7 +13,7 @@ from pathlib import Path
 from alignctl.errors import AlignctlError, LostError, RunError, UserError
 from alignctl.launch.job import Job
 from alignctl.launch.peers import Peers
-from alignctl.launch.run_folder import RunFolder
+from alignctl.run_folder import RunFolder
 
 _MAX_LINES = 15
 _MAX_TAIL_BYTES = 16384

@@ -14,9 +14,9 @@ from alignctl.launch.attempt import Attempt
 from alignctl.launch.failure import diagnose
 from alignctl.launch.job import Job
 from alignctl.launch.peers import Peers
-from alignctl.launch.run_folder import RunFolder
 from alignctl.reporting.follow import Follower
 from alignctl.reporting.progress import Display
+from alignctl.run_folder import RunFolder
 
 _PR_SET_PDEATHSIG = 1
 _SECONDS_BETWEEN_LOOKS = 0.1

@@ -21,7 +21,7 @@ from alignctl import atomic
 from alignctl.errors import AlignctlError, LostError, RunError, UserError
 from alignctl.launch.facts import find_differences
 from alignctl.launch.nodes import Nodes
-from alignctl.launch.run_folder import RunFolder
+from alignctl.run_folder import RunFolder
 
 _SECONDS_BETWEEN_BEATS = 2.0
 _SECONDS_BETWEEN_LOOKS = 0.2

@@ -24,7 +24,7 @@ from typing import NoReturn
 
 from alignctl import atomic
 from alignctl.errors import AlignctlError, RunError, UserError
-from alignctl.launch.run_folder import RunFolder
+from alignctl.run_folder import RunFolder
 
 _PR_SET_PDEATHSIG = 1
 _RESERVED_BYTES = 16384

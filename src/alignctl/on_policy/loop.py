@@ -26,7 +26,6 @@ from alignctl.data.prompt_store import PromptData
 from alignctl.data.tokenizer import Tokenizer
 from alignctl.engines.device import DEVICE
 from alignctl.launch import worker
-from alignctl.launch.run_folder import RunFolder
 from alignctl.on_policy import sample_log
 from alignctl.on_policy.alarm import Alarm
 from alignctl.on_policy.models import Loaded, Models
@@ -34,6 +33,7 @@ from alignctl.on_policy.sampling import Experience, answer, gather
 from alignctl.on_policy.scoring import Scorer
 from alignctl.reporting.metrics import MetricsWriter, measured, recorded
 from alignctl.reporting.phases import Phases
+from alignctl.run_folder import RunFolder
 
 
 @dataclass

@@ -19,17 +19,17 @@ from alignctl.checkpoints import origin
 from alignctl.checkpoints.generation_config import end_token_ids
 from alignctl.checkpoints.preflight import open_model
 from alignctl.checkpoints.source import Source
-from alignctl.config.on_policy_run import OnPolicyConfig, RLHFConfig
-from alignctl.config.sections import Head, Lora, Model, Optimizer
+from alignctl.config.on_policy_run import OnPolicyConfig
+from alignctl.config.sections import Head, Model
 from alignctl.data.tokenizer import load_tokenizer
 from alignctl.engines import checkpoint_folder
 from alignctl.engines.checkpoints import Checkpoints, start
 from alignctl.engines.megatron import MegatronEngine
 from alignctl.engines.megatron_weights import hf_weights
-from alignctl.launch.run_folder import RunFolder
 from alignctl.on_policy.samples import Samples
 from alignctl.on_policy.sources import open_reward, open_value
 from alignctl.rollouts.vllm import Rollout
+from alignctl.run_folder import RunFolder
 
 
 @dataclass(eq=False)
@@ -145,19 +145,19 @@ def load(config: OnPolicyConfig, folder: RunFolder) -> Loaded:
     source = origin.with_own_files(open_model(config), folder)
     keep = config.checkpoint.keep
     checkpoints = Checkpoints(folder.checkpoints, source, config.tokenizer, keep)
-    policy = policy_engine(config)
+    policy = build_engine(config, "policy", config.model)
     step = start(policy, source, folder.latest_checkpoint(), seed=config.train.seed)
     reference = reward = value = value_checkpoints = None
     score_offset = value_offset = 0.0
-    if config.needs_reference and config.lora is None:
-        reference = reference_engine(config, source.model)
+    if "reference" in config.roles:
+        reference = build_engine(config, "reference", source.model)
         reference.load_weights(source)
-    if config.needs_reward_model:
+    if "reward" in config.roles:
         reward_source = open_reward(config)
-        reward = engine_beside(config, reward_source.model, reward_source.head)
+        reward = build_engine(config, "reward", reward_source.model, reward_source.head)
         reward.load_weights(reward_source)
         score_offset = _offset(reward_source)
-    if isinstance(config, RLHFConfig):
+    if "value" in config.roles:
         value_source = origin.with_own_files(open_value(config), folder, "value.load")
         # Until the policy's is complete, the one before still belongs to it.
         value_checkpoints = Checkpoints(
@@ -199,7 +199,7 @@ def _end_token_ids(config: OnPolicyConfig, source: Source) -> tuple[int, ...]:
     return end_token_ids(source.companions, eos_id, vocab_size=source.model.vocab_size)
 
 
-def _load_value(config: RLHFConfig, checkpoints: Checkpoints, step: int) -> MegatronEngine:
+def _load_value(config: OnPolicyConfig, checkpoints: Checkpoints, step: int) -> MegatronEngine:
     """Loads the value model; in a run that goes on, the one that was saved with the policy."""
     if dist.get_rank() == 0:
         # One of a later step was saved by an attempt that was killed before it saved the policy.
@@ -207,66 +207,35 @@ def _load_value(config: RLHFConfig, checkpoints: Checkpoints, step: int) -> Mega
     dist.barrier()
     checkpoint = checkpoint_folder.final_name(checkpoints.folder, step) if step else None
     source = checkpoints.source
-    engine = value_engine(config, source.model, source.head)
+    engine = build_engine(config, "value", source.model, source.head)
     start(engine, source, checkpoint, seed=config.train.seed)
     return engine
 
 
-def policy_engine(config: OnPolicyConfig) -> MegatronEngine:
-    """Builds the policy, its weights not set."""
-    return MegatronEngine(
-        config.model,
-        config.parallel,
-        precision=config.precision,
-        seq_length=config.batch.seq_length,
-        optimizer=config.optimizer,
-        loss_scale=config.loss_scale,
-        lora=config.lora,
-        temperature=config.rollout.temperature,
-        with_entropy=True,
-    )
-
-
-def reference_engine(config: OnPolicyConfig, model: Model) -> MegatronEngine:
-    """Builds the frozen reference, its weights not set."""
-    return engine_beside(config, model, "lm", temperature=config.rollout.temperature)
-
-
-def value_engine(config: RLHFConfig, model: Model, head: Head) -> MegatronEngine:
-    """Builds the value model, its weights not set; a policy gets a new head for it."""
-    head = "linear" if head == "lm" else head
-    return engine_beside(
-        config,
-        model,
-        head,
-        optimizer=config.value.optimizer,
-        lora=config.lora,
-        is_value=True,
-    )
-
-
-def engine_beside(
-    config: OnPolicyConfig,
-    model: Model,
-    head: Head,
-    *,
-    optimizer: Optimizer | None = None,
-    lora: Lora | None = None,
-    is_value: bool = False,
-    temperature: float = 1.0,
+def build_engine(
+    config: OnPolicyConfig, name: str, model: Model, head: Head = "lm"
 ) -> MegatronEngine:
-    """Builds a model beside the policy, of its own size, on the same grid; its weights not set."""
+    """Build a model of the run, its weights not set.
+
+    Args:
+        config: The run.
+        name: Its role.
+        model: Its architecture: each has a size of its own, on the same grid of ranks.
+        head: The one that it was loaded with; where scores are wanted, a policy gets a new one.
+    """
+    role = config.roles[name]
     return MegatronEngine(
         model.model_copy(update={"attention_dropout": 0.0, "hidden_dropout": 0.0}),
         config.parallel,
         precision=config.precision,
         seq_length=config.batch.seq_length,
-        optimizer=optimizer,
+        optimizer=role.optimizer,
         loss_scale=config.loss_scale,
-        head=head,
-        lora=lora,
-        is_value=is_value,
-        temperature=temperature,
+        head=role.head if head == "lm" else head,
+        lora=config.lora if role.is_trained else None,
+        is_value=name == "value",
+        temperature=config.rollout.temperature if role.head == "lm" else 1.0,
+        with_entropy=name == "policy",
     )
 
 

@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 from alignctl import atomic
 from alignctl.data.prompt_store import PromptData
 from alignctl.data.tokenizer import Tokenizer
-from alignctl.launch.run_folder import RunFolder
 from alignctl.on_policy.sampling import Experience
 from alignctl.on_policy.scoring import REASONS
+from alignctl.run_folder import RunFolder
 
 
 def write(

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from alignctl.checkpoints.find import find
 from alignctl.checkpoints.source import Source
-from alignctl.config.on_policy_run import OnPolicyConfig, RLHFConfig
+from alignctl.config.on_policy_run import OnPolicyConfig
 from alignctl.errors import UserError
 
 
@@ -20,9 +20,10 @@ def open_reward(config: OnPolicyConfig) -> Source:
     return find(_checkpoint(config.reward_load, config.reward_load_iteration))
 
 
-def open_value(config: RLHFConfig) -> Source:
-    """What the value model starts from."""
-    return find(config.value.load) if config.value.load is not None else open_reward(config)
+def open_value(config: OnPolicyConfig) -> Source:
+    """What the value model starts from: by default the reward model."""
+    path = config.value_load
+    return open_reward(config) if path is None else find(path)
 
 
 def _checkpoint(path: Path, iteration: int) -> Path:

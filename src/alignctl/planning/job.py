@@ -2,9 +2,8 @@
 
 from collections.abc import Mapping
 
-from alignctl.config.data import Preferences
-from alignctl.config.on_policy_run import OnlineDPOConfig, OnPolicyConfig, RLHFConfig
-from alignctl.config.run import DPOConfig, RewardConfig, TrainingConfig
+from alignctl.config.on_policy_run import OnPolicyConfig, is_on_policy
+from alignctl.config.run import TrainingConfig
 from alignctl.config.sections import Head
 from alignctl.planning.memory import (
     GIB,
@@ -24,7 +23,7 @@ def predict(config: TrainingConfig, *, gpu_memory_gib: float = 80.0) -> Report:
     """The report of a job, by arithmetic."""
     ranks = tuple(
         _episode(config, kind, stage, gpu_memory_gib)
-        if isinstance(config, OnPolicyConfig)
+        if is_on_policy(config)
         else _training(config, kind, stage)
         for kind, stage in kinds_of_ranks(config).items()
     )
@@ -32,7 +31,7 @@ def predict(config: TrainingConfig, *, gpu_memory_gib: float = 80.0) -> Report:
         describe(config),
         ranks,
         gpu_memory_gib,
-        sampler(config, gpu_memory_gib) if isinstance(config, OnPolicyConfig) else None,
+        sampler(config, gpu_memory_gib) if is_on_policy(config) else None,
         config.launch.nproc_per_node,
     )
 
@@ -62,20 +61,13 @@ def kinds_of_ranks(config: TrainingConfig) -> dict[str, int]:
 
 def tokens_of_batch(config: TrainingConfig) -> Tokens:
     """A micro batch of full length."""
-    batch, length = config.batch, config.batch.seq_length
-    if isinstance(config, OnlineDPOConfig):
-        return _answers(config, batch.micro_batch_size * config.experience.samples, is_scored=True)
-    if isinstance(config, OnPolicyConfig):
-        return _answers(config, batch.micro_batch_size)
-    if not isinstance(config.data, Preferences):
-        total = batch.micro_batch_size * length
-        return Tokens(total, length, total)
-    answers = batch.micro_batch_size * (config.data.max_response or 2)
-    return Tokens(answers * length, length, answers * (length - 1))
+    longest = config.longest_batch
+    count = longest.documents
+    return Tokens(count * longest.length, longest.length, count * longest.learned)
 
 
 def _answers(config: OnPolicyConfig, count: int, *, is_scored: bool = False) -> Tokens:
-    length = config.data.max_prompt_length + config.rollout.max_new_tokens - (not is_scored)
+    length = config.longest_answer - (not is_scored)
     return Tokens(count * length, length, count * config.rollout.max_new_tokens)
 
 
@@ -90,11 +82,11 @@ def _part(config: TrainingConfig, stage: int, head: Head) -> Part:
 
 def _training(config: TrainingConfig, kind: str, stage: int) -> RankReport:
     """`sft`, `reward` and `dpo`: one model."""
-    part = _part(config, stage, "linear" if isinstance(config, RewardConfig) else "lm")
+    part = _part(config, stage, config.roles["model"].head)
     kept = held(part, config.data_parallel_size, is_trained=True, lora=config.lora)
     tokens = tokens_of_batch(config)
     phases = {}
-    if isinstance(config, DPOConfig):
+    if config.needs_reference:
         phases["reference"] = _phase(kept.total, forward_activations(part, tokens))
     under_way = micro_batches_under_way(config, stage)
     work = training_activations(
@@ -108,13 +100,15 @@ def _episode(config: OnPolicyConfig, kind: str, stage: int, gpu_memory_gib: floa
     """`rlhf`, `online-dpo` and `grpo`: several models, which take turns."""
     policy, other = _part(config, stage, "lm"), _part(config, stage, "linear")
     dp = config.data_parallel_size
-    models = {"policy": held(policy, dp, is_trained=True, lora=config.lora)}
-    if config.needs_reference and config.lora is None:
-        models["reference"] = held(policy, dp, is_trained=False)
-    if config.needs_reward_model:
-        models["reward"] = held(other, dp, is_trained=False)
-    if isinstance(config, RLHFConfig):
-        models["value"] = held(other, dp, is_trained=True, lora=config.lora)
+    models = {
+        name: held(
+            _part(config, stage, role.head),
+            dp,
+            is_trained=role.is_trained,
+            lora=config.lora if role.is_trained else None,
+        )
+        for name, role in config.roles.items()
+    }
     share = int(config.rollout.gpu_memory_utilization * gpu_memory_gib * GIB)
     step, under_way = tokens_of_batch(config), micro_batches_under_way(config, stage)
     count = min(config.experience.score_batch_size, -(-config.samples_per_step // dp))

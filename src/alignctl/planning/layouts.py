@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from alignctl.config.on_policy_run import OnPolicyConfig
+from alignctl.config.on_policy_run import is_on_policy
 from alignctl.config.run import TrainingConfig
 from alignctl.planning.cost import GPUS_PER_NODE, Cost, Job, estimate
 from alignctl.planning.devices import Device
@@ -45,7 +45,7 @@ class Plan:
             "parallel.recompute": parallel.recompute,
             "batch.micro_batch_size": self.config.batch.micro_batch_size,
         }
-        if isinstance(self.config, OnPolicyConfig):
+        if is_on_policy(self.config):
             found["offload"] = self.config.offload
         return [f"{key}={str(value).lower()}" for key, value in found.items()]
 
@@ -116,7 +116,7 @@ def _candidates(config: TrainingConfig, gpus: int) -> Iterator[TrainingConfig]:
     stages = [
         pp for pp in range(1, config.model.num_layers + 1) if config.model.num_layers % pp == 0
     ]
-    offloads = (False, True) if isinstance(config, OnPolicyConfig) else (None,)
+    offloads = (False, True) if is_on_policy(config) else (None,)
     sizes = [1 << power for power in range(8)]
     for tp, pp in product((1, 2, 4, 8), stages):
         if tp > per_node or gpus % (tp * pp):

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from alignctl.errors import UserError
-from alignctl.launch.run_folder import read_object
+from alignctl.run_folder import read_object
 
 FILE = "mt_bench.json"
 """What `alignctl eval mt-bench` writes into its output folder."""

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any, TypeGuard
 
 from alignctl.errors import UserError
-from alignctl.launch.run_folder import RunFolder, read_object
 from alignctl.reporting.tables import ABSENT, Row, percent
+from alignctl.run_folder import RunFolder, read_object
 
 FILE = "result.json"
 """What `alignctl eval math | preference | lm-eval` writes into its output folder."""

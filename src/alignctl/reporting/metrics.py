@@ -22,7 +22,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TextIO
 
 from alignctl import atomic
-from alignctl.launch.run_folder import RunFolder
+from alignctl.run_folder import RunFolder
 
 if TYPE_CHECKING:
     from tensorboard.summary.writer.event_file_writer import EventFileWriter

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from alignctl.errors import UserError
-from alignctl.launch.run_folder import RunFolder, read_object
+from alignctl.run_folder import RunFolder, read_object
 from alignctl.user_files import opened, read_bytes, reading
 
 _NOT_FINITE = ("nan", "inf", "-inf")

@@ -2,21 +2,18 @@
 
 import numpy as np
 
-from alignctl.config.data import Preferences
 from alignctl.config.run import TrainingConfig
 from alignctl.data.batch import Document, PreferenceBatch, TokenBatch
 
 _TOKEN = 1
-_PAIR = 2
-"""Answers of a row where the configuration does not say: a better one and a worse one."""
 
 
 def training_batch(config: TrainingConfig) -> TokenBatch:
     """A micro batch of `sft`, `reward` or `dpo`; preferences are all of document number 0."""
     size, length = config.batch.micro_batch_size, config.batch.seq_length
-    if not isinstance(config.data, Preferences):
+    answers = config.answers_compared
+    if answers == 1:
         return TokenBatch.from_documents([_document(length + 1)] * size)
-    answers = config.data.max_response or _PAIR
     groups = [[_document(length)] * answers] * size
     return PreferenceBatch.from_groups(groups, np.arange(size * answers, dtype=np.float64))
 

@@ -1,6 +1,6 @@
 """An episode of `rlhf`, `online-dpo` or `grpo` on a simulated rank: the stage's own steps."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -8,25 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from alignctl.config.on_policy_run import (
-    GRPOConfig,
-    OnlineDPOConfig,
-    OnPolicyConfig,
-    RLHFConfig,
-)
+from alignctl.config.on_policy_run import OnPolicyConfig
 from alignctl.data.prompt_store import PromptData, PromptSummary, TokenLists
 from alignctl.engines.megatron import MegatronEngine
-from alignctl.on_policy.grpo import GRPO
 from alignctl.on_policy.loop import Learner
-from alignctl.on_policy.models import (
-    Models,
-    engine_beside,
-    policy_engine,
-    reference_engine,
-    value_engine,
-)
-from alignctl.on_policy.online_dpo import OnlineDPO
-from alignctl.on_policy.ppo import PPO
+from alignctl.on_policy.models import Models, build_engine
 from alignctl.on_policy.samples import Samples
 from alignctl.on_policy.sampling import gather
 from alignctl.on_policy.scoring import Scorer
@@ -38,14 +24,21 @@ from alignctl.simulation.process import Rank
 from alignctl.simulation.rollout import LOGPROB, SimulatedRollout
 
 
-def simulate_episode(config: OnPolicyConfig, rank: Rank, kind: str, gpu_memory: int) -> RankReport:
-    """Runs an episode of one optimizer step.
+def simulate_episode(
+    config: OnPolicyConfig,
+    make_learner: Callable[[Any, Models, PromptData], Learner],
+    rank: Rank,
+    kind: str,
+    gpu_memory: int,
+) -> RankReport:
+    """Run an episode of one optimizer step.
 
     It has as few answers as show the peaks. Where nothing is learned, batches have their own size:
     they are measured after it.
 
     Args:
         config: The run.
+        make_learner: Makes the stage's own learner.
         rank: The rank that is played.
         kind: Which ranks are like it.
         gpu_memory: Bytes of a GPU.
@@ -53,7 +46,7 @@ def simulate_episode(config: OnPolicyConfig, rank: Rank, kind: str, gpu_memory: 
     short, book = _shortened(config, rank.stage), Book(rank.ledger)
     models = _assembled(short, rank, book, gpu_memory)
     data = _longest_prompts(short)
-    learner = _learner(short, models, data)
+    learner = make_learner(short, models, data)
     with book.phase("sampling"):
         scorer = Scorer(models, data, None)
         experience = gather(models, scorer, data, 0, Phases())
@@ -115,7 +108,7 @@ def _shortened(config: OnPolicyConfig, stage: int) -> OnPolicyConfig:
     """The same run with an episode of one update, and of as few micro batches as show its peak."""
     count = micro_batches(config, stage)
     units = count * config.batch.micro_batch_size * config.data_parallel_size
-    samples = config.experience.samples if config.units_per_step != config.samples_per_step else 1
+    samples = config.answers_compared
     experience = config.experience.model_copy(
         update={
             "prompts": units,
@@ -126,12 +119,8 @@ def _shortened(config: OnPolicyConfig, stage: int) -> OnPolicyConfig:
         }
     )
     batch = config.batch.model_copy(update={"global_batch_size": units})
-    update: dict[str, Any] = {"experience": experience, "batch": batch}
-    if isinstance(config, RLHFConfig):
-        update["value"] = config.value.model_copy(
-            update={"warmup_steps": 0, "warmup_fraction": None}
-        )
-    return config.model_copy(update=update)
+    short = config.model_copy(update={"experience": experience, "batch": batch})
+    return short.without_warmup()
 
 
 def _assembled(config: OnPolicyConfig, rank: Rank, book: Book, gpu_memory: int) -> SimulatedModels:
@@ -153,22 +142,13 @@ def _assembled(config: OnPolicyConfig, rank: Rank, book: Book, gpu_memory: int) 
 
 
 def _build(config: OnPolicyConfig, rank: Rank, rollout: Any, book: Book) -> SimulatedModels:
-    reference = reward = value = None
-    with rank.host.building():
-        policy = policy_engine(config)
-    policy.create_optimizer()
-    with rank.host.building():
-        if config.needs_reference and config.lora is None:
-            reference = reference_engine(config, config.model)
-        if config.needs_reward_model:
-            reward = engine_beside(config, config.model, "linear")
-        if isinstance(config, RLHFConfig):
-            value = value_engine(config, config.model, "linear")
-    if value is not None:
-        value.create_optimizer()
-    return SimulatedModels(
-        config, policy, rollout, (1,), reference=reference, reward=reward, value=value, book=book
-    )
+    engines: dict[str, Any] = {}
+    for role, kind in config.roles.items():
+        with rank.host.building():
+            engines[role] = build_engine(config, role, config.model)
+        if kind.is_trained:
+            engines[role].create_optimizer()
+    return SimulatedModels(config, rollout=rollout, end_token_ids=(1,), book=book, **engines)
 
 
 def _longest_prompts(config: OnPolicyConfig) -> PromptData:
@@ -188,15 +168,6 @@ def _longest_prompts(config: OnPolicyConfig) -> PromptData:
     )
 
 
-def _learner(config: Any, models: Models, data: PromptData) -> Learner:
-    """The stage's own."""
-    if isinstance(config, RLHFConfig):
-        return PPO.make(config, models, data)
-    if isinstance(config, GRPOConfig):
-        return GRPO.make(config, models, data)
-    return OnlineDPO.make(config, models, data)
-
-
 def _score_full_batches(config: OnPolicyConfig, models: SimulatedModels) -> None:
     """One batch of every model that gives numbers without learning, at its full size."""
     dp = models.policy.data_parallel_size
@@ -205,7 +176,7 @@ def _score_full_batches(config: OnPolicyConfig, models: SimulatedModels) -> None
     models.config = config
     if models.reward is not None:
         models.document_outputs(models.reward, samples)
-    if isinstance(config, OnlineDPOConfig):
+    if config.answers_compared > 1:
         models.target_outputs(models.policy, samples)
         with models.as_reference() as engine:
             models.document_outputs(engine, samples)

@@ -1,0 +1,5 @@
+"""Start the command line as `python -m alignctl`."""
+
+from alignctl.cli import main
+
+main()

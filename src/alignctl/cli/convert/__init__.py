@@ -1,0 +1,1 @@
+"""Turn checkpoints into other formats, and compare them."""

@@ -1,0 +1,44 @@
+"""Solve problems whose answers are compared by rule: exact match and pass@k.
+
+Knobs are those of `alignctl generate`, and limit, workers, timeout_seconds. The same command
+goes on after an interruption.
+"""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from alignctl.cli.eval.models import EvalOutputFlag, JSONFlag, ModelsArgument, split_models
+from alignctl.cli.flags import TokenizerFlag, example
+from alignctl.cli.lazy import PLAIN
+from alignctl.config.generation import MathOptions
+from alignctl.config.load import options
+
+app = typer.Typer(**PLAIN)
+
+
+@app.command(
+    "math",
+    help=__doc__,
+    epilog=example(
+        "alignctl eval math runs/sft runs/grpo --data data/gsm8k/test.jsonl --output runs/math",
+        "alignctl eval math runs/grpo --data data/gsm8k/test.jsonl --output runs/math-8 \\",
+        "  samples=8 temperature=0.7",
+    ),
+)
+def _math(
+    models: ModelsArgument,
+    data: Annotated[
+        Path, typer.Option(metavar="FILE", help="Problems: GSM8K's rows, or prompts with answers.")
+    ],
+    output: EvalOutputFlag,
+    tokenizer: TokenizerFlag = None,
+    as_json: JSONFlag = False,
+) -> None:
+    paths, overrides = split_models(models)
+    flags = {"models": paths, "data": data, "output": output, "tokenizer": tokenizer}
+    found = options(MathOptions, flags, overrides)
+    from alignctl.stages import eval_math  # arrays and files of checkpoints: not for a typo
+
+    eval_math.run(found, as_json=as_json)

@@ -1,0 +1,95 @@
+"""List the layouts that fit, with memory and speed, the fastest first.
+
+Memory and time are computed; --simulate on the stage runs a step of the layout.
+"""
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from alignctl import console
+from alignctl.cli.flags import OverridesArgument, PresetFlag, StageName, example
+from alignctl.cli.lazy import PLAIN
+from alignctl.config.bounds import MOST_PROCESSES
+from alignctl.config.load import STAGES, resolve
+from alignctl.config.stages import section_of
+from alignctl.errors import UserError
+from alignctl.planning.devices import device
+from alignctl.planning.layouts import fitting, look_at
+
+_SHOWN = 12
+
+app = typer.Typer(**PLAIN)
+
+
+@app.command(
+    "plan",
+    help=__doc__,
+    epilog=example(
+        "alignctl plan --preset llama2-70b --gpus 32",
+        "alignctl plan --preset llama2-7b --stage rlhf --gpus 8 --gpu h100 --json",
+        "alignctl plan --preset llama2-13b --gpus 8 batch.seq_length=4096",
+    ),
+)
+def _plan(
+    preset: PresetFlag,
+    stage: Annotated[StageName, typer.Option(help="What is to be run.")] = "sft",
+    gpus: Annotated[
+        int | None,
+        typer.Option(min=1, max=MOST_PROCESSES, metavar="N", help="GPUs; default: the preset's."),
+    ] = None,
+    gpu: Annotated[
+        str, typer.Option(metavar="NAME", help="a100-80g, a800, h100, h800 or h200.")
+    ] = "a100-80g",
+    gpu_memory: Annotated[
+        float | None,
+        typer.Option(min=1, max=10**6, metavar="GIB", help="Memory of a GPU; default: that GPU's."),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    overrides: OverridesArgument = None,
+) -> None:
+    kind = device(gpu)
+    memory = gpu_memory or kind.memory_gib
+    flags = {"output": Path("runs")}
+    config = resolve(STAGES[section_of(stage)], preset, flags, overrides or [])
+    count = gpus or config.world_size
+    plans = fitting(config, kind, gpus=count, gpu_memory_gib=memory)
+    if not plans:
+        verdict = look_at(config, kind, memory).report.verdict
+        raise UserError(
+            f"no layout of {preset} {stage} fits onto {count} x {gpu} with {memory:g} GiB",
+            "give more --gpus, a shorter batch.seq_length or lora.rank=16; the preset's own "
+            f"layout on {config.world_size} GPUs {verdict}",
+        )
+    if as_json:
+        console.emit(json.dumps([each.row() for each in plans], indent=2))
+        return
+    console.emit(_table([each.row() for each in plans[:_SHOWN]]))
+    console.emit(f"\nbest: {' '.join(plans[0].overrides)}")
+    if len(plans) > _SHOWN:
+        console.say(f"{len(plans) - _SHOWN} slower ones are left out; --json has them all")
+
+
+def _table(rows: list[dict[str, Any]]) -> str:
+    """The layouts, the best of them marked."""
+    head = ["", "TP", "PP", "DP", "micro batch", "recompute", "offload", "GiB", "s/step"]
+    lines = [[*head, "tokens/s/GPU", "MFU"]]
+    for number, row in enumerate(rows):
+        lines.append(
+            [
+                "*" if number == 0 else "",
+                *(str(row[key]) for key in ("tp", "pp", "dp", "micro_batch_size", "recompute")),
+                "yes" if row["offload"] else "no",
+                f"{row['peak_gib']:.1f}",
+                f"{row['seconds']:.2f}",
+                f"{row['tokens_per_second_per_gpu']:,.0f}",
+                f"{row['mfu']:.0%}",
+            ]
+        )
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return "\n".join(
+        "  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True))
+        for line in lines
+    )

@@ -1,0 +1,83 @@
+"""How far a run goes: what a step takes and learns from, and how often it takes each row.
+
+Two runs whose batches are counted differently (in padded rows, in packed sequences, in answers) are
+alike where both figures are.
+"""
+
+from dataclasses import dataclass
+
+from alignctl.config.on_policy_run import OnPolicyConfig
+from alignctl.config.run import SFTConfig, TrainingConfig
+from alignctl.data.preference_store import PreferenceSummary
+from alignctl.data.prompt_store import PromptSummary
+from alignctl.data.store import Summary
+
+
+@dataclass(frozen=True)
+class Course:
+    """A run with its data.
+
+    Attributes:
+        steps: Optimizer steps; of the on-policy stages episodes.
+        rows_per_step: Rows that a step takes, on average.
+        rows: Rows to train on.
+        learned: What an optimizer step learns from, on average: tokens, or answers.
+        of_what: That, in words.
+    """
+
+    steps: int
+    rows_per_step: float
+    rows: int
+    learned: float
+    of_what: str
+
+    @property
+    def passes(self) -> float:
+        """How often the run takes each row, on average."""
+        return self.steps * self.rows_per_step / self.rows
+
+    def __str__(self) -> str:
+        """One line for the user."""
+        rows = f"{self.rows_per_step:,.1f}".removesuffix(".0")
+        return (
+            f"course: {self.steps:,} steps of {rows} rows, {self.passes:.2f} passes over "
+            f"{self.rows:,}; {self.learned:,.0f} {self.of_what}"
+        )
+
+
+def of_documents(config: SFTConfig, summary: Summary) -> Course:
+    """Of `sft`, whose steps count rows, or full sequences of them."""
+    train, size = summary.train, config.batch.global_batch_size
+    return Course(
+        config.total_steps(train.sequences),
+        size * train.documents / train.sequences,
+        train.documents,
+        size * train.supervised_tokens / train.sequences,
+        "tokens learned in each",
+    )
+
+
+def of_preferences(config: TrainingConfig, summary: PreferenceSummary) -> Course:
+    """Of `reward` and `dpo`, whose steps count prompts; each has a row."""
+    train, size = summary.train, config.batch.global_batch_size
+    is_scored = config.roles["model"].head != "lm"
+    learned = train.documents if is_scored else train.answer_tokens
+    return Course(
+        config.total_steps(train.groups),
+        size,
+        train.groups,
+        size * learned / train.groups,
+        "answers scored in each" if is_scored else "tokens learned in each",
+    )
+
+
+def of_prompts(config: OnPolicyConfig, summary: PromptSummary) -> Course:
+    """Of the stages that learn from their own answers, whose lengths nobody knows yet."""
+    updates = config.updates_per_step
+    return Course(
+        config.num_episodes(summary.train),
+        config.experience.prompts,
+        summary.train,
+        config.experience.epochs * config.samples_per_step / updates,
+        f"answers learned from in each of {updates:,} updates a step",
+    )

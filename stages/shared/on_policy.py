@@ -1,0 +1,47 @@
+"""A rank's work in the stages whose policy writes the answers itself."""
+
+from collections.abc import Callable
+from contextlib import nullcontext
+from typing import Any
+
+import torch.distributed as dist
+
+from alignctl.config.on_policy_run import OnPolicyConfig
+from alignctl.data.prompt_store import PromptData
+from alignctl.data.tokenizer import load_tokenizer
+from alignctl.on_policy import models
+from alignctl.on_policy.loop import Learner, Loop
+from alignctl.on_policy.models import Models
+from alignctl.on_policy.scoring import Judge, Scorer
+from alignctl.rewards.workers import RuleWorkers
+from alignctl.run_folder import RunFolder
+from alignctl.stages.shared import training
+from alignctl.stages.shared.prepared import prepared_data
+
+
+def run(
+    config: OnPolicyConfig,
+    folder: RunFolder,
+    make_learner: Callable[[Any, Models, PromptData], Learner],
+) -> None:
+    """Do one rank's work: load or resume, episodes, validate, save.
+
+    Args:
+        config: The run.
+        folder: Its folder.
+        make_learner: Makes what learns from an episode.
+    """
+    config = training.initialize(config, folder)
+    data = PromptData.open(prepared_data(folder))
+    loaded = models.load(config, folder)
+    tokenizer = load_tokenizer(loaded.checkpoints.source.tokenizer_folder(config.tokenizer))
+    has_rules = any(rule is not None for rule in data.eval_funcs)
+    workers = RuleWorkers(config.score.workers, config.score.timeout_seconds) if has_rules else None
+    with workers or nullcontext():
+        judge = Judge(tokenizer, workers) if workers else None
+        scorer = Scorer(loaded.models, data, judge)
+        learner = make_learner(config, loaded.models, data)
+        Loop(config, folder, loaded, data, tokenizer, scorer, learner).run()
+    loaded.models.rollout.close()
+    dist.barrier()
+    dist.destroy_process_group()

@@ -1,0 +1,109 @@
+"""The models beside the policy of an on-policy run, and its sampler, looked at before a start."""
+
+from alignctl import console
+from alignctl.checkpoints import generation_config
+from alignctl.checkpoints.preflight import open_model
+from alignctl.checkpoints.source import Source, require_reward
+from alignctl.config.on_policy_run import OnPolicyConfig, RLHFConfig
+from alignctl.data.tokenizer import load_tokenizer
+from alignctl.errors import UserError
+from alignctl.models.adapters import describe
+from alignctl.on_policy import sources
+from alignctl.rollouts.library import check_vllm
+
+
+def open_scoring(config: OnPolicyConfig) -> dict[str, Source]:
+    """Check the sampler and the reward model, without loading a weight.
+
+    Returns:
+        The reward model by its key in the configuration, if one takes part.
+
+    Raises:
+        UserError: vLLM is missing; the model is missing, is of the wrong role, cannot be cut as the
+            policy is, or reads other tokens; end tokens are named that the policy has not.
+    """
+    if warning := check_vllm(config.model):
+        console.say(f"warning: {warning}")
+    _check_ends(config)
+    return {"reward_load": _check_reward(config)} if config.needs_reward_model else {}
+
+
+def open_value(config: RLHFConfig) -> dict[str, Source]:
+    """Check the value model, without loading a weight.
+
+    Returns:
+        The value model by its key in the configuration, also where it is made from the reward
+        model.
+
+    Raises:
+        UserError: It is missing, cannot be cut as the policy is, reads other tokens, or cannot have
+            the policy's adapters.
+    """
+    found = sources.open_value(config)
+    if config.value.load is not None:
+        _check_fits(config, found, "value.load")
+    _check_adapters(config, found)
+    return {"value.load": found}
+
+
+def _check_ends(config: OnPolicyConfig) -> None:
+    """Say what the files beside the policy tell about its answers, as the ranks will read them."""
+    policy = open_model(config)
+    eos_id = load_tokenizer(policy.tokenizer_folder(config.tokenizer)).eos_id
+    vocab_size = policy.model.vocab_size
+    ends = generation_config.end_token_ids(policy.companions, eos_id, vocab_size=vocab_size)
+    if len(ends) > 1:
+        shown = ", ".join(map(str, ends[:8])) + (", ..." if len(ends) > 8 else "")
+        console.say(f"answers end at {len(ends)} tokens: {shown}")
+    penalty = config.rollout.repetition_penalty
+    if warning := generation_config.unheeded(policy.companions, repetition_penalty=penalty):
+        console.say(f"warning: {warning}")
+
+
+def _check_reward(config: OnPolicyConfig) -> Source:
+    """Check and return the reward model."""
+    source = sources.open_reward(config)
+    require_reward(source, f"--reward-load {source.path}")
+    console.say(f"reward: {source.description}")
+    _check_fits(config, source, "--reward-load")
+    return source
+
+
+def _check_adapters(config: RLHFConfig, source: Source) -> None:
+    """Check that the value model can have adapters as the policy does, if that gets any."""
+    if config.lora is None:
+        return
+    if problems := config.lora.problems(source.model):
+        raise UserError(
+            f"the value model, {source.path}, cannot have the policy's adapters: "
+            f"{'; '.join(problems)}",
+            "give both models adapters that fit, or leave lora out",
+        )
+    console.say(f"value model: {describe(source.model, config.lora)}")
+
+
+def _check_fits(config: OnPolicyConfig, source: Source, name: str) -> None:
+    """Check that a model can be cut as the policy is, and reads the same tokens."""
+    if problems := source.model.layout_problems(config.parallel.tp, config.parallel.pp):
+        raise UserError(
+            f"{name} {source.path} cannot be laid out as the policy is: {'; '.join(problems)}",
+            "choose parallel.tp and parallel.pp that divide both models",
+        )
+    if source.model.family == "llama2":
+        longest = source.model.max_position_embeddings
+        if config.batch.seq_length > longest:
+            raise UserError(
+                f"{name} {source.path}: its max_position_embeddings {longest} is less than "
+                f"batch.seq_length {config.batch.seq_length}",
+                f"set batch.seq_length to {longest} or less",
+            )
+    if source.companions is None:
+        return
+    policy = load_tokenizer(open_model(config).tokenizer_folder(config.tokenizer))
+    other = load_tokenizer(source.companions)
+    if policy.vocabulary != other.vocabulary:
+        raise UserError(
+            f"{name} {source.path}: its tokenizer has {len(other.vocabulary):,} tokens and is not "
+            f"that of the policy, which has {len(policy.vocabulary):,}: its scores would be noise",
+            "use a reward model that was trained from the same base, with the same tokenizer",
+        )

@@ -1,0 +1,144 @@
+"""A stage's own work on one rank of each kind, without GPUs and without the other ranks.
+
+    alignctl sft --preset llama2-70b --simulate
+
+Engines, schedules, losses and updates are those of the stage; tensors are fake, collectives are
+counted. Data are batches of full length, of which every position is learned. Of vLLM only the
+memory is known.
+"""
+
+import os
+import time
+import warnings
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from alignctl import console
+from alignctl.config.on_policy_run import is_on_policy
+from alignctl.config.run import TrainingConfig
+from alignctl.corpus.pool import map_in_order
+from alignctl.errors import UserError
+from alignctl.planning.devices import device
+from alignctl.planning.job import describe, kinds_of_ranks
+from alignctl.planning.layouts import fitting
+from alignctl.planning.memory import GIB
+from alignctl.planning.report import RankReport, Report
+from alignctl.planning.sampler import sampler
+from alignctl.stages.shared.stage import Stage, load_stage
+
+if TYPE_CHECKING:
+    from alignctl.simulation.process import Rank
+
+
+def launch(config: TrainingConfig, *, gpu_memory_gib: float) -> int:
+    """Simulates a stage and prints what it found; returns 2 where it does not fit."""
+    started = time.perf_counter()
+    report = simulate(config, gpu_memory_gib=gpu_memory_gib, progress=True)
+    console.emit(report.render())
+    console.say(f"simulated in {time.perf_counter() - started:.0f} s")
+    if report.fits:
+        return 0
+    console.say(f"hint: {_advice(config, gpu_memory_gib)}")
+    return 2
+
+
+def _advice(config: TrainingConfig, gpu_memory_gib: float) -> str:
+    """What would fit: another layout of the same GPUs, or of more."""
+    for factor in (1, 2, 4, 8):
+        gpus = factor * config.world_size
+        plans = fitting(config, device("a100-80g"), gpus=gpus, gpu_memory_gib=gpu_memory_gib)
+        if plans:
+            with_more = f" on {gpus} GPUs" if factor > 1 else ""
+            return f"by arithmetic this fits{with_more}: {' '.join(plans[0].overrides)}"
+    return f"not even {gpus} GPUs have room for it: train adapters, with lora.rank=16"
+
+
+def simulate(
+    config: TrainingConfig,
+    *,
+    gpu_memory_gib: float = 80.0,
+    is_gpu: bool = True,
+    progress: bool = False,
+) -> Report:
+    """Runs one step of one rank of each kind, of as many kinds at a time as there are cores.
+
+    Args:
+        config: The run; nothing is loaded, so neither paths nor data are needed.
+        gpu_memory_gib: What a GPU has.
+        is_gpu: Whether operators keep for the backward pass what they would on a GPU.
+        progress: Whether to say which rank is under way.
+
+    Raises:
+        UserError: The engine cannot be simulated.
+    """
+    if config.engine != "megatron":
+        raise UserError(
+            f"engine {config.engine}: only engine megatron can be simulated", "leave out --simulate"
+        )
+    kinds = kinds_of_ranks(config)
+    if progress:
+        console.say(f"simulating: {', '.join(kinds)}")
+    play = partial(_played, config, gpu_memory_gib=gpu_memory_gib, is_gpu=is_gpu)
+    workers = min(len(kinds), len(os.sched_getaffinity(0)))
+    ranks = tuple(map_in_order(play, kinds.items(), workers, _load_megatron, None))
+    return Report(
+        describe(config),
+        ranks,
+        gpu_memory_gib,
+        sampler(config, gpu_memory_gib) if is_on_policy(config) else None,
+        config.launch.nproc_per_node,
+    )
+
+
+def _load_megatron(_: None) -> None:
+    # Megatron says at length what it lacks without CUDA, and so without reading it.
+    warnings.filterwarnings("ignore", module=r"megatron\.")
+    warnings.filterwarnings("ignore", message=r"`torch\.distributed\.\w+` is deprecated")
+    from alignctl.engines import megatron_cpu
+
+    megatron_cpu.load()
+
+
+def _played(
+    config: TrainingConfig, rank_kind: tuple[str, int], *, gpu_memory_gib: float, is_gpu: bool
+) -> RankReport:
+    """Play a rank and report what the ranks of its kind take."""
+    from alignctl.simulation.process import playing
+
+    kind, stage = rank_kind
+    with playing(config, stage, is_gpu=is_gpu) as rank:
+        here = load_stage(config.stage)
+        if here.learner is not None and is_on_policy(config):
+            from alignctl.simulation.episode import simulate_episode
+
+            gpu_memory = int(gpu_memory_gib * GIB)
+            return simulate_episode(config, here.learner, rank, kind, gpu_memory)
+        return _training_step(here, config, rank, kind)
+
+
+# ---- sft, reward, dpo ----
+
+
+def _training_step(
+    stage: Stage[Any], config: TrainingConfig, rank: "Rank", kind: str
+) -> RankReport:
+    """Take a step of a stage that learns from rows."""
+    from alignctl.simulation.batches import training_batch
+    from alignctl.simulation.measures import Book, held, make_state, micro_batches, watch_schedule
+    from alignctl.stages.shared import training
+
+    assert stage.loss is not None
+    loss = stage.loss(config)
+    with rank.host.building():
+        engine: Any = training.build_engine(config, config.roles["model"].head)
+    engine.create_optimizer()
+    make_state(engine)
+    watch_schedule(engine, config, rank.ledger)
+    batch, book = training_batch(config), Book(rank.ledger)
+    count = micro_batches(config, rank.stage)
+    if config.needs_reference:
+        with book.phase("reference"):
+            engine.document_outputs([batch] * count, 1)
+    with book.phase("step"):
+        engine.train_step([batch] * count, loss, learning_rate=config.optimizer.lr)
+    return RankReport(kind, {"model": held(engine)}, book.phases)

@@ -1,0 +1,365 @@
+"""A rank's work in the stages that learn from data: the engine, and the loop over its steps."""
+
+import resource
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from operator import attrgetter
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+
+from alignctl.algorithms.loss import Loss
+from alignctl.algorithms.schedule import learning_rate
+from alignctl.checkpoints import manifest, origin, preflight
+from alignctl.checkpoints.source import Source
+from alignctl.config.run import TrainingConfig
+from alignctl.config.sections import Head
+from alignctl.corpus.samples import PretrainData
+from alignctl.data import order, preview
+from alignctl.data.preference_store import PreferenceData
+from alignctl.data.store import SFTData
+from alignctl.data.tokenizer import load_tokenizer
+from alignctl.engines import checkpoints, roll_call
+from alignctl.engines.metrics import StepMetrics
+from alignctl.engines.protocol import Engine, NonFiniteError
+from alignctl.errors import RunError
+from alignctl.launch import worker
+from alignctl.launch.facts import facts
+from alignctl.reporting.metrics import MetricsWriter, measured, recorded
+from alignctl.run_folder import RunFolder
+from alignctl.stages.shared.prepared import prepared_data
+
+Data = SFTData | PreferenceData | PretrainData
+C = TypeVar("C", bound=TrainingConfig)
+
+_ROWS_SHOWN = 8
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is trained, on what, and towards what.
+
+    Attributes:
+        config: The run.
+        folder: Its folder.
+        engine: The model with its optimizer.
+        source: Where its weights came from.
+        data: The prepared rows.
+        loss: What is minimised, and measured on held-out rows.
+        report: What a reader is told besides the loss.
+        score_offset: Computes what is added to the scores of the trained model, for its manifest.
+    """
+
+    config: TrainingConfig
+    folder: RunFolder
+    engine: Engine
+    source: Source
+    data: Data
+    loss: Loss
+    report: Callable[[StepMetrics], dict[str, float]] = attrgetter("metrics")
+    score_offset: "Callable[[Task], float] | None" = None
+
+    @property
+    def checkpoints(self) -> checkpoints.Checkpoints:
+        """Where the engine is saved."""
+        config = self.config
+        return checkpoints.Checkpoints(
+            self.folder.checkpoints, self.source, config.tokenizer, config.checkpoint.keep
+        )
+
+    @property
+    def total_steps(self) -> int:
+        """Optimizer steps of the whole run."""
+        return self.config.total_steps(self.data.train.num_sequences)
+
+
+@dataclass
+class Progress:
+    """Where the run is: what result.json tells at the end."""
+
+    step: int
+    total: int
+    first_validation: float | None = None
+    loss: float | None = None
+    validation: dict[str, float] | None = None
+
+    @classmethod
+    def recall(cls, folder: RunFolder, step: int, total: int) -> "Progress":
+        """Where the run was at a step, as its metrics tell: earlier attempts belong to it."""
+        progress = cls(step=step, total=total)
+        for row in recorded(folder, until=step):
+            if row["kind"] == "train":
+                progress.loss = row["loss"]
+            elif row["kind"] == "validation":
+                progress.validation = measured(row)
+                if row["step"] == 0:
+                    progress.first_validation = row["loss"]
+        return progress
+
+
+def run(
+    config: TrainingConfig,
+    folder: RunFolder,
+    open_data: Callable[[Path], Data],
+    loss: Loss,
+    *,
+    report: Callable[[StepMetrics], dict[str, float]] = attrgetter("metrics"),
+    score_offset: Callable[[Task], float] | None = None,
+) -> None:
+    """Do one rank's work: load or resume, train, validate, save.
+
+    Args:
+        config: The run.
+        folder: Its folder.
+        open_data: Opens the prepared data.
+        loss: What is minimised.
+        report: As of `Task`, as is the next.
+        score_offset: Computes what is added to the scores of the trained model.
+    """
+    config = initialize(config, folder)
+    data = open_data(prepared_data(folder))
+    checkpoint, source = newest_model(config, folder)
+    # A reward model goes on with the head it has.
+    head = source.head if source.role == "reward" else config.roles["model"].head
+    engine = build_engine(config, head)
+    step = checkpoints.start(engine, source, checkpoint, seed=config.train.seed)
+    train(Task(config, folder, engine, source, data, loss, report, score_offset), step)
+
+
+# ---- the engine ----
+
+
+def initialize(config: C, folder: RunFolder) -> C:
+    """Calls the roll of all ranks and joins the job's process groups, once per process.
+
+    Returns:
+        The configuration, with the exact folders of the models that the run has started from.
+
+    Raises:
+        UserError: A rank is about to run something else than the others.
+        LostError: A rank is missing, or does not answer in one of its groups.
+    """
+    seed, timeout_minutes = config.train.seed, config.launch.timeout_minutes
+    patience = config.launch.start_timeout_seconds
+    roll_call.join(facts(config, folder), start_seconds=patience, timeout_minutes=timeout_minutes)
+    groups = {} if dist.group.WORLD is None else {"whole job's": dist.group.WORLD}
+    if config.engine == "deepspeed":
+        from alignctl.engines import deepspeed
+
+        deepspeed.initialize(seed=seed, timeout_minutes=timeout_minutes)
+    else:
+        from alignctl.engines import megatron_cpu
+
+        megatron_cpu.load()
+        from alignctl.engines import megatron_groups
+
+        megatron_groups.initialize(config.parallel, seed=seed, timeout_minutes=timeout_minutes)
+        groups |= megatron_groups.groups()
+    roll_call.check_groups(
+        groups, start_seconds=patience, give_up=lambda error: worker.leave_failed(folder, error)
+    )
+    return origin.settled(config, folder)
+
+
+def newest_model(config: TrainingConfig, folder: RunFolder) -> tuple[Path | None, Source]:
+    """The checkpoint to go on from, None when the run starts; and that, or the model to load.
+
+    Its config and tokenizer are those in the run folder: checkpoints are removed in time.
+    """
+    checkpoint = folder.latest_checkpoint()
+    source = preflight.newest_model(config, checkpoint)
+    return checkpoint, origin.with_own_files(source, folder)
+
+
+def build_engine(config: TrainingConfig, head: Head) -> Engine:
+    """The engine, its weights not set."""
+    if config.engine == "deepspeed":
+        from alignctl.engines.deepspeed import DeepSpeedEngine
+
+        return DeepSpeedEngine(
+            config.architecture,
+            config.parallel,
+            config.deepspeed,
+            precision=config.precision,
+            optimizer=config.optimizer,
+            loss_scale=config.loss_scale,
+            head=head,
+            lora=config.lora,
+        )
+    from alignctl.engines.megatron import MegatronEngine
+
+    return MegatronEngine(
+        config.architecture,
+        config.parallel,
+        precision=config.precision,
+        seq_length=config.batch.seq_length,
+        optimizer=config.optimizer,
+        loss_scale=config.loss_scale,
+        head=head,
+        lora=config.lora,
+    )
+
+
+# ---- the loop ----
+
+
+def train(task: Task, step: int, note: str | None = None) -> None:
+    """Takes the remaining steps, writes metrics, checkpoints and, when all is done, result.json.
+
+    Args:
+        task: What is to be done.
+        step: Steps taken so far.
+        note: A remark for the reader of the log.
+    """
+    progress = Progress.recall(task.folder, step, task.total_steps)
+    with MetricsWriter(task.folder, enabled=dist.get_rank() == 0, step=step) as metrics:
+        metrics.start(step, progress.total)
+        if note is not None:
+            metrics.note(note)
+        if step == 0:
+            _show_a_sample(task, metrics)
+        _take_steps(task, progress, metrics)
+    if progress.step == progress.total and dist.get_rank() == 0:
+        _write_result(task, progress)
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+def _show_a_sample(task: Task, metrics: MetricsWriter) -> None:
+    tokenizer = load_tokenizer(task.source.tokenizer_folder(task.config.tokenizer))
+    metrics.preview(preview.pieces(task.data.train.first(), tokenizer))
+
+
+def _take_steps(task: Task, progress: Progress, metrics: MetricsWriter) -> None:
+    """The steps of the run, with validations and checkpoints between them."""
+    config = task.config
+    if progress.step == 0:
+        _validate(task, progress, metrics)
+    while progress.step < progress.total:
+        result = _step(task, progress, metrics)
+        is_last = progress.step == progress.total
+        if is_last or progress.step % config.train.eval_interval == 0:
+            _validate(task, progress, metrics)
+        is_stopping = result.is_stop_requested and not is_last
+        if is_last or is_stopping or progress.step % config.checkpoint.save_interval == 0:
+            offset = task.score_offset(task) if is_last and task.score_offset else None
+            path = task.checkpoints.save(task.engine, progress.step, score_offset=offset)
+            metrics.checkpoint(progress.step, path)
+        if is_stopping:
+            metrics.note(f"stopped after step {progress.step} of {progress.total}, as asked")
+            return
+
+
+def _step(task: Task, progress: Progress, metrics: MetricsWriter) -> StepMetrics:
+    """Take one optimizer step: its batch, the training, the log."""
+    config, engine = task.config, task.engine
+    started = time.perf_counter()
+    batches = order.train_batches(
+        task.data.train,
+        step=progress.step,
+        seed=config.train.seed,
+        global_batch_size=config.batch.global_batch_size,
+        micro_batch_size=config.batch.micro_batch_size,
+        dp_rank=engine.data_parallel_rank,
+        dp_size=engine.data_parallel_size,
+        capacity=config.pack_capacity,
+    )
+    taken = progress.step - engine.skipped_steps
+    lr = learning_rate(taken, config.schedule, total_steps=progress.total)
+    try:
+        result = engine.train_step(
+            batches,
+            task.loss,
+            learning_rate=lr,
+            is_stop_requested=worker.stop_requested(task.folder),
+        )
+    except NonFiniteError as error:
+        raise _with_culprits(error, task, progress) from error
+    progress.step += 1
+    progress.loss = result.loss
+    if progress.step % config.train.log_interval == 0 or progress.step == progress.total:
+        row = {"loss": result.loss, **task.report(result), "lr": lr}
+        if result.grad_norm is not None:
+            row["grad_norm"] = result.grad_norm
+        if engine.loss_scale is not None:
+            row |= {"loss_scale": engine.loss_scale, "skipped_steps": engine.skipped_steps}
+        metrics.train(
+            progress.step,
+            **row,
+            tokens_per_second=result.num_tokens / (time.perf_counter() - started),
+            tokens=result.num_tokens,
+            peak_memory_gib=_peak_memory() / 2**30,
+        )
+    return result
+
+
+def _validate(task: Task, progress: Progress, metrics: MetricsWriter) -> None:
+    """Loss and metrics on the held-out rows, weighted as in training, the same rows every time."""
+    config, engine = task.config, task.engine
+    if task.data.validation is None:
+        return
+    limit = config.train.eval_batches
+    batches = order.validation_batches(
+        task.data.validation,
+        micro_batch_size=config.batch.micro_batch_size,
+        dp_rank=engine.data_parallel_rank,
+        dp_size=engine.data_parallel_size,
+        max_sequences=limit and limit * config.batch.global_batch_size,
+        capacity=config.pack_capacity,
+    )
+    result = engine.evaluate(batches, task.loss)
+    progress.validation = {"loss": result.loss, **task.report(result)}
+    if progress.step == 0:
+        progress.first_validation = result.loss
+    metrics.validation(progress.step, **progress.validation)
+
+
+def _write_result(task: Task, progress: Progress) -> None:
+    checkpoint = f"checkpoints/iter_{progress.step:07d}"
+    result: dict[str, Any] = {
+        "stage": task.config.stage,
+        "steps": progress.step,
+        "checkpoint": checkpoint,
+        "loss": progress.loss,
+        "first_validation_loss": progress.first_validation,
+        "validation": progress.validation,
+    }
+    if task.score_offset is not None:
+        result["score_offset"] = manifest.read(task.folder.path / checkpoint).score_offset
+    task.folder.write_result(result)
+
+
+def _with_culprits(error: Exception, task: Task, progress: Progress) -> RunError:
+    """The same failure with the step, the rows of its batch and what is safe."""
+    config, folder, data = task.config, task.folder, task.data
+    sequences = order.taken(
+        data.train,
+        global_batch_size=config.batch.global_batch_size,
+        seed=config.train.seed,
+        step=progress.step,
+    )
+    # Answers to one prompt have one row.
+    rows = list(dict.fromkeys(data.where(row) for row in data.train.batch(sequences.tolist()).rows))
+    more = f" and {len(rows) - _ROWS_SHOWN} more" if len(rows) > _ROWS_SHOWN else ""
+    saved = folder.latest_checkpoint()
+    hint = "lower optimizer.lr or raise optimizer.warmup_fraction, and look at these rows"
+    if saved is not None:
+        hint += f"; a new run can start from the checkpoint: --load {folder.path} --output NEW"
+    elif progress.step == 0:
+        hint = f"the weights of {config.load} may not be finite themselves; look at these rows too"
+    kept = f"the last checkpoint is {saved}" if saved else "no checkpoint was written yet"
+    return RunError(
+        f"step {progress.step + 1}: {error}; no weight was changed by it, and {kept}\n"
+        f"  rows of the batch: {', '.join(rows[:_ROWS_SHOWN])}{more}",
+        hint,
+    )
+
+
+def _peak_memory() -> int:
+    """Largest memory of this rank so far, in bytes: the GPU's, or without one the process's."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
