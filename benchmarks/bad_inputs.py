@@ -231,8 +231,8 @@ def presets(rng: random.Random) -> Input:
 
 def overrides(rng: random.Random) -> Input:
     """A key with a value that is odd."""
-    from alignctl.config.load import STAGES
-    from alignctl.config.problems import known_keys
+    from alignctl.config.presets.load import STAGES
+    from alignctl.config.presets.problems import known_keys
 
     stage = rng.choice(["sft", "reward", "dpo", "pretrain"])
     key = rng.choice(known_keys(STAGES[stage]))

@@ -20,9 +20,9 @@ from typing import Any
 import yaml
 from tokenizers import Tokenizer as Backend
 
-from alignctl.config import presets
-from alignctl.config.load import STAGES, resolve
 from alignctl.config.on_policy_run import OnPolicyConfig
+from alignctl.config.presets import library as presets
+from alignctl.config.presets.load import STAGES, resolve
 from alignctl.config.pretrain import PretrainConfig
 from alignctl.config.run import SFTConfig, TrainingConfig
 from alignctl.data import order, preferences, sft

@@ -74,9 +74,9 @@ def work(results: Path, tp: int, pp: int, rollout_tp: int, layers: int, width: i
 
     from alignctl.config.rollout import Rollout as Settings
     from alignctl.config.sections import Model, Parallel
-    from alignctl.engines.megatron import MegatronEngine
-    from alignctl.engines.megatron_groups import initialize
-    from alignctl.engines.megatron_weights import hf_weights
+    from alignctl.engines.megatron.engine import MegatronEngine
+    from alignctl.engines.megatron.groups import initialize
+    from alignctl.engines.megatron.weights import hf_weights
     from alignctl.models import llama2
     from alignctl.rollouts.samples import Request, Sampling
     from alignctl.rollouts.vllm import Rollout

@@ -12,8 +12,8 @@ import sys
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
-from alignctl.config import presets
-from alignctl.config.load import STAGES, resolve
+from alignctl.config.presets import library as presets
+from alignctl.config.presets.load import STAGES, resolve
 from alignctl.planning.job import predict
 from alignctl.planning.memory import GIB
 from alignctl.stages.shared.simulation import simulate

@@ -8,7 +8,7 @@ in fp8. The roofline has terms for these, so that its rates can be compared at a
 
 from dataclasses import dataclass
 
-from alignctl.config.load import load_preset
+from alignctl.config.presets.load import load_preset
 from alignctl.config.sections import Model
 from alignctl.planning.cost import Job, estimate
 from alignctl.planning.devices import device

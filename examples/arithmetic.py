@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from alignctl.data.schemas import ASSISTANT, HUMAN
+from alignctl.data.rows.schemas import ASSISTANT, HUMAN
 
 NUMBERS = range(100)
 FORMS = (

@@ -42,7 +42,7 @@ from arithmetic import (
 from outcome import Done, PairVerdict, PolicyVerdict, Verdict, show
 from rich.console import Console
 
-from alignctl.config.load import load_preset
+from alignctl.config.presets.load import load_preset
 
 SEED = 1234
 NUM_HELD_OUT = 1000

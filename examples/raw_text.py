@@ -60,7 +60,7 @@ def write_tiny_model(folder: Path) -> None:
     """The shape of the preset tiny-bloom, with a tokenizer of the same kind of text."""
     from tiny_models import train_tokenizer, write_model
 
-    from alignctl.config.load import load_preset
+    from alignctl.config.presets.load import load_preset
 
     model = load_preset("tiny-bloom").model
     tokenizer = train_tokenizer(documents(), vocab_size=model.vocab_size)

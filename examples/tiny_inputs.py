@@ -16,7 +16,7 @@ from demo import NUM_HELD_OUT, NUM_PAIRS, NUM_TOKENIZED, NUM_VALIDATED, SEED, WR
 from tiny_models import train_tokenizer, write_model
 
 from alignctl import atomic
-from alignctl.config.load import load_preset
+from alignctl.config.presets.load import load_preset
 
 
 def main() -> int:

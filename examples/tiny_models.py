@@ -10,7 +10,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFa
 from transformers.utils import logging
 
 from alignctl.config.sections import Model
-from alignctl.data.schemas import ASSISTANT, HUMAN
+from alignctl.data.rows.schemas import ASSISTANT, HUMAN
 from alignctl.models.families import FAMILIES
 
 logging.disable_progress_bar()  # of reading and writing half a million weights

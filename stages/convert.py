@@ -19,13 +19,13 @@ from typing import TYPE_CHECKING, Literal
 from alignctl import allocator, atomic, console
 from alignctl.config.convert import ConvertOptions
 from alignctl.errors import RunError, TakenError, UserError
-from alignctl.reporting.bytes_progress import BytesProgress
+from alignctl.reporting.progress.bytes import BytesProgress
 from alignctl.run_folder import LATEST
 
 if TYPE_CHECKING:
     from alignctl.checkpoints.conversion import Target
-    from alignctl.checkpoints.lazy import LazyTensor
     from alignctl.checkpoints.source import Source
+    from alignctl.checkpoints.tensors.lazy import LazyTensor
 
 Direction = Literal["hf2mg", "mg2hf", "mg2mg"]
 
@@ -54,9 +54,9 @@ def run(
     # The threads of NumPy, which is imported only now, would wait busily for what to multiply.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     from alignctl.checkpoints.conversion import Target
-    from alignctl.checkpoints.dtypes import BY_FLAG
     from alignctl.checkpoints.find import find
     from alignctl.checkpoints.identity import recipe_of
+    from alignctl.checkpoints.tensors.dtypes import BY_FLAG
 
     source = find(
         options.load,
@@ -180,8 +180,9 @@ def _padding(source: "Source", target: "Target", written: Path) -> str | None:
 def _write_adapters(
     options: ConvertOptions, source: "Source", on_wait: atomic.OnWait | None
 ) -> None:
-    from alignctl.checkpoints import padding, peft
+    from alignctl.checkpoints import padding
     from alignctl.checkpoints.companions import read_json
+    from alignctl.checkpoints.formats import peft
 
     try:
         with atomic.new_folder(options.save, on_wait) as folder:
@@ -332,10 +333,10 @@ def _verify(source: "Source", written: "Source", target: "Target", *, is_full: b
 
     # Of libraries that are not needed here, and of names that will go some day.
     warnings.filterwarnings("ignore", module=r"megatron\.")
-    from alignctl.engines import megatron_cpu
+    from alignctl.engines.megatron import cpu as megatron_cpu
 
     megatron_cpu.load()
-    from alignctl.engines import streamed
+    from alignctl.engines.streamed import comparison as streamed
 
     started = time.perf_counter()
     dtype = next(iter(written.tensors.values())).dtype

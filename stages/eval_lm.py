@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from alignctl import console
-from alignctl.checkpoints.dtypes import BY_FLAG
+from alignctl.checkpoints.tensors.dtypes import BY_FLAG
 from alignctl.config.generation import HarnessOptions
 from alignctl.errors import RunError, UserError
 from alignctl.evaluation import results
@@ -69,7 +69,7 @@ def _tasks(options: HarnessOptions) -> Any:
     known = set(manager.all_tasks)
     unknown = [task for task in options.tasks if task not in known]
     if unknown:
-        from alignctl.config.problems import did_you_mean
+        from alignctl.config.presets.problems import did_you_mean
 
         raise UserError(
             f"--tasks: lm-evaluation-harness has no task {unknown[0]!r}"
@@ -86,7 +86,7 @@ def _hf_folder(source: "Source", tokenizer: Path | None) -> Iterator[Path]:
         yield source.path
         return
     from alignctl.checkpoints.conversion import Target, convert
-    from alignctl.reporting.bytes_progress import BytesProgress
+    from alignctl.reporting.progress.bytes import BytesProgress
 
     with tempfile.TemporaryDirectory(prefix="alignctl-lm-eval-") as folder:
         total = sum(tensor.num_bytes for tensor in source.tensors.values())

@@ -14,16 +14,16 @@ from typing import Any, get_args
 
 from alignctl import console
 from alignctl.config.generation import MathOptions
-from alignctl.data.files import read_rows
-from alignctl.data.prompt_schemas import GSM8K_RULE, Question
+from alignctl.data.rows.files import read_rows
+from alignctl.data.rows.prompt_schemas import GSM8K_RULE, Question
 from alignctl.errors import UserError
 from alignctl.evaluation import prompts, results
 from alignctl.evaluation.answering import answer
 from alignctl.evaluation.generation import Generator
 from alignctl.evaluation.prompts import PromptFile
 from alignctl.evaluation.statistics import bootstrap, pass_at_k, wilson
-from alignctl.reporting.rows_progress import RowsProgress
-from alignctl.reporting.tables import percent
+from alignctl.reporting.page.tables import percent
+from alignctl.reporting.progress.rows import RowsProgress
 from alignctl.rewards.rules import RULES, Reason
 from alignctl.rewards.workers import RuleWorkers, Task
 from alignctl.user_files import reading

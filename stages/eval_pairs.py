@@ -22,8 +22,8 @@ from alignctl.data.preferences import prepare
 from alignctl.evaluation import results
 from alignctl.evaluation.scoring import RewardModel
 from alignctl.evaluation.statistics import bootstrap
-from alignctl.reporting.rows_progress import RowsProgress
-from alignctl.reporting.tables import percent
+from alignctl.reporting.page.tables import percent
+from alignctl.reporting.progress.rows import RowsProgress
 
 
 def run(options: PairOptions, *, as_json: bool) -> None:

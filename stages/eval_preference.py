@@ -19,12 +19,12 @@ from numpy.typing import NDArray
 
 from alignctl import console
 from alignctl.config.generation import WinOptions
-from alignctl.data.files import read_rows
-from alignctl.data.masks import cut_prompt, encode, encode_prompts
-from alignctl.data.prompt_schemas import Question
 from alignctl.data.prompts import render_prompts
-from alignctl.data.schemas import Rendered
-from alignctl.data.templates import Renderer
+from alignctl.data.rows.files import read_rows
+from alignctl.data.rows.prompt_schemas import Question
+from alignctl.data.rows.schemas import Rendered
+from alignctl.data.text.masks import cut_prompt, encode, encode_prompts
+from alignctl.data.text.templates import Renderer
 from alignctl.data.tokenizer import Tokenizer
 from alignctl.errors import UserError
 from alignctl.evaluation import prompts, results
@@ -33,9 +33,9 @@ from alignctl.evaluation.generation import Generator
 from alignctl.evaluation.prompts import PromptFile
 from alignctl.evaluation.scoring import RewardModel
 from alignctl.evaluation.statistics import bootstrap
-from alignctl.reporting.evaluations import BASELINE
-from alignctl.reporting.rows_progress import RowsProgress
-from alignctl.reporting.tables import percent
+from alignctl.reporting.page.evaluations import BASELINE
+from alignctl.reporting.page.tables import percent
+from alignctl.reporting.progress.rows import RowsProgress
 
 
 def run(options: WinOptions, *, as_json: bool) -> None:

@@ -45,7 +45,7 @@ def run(paths: list[Path], *, output: Path | None, png: Path | None, window: int
             else has that name already.
     """
     _require_libraries()
-    from alignctl.reporting import answers, benchmark, evaluations, page, recorded_run
+    from alignctl.reporting.page import answers, benchmark, evaluations, page, recorded_run
 
     inputs = recognise(paths)
     target = _target(paths, output)
@@ -87,8 +87,8 @@ def recognise(paths: list[Path]) -> Inputs:
     Raises:
         UserError: With all paths that are nothing that a report can show.
     """
-    from alignctl.reporting.benchmark import FILE
-    from alignctl.reporting.evaluations import is_result
+    from alignctl.reporting.page.benchmark import FILE
+    from alignctl.reporting.page.evaluations import is_result
 
     inputs, problems = Inputs(), []
     for path in dict.fromkeys(paths):
@@ -122,7 +122,7 @@ def _what(path: Path) -> str:
 
 def _target(paths: list[Path], output: Path | None) -> Path:
     """Where the page goes; nothing is replaced but an older page."""
-    from alignctl.reporting.page import is_ours
+    from alignctl.reporting.page.page import is_ours
 
     if output is None:
         if len(paths) > 1 or not paths[0].is_dir():

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from alignctl import console
 from alignctl.errors import UserError
-from alignctl.reporting.bytes_progress import BytesProgress
+from alignctl.reporting.progress.bytes import BytesProgress
 
 _SHOWN = 10
 

@@ -11,7 +11,7 @@ import typer
 import yaml
 
 from alignctl import __version__, cli
-from alignctl.config import presets
+from alignctl.config.presets import library as presets
 
 COMMANDS = [
     ["convert-hf2mg"],

@@ -2,9 +2,9 @@ from pathlib import Path
 
 import pytest
 
-from alignctl.config import presets
-from alignctl.config.load import STAGES, load_preset, resolve
 from alignctl.config.on_policy_run import OnPolicyConfig
+from alignctl.config.presets import library as presets
+from alignctl.config.presets.load import STAGES, load_preset, resolve
 from alignctl.config.run import SFTConfig
 from alignctl.config.sections import Model
 from alignctl.rollouts.library import CPU_HEAD_DIMS

@@ -9,9 +9,9 @@ import pytest
 import typer
 
 from alignctl import cli
-from alignctl.config import presets
-from alignctl.config.knobs import render_knobs
-from alignctl.config.load import load_preset
+from alignctl.config.presets import library as presets
+from alignctl.config.presets.knobs import render_knobs
+from alignctl.config.presets.load import load_preset
 from tests.tiny import write_tokenizer
 
 ROOT = Path(__file__).parents[1]

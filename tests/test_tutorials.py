@@ -8,8 +8,8 @@ from typing import Any
 import typer
 
 from alignctl import cli
-from alignctl.config.load import STAGES
-from alignctl.config.problems import known_keys
+from alignctl.config.presets.load import STAGES
+from alignctl.config.presets.problems import known_keys
 from tests import tutorials
 
 ROOT = Path(__file__).parents[1]

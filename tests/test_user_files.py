@@ -7,11 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from alignctl.checkpoints import mcore_index, safetensors_file, torch_file, zero
+from alignctl.checkpoints.formats import mcore_index, safetensors_file, zero
+from alignctl.checkpoints.pickles import torch_file
 from alignctl.corpus.indexed import IndexedTokens
 from alignctl.errors import RunError, UserError
-from alignctl.evaluation import replies
-from alignctl.evaluation.questions import read_turns
+from alignctl.evaluation.mt_bench import replies
+from alignctl.evaluation.mt_bench.questions import read_turns
 from alignctl.user_files import opened, read_bytes, read_json, read_text, reading
 
 

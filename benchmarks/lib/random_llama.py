@@ -6,10 +6,10 @@ from pathlib import Path
 
 import numpy as np
 
-from alignctl.checkpoints import hf
-from alignctl.checkpoints.dtypes import BFLOAT16, Bits
-from alignctl.checkpoints.lazy import Spec
+from alignctl.checkpoints.formats import hf
 from alignctl.checkpoints.manifest import Recorder
+from alignctl.checkpoints.tensors.dtypes import BFLOAT16, Bits
+from alignctl.checkpoints.tensors.lazy import Spec
 from alignctl.config.sections import Model
 from alignctl.models.families import FAMILIES, weight_map
 from alignctl.models.weight_map import hf_shapes

@@ -27,7 +27,7 @@ from alignctl.launch.job import Job, worker_environment
 from alignctl.launch.nodes import Nodes
 from alignctl.launch.peers import Peers
 from alignctl.models.adapters import describe
-from alignctl.reporting.progress import display
+from alignctl.reporting.progress.run import display
 from alignctl.run_folder import RunFolder
 from alignctl.stages.shared.prepared import choose_data
 from alignctl.stages.shared.rows import KINDS

@@ -25,7 +25,7 @@ from alignctl.data.store import SFTData
 from alignctl.data.tokenizer import Tokenizer
 from alignctl.errors import UserError
 from alignctl.reporting.preview import plain, render, visible
-from alignctl.reporting.rows_progress import RowsProgress
+from alignctl.reporting.progress.rows import RowsProgress
 from alignctl.rewards.rules import RULES
 from alignctl.stages.shared import course
 from alignctl.stages.shared.stage import Rows

@@ -94,7 +94,7 @@ def _load_megatron(_: None) -> None:
     # Megatron says at length what it lacks without CUDA, and so without reading it.
     warnings.filterwarnings("ignore", module=r"megatron\.")
     warnings.filterwarnings("ignore", message=r"`torch\.distributed\.\w+` is deprecated")
-    from alignctl.engines import megatron_cpu
+    from alignctl.engines.megatron import cpu as megatron_cpu
 
     megatron_cpu.load()
 

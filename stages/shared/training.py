@@ -147,14 +147,14 @@ def initialize(config: C, folder: RunFolder) -> C:
     roll_call.join(facts(config, folder), start_seconds=patience, timeout_minutes=timeout_minutes)
     groups = {} if dist.group.WORLD is None else {"whole job's": dist.group.WORLD}
     if config.engine == "deepspeed":
-        from alignctl.engines import deepspeed
+        from alignctl.engines.deepspeed import engine as deepspeed
 
         deepspeed.initialize(seed=seed, timeout_minutes=timeout_minutes)
     else:
-        from alignctl.engines import megatron_cpu
+        from alignctl.engines.megatron import cpu as megatron_cpu
 
         megatron_cpu.load()
-        from alignctl.engines import megatron_groups
+        from alignctl.engines.megatron import groups as megatron_groups
 
         megatron_groups.initialize(config.parallel, seed=seed, timeout_minutes=timeout_minutes)
         groups |= megatron_groups.groups()
@@ -177,7 +177,7 @@ def newest_model(config: TrainingConfig, folder: RunFolder) -> tuple[Path | None
 def build_engine(config: TrainingConfig, head: Head) -> Engine:
     """The engine, its weights not set."""
     if config.engine == "deepspeed":
-        from alignctl.engines.deepspeed import DeepSpeedEngine
+        from alignctl.engines.deepspeed.engine import DeepSpeedEngine
 
         return DeepSpeedEngine(
             config.architecture,
@@ -189,7 +189,7 @@ def build_engine(config: TrainingConfig, head: Head) -> Engine:
             head=head,
             lora=config.lora,
         )
-    from alignctl.engines.megatron import MegatronEngine
+    from alignctl.engines.megatron.engine import MegatronEngine
 
     return MegatronEngine(
         config.architecture,

@@ -10,10 +10,10 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from alignctl.checkpoints import hf
-from alignctl.checkpoints.dtypes import bits_of
-from alignctl.checkpoints.lazy import LazyTensor, Spec
+from alignctl.checkpoints.formats import hf
 from alignctl.checkpoints.manifest import Recorder
+from alignctl.checkpoints.tensors.dtypes import bits_of
+from alignctl.checkpoints.tensors.lazy import LazyTensor, Spec
 from alignctl.config.sections import Head, Model
 from alignctl.models.families import FAMILIES, config_of_head, weight_map
 from alignctl.models.weight_map import hf_shapes

@@ -14,12 +14,13 @@ from torch import Tensor
 from torch.distributed.checkpoint import filesystem, state_dict_loader
 from torch.distributed.checkpoint.metadata import Metadata
 
-from alignctl.checkpoints import legacy_names, legacy_writer, manifest, mcore
+from alignctl.checkpoints import manifest
 from alignctl.checkpoints.conversion import Target, convert
-from alignctl.checkpoints.dtypes import FLOAT32
 from alignctl.checkpoints.find import find
-from alignctl.checkpoints.lazy import Spec
+from alignctl.checkpoints.formats import legacy_names, legacy_writer, mcore
 from alignctl.checkpoints.manifest import HF_FOLDER
+from alignctl.checkpoints.tensors.dtypes import FLOAT32
+from alignctl.checkpoints.tensors.lazy import Spec
 from alignctl.models.families import weight_map
 from alignctl.models.weight_map import Vocabulary
 from alignctl.run_folder import LATEST

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from alignctl.checkpoints import manifest
-from alignctl.checkpoints.hf_files import INDEX, SINGLE
+from alignctl.checkpoints.formats.hf_files import INDEX, SINGLE
 from alignctl.checkpoints.manifest import HF_FOLDER
 from alignctl.config.convert import ConvertOptions
 from alignctl.config.sections import Model

@@ -13,9 +13,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from alignctl.checkpoints import direct_file, manifest
-from alignctl.checkpoints.direct_file import DirectFile
+from alignctl.checkpoints import manifest
 from alignctl.checkpoints.manifest import Recorder
+from alignctl.checkpoints.tensors import direct_file
+from alignctl.checkpoints.tensors.direct_file import DirectFile
 
 BLOCK = 2 * 4096
 CONTENT = bytes(range(251)) * 200

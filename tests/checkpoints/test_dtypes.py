@@ -4,7 +4,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from alignctl.checkpoints.dtypes import (
+from alignctl.checkpoints.tensors.dtypes import (
     DTYPES,
     FLOATS,
     DType,
@@ -13,7 +13,7 @@ from alignctl.checkpoints.dtypes import (
     tensor_of,
     view_bytes,
 )
-from alignctl.checkpoints.lazy import LazyTensor, Spec, check_finite
+from alignctl.checkpoints.tensors.lazy import LazyTensor, Spec, check_finite
 from alignctl.errors import UserError
 
 

@@ -9,9 +9,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from alignctl.checkpoints import hf
-from alignctl.checkpoints.dtypes import FLOAT32
-from alignctl.checkpoints.hf_files import INDEX, SINGLE
+from alignctl.checkpoints.formats import hf
+from alignctl.checkpoints.formats.hf_files import INDEX, SINGLE
+from alignctl.checkpoints.tensors.dtypes import FLOAT32
 from alignctl.config.sections import Head, Model
 from alignctl.errors import UserError
 from tests.checkpoints.folders import (

@@ -15,10 +15,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from alignctl.checkpoints import torch_file
 from alignctl.checkpoints.comparison import compare
 from alignctl.checkpoints.conversion import Target, convert
 from alignctl.checkpoints.find import find
+from alignctl.checkpoints.pickles import torch_file
 from alignctl.checkpoints.source import Source
 from alignctl.config.sections import Head
 from alignctl.errors import UserError

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from alignctl.checkpoints import mapped_file
-from alignctl.checkpoints.mapped_file import read_bytes, windows
+from alignctl.checkpoints.tensors import mapped_file
+from alignctl.checkpoints.tensors.mapped_file import read_bytes, windows
 from alignctl.errors import UserError
 
 CONTENT = np.random.default_rng(0).bytes(20_000)

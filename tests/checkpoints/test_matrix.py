@@ -11,7 +11,7 @@ import torch
 
 from alignctl.checkpoints.conversion import Target, convert
 from alignctl.checkpoints.find import find
-from alignctl.checkpoints.hf_files import SINGLE
+from alignctl.checkpoints.formats.hf_files import SINGLE
 from alignctl.config.sections import Head, Model
 from tests.checkpoints.folders import random_weights, write_config, write_hf
 

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 from torch.distributed.checkpoint import filesystem, state_dict_loader
 
-from alignctl.checkpoints.dtypes import bits_of
+from alignctl.checkpoints.formats.mcore import plain_name, read, stored_name, write
 from alignctl.checkpoints.manifest import METADATA, Recorder
-from alignctl.checkpoints.mcore import plain_name, read, stored_name, write
+from alignctl.checkpoints.tensors.dtypes import bits_of
 from alignctl.errors import UserError
 from alignctl.models.families import weight_map
 from alignctl.models.weight_map import full_shape

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from alignctl.checkpoints.preflight import check_devices, check_engine
-from alignctl.config.load import resolve
+from alignctl.config.presets.load import resolve
 from alignctl.config.run import SFTConfig
 from alignctl.errors import UserError
 

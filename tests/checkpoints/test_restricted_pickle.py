@@ -11,9 +11,8 @@ import pytest
 import torch
 from torch.distributed.checkpoint.metadata import MetadataIndex, TensorProperties
 
-from alignctl.checkpoints import torch_names
-from alignctl.checkpoints.dtypes import FLOAT32, DType
-from alignctl.checkpoints.restricted_pickle import (
+from alignctl.checkpoints.pickles import torch_names
+from alignctl.checkpoints.pickles.restricted_pickle import (
     Forbidden,
     Inert,
     dumps,
@@ -21,6 +20,7 @@ from alignctl.checkpoints.restricted_pickle import (
     make_global,
     sizes,
 )
+from alignctl.checkpoints.tensors.dtypes import FLOAT32, DType
 
 METADATA = "torch.distributed.checkpoint.metadata"
 

@@ -3,10 +3,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from alignctl.checkpoints import mcore
-from alignctl.checkpoints.dtypes import bits_of
 from alignctl.checkpoints.find import find
+from alignctl.checkpoints.formats import mcore
 from alignctl.checkpoints.manifest import HF_FOLDER, Manifest, Recorder, record_all
+from alignctl.checkpoints.tensors.dtypes import bits_of
 from alignctl.errors import UserError
 from alignctl.models.families import weight_map
 from alignctl.models.weight_map import full_shape

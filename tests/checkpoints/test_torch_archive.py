@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.serialization import set_crc32_options
 
-from alignctl.checkpoints import torch_file
+from alignctl.checkpoints.pickles import torch_file
 from alignctl.errors import UserError
 
 WHOLE = torch.arange(1000.0)

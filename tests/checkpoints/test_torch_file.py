@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import Parameter
 
-from alignctl.checkpoints import torch_file, torch_writer
-from alignctl.checkpoints.dtypes import BFLOAT16, DTYPES, bits_of
-from alignctl.checkpoints.lazy import LazyTensor, Spec
+from alignctl.checkpoints.pickles import torch_file, torch_writer
+from alignctl.checkpoints.tensors.dtypes import BFLOAT16, DTYPES, bits_of
+from alignctl.checkpoints.tensors.lazy import LazyTensor, Spec
 from alignctl.errors import UserError
 
 

@@ -21,11 +21,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from alignctl.checkpoints import find, torch_file, zero
-from alignctl.checkpoints.dtypes import BFLOAT16, FLOAT32
-from alignctl.checkpoints.mapped_file import read_bytes
-from alignctl.checkpoints.zero import ZeroCheckpoint
-from alignctl.checkpoints.zero_files import LATEST
+from alignctl.checkpoints import find
+from alignctl.checkpoints.formats import zero
+from alignctl.checkpoints.formats.zero import ZeroCheckpoint
+from alignctl.checkpoints.formats.zero_files import LATEST
+from alignctl.checkpoints.pickles import torch_file
+from alignctl.checkpoints.tensors.dtypes import BFLOAT16, FLOAT32
+from alignctl.checkpoints.tensors.mapped_file import read_bytes
 from alignctl.config.sections import Model
 from alignctl.errors import UserError
 from alignctl.launch.job import Job, worker_environment

@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from alignctl.config import presets
-from alignctl.config.render import render_preset
+from alignctl.config.presets import library as presets
+from alignctl.config.presets.render import render_preset
 
 FILE = Path(__file__).with_name("resolved.json")
 

@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from alignctl.config.document import parse_value, read_yaml
+from alignctl.config.presets.document import parse_value, read_yaml
 from alignctl.errors import UserError
 
 

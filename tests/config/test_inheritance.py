@@ -7,11 +7,12 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from alignctl.config import inheritance, presets
-from alignctl.config.document import Document, KeyPath, Origin
-from alignctl.config.load import STAGES, load_preset, resolve, resolve_all
+from alignctl.config.presets import inheritance
+from alignctl.config.presets import library as presets
+from alignctl.config.presets.document import Document, KeyPath, Origin
+from alignctl.config.presets.load import STAGES, load_preset, resolve, resolve_all
+from alignctl.config.presets.render import render_preset
 from alignctl.config.pretrain import PretrainConfig
-from alignctl.config.render import render_preset
 from alignctl.config.run import SFTConfig
 from alignctl.errors import UserError
 

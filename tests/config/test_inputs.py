@@ -3,8 +3,8 @@ from pathlib import Path
 import pytest
 
 from alignctl.config import inputs
-from alignctl.config.load import resolve
 from alignctl.config.on_policy_run import RLHFConfig
+from alignctl.config.presets.load import resolve
 from alignctl.config.pretrain import PretrainConfig
 from alignctl.config.run import SFTConfig, TrainingConfig
 from alignctl.errors import UserError

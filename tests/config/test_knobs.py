@@ -1,6 +1,6 @@
-from alignctl.config.knobs import COMMANDS, describe_values, gather_chapters
-from alignctl.config.load import STAGES, Preset
-from alignctl.config.problems import known_keys
+from alignctl.config.presets.knobs import COMMANDS, describe_values, gather_chapters
+from alignctl.config.presets.load import STAGES, Preset
+from alignctl.config.presets.problems import known_keys
 
 
 def test_every_key_that_can_be_set_is_on_the_page() -> None:

@@ -7,9 +7,9 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from alignctl.config import presets
-from alignctl.config.load import STAGES, convert_options, load_preset, resolve
-from alignctl.config.render import render_preset
+from alignctl.config.presets import library as presets
+from alignctl.config.presets.load import STAGES, convert_options, load_preset, resolve
+from alignctl.config.presets.render import render_preset
 from alignctl.config.run import SFTConfig
 from alignctl.config.sections import Lora
 from alignctl.errors import UserError

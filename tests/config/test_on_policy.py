@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 import yaml
 
-from alignctl.config.load import FLAGS, STAGES, resolve
 from alignctl.config.on_policy_run import GRPOConfig, OnlineDPOConfig, OnPolicyConfig, RLHFConfig
-from alignctl.config.render import render_preset
-from alignctl.config.schema import preset_schema
+from alignctl.config.presets.load import FLAGS, STAGES, resolve
+from alignctl.config.presets.render import render_preset
+from alignctl.config.presets.schema import preset_schema
 from alignctl.config.stages import section_of
 from alignctl.errors import UserError
 from tests import tiny

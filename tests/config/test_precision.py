@@ -8,8 +8,8 @@ import yaml
 from pydantic import BaseModel
 
 from alignctl.config.generation import GenerateOptions, HarnessOptions, PairOptions
-from alignctl.config.load import STAGES, resolve
 from alignctl.config.precision import LossScale, Precision, bytes_of_number
+from alignctl.config.presets.load import STAGES, resolve
 from alignctl.errors import UserError
 from alignctl.planning.job import predict
 from tests import tiny

@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from alignctl.config import presets
+from alignctl.config.presets import library as presets
 from alignctl.errors import UserError
 
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from alignctl.config.load import resolve
+from alignctl.config.presets.load import resolve
 from alignctl.config.pretrain import PretrainConfig
 from alignctl.errors import UserError
 

@@ -5,8 +5,8 @@ import pytest
 import yaml
 from jsonschema import Draft202012Validator
 
-from alignctl.config import presets
-from alignctl.config.schema import preset_schema
+from alignctl.config.presets import library as presets
+from alignctl.config.presets.schema import preset_schema
 
 SCHEMA: dict[str, Any] = json.loads(preset_schema())
 

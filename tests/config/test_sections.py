@@ -7,10 +7,10 @@ import pytest
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
-from alignctl.config.load import STAGES, resolve
-from alignctl.config.problems import known_keys
+from alignctl.config.presets.load import STAGES, resolve
+from alignctl.config.presets.problems import known_keys
+from alignctl.config.presets.schema import describe_fields
 from alignctl.config.run import SFTConfig
-from alignctl.config.schema import describe_fields
 from alignctl.config.sections import Model, Section
 from alignctl.errors import UserError
 

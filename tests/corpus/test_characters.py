@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from alignctl.corpus.characters import Cleaner, Rules
+from alignctl.corpus.cleaning.characters import Cleaner, Rules
 from alignctl.errors import UserError
 
 # What PAI-Megatron-Patch's list keeps, written out: see reference sections of the tutorial.

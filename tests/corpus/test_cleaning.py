@@ -9,7 +9,7 @@ import pytest
 import zstandard
 
 from alignctl.corpus import blocks, shards
-from alignctl.corpus.cleaning import Options, clean
+from alignctl.corpus.cleaning.pipeline import Options, clean
 from alignctl.errors import UserError
 from tests.commands import alignctl
 

@@ -3,7 +3,7 @@ import random
 import numpy as np
 import pytest
 
-from alignctl.corpus.duplicates import (
+from alignctl.corpus.cleaning.duplicates import (
     NUM_HASHES,
     band_hashes,
     near_repeats,

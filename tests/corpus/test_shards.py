@@ -8,7 +8,7 @@ import pytest
 from alignctl.corpus import shards
 from alignctl.corpus.shards import Options, shard
 from alignctl.corpus.writers import Compression
-from alignctl.data.files import find_files, read_rows
+from alignctl.data.rows.files import find_files, read_rows
 from alignctl.errors import UserError
 
 TEXTS = [f"text {i}" for i in range(100)]

@@ -8,7 +8,7 @@ import pytest
 
 from alignctl.config.data import Truncation
 from alignctl.data.documents import DocumentWriter, Recipe, Tally, stream
-from alignctl.data.templates import Renderer
+from alignctl.data.text.templates import Renderer
 from alignctl.data.tokenizer import Tokenizer
 from alignctl.errors import UserError
 from tests.data.conftest import MakeTokenizer

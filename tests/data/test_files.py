@@ -9,7 +9,7 @@ import pyarrow.parquet
 import pytest
 import zstandard
 
-from alignctl.data.files import Role, find_files, read_rows
+from alignctl.data.rows.files import Role, find_files, read_rows
 from alignctl.errors import UserError
 
 ROWS: list[dict[str, object]] = [{"text": "one"}, {"text": "zwei \u00e9\u4f60"}, {"text": "3"}]

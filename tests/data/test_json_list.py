@@ -6,8 +6,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from alignctl.data import json_list
-from alignctl.data.json_list import list_values
+from alignctl.data.rows import json_list
+from alignctl.data.rows.json_list import list_values
 from alignctl.errors import UserError
 
 VALUES = st.recursive(

@@ -13,15 +13,9 @@ from tokenizers import Tokenizer as Backend
 from tokenizers import models, pre_tokenizers, trainers
 
 from alignctl.config.data import Truncation
-from alignctl.data.masks import (
-    Encoded,
-    encode,
-    share_prompt,
-    truncate,
-    truncate_answers,
-)
-from alignctl.data.schemas import Rendered
-from alignctl.data.templates import Renderer, render_hh
+from alignctl.data.rows.schemas import Rendered
+from alignctl.data.text.masks import Encoded, encode, share_prompt, truncate, truncate_answers
+from alignctl.data.text.templates import Renderer, render_hh
 from alignctl.data.tokenizer import Tokenizer
 from tests.data.conftest import MakeTokenizer
 from tests.data.test_templates import CHATML, LLAMA2, MARKED, chat

@@ -4,11 +4,11 @@ from pathlib import Path
 
 import pytest
 
-from alignctl.data.files import Row
-from alignctl.data.messages import Message
-from alignctl.data.preference_schemas import preference_schema_of
-from alignctl.data.prompt_schemas import prompt_schema_of
-from alignctl.data.schemas import Conversation, schema_of
+from alignctl.data.rows.files import Row
+from alignctl.data.rows.messages import Message
+from alignctl.data.rows.preference_schemas import preference_schema_of
+from alignctl.data.rows.prompt_schemas import prompt_schema_of
+from alignctl.data.rows.schemas import Conversation, schema_of
 from alignctl.errors import UserError
 
 USER, ASSISTANT = {"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}

@@ -20,7 +20,7 @@ from alignctl.data.preference_documents import (
     stream,
 )
 from alignctl.data.store import ArrayWriter
-from alignctl.data.templates import Renderer
+from alignctl.data.text.templates import Renderer
 from alignctl.data.tokenizer import Tokenizer
 from alignctl.errors import UserError
 from tests.data.conftest import MakeTokenizer

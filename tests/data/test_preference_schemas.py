@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from alignctl.data.files import Row
-from alignctl.data.messages import Message
-from alignctl.data.preference_schemas import Comparison, preference_schema_of
+from alignctl.data.rows.files import Row
+from alignctl.data.rows.messages import Message
+from alignctl.data.rows.preference_schemas import Comparison, preference_schema_of
 from alignctl.errors import UserError
 
 

@@ -3,10 +3,10 @@
 import numpy as np
 
 from alignctl.data.batch import Document
-from alignctl.data.masks import encode
 from alignctl.data.preview import pieces
-from alignctl.data.schemas import Rendered
-from alignctl.data.templates import render_hh
+from alignctl.data.rows.schemas import Rendered
+from alignctl.data.text.masks import encode
+from alignctl.data.text.templates import render_hh
 from alignctl.data.tokenizer import Tokenizer
 from tests.data.conftest import MakeTokenizer
 from tests.data.test_templates import chat

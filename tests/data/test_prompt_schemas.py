@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from alignctl.data.files import Row
-from alignctl.data.prompt_schemas import Question, lead, prompt_schema_of
-from alignctl.data.schemas import schema_of
+from alignctl.data.rows.files import Row
+from alignctl.data.rows.prompt_schemas import Question, lead, prompt_schema_of
+from alignctl.data.rows.schemas import schema_of
 from alignctl.errors import UserError
 
 

@@ -10,13 +10,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from alignctl.config.on_policy import Prompts
-from alignctl.data.masks import encode
-from alignctl.data.messages import Message
 from alignctl.data.order import step_sequences
 from alignctl.data.prompt_store import PromptData
 from alignctl.data.prompts import prepare
-from alignctl.data.schemas import Conversation
-from alignctl.data.templates import Renderer
+from alignctl.data.rows.messages import Message
+from alignctl.data.rows.schemas import Conversation
+from alignctl.data.text.masks import encode
+from alignctl.data.text.templates import Renderer
 from alignctl.data.tokenizer import Tokenizer
 from alignctl.errors import UserError
 from tests.data.conftest import MakeTokenizer

@@ -14,13 +14,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from alignctl.data.files import Row
-from alignctl.data.masks import Encoded, encode, encode_prompts
-from alignctl.data.preference_schemas import preference_schema_of
-from alignctl.data.prompt_schemas import prompt_schema_of
 from alignctl.data.prompts import render_prompts
-from alignctl.data.schemas import schema_of
-from alignctl.data.templates import Renderer
+from alignctl.data.rows.files import Row
+from alignctl.data.rows.preference_schemas import preference_schema_of
+from alignctl.data.rows.prompt_schemas import prompt_schema_of
+from alignctl.data.rows.schemas import schema_of
+from alignctl.data.text.masks import Encoded, encode, encode_prompts
+from alignctl.data.text.templates import Renderer
 from alignctl.data.tokenizer import Tokenizer
 from tests.real_tokenizers import NAMES, folder, tokenizer
 

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from alignctl.data.messages import Message
-from alignctl.data.schemas import Conversation
-from alignctl.data.template_process import template_process
-from alignctl.data.templates import Renderer
+from alignctl.data.rows.messages import Message
+from alignctl.data.rows.schemas import Conversation
+from alignctl.data.text.template_process import template_process
+from alignctl.data.text.templates import Renderer
 from alignctl.errors import UserError
 from tests.data.conftest import MakeTokenizer
 

@@ -5,10 +5,10 @@ from typing import Any
 
 import pytest
 
-from alignctl.data.files import Row
-from alignctl.data.messages import Message
-from alignctl.data.schemas import Conversation, Rendered, schema_of
-from alignctl.data.templates import Renderer, render_hh
+from alignctl.data.rows.files import Row
+from alignctl.data.rows.messages import Message
+from alignctl.data.rows.schemas import Conversation, Rendered, schema_of
+from alignctl.data.text.templates import Renderer, render_hh
 from alignctl.errors import UserError
 from tests.data.conftest import MakeTokenizer
 

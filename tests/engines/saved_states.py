@@ -89,22 +89,22 @@ def main(folder: Path, engine: str, results: Path) -> None:
 
 def initialize(engine: str) -> None:
     if engine == "deepspeed":
-        from alignctl.engines import deepspeed
+        from alignctl.engines.deepspeed import engine as deepspeed
 
         deepspeed.initialize(seed=1, timeout_minutes=2)
         return
     from alignctl.config.sections import Parallel
-    from alignctl.engines import megatron_cpu
+    from alignctl.engines.megatron import cpu as megatron_cpu
 
     megatron_cpu.load()
-    from alignctl.engines.megatron_groups import initialize
+    from alignctl.engines.megatron.groups import initialize
 
     initialize(Parallel(), seed=1, timeout_minutes=2)
 
 
 def _lay_out(layout: dict[str, Any]) -> None:
     from alignctl.config.sections import Parallel
-    from alignctl.engines.megatron_groups import lay_out
+    from alignctl.engines.megatron.groups import lay_out
 
     lay_out(Parallel.model_validate(layout), seed=1, timeout_minutes=2)
 
@@ -113,8 +113,8 @@ def make(
     engine: str, source: "Source", layout: dict[str, Any], precision: Any, has_lora: bool
 ) -> Any:
     from alignctl.config.sections import DeepSpeed, Lora, Parallel
-    from alignctl.engines.deepspeed import DeepSpeedEngine
-    from alignctl.engines.megatron import MegatronEngine
+    from alignctl.engines.deepspeed.engine import DeepSpeedEngine
+    from alignctl.engines.megatron.engine import MegatronEngine
     from tests.parallel.documents import TRAIN_OPTIMIZER
 
     lora = Lora(rank=4) if has_lora else None
@@ -199,7 +199,7 @@ def _state(kind: str, engine: Any) -> "dict[str, Tensor]":
     if kind == "deepspeed":
         found: dict[str, Tensor] = engine.optimizer.state_dict()
         return {name: tensor.clone() for name, tensor in found.items()}
-    from alignctl.engines import megatron_optimizer
+    from alignctl.engines.megatron import optimizer as megatron_optimizer
 
     own = {f"weight {name}": each.detach() for name, each in engine.model.named_parameters()}
     for adamw in megatron_optimizer.adamws(engine.optimizer):

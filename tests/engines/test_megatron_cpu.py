@@ -4,7 +4,7 @@ import sys
 import pytest
 import torch
 
-from alignctl.engines.megatron_cpu import CPU, _CudaMeansCpu
+from alignctl.engines.megatron.cpu import CPU, _CudaMeansCpu
 
 
 def test_what_names_cuda_is_made_on_the_cpu() -> None:

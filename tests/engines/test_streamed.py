@@ -17,12 +17,12 @@ from transformers import (
     LlamaForSequenceClassification,
 )
 
-from alignctl.checkpoints.lazy import LazyTensor
+from alignctl.checkpoints.tensors.lazy import LazyTensor
 from alignctl.config.sections import Head, Model
-from alignctl.engines.streamed import TOLERANCE, Comparison, Layers, compare
-from alignctl.engines.streamed_forward import MAX_ROWS, Probe, Scratch
-from alignctl.engines.streamed_hf import TransformersForward
-from alignctl.engines.streamed_megatron import MegatronForward, single_rank
+from alignctl.engines.streamed.comparison import TOLERANCE, Comparison, Layers, compare
+from alignctl.engines.streamed.forward import MAX_ROWS, Probe, Scratch
+from alignctl.engines.streamed.hf import TransformersForward
+from alignctl.engines.streamed.megatron import MegatronForward, single_rank
 from alignctl.errors import RunError
 from alignctl.models.families import FAMILIES, weight_map
 from alignctl.models.weight_map import hf_shapes

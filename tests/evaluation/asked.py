@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from alignctl.config.generation import Generation
-from alignctl.data.messages import Message
-from alignctl.data.prompt_schemas import chat
+from alignctl.data.rows.messages import Message
+from alignctl.data.rows.prompt_schemas import chat
 from alignctl.evaluation.generation import Answer, Generator
 
 LIMIT = 40

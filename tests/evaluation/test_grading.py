@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from alignctl.evaluation.grading import Grade, Verdict, rating, verdict
+from alignctl.evaluation.mt_bench.grading import Grade, Verdict, rating, verdict
 
 
 @pytest.mark.parametrize(

@@ -6,11 +6,11 @@ from typing import Any
 import pytest
 
 from alignctl.errors import AlignctlError, RunError, UserError
-from alignctl.evaluation import judge_endpoint
-from alignctl.evaluation.judge import Answers, ask_all, look
-from alignctl.evaluation.judge_endpoint import Endpoint
-from alignctl.evaluation.judge_prompts import Prompt
-from alignctl.evaluation.replies import Reply, open_cache
+from alignctl.evaluation.mt_bench import judge_endpoint
+from alignctl.evaluation.mt_bench.judge import Answers, ask_all, look
+from alignctl.evaluation.mt_bench.judge_endpoint import Endpoint
+from alignctl.evaluation.mt_bench.judge_prompts import Prompt
+from alignctl.evaluation.mt_bench.replies import Reply, open_cache
 from tests.evaluation.judge_server import (
     COMPLETION_TOKENS,
     MODEL,

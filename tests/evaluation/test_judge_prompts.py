@@ -4,8 +4,8 @@ from pathlib import Path
 import pytest
 
 from alignctl.errors import UserError
-from alignctl.evaluation.judge_prompts import Mode, load_templates, render
-from alignctl.evaluation.questions import PROMPTS, find_bundled
+from alignctl.evaluation.mt_bench.judge_prompts import Mode, load_templates, render
+from alignctl.evaluation.mt_bench.questions import PROMPTS, find_bundled
 from tests.evaluation.texts import question, write_rows
 
 # Texts that a careless template engine would take for its own.

@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
-from alignctl.evaluation.fastchat_answers import write_answers
-from alignctl.evaluation.judge import Answers as Judged
-from alignctl.evaluation.judge_endpoint import Endpoint
-from alignctl.evaluation.judge_prompts import Mode, load_templates
-from alignctl.evaluation.matches import (
+from alignctl.evaluation.mt_bench.fastchat_answers import write_answers
+from alignctl.evaluation.mt_bench.judge import Answers as Judged
+from alignctl.evaluation.mt_bench.judge_endpoint import Endpoint
+from alignctl.evaluation.mt_bench.judge_prompts import Mode, load_templates
+from alignctl.evaluation.mt_bench.matches import (
     Match,
     Result,
     matches,
@@ -21,8 +21,8 @@ from alignctl.evaluation.matches import (
     single_result,
     write_result,
 )
-from alignctl.evaluation.questions import PROMPTS, QuestionId, find_bundled
-from alignctl.evaluation.replies import Reply
+from alignctl.evaluation.mt_bench.questions import PROMPTS, QuestionId, find_bundled
+from alignctl.evaluation.mt_bench.replies import Reply
 from tests.evaluation.texts import question
 
 JUDGE = Endpoint("some/judge", "http://localhost/v1", "none")

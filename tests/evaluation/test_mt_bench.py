@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from alignctl.evaluation.questions import PROMPTS, QUESTIONS, find_bundled
+from alignctl.evaluation.mt_bench.questions import PROMPTS, QUESTIONS, find_bundled
 from tests.commands import Outcome, alignctl, kill_tree, start, wait_until
 from tests.evaluation.judge_server import MODEL, Act, Judge, serving
 from tests.evaluation.texts import write_answers, write_rows

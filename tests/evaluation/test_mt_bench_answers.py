@@ -5,16 +5,16 @@ from typing import Any
 import pytest
 
 from alignctl.errors import UserError
-from alignctl.evaluation.fastchat_answers import read_answers
 from alignctl.evaluation.generation import Generator
-from alignctl.evaluation.mt_bench_answers import (
+from alignctl.evaluation.mt_bench.answers import (
     ModelAuthor,
     MTBenchGeneration,
     name_of,
     open_author,
     prompts,
 )
-from alignctl.evaluation.replies import Reply, open_cache
+from alignctl.evaluation.mt_bench.fastchat_answers import read_answers
+from alignctl.evaluation.mt_bench.replies import Reply, open_cache
 from tests import tiny_on_policy
 from tests.commands import alignctl
 from tests.evaluation.judge_server import Act, serving

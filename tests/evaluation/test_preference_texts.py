@@ -5,11 +5,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from alignctl.data.files import Row
-from alignctl.data.masks import encode
-from alignctl.data.preference_schemas import preference_schema_of
-from alignctl.data.prompt_schemas import prompt_schema_of
-from alignctl.data.templates import Renderer
+from alignctl.data.rows.files import Row
+from alignctl.data.rows.preference_schemas import preference_schema_of
+from alignctl.data.rows.prompt_schemas import prompt_schema_of
+from alignctl.data.text.masks import encode
+from alignctl.data.text.templates import Renderer
 from alignctl.data.tokenizer import Tokenizer
 from alignctl.stages.eval_preference import answer_documents
 from tests.real_tokenizers import NAMES, tokenizer

@@ -7,7 +7,12 @@ from typing import Any
 import pytest
 
 from alignctl.errors import UserError
-from alignctl.evaluation.questions import QUESTIONS, REFERENCES, find_bundled, load_questions
+from alignctl.evaluation.mt_bench.questions import (
+    QUESTIONS,
+    REFERENCES,
+    find_bundled,
+    load_questions,
+)
 from tests.evaluation.texts import write_rows
 
 GOOD = {"question_id": 1, "category": "Math", "turns": ["1+1?", "And 2+2?"]}

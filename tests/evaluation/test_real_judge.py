@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from alignctl.evaluation.judge_prompts import FORMS
-from alignctl.evaluation.questions import QUESTIONS, find_bundled
+from alignctl.evaluation.mt_bench.judge_prompts import FORMS
+from alignctl.evaluation.mt_bench.questions import QUESTIONS, find_bundled
 from tests import smollm2
 from tests.commands import alignctl, kill_tree, wait_until
 from tests.evaluation.texts import write_answers

@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from alignctl.errors import RunError, UserError
-from alignctl.evaluation import replies
-from alignctl.evaluation.replies import Reply, key, open_cache, peek
+from alignctl.evaluation.mt_bench import replies
+from alignctl.evaluation.mt_bench.replies import Reply, key, open_cache, peek
 
 
 def reply(text: str) -> Reply:

@@ -1,13 +1,7 @@
 import numpy as np
 import pytest
 
-from alignctl.evaluation.scores import (
-    CATEGORIES,
-    Mark,
-    category_rows,
-    interval,
-    summarize,
-)
+from alignctl.evaluation.mt_bench.scores import CATEGORIES, Mark, category_rows, interval, summarize
 
 LLAMA_RLHF = (1.65, 4.0, 7.17, 1.70, 3.30, 5.50, 5.75, 4.75)
 """A column of the table that ChatLearn's tutorial printed, whose Avg was 4.22."""

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from alignctl.evaluation.questions import Question
+from alignctl.evaluation.mt_bench.questions import Question
 
 CATEGORIES = ("writing", "roleplay", "reasoning", "math", "coding", "extraction", "stem")
 

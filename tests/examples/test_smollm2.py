@@ -3,7 +3,7 @@
 import math
 from pathlib import Path
 
-from alignctl.config.load import resolve
+from alignctl.config.presets.load import resolve
 from alignctl.config.run import RewardConfig
 from alignctl.models.families import weight_map
 from alignctl.models.weight_map import hf_shapes

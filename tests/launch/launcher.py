@@ -11,7 +11,7 @@ from alignctl.errors import AlignctlError
 from alignctl.launch import local
 from alignctl.launch.attempt import create_or_resume
 from alignctl.launch.job import Job, worker_environment
-from alignctl.reporting.progress import display
+from alignctl.reporting.progress.run import display
 
 
 class Config(BaseModel):

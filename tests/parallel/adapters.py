@@ -118,8 +118,8 @@ def _saved(case: Case, folder: Path, engine: Any, batch: Any) -> dict[str, Any]:
 
     from alignctl.checkpoints.find import find
     from alignctl.engines.checkpoints import Checkpoints
-    from alignctl.engines.megatron import MegatronEngine
-    from alignctl.engines.megatron_weights import hf_weights
+    from alignctl.engines.megatron.engine import MegatronEngine
+    from alignctl.engines.megatron.weights import hf_weights
     from tests.parallel.jobs import engine_of
 
     source = find(folder / case.model / "hf", vocab_divisor=documents.VOCAB_DIVISOR)

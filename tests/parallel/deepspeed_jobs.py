@@ -95,11 +95,11 @@ def main(folder: Path, results: Path, names: Sequence[str]) -> None:
 def _initialize(world: int) -> None:
     if world == 0:
         from alignctl.config.sections import Parallel
-        from alignctl.engines import megatron_groups
+        from alignctl.engines.megatron import groups as megatron_groups
 
         megatron_groups.initialize(Parallel(), seed=1, timeout_minutes=TIMEOUT_MINUTES)
     else:
-        from alignctl.engines import deepspeed
+        from alignctl.engines.deepspeed import engine as deepspeed
 
         deepspeed.initialize(seed=1, timeout_minutes=TIMEOUT_MINUTES)
 
@@ -114,7 +114,7 @@ def engine_of(
     head = case.head if case.loss == "reward" else "lm"
     engine: Engine
     if case.world == 0:
-        from alignctl.engines.megatron import MegatronEngine
+        from alignctl.engines.megatron.engine import MegatronEngine
 
         engine = MegatronEngine(
             source.model,
@@ -127,7 +127,7 @@ def engine_of(
             lora=LORA if case.lora else None,
         )
     else:
-        from alignctl.engines.deepspeed import DeepSpeedEngine
+        from alignctl.engines.deepspeed.engine import DeepSpeedEngine
 
         engine = DeepSpeedEngine(
             source.model,
@@ -219,7 +219,7 @@ def weights(engine: Any) -> dict[str, "Tensor"]:
                 strict=True,
             )
         }
-    from alignctl.engines.deepspeed_state import _tensors
+    from alignctl.engines.deepspeed.state import _tensors
     from alignctl.models.transformers_lora import hf_parameters
 
     names, parameters = zip(*hf_parameters(engine.model).items(), strict=True)

@@ -115,7 +115,7 @@ def _bits(engine: Any) -> list[bytes]:
     """This rank's weights, master weights and moments that are not zero, in no order."""
     import torch
 
-    from alignctl.engines import megatron_optimizer
+    from alignctl.engines.megatron import optimizer as megatron_optimizer
 
     kept = [*engine.model.parameters(), *megatron_optimizer.tensors(engine.optimizer)]
     changed = [each.detach().flatten() for each in kept if each.count_nonzero()]

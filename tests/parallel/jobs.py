@@ -28,7 +28,7 @@ from tests.parallel.vocabulary import vocab_parallel
 
 if TYPE_CHECKING:
     from alignctl.config.sections import Head, Lora
-    from alignctl.engines.megatron import MegatronEngine
+    from alignctl.engines.megatron.engine import MegatronEngine
 
 ROOT = Path(__file__).parents[2]
 TIMEOUT_MINUTES = 2
@@ -63,10 +63,10 @@ def main(folder: Path, results: Path) -> None:
     import torch.distributed as dist
 
     from alignctl.config.sections import Parallel
-    from alignctl.engines import megatron_cpu
+    from alignctl.engines.megatron import cpu as megatron_cpu
 
     megatron_cpu.load()
-    from alignctl.engines.megatron_groups import initialize, lay_out
+    from alignctl.engines.megatron.groups import initialize, lay_out
 
     torch.set_num_threads(1)
     world = int(os.environ["WORLD_SIZE"])
@@ -105,7 +105,7 @@ def engine_of(
     A head that the source does not have is a new one.
     """
     from alignctl.checkpoints.find import find
-    from alignctl.engines.megatron import MegatronEngine
+    from alignctl.engines.megatron.engine import MegatronEngine
 
     source = find(folder / case.model / case.load, vocab_divisor=documents.VOCAB_DIVISOR)
     assert source.model.vocab_divisor == documents.VOCAB_DIVISOR
@@ -315,8 +315,8 @@ def reshard(case: Case, folder: Path) -> Result:
     import torch.distributed as dist
     from megatron.core import dist_checkpointing
 
-    from alignctl.checkpoints import mcore
     from alignctl.checkpoints.find import find
+    from alignctl.checkpoints.formats import mcore
 
     engine = engine_of(case, folder)
     saved = folder / case.model / "resharded"

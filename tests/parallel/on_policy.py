@@ -203,7 +203,7 @@ def offload(case: Case, folder: Path) -> dict[str, Any]:
 def _trained(case: Case, folder: Path, *, is_leaving: bool) -> dict[str, Any]:
     from alignctl.algorithms.cross_entropy import CrossEntropy
     from alignctl.config.sections import Lora
-    from alignctl.engines import megatron_optimizer
+    from alignctl.engines.megatron import optimizer as megatron_optimizer
     from tests.parallel.jobs import engine_of
 
     lora = Lora(rank=4) if case.lora else None
@@ -233,7 +233,7 @@ def _trained(case: Case, folder: Path, *, is_leaving: bool) -> dict[str, Any]:
 
 def _held(engine: Any) -> list[Any]:
     """All that an engine has on its device."""
-    from alignctl.engines import megatron_optimizer
+    from alignctl.engines.megatron import optimizer as megatron_optimizer
 
     parameters = list(engine.model.parameters())
     gradients = [each.main_grad for each in parameters if each.requires_grad]

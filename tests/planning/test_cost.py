@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from alignctl.config.load import load_preset
+from alignctl.config.presets.load import load_preset
 from alignctl.planning.cost import Job, estimate, flops_per_token
 from alignctl.planning.devices import device, devices
 from benchmarks import step_time

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from alignctl import cli
-from alignctl.config.load import STAGES, resolve
+from alignctl.config.presets.load import STAGES, resolve
 from alignctl.planning.devices import device
 from alignctl.planning.layouts import fitting, look_at
 

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from alignctl.config.load import STAGES, load_preset, resolve
+from alignctl.config.presets.load import STAGES, load_preset, resolve
 from alignctl.config.sections import Parallel
 from alignctl.planning.job import predict
 from alignctl.planning.memory import Part, Tokens, held, kept_by_layer, training_activations

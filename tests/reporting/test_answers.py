@@ -1,7 +1,7 @@
 from pathlib import Path
 
-from alignctl.reporting.answers import side_by_side
-from alignctl.reporting.recorded_run import RecordedRun
+from alignctl.reporting.page.answers import side_by_side
+from alignctl.reporting.page.recorded_run import RecordedRun
 from tests.reporting.run_folders import write_answers
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from alignctl.errors import UserError
-from alignctl.reporting.benchmark import read
+from alignctl.reporting.page.benchmark import read
 from tests.reporting.run_folders import write_marks
 
 

@@ -5,8 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from alignctl.reporting.charts import Chart, choose, lines, smooth_mean, thin
-from alignctl.reporting.recorded_run import RecordedRun, Series
+from alignctl.reporting.page.charts import Chart, choose, lines, smooth_mean, thin
+from alignctl.reporting.page.recorded_run import RecordedRun, Series
 
 numbers = st.lists(st.one_of(st.just(np.nan), st.floats(-1e6, 1e6)), min_size=1, max_size=200).map(
     np.array

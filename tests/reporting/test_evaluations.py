@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from alignctl.errors import UserError
-from alignctl.reporting.evaluations import Share, is_result, read
+from alignctl.reporting.page.evaluations import Share, is_result, read
 from tests.reporting import run_folders
 
 

@@ -6,13 +6,13 @@ from typing import Any
 
 import pytest
 
-from alignctl.reporting import drawing
-from alignctl.reporting.answers import side_by_side
-from alignctl.reporting.benchmark import Benchmark
-from alignctl.reporting.benchmark import read as read_marks
-from alignctl.reporting.evaluations import read as read_results
-from alignctl.reporting.page import Material, is_ours, pictures, render
-from alignctl.reporting.recorded_run import RecordedRun, read
+from alignctl.reporting.page import drawing
+from alignctl.reporting.page.answers import side_by_side
+from alignctl.reporting.page.benchmark import Benchmark
+from alignctl.reporting.page.benchmark import read as read_marks
+from alignctl.reporting.page.evaluations import read as read_results
+from alignctl.reporting.page.page import Material, is_ours, pictures, render
+from alignctl.reporting.page.recorded_run import RecordedRun, read
 from tests.reporting import run_folders
 
 EVIL = "</p><script>alert(1)</script><img src=x onerror=alert(2)>"

@@ -4,7 +4,7 @@ import re
 import pytest
 from rich.console import Console
 
-from alignctl.reporting.progress import LiveDisplay, Pace, PlainDisplay, display, duration
+from alignctl.reporting.progress.run import LiveDisplay, Pace, PlainDisplay, display, duration
 
 ROWS = [
     {"kind": "start", "step": 8, "total": 12, "time": 0.0},

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from alignctl.errors import UserError
-from alignctl.reporting.recorded_run import read, short_names
+from alignctl.reporting.page.recorded_run import read, short_names
 from tests.reporting import run_folders
 
 

@@ -1,6 +1,6 @@
 import pytest
 
-from alignctl.reporting.redaction import HIDDEN, hide, hide_in_commands
+from alignctl.reporting.page.redaction import HIDDEN, hide, hide_in_commands
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,7 @@ import time
 
 import pytest
 
-from alignctl.reporting.rows_progress import RowsProgress
+from alignctl.reporting.progress.rows import RowsProgress
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,5 @@
-from alignctl.reporting.redaction import HIDDEN
-from alignctl.reporting.tables import ABSENT, Row, table
+from alignctl.reporting.page.redaction import HIDDEN
+from alignctl.reporting.page.tables import ABSENT, Row, table
 
 
 def test_values_of_runs_stand_side_by_side_under_dotted_names() -> None:

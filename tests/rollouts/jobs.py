@@ -84,7 +84,7 @@ def main(folder: Path, told: Path, results: Path) -> None:
     import torch
     import torch.distributed as dist
 
-    from alignctl.engines.megatron_groups import initialize, lay_out
+    from alignctl.engines.megatron.groups import initialize, lay_out
 
     torch.set_num_threads(1)
     initialize(Parallel(), seed=1, timeout_minutes=2)
@@ -124,8 +124,8 @@ def course(case: Case, folder: Path) -> Result:
 
     from alignctl.algorithms.cross_entropy import CrossEntropy
     from alignctl.checkpoints.find import find
-    from alignctl.engines.megatron import MegatronEngine
-    from alignctl.engines.megatron_weights import hf_weights
+    from alignctl.engines.megatron.engine import MegatronEngine
+    from alignctl.engines.megatron.weights import hf_weights
     from alignctl.rollouts.vllm import Rollout
 
     source = find(folder / case.model, vocab_divisor=2)
@@ -183,7 +183,7 @@ def _different(engine: Any, folder: Path) -> list[str]:
     import torch
     from safetensors.torch import load_file
 
-    from alignctl.engines.megatron_weights import hf_weights
+    from alignctl.engines.megatron.weights import hf_weights
 
     theirs = load_file(folder / "model.safetensors")
     ours = {name: tensor.clone() for name, tensor in hf_weights(engine)}
@@ -283,7 +283,7 @@ def _pushes(rollout: Any, engine: Any) -> Result:
     """Pushes that lack a tensor, or that vLLM spoils on the way."""
     from itertools import islice
 
-    from alignctl.engines.megatron_weights import hf_weights
+    from alignctl.engines.megatron.weights import hf_weights
 
     whole = [(name, tensor.clone()) for name, tensor in hf_weights(engine)]
     model = _model(rollout)

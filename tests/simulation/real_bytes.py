@@ -18,9 +18,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 from typing_extensions import override
 
-from alignctl.config.load import STAGES, resolve
+from alignctl.config.presets.load import STAGES, resolve
 from alignctl.config.run import TrainingConfig
-from alignctl.engines import megatron_groups
+from alignctl.engines.megatron import groups as megatron_groups
 from alignctl.models import document_attention
 from alignctl.simulation.batches import training_batch
 from alignctl.simulation.measures import held, make_state

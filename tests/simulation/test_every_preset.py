@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from alignctl.config import presets
-from alignctl.config.load import STAGES
+from alignctl.config.presets import library as presets
+from alignctl.config.presets.load import STAGES
 
 pytestmark = pytest.mark.ci
 

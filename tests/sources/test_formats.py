@@ -4,10 +4,10 @@ from typing import Any
 
 import pytest
 
-from alignctl.data.files import Row
-from alignctl.data.preference_schemas import preference_schema_of
-from alignctl.data.prompt_schemas import prompt_schema_of
-from alignctl.data.schemas import Schema, schema_of
+from alignctl.data.rows.files import Row
+from alignctl.data.rows.preference_schemas import preference_schema_of
+from alignctl.data.rows.prompt_schemas import prompt_schema_of
+from alignctl.data.rows.schemas import Schema, schema_of
 from alignctl.errors import UserError
 from alignctl.rewards.math_rule import math_rule
 from alignctl.sources.formats import FORMATS, Kind, Made, Name, check_keys

@@ -10,8 +10,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from alignctl.checkpoints import companions, padding
-from alignctl.checkpoints.dtypes import Bits
-from alignctl.checkpoints.torch_writer import Writer
+from alignctl.checkpoints.pickles.torch_writer import Writer
+from alignctl.checkpoints.tensors.dtypes import Bits
 from alignctl.models import llama2
 from tests import commands, tiny
 from tests.stages.conftest import Alignctl, refused, snapshot

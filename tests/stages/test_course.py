@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from alignctl.config.load import STAGES, resolve
 from alignctl.config.on_policy_run import OnPolicyConfig
+from alignctl.config.presets.load import STAGES, resolve
 from alignctl.config.run import SFTConfig, TrainingConfig
 from alignctl.data.preference_store import PreferenceSplitSummary, PreferenceSummary
 from alignctl.data.prompt_store import PromptSummary

@@ -8,7 +8,7 @@ import typer
 
 from alignctl.cli import Root, app
 from alignctl.cli.lazy import LazyGroup, summarize
-from alignctl.config.load import STAGES, Preset
+from alignctl.config.presets.load import STAGES, Preset
 from alignctl.config.stages import NAMES, SECTIONS, section_of
 from alignctl.stages.shared.stage import load_stage
 

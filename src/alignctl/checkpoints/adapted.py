@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from alignctl.checkpoints import manifest
-from alignctl.checkpoints.dtypes import DTYPES
 from alignctl.checkpoints.identity import find_recorded_files, weight_files
-from alignctl.checkpoints.lazy import LazyTensor
 from alignctl.checkpoints.manifest import Base, Manifest
 from alignctl.checkpoints.source import Source
+from alignctl.checkpoints.tensors.dtypes import DTYPES
+from alignctl.checkpoints.tensors.lazy import LazyTensor
 from alignctl.errors import UserError
 from alignctl.models.adapters import add_adapters, group_by_weight
 from alignctl.models.families import weight_map

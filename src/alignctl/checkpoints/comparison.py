@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from alignctl.checkpoints.dtypes import DType
-from alignctl.checkpoints.lazy import LazyTensor
+from alignctl.checkpoints.tensors.dtypes import DType
+from alignctl.checkpoints.tensors.lazy import LazyTensor
 
 
 @dataclass(frozen=True)

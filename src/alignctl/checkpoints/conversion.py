@@ -12,12 +12,13 @@ from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
-from alignctl.checkpoints import adapted, hf, legacy_writer, manifest, mcore, padding
+from alignctl.checkpoints import adapted, manifest, padding
 from alignctl.checkpoints.companions import copy_companions, read_json, write_config
-from alignctl.checkpoints.dtypes import Bits, DType, tensor_of
-from alignctl.checkpoints.lazy import LazyTensor
+from alignctl.checkpoints.formats import hf, legacy_writer, mcore
 from alignctl.checkpoints.manifest import HF_FOLDER, Manifest, Recorder
 from alignctl.checkpoints.source import Source
+from alignctl.checkpoints.tensors.dtypes import Bits, DType, tensor_of
+from alignctl.checkpoints.tensors.lazy import LazyTensor
 from alignctl.config.sections import Model
 from alignctl.errors import UserError
 from alignctl.models.families import config_of_head, weight_map

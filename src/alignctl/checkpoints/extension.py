@@ -3,8 +3,8 @@
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from alignctl.checkpoints.lazy import LazyTensor
 from alignctl.checkpoints.source import Source
+from alignctl.checkpoints.tensors.lazy import LazyTensor
 from alignctl.models.families import weight_map
 from alignctl.models.weight_map import Vocabulary
 

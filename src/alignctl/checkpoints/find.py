@@ -6,24 +6,24 @@ from dataclasses import replace
 from pathlib import Path
 
 from alignctl import user_files
-from alignctl.checkpoints import (
+from alignctl.checkpoints import manifest
+from alignctl.checkpoints.adapted import base_folder, check_base, merge_adapters
+from alignctl.checkpoints.companions import explain_dangling, read_json, refuse_links_out
+from alignctl.checkpoints.formats import (
     hf,
     hf_files,
     legacy,
-    manifest,
     mcore,
     peft,
     rank_files,
-    torch_file,
     zero,
     zero_files,
 )
-from alignctl.checkpoints.adapted import base_folder, check_base, merge_adapters
-from alignctl.checkpoints.companions import explain_dangling, read_json, refuse_links_out
-from alignctl.checkpoints.lazy import LazyTensor
+from alignctl.checkpoints.formats.megatron_args import model_from
 from alignctl.checkpoints.manifest import HF_FOLDER, METADATA, Manifest
-from alignctl.checkpoints.megatron_args import model_from
+from alignctl.checkpoints.pickles import torch_file
 from alignctl.checkpoints.source import Adapters, Kind, Source
+from alignctl.checkpoints.tensors.lazy import LazyTensor
 from alignctl.config.sections import Head, Model
 from alignctl.errors import UserError
 from alignctl.models.adapters import adapter_shapes

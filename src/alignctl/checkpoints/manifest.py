@@ -24,8 +24,8 @@ from pydantic import (
 
 from alignctl import user_files
 from alignctl.checkpoints import companions
-from alignctl.checkpoints.direct_file import DirectFile
-from alignctl.checkpoints.mapped_file import windows
+from alignctl.checkpoints.tensors.direct_file import DirectFile
+from alignctl.checkpoints.tensors.mapped_file import windows
 from alignctl.config.sections import Head, Lora, Model, Role
 from alignctl.errors import UserError
 

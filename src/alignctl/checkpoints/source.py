@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from alignctl.checkpoints.lazy import LazyTensor
 from alignctl.checkpoints.manifest import Manifest
+from alignctl.checkpoints.tensors.lazy import LazyTensor
 from alignctl.config.sections import Head, Lora, Model, Role
 from alignctl.errors import UserError
 from alignctl.models.families import FAMILIES, config_of_head

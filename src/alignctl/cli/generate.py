@@ -21,7 +21,7 @@ from alignctl.cli.flags import (
 from alignctl.cli.lazy import PLAIN
 from alignctl.config.generation import GenerateOptions
 from alignctl.config.inputs import not_here, refuse_inside
-from alignctl.config.load import load_preset, options
+from alignctl.config.presets.load import load_preset, options
 
 app = typer.Typer(**PLAIN)
 

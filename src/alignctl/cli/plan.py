@@ -13,7 +13,7 @@ from alignctl import console
 from alignctl.cli.flags import OverridesArgument, PresetFlag, StageName, example
 from alignctl.cli.lazy import PLAIN
 from alignctl.config.bounds import MOST_PROCESSES
-from alignctl.config.load import STAGES, resolve
+from alignctl.config.presets.load import STAGES, resolve
 from alignctl.config.stages import section_of
 from alignctl.errors import UserError
 from alignctl.planning.devices import device

@@ -8,12 +8,13 @@ import typer
 from alignctl import console
 from alignctl.cli.flags import PresetArgument, example
 from alignctl.cli.lazy import PLAIN
-from alignctl.config import inheritance, presets
-from alignctl.config.knobs import render_knobs
-from alignctl.config.load import STAGES, load_preset, resolve_all
-from alignctl.config.problems import did_you_mean
-from alignctl.config.render import render_preset
-from alignctl.config.schema import preset_schema
+from alignctl.config.presets import inheritance
+from alignctl.config.presets import library as presets
+from alignctl.config.presets.knobs import render_knobs
+from alignctl.config.presets.load import STAGES, load_preset, resolve_all
+from alignctl.config.presets.problems import did_you_mean
+from alignctl.config.presets.render import render_preset
+from alignctl.config.presets.schema import preset_schema
 from alignctl.config.stages import NAMES, section_of
 from alignctl.errors import UserError
 from alignctl.stages.shared.stage import load_stage

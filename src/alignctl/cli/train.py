@@ -29,7 +29,7 @@ from alignctl.cli.flags import (
 from alignctl.cli.lazy import PLAIN
 from alignctl.config.bounds import MOST
 from alignctl.config.inputs import Input, missing_inputs, paths_of, refuse_inside, require_inputs
-from alignctl.config.load import resolve
+from alignctl.config.presets.load import resolve
 from alignctl.config.run import TrainingConfig
 from alignctl.errors import UserError
 from alignctl.launch.nodes import NodeFlags, nnodes_in, nodes_from

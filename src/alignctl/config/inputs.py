@@ -8,7 +8,7 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
-from alignctl.config.problems import refuse
+from alignctl.config.presets.problems import refuse
 from alignctl.config.run import TrainingConfig
 from alignctl.errors import UserError
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from alignctl.data.files import (
+from alignctl.data.rows.files import (
     BYTE_ORDER_MARK,
     SUFFIXES,
     check_line,
@@ -21,7 +21,7 @@ from alignctl.data.files import (
     position,
     read_rows,
 )
-from alignctl.data.streams import DamagedError, read_chunks
+from alignctl.data.rows.streams import DamagedError, read_chunks
 from alignctl.errors import UserError
 
 TEXT_SUFFIXES = (".txt", ".txt.gz", ".txt.zst")

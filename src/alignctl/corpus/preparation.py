@@ -15,7 +15,7 @@ from alignctl.corpus.samples import Part, Recipe, tokens_of, write
 from alignctl.data.store import explain_errors
 from alignctl.data.tokenizer import Tokenizer
 from alignctl.errors import UserError
-from alignctl.reporting.bytes_progress import BytesProgress
+from alignctl.reporting.progress.bytes import BytesProgress
 
 FORMAT = 1
 """Part of the folder's name; raised when the same datasets would give other sequences."""

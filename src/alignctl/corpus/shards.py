@@ -17,7 +17,7 @@ from alignctl import atomic
 from alignctl.corpus.blocks import Block, read_blocks, total_bytes
 from alignctl.corpus.manifest import FileRecord, file_record
 from alignctl.corpus.writers import SUFFIX, Compression, LineWriter
-from alignctl.data.files import parse_object
+from alignctl.data.rows.files import parse_object
 from alignctl.errors import UserError
 
 _BUCKET_BYTES = 1 << 26

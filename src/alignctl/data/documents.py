@@ -12,11 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from alignctl.config.data import Truncation
-from alignctl.data.files import Row, read_rows
-from alignctl.data.masks import Encoded, encode, truncate
-from alignctl.data.schemas import Rendered, Schema, schema_of
+from alignctl.data.rows.files import Row, read_rows
+from alignctl.data.rows.schemas import Rendered, Schema, schema_of
 from alignctl.data.store import ArrayWriter
-from alignctl.data.templates import Renderer
+from alignctl.data.text.masks import Encoded, encode, truncate
+from alignctl.data.text.templates import Renderer
 from alignctl.data.tokenizer import Tokenizer
 from alignctl.user_files import reading
 

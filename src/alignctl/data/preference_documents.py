@@ -10,11 +10,11 @@ from numpy.typing import NDArray
 
 from alignctl.config.data import Select
 from alignctl.data.documents import DocumentWriter, Recipe, Unread, ahead, batches, text_hashes
-from alignctl.data.files import Row
-from alignctl.data.masks import Encoded, encode, share_prompt, truncate_answers
-from alignctl.data.preference_schemas import Comparison, preference_schema_of
-from alignctl.data.schemas import Conversation, Rendered
+from alignctl.data.rows.files import Row
+from alignctl.data.rows.preference_schemas import Comparison, preference_schema_of
+from alignctl.data.rows.schemas import Conversation, Rendered
 from alignctl.data.store import ArrayWriter
+from alignctl.data.text.masks import Encoded, encode, share_prompt, truncate_answers
 
 DROPPED = {
     "single": "fewer than two answers that say something",

@@ -19,7 +19,7 @@ from alignctl.data.preference_documents import (
 from alignctl.data.preference_store import PreferenceSplitSummary, PreferenceSummary
 from alignctl.data.preparation import Sources, choose_held_out, prepare_folder
 from alignctl.data.store import ArrayWriter, write_array
-from alignctl.data.templates import Renderer
+from alignctl.data.text.templates import Renderer
 from alignctl.data.tokenizer import Tokenizer
 from alignctl.errors import UserError
 

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from alignctl import atomic
 from alignctl.config.data import Rows
 from alignctl.data.documents import Progress
-from alignctl.data.files import check_line, find_files
+from alignctl.data.rows.files import check_line, find_files
 from alignctl.data.store import explain_errors
 from alignctl.errors import UserError
 from alignctl.user_files import opened

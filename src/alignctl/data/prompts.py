@@ -13,15 +13,15 @@ from numpy.typing import NDArray
 
 from alignctl.config.on_policy import Prompts
 from alignctl.data.documents import Progress, Unread, ahead, batches, text_hashes
-from alignctl.data.files import Row
-from alignctl.data.masks import cut_prompt, encode_prompts
 from alignctl.data.packing import starts
 from alignctl.data.preparation import Sources, choose_held_out, prepare_folder
-from alignctl.data.prompt_schemas import Question, prompt_schema_of
 from alignctl.data.prompt_store import PromptSummary
-from alignctl.data.schemas import Rendered
+from alignctl.data.rows.files import Row
+from alignctl.data.rows.prompt_schemas import Question, prompt_schema_of
+from alignctl.data.rows.schemas import Rendered
 from alignctl.data.store import ArrayWriter, write_array
-from alignctl.data.templates import Renderer
+from alignctl.data.text.masks import cut_prompt, encode_prompts
+from alignctl.data.text.templates import Renderer
 from alignctl.data.tokenizer import Tokenizer
 from alignctl.errors import UserError
 

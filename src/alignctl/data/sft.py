@@ -11,7 +11,7 @@ from alignctl.data.documents import DocumentWriter, Progress, Recipe, Tally, str
 from alignctl.data.packing import pack, starts
 from alignctl.data.preparation import Sources, choose_held_out, prepare_folder
 from alignctl.data.store import SplitSummary, Summary, write_array
-from alignctl.data.templates import Renderer
+from alignctl.data.text.templates import Renderer
 from alignctl.data.tokenizer import Tokenizer
 from alignctl.errors import UserError
 

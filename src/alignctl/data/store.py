@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from pydantic import TypeAdapter
 
 from alignctl.data.batch import Document, TokenBatch
-from alignctl.data.files import position
+from alignctl.data.rows.files import position
 from alignctl.errors import RunError, UserError
 
 PARTED = "whose answer joins its prompt's last token: learned from the prompt's own tokens on"

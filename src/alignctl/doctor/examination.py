@@ -11,7 +11,7 @@ from importlib import metadata
 from pathlib import Path
 
 import alignctl
-from alignctl.config import presets
+from alignctl.config.presets import library as presets
 from alignctl.launch.environment import cpu_name, gpu_names, source_commit
 
 

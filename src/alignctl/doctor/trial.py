@@ -31,11 +31,11 @@ _TOKENS = (1, 5, 7, 9, 2)
 
 def megatron() -> None:
     """A forward step by Megatron-Core's layers."""
-    from alignctl.engines import megatron_cpu
+    from alignctl.engines.megatron import cpu as megatron_cpu
 
     megatron_cpu.load()
-    from alignctl.engines import megatron_groups
-    from alignctl.engines.megatron import MegatronEngine
+    from alignctl.engines.megatron import groups as megatron_groups
+    from alignctl.engines.megatron.engine import MegatronEngine
 
     megatron_groups.initialize(Parallel(), seed=1, timeout_minutes=1)
     engine = MegatronEngine(_MODEL, Parallel(), precision="fp32", seq_length=32, optimizer=None)
@@ -44,7 +44,7 @@ def megatron() -> None:
 
 def deepspeed() -> None:
     """The same by DeepSpeed, on transformers' layers."""
-    from alignctl.engines import deepspeed as engines
+    from alignctl.engines.deepspeed import engine as engines
 
     engines.initialize(seed=1, timeout_minutes=1)
     engine = engines.DeepSpeedEngine(

@@ -10,10 +10,10 @@ from pathlib import Path
 import torch.distributed as dist
 
 from alignctl.checkpoints import manifest
-from alignctl.checkpoints.dtypes import dtype_of
 from alignctl.checkpoints.find import find
 from alignctl.checkpoints.manifest import Adapted, Manifest
 from alignctl.checkpoints.source import Source
+from alignctl.checkpoints.tensors.dtypes import dtype_of
 from alignctl.engines import checkpoint_folder
 from alignctl.engines.base_model import verify_share
 from alignctl.engines.protocol import Engine

@@ -9,7 +9,7 @@ from alignctl.data.store import unread_notes
 from alignctl.evaluation.answers import AnswerFile, check_suffix, format_row, format_text, key_of
 from alignctl.evaluation.generation import Generator, Prompt
 from alignctl.evaluation.prompts import TEXT_SUFFIX, PromptFile
-from alignctl.reporting.answers_progress import AnswersProgress
+from alignctl.reporting.progress.answers import AnswersProgress
 
 FORMAT = 2
 """Part of the key; raised when the same command would write something else."""

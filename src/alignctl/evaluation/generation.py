@@ -21,12 +21,12 @@ from alignctl.checkpoints.conversion import hf_tensors
 from alignctl.checkpoints.find import find
 from alignctl.checkpoints.source import Source
 from alignctl.config.generation import Generation
-from alignctl.config.problems import refuse
+from alignctl.config.presets.problems import refuse
 from alignctl.config.sections import Model
-from alignctl.data.masks import cut_prompt, encode_prompts
-from alignctl.data.prompt_schemas import Question, lead
 from alignctl.data.prompts import render_prompts
-from alignctl.data.templates import Renderer
+from alignctl.data.rows.prompt_schemas import Question, lead
+from alignctl.data.text.masks import cut_prompt, encode_prompts
+from alignctl.data.text.templates import Renderer
 from alignctl.data.tokenizer import Tokenizer, check_fits, load_tokenizer
 from alignctl.errors import AlignctlError, RunError, UserError
 from alignctl.evaluation.tp_workers import Ranks, Start

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from alignctl.data.documents import Unread
-from alignctl.data.files import Row, find_files, read_rows
-from alignctl.data.prompt_schemas import Question, prompt_schema_of
+from alignctl.data.rows.files import Row, find_files, read_rows
+from alignctl.data.rows.prompt_schemas import Question, prompt_schema_of
 from alignctl.errors import UserError
 from alignctl.user_files import check_regular, opened, read_bytes, reading
 

@@ -7,8 +7,8 @@ from typing import Any
 
 from alignctl import atomic
 from alignctl.errors import UserError
-from alignctl.reporting.evaluations import FILE
-from alignctl.reporting.recorded_run import short_names
+from alignctl.reporting.page.evaluations import FILE
+from alignctl.reporting.page.recorded_run import short_names
 
 
 def names_of(models: Sequence[Path]) -> list[str]:

@@ -75,12 +75,12 @@ class RewardModel:
         warnings.filterwarnings("ignore", module=r"megatron\.")  # of libraries it can do without
         # Torch and Megatron-Core take seconds, which a wrong option is not to wait for; and the
         # latter's modules are imported after `load` alone.
-        from alignctl.engines import megatron_cpu
+        from alignctl.engines.megatron import cpu as megatron_cpu
 
         megatron_cpu.load()
-        from alignctl.engines import megatron_groups
         from alignctl.engines.device import IS_GPU
-        from alignctl.engines.megatron import MegatronEngine
+        from alignctl.engines.megatron import groups as megatron_groups
+        from alignctl.engines.megatron.engine import MegatronEngine
         from alignctl.rollouts import alone
 
         without_dropout = {"attention_dropout": 0.0, "hidden_dropout": 0.0}

@@ -15,7 +15,7 @@ from alignctl.launch.failure import diagnose
 from alignctl.launch.job import Job
 from alignctl.launch.peers import Peers
 from alignctl.reporting.follow import Follower
-from alignctl.reporting.progress import Display
+from alignctl.reporting.progress.run import Display
 from alignctl.run_folder import RunFolder
 
 _PR_SET_PDEATHSIG = 1

@@ -24,8 +24,8 @@ from alignctl.config.sections import Head, Model
 from alignctl.data.tokenizer import load_tokenizer
 from alignctl.engines import checkpoint_folder
 from alignctl.engines.checkpoints import Checkpoints, start
-from alignctl.engines.megatron import MegatronEngine
-from alignctl.engines.megatron_weights import hf_weights
+from alignctl.engines.megatron.engine import MegatronEngine
+from alignctl.engines.megatron.weights import hf_weights
 from alignctl.on_policy.samples import Samples
 from alignctl.on_policy.sources import open_reward, open_value
 from alignctl.rollouts.vllm import Rollout

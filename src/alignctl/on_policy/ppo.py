@@ -13,7 +13,7 @@ from alignctl.algorithms.policy_loss import PolicyLoss
 from alignctl.algorithms.value_loss import ValueLoss, report
 from alignctl.config.on_policy_run import RLHFConfig
 from alignctl.data.prompt_store import PromptData
-from alignctl.engines.megatron import MegatronEngine
+from alignctl.engines.megatron.engine import MegatronEngine
 from alignctl.on_policy.loop import UpdateResult
 from alignctl.on_policy.models import Models
 from alignctl.on_policy.rollout_correction import check

@@ -12,7 +12,7 @@ from alignctl.algorithms.samples import Segments
 from alignctl.algorithms.schedule import learning_rate
 from alignctl.config.on_policy_run import OnPolicyConfig
 from alignctl.config.sections import Optimizer
-from alignctl.engines.megatron import MegatronEngine
+from alignctl.engines.megatron.engine import MegatronEngine
 from alignctl.engines.metrics import StepMetrics
 from alignctl.engines.protocol import NonFiniteError
 from alignctl.errors import RunError

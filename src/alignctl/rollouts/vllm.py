@@ -27,7 +27,7 @@ import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import Tensor
 
-from alignctl.checkpoints.dtypes import BY_FLAG
+from alignctl.checkpoints.tensors.dtypes import BY_FLAG
 from alignctl.config import rollout as config
 from alignctl.config.precision import Precision
 from alignctl.engines.device import DEVICE, IS_GPU

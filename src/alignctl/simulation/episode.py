@@ -10,7 +10,7 @@ import numpy as np
 
 from alignctl.config.on_policy_run import OnPolicyConfig
 from alignctl.data.prompt_store import PromptData, PromptSummary, TokenLists
-from alignctl.engines.megatron import MegatronEngine
+from alignctl.engines.megatron.engine import MegatronEngine
 from alignctl.on_policy.loop import Learner
 from alignctl.on_policy.models import Models, build_engine
 from alignctl.on_policy.samples import Samples

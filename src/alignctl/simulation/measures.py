@@ -10,8 +10,8 @@ from torch import Tensor
 
 from alignctl.config.run import TrainingConfig
 from alignctl.data.batch import TokenBatch
-from alignctl.engines import megatron_optimizer
-from alignctl.engines.megatron import MegatronEngine
+from alignctl.engines.megatron import optimizer as megatron_optimizer
+from alignctl.engines.megatron.engine import MegatronEngine
 from alignctl.planning.memory import Held
 from alignctl.planning.report import Phase
 from alignctl.simulation.ledger import Ledger

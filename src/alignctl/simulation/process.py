@@ -15,7 +15,9 @@ from torch.nn import Module, Parameter
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from alignctl.config.run import TrainingConfig
-from alignctl.engines import megatron_cpu, megatron_groups, offload
+from alignctl.engines import offload
+from alignctl.engines.megatron import cpu as megatron_cpu
+from alignctl.engines.megatron import groups as megatron_groups
 from alignctl.models import document_attention
 from alignctl.simulation.host import HostNumbers
 from alignctl.simulation.ledger import Ledger

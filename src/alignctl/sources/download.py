@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from alignctl import console, user_files
-from alignctl.data.files import SUFFIXES, Role, Row, find_files, read_rows
+from alignctl.data.rows.files import SUFFIXES, Role, Row, find_files, read_rows
 from alignctl.errors import RunError, UserError
 
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")

@@ -18,11 +18,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from alignctl.data.files import Row
-from alignctl.data.messages import CONTEXT_KEYS, context_at, is_nothing, system_at, tools_at
-from alignctl.data.preference_schemas import preference_schema_of
-from alignctl.data.schemas import ASSISTANT, HUMAN, Conversation, Schema
-from alignctl.data.values import mismatch, text_at
+from alignctl.data.rows.files import Row
+from alignctl.data.rows.messages import CONTEXT_KEYS, context_at, is_nothing, system_at, tools_at
+from alignctl.data.rows.preference_schemas import preference_schema_of
+from alignctl.data.rows.schemas import ASSISTANT, HUMAN, Conversation, Schema
+from alignctl.data.rows.values import mismatch, text_at
 from alignctl.errors import UserError
 from alignctl.rewards.marks import find_boxed, find_marked
 

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 from alignctl import console
 from alignctl.config.inputs import not_here, refuse_inside
-from alignctl.config.load import convert_options
+from alignctl.config.presets.load import convert_options
 
 if TYPE_CHECKING:
     from alignctl.stages.convert import Direction

@@ -12,7 +12,7 @@ from alignctl.cli.eval.models import EvalOutputFlag, JSONFlag, ModelsArgument, s
 from alignctl.cli.flags import TokenizerFlag, example
 from alignctl.cli.lazy import PLAIN
 from alignctl.config.generation import HarnessOptions
-from alignctl.config.load import options
+from alignctl.config.presets.load import options
 
 app = typer.Typer(**PLAIN)
 

@@ -13,11 +13,11 @@ from alignctl.cli.eval.models import EvalOutputFlag, JSONFlag, split_models
 from alignctl.cli.flags import DryRunFlag, TokenizerFlag, example
 from alignctl.cli.lazy import PLAIN
 from alignctl.config.bounds import A_YEAR, MOST
-from alignctl.config.load import options
-from alignctl.evaluation import mt_bench as benchmark
-from alignctl.evaluation.cost import Prices
-from alignctl.evaluation.judge_endpoint import endpoint
-from alignctl.evaluation.mt_bench_answers import MTBenchGeneration
+from alignctl.config.presets.load import options
+from alignctl.evaluation.mt_bench import benchmark
+from alignctl.evaluation.mt_bench.answers import MTBenchGeneration
+from alignctl.evaluation.mt_bench.cost import Prices
+from alignctl.evaluation.mt_bench.judge_endpoint import endpoint
 
 ModelsOrAnswersArgument = Annotated[
     list[str],

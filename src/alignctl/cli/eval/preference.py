@@ -16,7 +16,7 @@ from alignctl.cli.eval.models import EvalOutputFlag, JSONFlag, ModelsArgument, s
 from alignctl.cli.flags import TokenizerFlag, example
 from alignctl.cli.lazy import PLAIN
 from alignctl.config.generation import PairOptions, WinOptions
-from alignctl.config.load import options
+from alignctl.config.presets.load import options
 from alignctl.errors import UserError
 
 app = typer.Typer(**PLAIN)

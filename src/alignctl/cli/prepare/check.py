@@ -11,7 +11,7 @@ import typer
 from alignctl.cli.flags import OverridesArgument, PresetFlag, StageName, ValidationDataFlag, example
 from alignctl.cli.lazy import PLAIN
 from alignctl.config.bounds import MOST
-from alignctl.config.load import STAGES, resolve
+from alignctl.config.presets.load import STAGES, resolve
 from alignctl.config.stages import section_of
 from alignctl.stages.shared import check
 

@@ -21,12 +21,12 @@ from alignctl.cli.prepare.common import (
 )
 from alignctl.config.bounds import MOST
 from alignctl.corpus.blocks import find_texts, total_bytes
-from alignctl.corpus.characters import Cleaner, Rules
-from alignctl.corpus.cleaning import Options, recipe
-from alignctl.corpus.cleaning import clean as run
-from alignctl.corpus.languages import check_languages
+from alignctl.corpus.cleaning.characters import Cleaner, Rules
+from alignctl.corpus.cleaning.languages import check_languages
+from alignctl.corpus.cleaning.pipeline import Options, recipe
+from alignctl.corpus.cleaning.pipeline import clean as run
 from alignctl.corpus.pool import available_cores
-from alignctl.reporting.corpus_progress import CorpusProgress
+from alignctl.reporting.progress.corpus import CorpusProgress
 
 KeyFlag = Annotated[
     str | None,

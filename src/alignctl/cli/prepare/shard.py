@@ -20,7 +20,7 @@ from alignctl.config.convert import size_in_bytes
 from alignctl.corpus.blocks import find_texts, total_bytes
 from alignctl.corpus.shards import Options, recipe
 from alignctl.corpus.shards import shard as run
-from alignctl.reporting.corpus_progress import CorpusProgress
+from alignctl.reporting.progress.corpus import CorpusProgress
 
 app = typer.Typer(**PLAIN)
 

@@ -24,7 +24,7 @@ from alignctl.corpus.manifest import prefix_of
 from alignctl.corpus.pool import available_cores
 from alignctl.corpus.tokenization import Counts, Options
 from alignctl.corpus.tokenization import tokenize as run
-from alignctl.reporting.corpus_progress import CorpusProgress
+from alignctl.reporting.progress.corpus import CorpusProgress
 
 TokenizerFlag = Annotated[
     Path, typer.Option(metavar="DIR", help="Folder with the tokenizer of the model.")

@@ -1,0 +1,1 @@
+"""The formats of checkpoints, each as lazy tensors and as a stream."""

@@ -1,0 +1,159 @@
+"""The architecture of a Megatron checkpoint that is not ours, from its arguments and its shapes.
+
+Megatron-LM stores the namespace of its command line. What it does not tell (the base of the
+rotary positions in old versions, the true size of the vocabulary) a preset can tell; what the
+shapes tell is taken from them.
+"""
+
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from pydantic import ValidationError
+
+from alignctl.checkpoints.tensors.lazy import LazyTensor
+from alignctl.config.sections import Family, Model
+from alignctl.errors import UserError
+from alignctl.models.weight_map import SCORE_HEADS
+
+_UNSUPPORTED: Mapping[str, tuple[Any, ...]] = {
+    "apply_layernorm_1p": (False, None),
+    "num_experts": (None, 0),
+    "rotary_interleaved": (False, None),
+    "rotary_percent": (1.0, 1, None),
+    "rotary_seq_len_interpolation_factor": (None, 1),
+    "use_rope_scaling": (False, None),
+    "rope_scaling": (False, None),
+    "qk_layernorm": (False, None),
+    "add_qkv_bias": (False, None),
+    "multi_latent_attention": (False, None),
+}
+"""Arguments that change what the weights mean, with the values that do not."""
+
+_NORM = "decoder.layers.0.input_layernorm.bias"
+
+
+def model_from(
+    args: Any, tensors: Mapping[str, LazyTensor], *, where: str, expected: Model | None
+) -> Model:
+    """Reads an architecture.
+
+    Args:
+        args: The stored namespace: any object with attributes, or None where there is none.
+        tensors: Full tensors by our Megatron names, vocabulary padding included.
+        where: The checkpoint, for messages.
+        expected: The architecture of a preset, believed where the checkpoint says nothing.
+
+    Raises:
+        UserError: The model is not of a family of ours, or arguments and shapes contradict each
+            other.
+    """
+    try:
+        return _model_from(args, tensors, where, expected)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise UserError(f"{where}: its arguments describe no model: {first['msg']}") from error
+    except (ArithmeticError, LookupError, TypeError, ValueError) as error:
+        raise UserError(f"{where}: its arguments describe no model: {error!r}") from error
+
+
+def _model_from(
+    args: Any, tensors: Mapping[str, LazyTensor], where: str, expected: Model | None
+) -> Model:
+    for name, harmless in _UNSUPPORTED.items():
+        if (value := getattr(args, name, None)) not in harmless:
+            raise UserError(
+                f"{where}: {name} = {value!r} in its arguments is not part of a family of ours",
+                "alignctl trains Llama 2 and Bloom models",
+            )
+    family = family_of(tensors, where)
+    is_tied = "output_layer.weight" not in tensors
+    is_scored = any(row.megatron in tensors for rows in SCORE_HEADS.values() for row in rows)
+    if is_tied and not is_scored and getattr(args, "untie_embeddings_and_output_weights", False):
+        raise UserError(f"{where}: no output_layer.weight in it, which its arguments tell of")
+    sizes = {
+        key: _size(args, key, where, expected)
+        for key in ("num_layers", "hidden_size", "num_attention_heads")
+    }
+    heads = sizes["num_attention_heads"]
+    embedding = tensors["embedding.word_embeddings.weight"]
+    norm_epsilon = _first(args, "norm_epsilon", "layernorm_epsilon")
+    padded = embedding.shape[0]
+    is_llama = family == "llama2"
+    return Model(
+        family=family,
+        **sizes,
+        num_query_groups=_query_groups(tensors, sizes, where) if is_llama else heads,
+        ffn_hidden_size=tensors["decoder.layers.0.mlp.linear_fc2.weight"].shape[1],
+        vocab_size=_vocab_size(args, padded, where, expected),
+        max_position_embeddings=_first(args, "max_position_embeddings")
+        or (expected.max_position_embeddings if expected else 2048),
+        norm_epsilon=norm_epsilon or (expected.norm_epsilon if expected else 1e-5),
+        rotary_base=_rotary_base(args, expected) if is_llama else None,
+        tie_embeddings=is_tied,
+        vocab_divisor=_first(args, "make_vocab_size_divisible_by") or 128,
+    )
+
+
+def family_of(names: Collection[str], where: str) -> Family:
+    """The family of a model, by the weights that only one of them has.
+
+    Raises:
+        UserError: It is a GPT model of another kind, or none.
+    """
+    for name in ("embedding.word_embeddings.weight", "decoder.layers.0.mlp.linear_fc2.weight"):
+        if name not in names:
+            raise UserError(f"{where}: no {name} in it: this is not a GPT model of Megatron's")
+    has_embedding_norm = "embedding.layernorm.weight" in names
+    if has_embedding_norm and _NORM in names:
+        return "bloom"
+    if not has_embedding_norm and _NORM not in names:
+        return "llama2"
+    raise UserError(
+        f"{where}: a GPT model {'without' if _NORM in names else 'with'} a norm after the "
+        "embedding is no family of ours",
+        "alignctl trains Llama 2 and Bloom models",
+    )
+
+
+def _first(args: Any, *names: str) -> Any:
+    return next((found for name in names if (found := getattr(args, name, None)) is not None), None)
+
+
+def _size(args: Any, name: str, where: str, expected: Model | None) -> int:
+    value = _first(args, name)
+    if value is None and expected is not None:
+        value = getattr(expected, name)
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise UserError(f"{where}: {name} = {value!r} in its arguments is no size")
+    return value
+
+
+def _query_groups(tensors: Mapping[str, LazyTensor], sizes: Mapping[str, int], where: str) -> int:
+    """From the rows of the fused projection: heads x size of queries, groups x size twice."""
+    rows = tensors["decoder.layers.0.self_attention.linear_qkv.weight"].shape[0]
+    heads = sizes["num_attention_heads"]
+    size = sizes["hidden_size"] // heads
+    groups = (rows // size - heads) // 2 if size else 0
+    if groups < 1 or (heads + 2 * groups) * size != rows:
+        raise UserError(
+            f"{where}: {rows} rows of queries, keys and values do not fit {heads} heads of {size}"
+        )
+    return groups
+
+
+def _vocab_size(args: Any, padded: int, where: str, expected: Model | None) -> int:
+    """The rows that are tokens: told by the checkpoint, or by a preset, or else all."""
+    told = _first(args, "orig_vocab_size", "true_vocab_size", "vocab_size")
+    size = told or (expected.vocab_size if expected else padded)
+    if not isinstance(size, int) or not 0 < size <= padded:
+        raise UserError(
+            f"{where}: a vocabulary of {size!r} tokens does not fit an embedding of {padded} rows"
+        )
+    return size
+
+
+def _rotary_base(args: Any, expected: Model | None) -> float:
+    told = _first(args, "rotary_base", "rotary_emb_base")
+    if told is None and expected:
+        told = expected.rotary_base
+    return float(told or 10000.0)

@@ -1,0 +1,1 @@
+"""PyTorch's files, read so that nothing in them is run."""

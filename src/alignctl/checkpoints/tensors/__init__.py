@@ -1,0 +1,1 @@
+"""Tensors that are read when they are needed, and how their bytes come and go."""

@@ -1,0 +1,1 @@
+"""Presets: files that extend each other, and what a stage makes of them."""

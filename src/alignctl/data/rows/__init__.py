@@ -1,0 +1,1 @@
+"""Rows of files, and what they say in the shapes that users have."""

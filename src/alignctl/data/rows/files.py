@@ -1,0 +1,243 @@
+"""Rows out of data files: which files a path means, and their objects one by one with positions."""
+
+import difflib
+import json
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from alignctl.data.rows.json_list import list_values
+from alignctl.data.rows.streams import DamagedError, read_chunks
+from alignctl.errors import UserError
+from alignctl.user_files import check_regular, opened, reading
+
+SUFFIXES = (".jsonl", ".jsonl.zst", ".jsonl.gz", ".json", ".parquet")
+"""The kinds of file that are read; `.json` is a list of objects (or, mislabelled, JSON lines)."""
+
+Role = Literal["train", "validation"]
+
+# Of several held-out files the first kind that is there is used: a test set is kept for the end
+# when there is a development set too.
+_HELD_OUT = ("validation", "valid", "val", "dev", "eval", "test")
+_PARQUET_ROWS = 1024
+BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+MOST_LINE_BYTES = 1 << 26
+"""Of a row, or a line of text. The longest context of any model is a tenth of it."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One object of a data file.
+
+    Attributes:
+        file: The file.
+        line: Line number, or number of the row in a list or a parquet file; from 1.
+        record: The object as it stands there.
+    """
+
+    file: Path
+    line: int
+    record: dict[str, object]
+
+    @property
+    def where(self) -> str:
+        """The position in words, for messages."""
+        return position(self.file, self.line)
+
+    def __str__(self) -> str:
+        return self.where
+
+
+def position(file: Path, number: int) -> str:
+    """`file:line` for files of lines, so that editors jump there; `file: row N` for others."""
+    return f"{file}:{number}" if ".jsonl" in file.name else f"{file}: row {number}"
+
+
+def find_files(path: Path, role: Role) -> list[Path]:
+    """The data files that a file or folder stands for.
+
+    A file stands for itself. In a folder, `train*` are the training files and, of validation*,
+    valid*, val*, dev*, eval* and test*, the first kind present is held out. A folder without a
+    `train*` file trains on everything that is not held out.
+
+    Returns:
+        Sorted files; empty only when a folder holds none for `validation`.
+    """
+    try:
+        return _find_files(path, role)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror or error}") from error
+
+
+def _find_files(path: Path, role: Role) -> list[Path]:
+    if path.is_file():
+        if not path.name.endswith(SUFFIXES):
+            raise UserError(f"{path}: not a kind of data file that is read", _tell_accepted())
+        return [path]
+    if path.exists() and not path.is_dir():
+        check_regular(path, path.stat().st_mode)
+    if not path.is_dir():
+        near = difflib.get_close_matches(path.name, _names(path.parent), n=1)
+        raise UserError(
+            f"{path}: no such file or folder",
+            f"did you mean {path.parent / near[0]}?" if near else "check data.train or --data",
+        )
+    names = [name for name in _names(path) if name.endswith(SUFFIXES)]
+    held_out = {kind: [n for n in names if _is_of_kind(n, (kind,))] for kind in _HELD_OUT}
+    if role == "validation":
+        found = next((held_out[kind] for kind in _HELD_OUT if held_out[kind]), [])
+    else:
+        found = [n for n in names if _is_of_kind(n, ("train", "training"))]
+        found = found or [n for n in names if not _is_of_kind(n, _HELD_OUT)]
+        if not found:
+            raise UserError(f"{path}: no training file in this folder", _tell_accepted())
+    return [path / name for name in found]
+
+
+def _names(folder: Path) -> list[str]:
+    if not folder.is_dir():
+        return []
+    return sorted(entry.name for entry in folder.iterdir() if not entry.name.startswith("."))
+
+
+def _is_of_kind(name: str, kinds: tuple[str, ...]) -> bool:
+    return re.match(rf"({'|'.join(kinds)})([-_.]|$)", name, re.IGNORECASE) is not None
+
+
+def _tell_accepted() -> str:
+    return "rows are read from files that end in " + ", ".join(SUFFIXES)
+
+
+def read_rows(files: Iterable[Path]) -> Iterator[Row]:
+    """Streams the objects of files, in order; blank lines and a byte order mark are passed over."""
+    for file in files:
+        if holds_lines(file):
+            yield from _line_rows(file)
+        elif file.name.endswith(".parquet"):
+            yield from _parquet_rows(file)
+        else:
+            yield from _list_rows(file)
+
+
+def holds_lines(file: Path) -> bool:
+    """Whether a file has an object on each line, whatever its name says."""
+    if file.name.endswith(".parquet"):
+        return False
+    return not file.name.endswith(".json") or _first_byte(file) != b"["
+
+
+def _line_rows(file: Path) -> Iterator[Row]:
+    number = 0
+    try:
+        for number, line in enumerate(_lines(file), 1):
+            text = line.removeprefix(BYTE_ORDER_MARK) if number == 1 else line
+            if not text.isspace() and text:
+                yield Row(file, number, parse_object(text, file, number))
+    except DamagedError as error:
+        raise explain_damage(file, number + 1, error) from error
+    except OSError as error:
+        raise UserError(f"{file}: cannot be read: {error.strerror or error}") from error
+
+
+def explain_damage(file: Path, line: int, error: DamagedError) -> UserError:
+    """Makes the error for a compressed file that ends early, at or after a line."""
+    return UserError(
+        f"{file}:{line}: the compressed file is damaged or cut short ({error})",
+        "copy or download it again, or compress it anew",
+    )
+
+
+def parse_object(line: bytes, file: Path, number: int) -> dict[str, object]:
+    """The JSON object on a line.
+
+    Args:
+        line: The line, without a byte order mark.
+        file: The file, for messages.
+        number: The line's number, for messages.
+
+    Raises:
+        UserError: It is not UTF-8, not JSON, or no object.
+    """
+    where = position(file, number)
+    try:
+        value = json.loads(line.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"{where}: byte {error.start + 1} of the line is not UTF-8 (0x{line[error.start]:02x})",
+            "convert the file: iconv -f LATIN1 -t UTF-8 OLD > NEW (if it is Latin-1)",
+        ) from error
+    except json.JSONDecodeError as error:
+        raise UserError(
+            f"{where}: not valid JSON: {error.msg} at column {error.colno}",
+            "every line must be one complete JSON object",
+        ) from error
+    except (RecursionError, ValueError) as error:
+        with reading(where):
+            raise error
+    return _check_object(value, where)
+
+
+def _check_object(value: object, where: str) -> dict[str, object]:
+    if not isinstance(value, dict):
+        kind = {list: "list", str: "string", type(None): "null"}.get(type(value), "number")
+        raise UserError(f"{where}: a JSON {kind}, where an object like {{...}} is expected")
+    return value
+
+
+def _lines(file: Path) -> Iterator[bytes]:
+    tail: list[bytes] = []
+    number, size = 1, 0
+    for chunk, _ in read_chunks(file):
+        first, *lines = chunk.split(b"\n")
+        tail.append(first)
+        size += len(first)
+        check_line(file, number, size)
+        if lines:
+            yield b"".join(tail)
+            tail, size = [lines.pop()], 0
+            yield from lines
+            number += 1 + len(lines)
+            size = len(tail[0])
+    if size:
+        yield b"".join(tail)
+
+
+def check_line(file: Path, number: int, num_bytes: int) -> None:
+    """Refuses a line, or row, that would fill the memory of the machine."""
+    if num_bytes > MOST_LINE_BYTES:
+        raise UserError(
+            f"{position(file, number)}: longer than {MOST_LINE_BYTES >> 20} MiB",
+            "a row is a JSON object on a line of its own; cut longer texts into several rows",
+        )
+
+
+def _first_byte(file: Path) -> bytes:
+    try:
+        with opened(file) as stream:
+            return stream.read(4096).removeprefix(BYTE_ORDER_MARK).lstrip()[:1]
+    except OSError as error:
+        raise UserError(f"{file}: cannot be read: {error.strerror or error}") from error
+
+
+def _list_rows(file: Path) -> Iterator[Row]:
+    for number, value in enumerate(list_values(file), 1):
+        yield Row(file, number, _check_object(value, position(file, number)))
+
+
+def _parquet_rows(file: Path) -> Iterator[Row]:
+    import pyarrow
+    import pyarrow.parquet
+
+    number = 0
+    with reading(file), opened(file) as stream:
+        try:
+            with pyarrow.parquet.ParquetFile(stream) as table:
+                for batch in table.iter_batches(batch_size=_PARQUET_ROWS):
+                    for record in batch.to_pylist():
+                        number += 1
+                        yield Row(file, number, record)
+        except (pyarrow.ArrowException, OSError) as error:
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            raise UserError(f"{file}: not a readable parquet file: {reason}") from error

@@ -1,0 +1,1 @@
+"""From rows to text, and from text to tokens."""

@@ -1,0 +1,458 @@
+"""The Megatron-Core engine: tensor, pipeline and sequence parallelism, distributed optimizer.
+
+One forward path serves a laptop and 32 GPUs: micro batches without padding run through
+Megatron's own schedules; the loss is a sum, and gradients are divided once, by the global weight
+of the optimizer step. Megatron's parallel state is global to the process, so all Megatron models
+of a job share one layout.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from megatron.core import parallel_state, tensor_parallel
+from megatron.core.distributed import (
+    DistributedDataParallel,
+    DistributedDataParallelConfig,
+)
+from megatron.core.pipeline_parallel import get_forward_backward_func
+from megatron.core.transformer.module import Float16Module
+from numpy.typing import NDArray
+from torch import Tensor
+
+from alignctl.algorithms.loss import Loss, Output, Scores, Values
+from alignctl.algorithms.samples import Segments
+from alignctl.checkpoints.manifest import Base
+from alignctl.checkpoints.tensors.dtypes import BY_FLAG
+from alignctl.config.precision import LossScale, Precision
+from alignctl.config.sections import Head, Lora, Model, Optimizer, Parallel
+from alignctl.data.batch import IGNORE, TokenBatch
+from alignctl.engines.device import DEVICE, IS_GPU
+from alignctl.engines.megatron import optimizer as megatron_optimizer
+from alignctl.engines.megatron.forward_backward import LossPass, Observer
+from alignctl.engines.megatron.state import MegatronState
+from alignctl.engines.metrics import StepMetrics
+from alignctl.engines.offload import Offloaded
+from alignctl.engines.protocol import NonFiniteError, too_small
+from alignctl.engines.sums import (
+    gather_documents,
+    gather_targets,
+    reduce_documents,
+    select_targets,
+)
+from alignctl.models.adapters import adapter_map
+from alignctl.models.attention import Documents
+from alignctl.models.families import weight_map
+from alignctl.models.lora import add_lora, without_adapters
+from alignctl.models.megatron import LanguageModel, RewardModel, build, transformer_config
+from alignctl.models.weight_map import Sliced
+
+
+class MegatronEngine(MegatronState):
+    """A sharded model with its optimizer.
+
+    Attributes:
+        model: This rank's part of the model, unwrapped.
+        architecture: The whole model.
+        head: What is on top of it.
+        lora: Its adapters; None where all weights are trained.
+        base: With adapters, the model they were made for, once its weights are loaded.
+        rows: The weight map of all parameters, those of adapters among them.
+        parallel: The layout.
+        data_parallel_rank: Which share of each batch is this rank's.
+        data_parallel_size: How many shares there are.
+        skipped_steps: How many steps so far were left out; see `Engine`.
+        observer: Is told where the schedule is; None: nobody is.
+    """
+
+    def __init__(
+        self,
+        architecture: Model,
+        parallel: Parallel,
+        *,
+        precision: Precision,
+        seq_length: int,
+        optimizer: Optimizer | None,
+        loss_scale: LossScale | None = None,
+        head: Head = "lm",
+        lora: Lora | None = None,
+        is_value: bool = False,
+        temperature: float = 1.0,
+        with_entropy: bool = False,
+    ) -> None:
+        """Builds the model; its weights are to be loaded before use.
+
+        Args:
+            architecture: The model.
+            parallel: The layout; `initialize` must have been called with the same.
+            precision: Of weights and activations; all but fp32 with fp32 master weights and
+                gradients.
+            seq_length: Longest document, in tokens.
+            optimizer: AdamW's settings; None for a model that is not trained.
+            loss_scale: How losses are scaled in fp16; None for the usual settings.
+            head: What is on top.
+            lora: Adapters, which are then trained with the head alone.
+            is_value: Whether a head that scores does so at every learned target (`Values`).
+            temperature: Of the sampling whose log-probabilities a policy is to give.
+            with_entropy: Whether losses get the entropy too.
+        """
+        self.architecture, self.parallel = architecture, parallel
+        self.head, self.lora, self.is_value = head, lora, is_value
+        self.base: Base | None = None
+        self.rows = weight_map(architecture, head)
+        if lora is not None:
+            self.rows |= adapter_map(architecture, lora)
+        self.dtype: torch.dtype = BY_FLAG[precision].torch
+        self.data_parallel_rank: int = parallel_state.get_data_parallel_rank()
+        self.data_parallel_size: int = parallel_state.get_data_parallel_world_size()
+        self.is_last_stage: bool = parallel_state.is_pipeline_last_stage()
+        self._seq_length = seq_length
+        self._config = transformer_config(
+            architecture, parallel, dtype=self.dtype, use_cpu_initialization=not IS_GPU
+        )
+        self.model = self._build_model()
+        self.model.temperature, self.model.with_entropy = temperature, with_entropy
+        self.optimizer: Any = None
+        if optimizer is not None:
+            self._settings, self._scaling = optimizer, loss_scale or LossScale()
+        self._wrapped = self._wrap_model(is_trained=optimizer is not None)
+        self.skipped_steps = 0
+        self.observer: Observer | None = None
+        self._offloaded: Offloaded | None = None
+
+    def _build_model(self) -> LanguageModel:
+        """Builds this rank's part on the device, with its adapters; most weights are undefined."""
+        model: LanguageModel = build(
+            self.architecture,
+            self._config,
+            max_sequence_length=self._seq_length,
+            head=self.head,
+            is_value=self.is_value,
+        )
+        if self.lora is not None:
+            add_lora(model, self.architecture, self.lora)
+        model.to(DEVICE)
+        _zero_vocabulary_padding(model)
+        return model
+
+    def _wrap_model(self, *, is_trained: bool) -> Any:
+        """Puts Megatron's wrappers around the model: for narrow floats, and for gradients."""
+        self._mark_sharded_parameters()
+        wrapped: Any = self.model
+        if self.dtype != torch.float32:
+            wrapped = Float16Module(self._config, wrapped)
+        if is_trained:
+            wrapped = DistributedDataParallel(
+                self._config,
+                DistributedDataParallelConfig(
+                    grad_reduce_in_fp32=True,
+                    use_distributed_optimizer=self.parallel.distributed_optimizer,
+                ),
+                wrapped,
+            )
+        return wrapped
+
+    def _mark_sharded_parameters(self) -> None:
+        """Says which parameters are cut: Megatron counts the others once in the gradient norm.
+
+        Its layers do this themselves only when they also draw random weights.
+        """
+        for name, parameter in self.model.named_parameters():
+            layout = self.rows[self.global_name(name)].layout
+            if isinstance(layout, Sliced) and not hasattr(parameter, "partition_dim"):
+                tensor_parallel.set_tensor_model_parallel_attributes(parameter, True, layout.dim, 1)
+
+    def create_optimizer(self) -> None:
+        """Creates AdamW with master weights taken from the model: call it once they are loaded."""
+        self._wrapped.broadcast_params()
+        self.optimizer = megatron_optimizer.create(
+            self._wrapped,
+            self._settings,
+            dtype=self.dtype,
+            is_distributed=self.parallel.distributed_optimizer,
+            loss_scale=self._scaling,
+        )
+        if self.dtype == torch.float16:
+            self._config.grad_scale_func = self.optimizer.scale_loss
+
+    def fill_optimizer(self) -> None:
+        """Has the optimizer make its state, by a step: for a rank whose tensors have no numbers."""
+        self._wrapped.zero_grad_buffer()
+        self.optimizer.prepare_grads()
+        self.optimizer.step_with_ready_grads()
+
+    @property
+    def loss_scale(self) -> float | None:
+        """What losses are multiplied by at present; None where none is; see `Engine`."""
+        is_scaled = self.optimizer is not None and self.dtype == torch.float16
+        return float(self.optimizer.get_loss_scale()) if is_scaled else None
+
+    def train_step(
+        self,
+        micro_batches: Sequence[TokenBatch],
+        loss: Loss,
+        *,
+        learning_rate: float,
+        is_stop_requested: bool = False,
+        segments: Segments | None = None,
+    ) -> StepMetrics:
+        """Takes one optimizer step over this rank's micro batches; see `Engine`.
+
+        Args:
+            micro_batches: This rank's share; every rank has as many.
+            loss: What is minimised.
+            learning_rate: Of this step.
+            is_stop_requested: Whether this rank was asked to stop.
+            segments: Of all samples, to be told what the forward pass found for each learned
+                target, as `target_outputs` does.
+        """
+        self._wrapped.train()
+        self._wrapped.zero_grad_buffer()
+        self.optimizer.zero_grad()
+        observed: list[tuple[TokenBatch, Tensor]] = []
+        result = self._run(
+            micro_batches,
+            loss,
+            forward_only=False,
+            flag=is_stop_requested,
+            observed=None if segments is None else observed,
+        )
+        if segments is not None:
+            result = replace(result, target_outputs=gather_targets(observed, segments))
+        if not math.isfinite(result.loss):
+            raise NonFiniteError(f"the loss is {result.loss}")
+        scale = self.loss_scale
+        if self.optimizer.prepare_grads():  # which looks for infinities in float16 alone
+            if scale == self._scaling.minimum:
+                raise too_small(scale, result.loss)
+            self.skipped_steps += 1
+            return result
+        grad_norm = float(self.optimizer.get_grad_norm())
+        if not math.isfinite(grad_norm):
+            raise NonFiniteError(f"the gradient norm is {grad_norm} at a loss of {result.loss:.4f}")
+        megatron_optimizer.clip(self.optimizer, self._settings, grad_norm)
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate
+            # Megatron's own scheduler, which is not used here, is what heeds its mark of the
+            # parameters without decay: biases and norms.
+            group["weight_decay"] = self._settings.weight_decay * group["wd_mult"]
+        self.optimizer.step_with_ready_grads()
+        return replace(result, grad_norm=grad_norm)
+
+    def evaluate(self, micro_batches: Sequence[TokenBatch], loss: Loss) -> StepMetrics:
+        """The same numbers without an update; every rank has as many micro batches."""
+        self._wrapped.eval()
+        with torch.no_grad():
+            return self._run(micro_batches, loss, forward_only=True, flag=False)
+
+    def logits(self, batch: TokenBatch) -> Tensor | None:
+        """Logits of one micro batch `[T, vocabulary]` on the last stage, None on the others.
+
+        For verification: the vocabulary is gathered, which training never does.
+        """
+        found = self._collect([batch], lambda output, _: output, with_labels=False)
+        if not found:
+            return None
+        ((_, collected),) = found
+        gathered = tensor_parallel.gather_from_tensor_model_parallel_region(collected)
+        whole: Tensor = gathered[: batch.num_tokens, : self.architecture.vocab_size]
+        return whole
+
+    def document_outputs(
+        self, micro_batches: Sequence[TokenBatch], num_documents: int
+    ) -> NDArray[np.float64]:
+        """Summed log-probability or score of each document `[D]`; see `Engine`."""
+        return gather_documents(self._outputs(micro_batches, reduce_documents), num_documents)
+
+    def target_outputs(
+        self, micro_batches: Sequence[TokenBatch], segments: Segments
+    ) -> NDArray[np.float64]:
+        """One number per learned target: its log-probability at the temperature, or its value.
+
+        Nothing is dropped out and nothing is learned; computed in float32.
+
+        Args:
+            micro_batches: This rank's share; every rank has as many.
+            segments: Of all samples, whose numbers are in `TokenBatch.rows`.
+
+        Returns:
+            `[N]`, the same on every rank; NaN for samples in no rank's batches.
+        """
+        return gather_targets(self._outputs(micro_batches, select_targets), segments)
+
+    def without_adapters(self) -> AbstractContextManager[None]:
+        """The time that it computes what its base does."""
+        assert self.lora is not None
+        return without_adapters(self.model)
+
+    def offload(self) -> int:
+        """Gives the device's memory back until `onload`; returns how many bytes.
+
+        Weights and the optimizer's state wait in the CPU's memory; gradients are dropped.
+        """
+        assert self._offloaded is None
+        kept = [*self.model.parameters(), *self.model.buffers()]
+        if self.optimizer is not None:
+            kept += megatron_optimizer.tensors(self.optimizer)
+        self._offloaded = Offloaded(kept, self.gradient_buffers())
+        return self._offloaded.num_bytes
+
+    def gradient_buffers(self) -> list[Tensor]:
+        """What gradients are added up in, in float32; nothing where nothing is trained."""
+        if not isinstance(self._wrapped, DistributedDataParallel):
+            return []
+        buffers = [*self._wrapped.buffers, *self._wrapped.expert_parallel_buffers]
+        return [buffer.grad_data for buffer in buffers]
+
+    def onload(self) -> None:
+        """Takes the memory again that `offload` gave back; nothing where it did not."""
+        if self._offloaded is not None:
+            self._offloaded.restore()
+            self._offloaded = None
+
+    def _outputs(
+        self,
+        micro_batches: Sequence[TokenBatch],
+        read: Callable[[Output | Scores | Values, TokenBatch], Tensor],
+    ) -> list[tuple[TokenBatch, Tensor]]:
+        """Reads a number of each target or document; gives nothing on ranks that do not count."""
+        found = self._collect(
+            micro_batches,
+            lambda output, batch: read(self._name_output(output), batch),
+            with_labels=True,
+        )
+        return found if self.has_numbers else []
+
+    def _collect(
+        self,
+        micro_batches: Sequence[TokenBatch],
+        read: Callable[[Any, TokenBatch], Tensor],
+        *,
+        with_labels: bool,
+    ) -> list[tuple[TokenBatch, Tensor]]:
+        """Runs micro batches forward; collects what is read of the last stage's output, if here."""
+        self._wrapped.eval()
+        found: list[tuple[TokenBatch, Tensor]] = []
+
+        def forward(iterator: Iterator[TokenBatch], model: Any) -> tuple[Any, Callable[..., Any]]:
+            batch = next(iterator)
+            output, _ = self._forward(batch, model, with_labels=with_labels)
+
+            def keep(output: Any) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+                values = read(output, batch)
+                found.append((batch, values))
+                return values.sum(), torch.zeros((), dtype=torch.int, device=DEVICE), {}
+
+            return output, keep
+
+        with torch.no_grad():
+            self._schedule(forward, micro_batches)
+        return found
+
+    @property
+    def has_numbers(self) -> bool:
+        """Whether this rank counts: only the last stage has numbers, and one of its copies does."""
+        return self.is_last_stage and parallel_state.get_tensor_model_parallel_rank() == 0
+
+    def _name_output(self, output: Any) -> Output | Scores | Values:
+        """Names what the model's last stage returns, for losses to read."""
+        if self.head == "lm":
+            return Output(*output)
+        return Values(*output) if self.is_value else Scores(*output)
+
+    def _run(
+        self,
+        micro_batches: Sequence[TokenBatch],
+        loss: Loss,
+        *,
+        forward_only: bool,
+        flag: bool,
+        observed: list[tuple[TokenBatch, Tensor]] | None = None,
+    ) -> StepMetrics:
+        """Runs the schedule and sums what the last stage found over all ranks.
+
+        What it found for each learned target is put into `observed`, where one is given.
+        """
+        done = LossPass(loss, micro_batches, self.has_numbers, flag)
+
+        def forward(iterator: Iterator[TokenBatch], model: Any) -> tuple[Any, Callable[..., Any]]:
+            batch = next(iterator)
+            output, targets = self._forward(batch, model, with_labels=True)
+
+            def compute(output: Any) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+                named = self._name_output(output)
+                if observed is not None and self.has_numbers:
+                    observed.append((batch, select_targets(named, batch).detach()))
+                total = done.compute(named, targets, batch)
+                # The weight is summed by `LossPass`: Megatron counts in integers.
+                return total, torch.zeros((), dtype=torch.int, device=DEVICE), {}
+
+            return output, compute
+
+        self._schedule(forward, micro_batches, None if forward_only else done)
+        return done.sum_terms()
+
+    def _schedule(
+        self,
+        forward: Callable[..., Any],
+        batches: Sequence[TokenBatch],
+        learned: LossPass | None = None,
+    ) -> None:
+        """Runs Megatron's schedule for this layout: 1F1B with stages, else one after the other.
+
+        Args:
+            forward: Takes the next micro batch through the model.
+            batches: This rank's micro batches.
+            learned: What is learned, backward and all; None: forward alone.
+        """
+        if self.observer is not None:
+            self.observer.start_pass(batches, forward_only=learned is None)
+
+        def finalize(*args: Any, **kwargs: Any) -> None:
+            assert learned is not None
+            if self.observer is not None:
+                self.observer.finish_batches()
+            learned.finalize_gradients(*args, **kwargs)
+
+        self._config.finalize_model_grads_func = finalize
+        get_forward_backward_func()(
+            forward_step_func=forward,
+            data_iterator=iter(batches),
+            model=[self._wrapped],
+            num_microbatches=len(batches),
+            seq_length=self._seq_length,
+            micro_batch_size=1,
+            forward_only=learned is None,
+        )
+
+    def _forward(self, batch: TokenBatch, model: Any, *, with_labels: bool) -> tuple[Any, Tensor]:
+        """Runs one micro batch; also returns its targets `[T]` as the output has them."""
+        tokens, targets = torch.from_numpy(batch.tokens), torch.from_numpy(batch.targets)
+        boundaries = batch.cu_seqlens
+        if self._config.sequence_parallel and (extra := -len(tokens) % self.parallel.tp):
+            # Sequence parallelism cuts the tokens evenly: a last document nobody learns fills up.
+            tokens = torch.nn.functional.pad(tokens, (0, extra))
+            targets = torch.nn.functional.pad(targets, (0, extra), value=IGNORE)
+            boundaries = (*boundaries, len(tokens))
+        tokens, targets = tokens.to(DEVICE), targets.to(DEVICE)
+        output = model(
+            tokens[None],
+            position_ids=None,
+            attention_mask=None,
+            labels=targets[None] if with_labels else None,
+            packed_seq_params=Documents.at(boundaries, DEVICE),
+        )
+        return output, targets
+
+
+def _zero_vocabulary_padding(model: LanguageModel) -> None:
+    """Gives vocabulary tables defined rows everywhere: loading fills only those of real tokens."""
+    if model.pre_process:
+        torch.nn.init.zeros_(model.embedding.word_embeddings.weight)
+    is_policy = not isinstance(model, RewardModel)
+    if model.post_process and is_policy and model.output_layer.weight is not None:
+        torch.nn.init.zeros_(model.output_layer.weight)

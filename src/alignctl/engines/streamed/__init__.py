@@ -1,0 +1,1 @@
+"""Models run one layer at a time, to verify a conversion."""

@@ -1,0 +1,1 @@
+"""MT-Bench: answers, a judge, judgments, a table."""
