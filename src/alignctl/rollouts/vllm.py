@@ -69,7 +69,7 @@ class Rollout:
         seed: int,
         timeout_minutes: float,
     ) -> None:
-        """Starts vLLM; `alignctl.engines.megatron_groups.initialize` must have been called.
+        """Starts vLLM; `alignctl.engines.megatron.groups.initialize` must have been called.
 
         Args:
             hf_config: The policy's transformers config.
@@ -112,7 +112,7 @@ class Rollout:
 
         Args:
             stream: Hugging Face names and whole tensors, the same on all ranks, such as those of
-                `alignctl.engines.megatron_weights.hf_weights`. A tied output layer is not in it.
+                `alignctl.engines.megatron.weights.hf_weights`. A tied output layer is not in it.
 
         Raises:
             RunError: Weights are missing or, with `verify_push`, are not what was sent.
