@@ -96,7 +96,7 @@ def is_ours(file: Path) -> bool:
 def render(material: Material) -> str:
     """The whole page."""
     environment = Environment(
-        loader=PackageLoader("alignctl.reporting.page.page", "templates"),
+        loader=PackageLoader("alignctl.reporting.page", "templates"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
