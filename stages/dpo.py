@@ -49,6 +49,8 @@ def choose_reference_cache(config: DPOConfig, _: "Source", attempt: "Attempt") -
         lambda: {
             "data": prepared_data(attempt.folder).name,
             "dtype": config.precision,
+            # These round differently; the name is that of before where prompts are not shared.
+            **({"share_prompts": True} if config.batch.share_prompts else {}),
             **identity(open_model(origin.settled(config, attempt.folder))),
         },
     )
@@ -63,7 +65,7 @@ def work(config: DPOConfig, folder: RunFolder) -> None:
     from alignctl.stages.shared import training
 
     config = training.initialize(config, folder)
-    data = PreferenceData.open(prepared_data(folder))
+    data = PreferenceData.open(prepared_data(folder), share_prompts=config.batch.share_prompts)
     cache = reference_cache.chosen(folder.data)
     cached = cache.read(data.num_documents)
     checkpoint, source = training.newest_model(config, folder)

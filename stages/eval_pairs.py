@@ -54,7 +54,7 @@ def run(options: PairOptions, *, as_json: bool) -> None:
     ]
     measured = {}
     for name, model, folder in zip(names, models, prepared, strict=True):
-        data = PreferenceData.open(folder)
+        data = PreferenceData.open(folder, share_prompts=True)
         split = data.validation or data.train
         console.say(f"model: {model.source.description}")
         console.say(data.summary.describe())

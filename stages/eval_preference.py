@@ -138,8 +138,9 @@ def _scores(
             f"{num_cut:,} of {len(cut):,} texts lost their start: longer than "
             f"{reward.max_length:,} tokens"
         )
+    prompts = [*range(len(file.questions))] * len(said)
     with reward:
-        found = reward.scores(cut, RowsProgress("scoring"))
+        found = reward.scores(cut, prompts, RowsProgress("scoring"))
     return dict(zip(said, np.split(found, len(said)), strict=True)), num_cut
 
 

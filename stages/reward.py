@@ -14,6 +14,7 @@ the result; every pair of answers with scores as they are, not cut to integers; 
 same in the whole optimizer step; one EOS, not two.
 """
 
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from alignctl import console
@@ -43,7 +44,7 @@ def work(config: RewardConfig, folder: RunFolder) -> None:
     training.run(
         config,
         folder,
-        PreferenceData.open,
+        partial(PreferenceData.open, share_prompts=config.batch.share_prompts),
         make_loss(config),
         report=lambda result: report(result.metrics),
         score_offset=_compute_score_offset,

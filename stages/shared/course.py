@@ -4,10 +4,12 @@ Two runs whose batches are counted differently (in padded rows, in packed sequen
 alike where both figures are.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from alignctl.config.on_policy_run import OnPolicyConfig
 from alignctl.config.run import SFTConfig, TrainingConfig
+from alignctl.config.sections import AnswersBatch
 from alignctl.data.preference_store import PreferenceSummary
 from alignctl.data.prompt_store import PromptSummary
 from alignctl.data.store import Summary
@@ -81,3 +83,29 @@ def of_prompts(config: OnPolicyConfig, summary: PromptSummary) -> Course:
         config.experience.epochs * config.samples_per_step / updates,
         f"answers learned from in each of {updates:,} updates a step",
     )
+
+
+def describe_shared_answers(batch: AnswersBatch, summary: PreferenceSummary) -> Iterator[str]:
+    """Say how many tokens are spared where what answers begin with is computed once.
+
+    Nothing is said where they have nothing in common, or an earlier version has not counted it.
+    """
+    train = summary.train
+    if train.shared_tokens:
+        part = f"{100 * train.shared_tokens / train.tokens:.0f} % of {train.tokens:,} tokens"
+        yield _describe_shared(batch, part)
+
+
+def describe_shared_prompts(config: OnPolicyConfig, summary: PromptSummary) -> Iterator[str]:
+    """Say the same of prompts whose answers nobody knows yet, if they have several."""
+    again = config.experience.prompts * (config.experience.samples - 1)
+    # The last token of a prompt predicts the first one of each answer.
+    spared = again * (summary.train_tokens / summary.train - 1)
+    if spared:
+        yield _describe_shared(config.batch, f"about {spared:,.0f} tokens of a step")
+
+
+def _describe_shared(batch: AnswersBatch, part: str) -> str:
+    if batch.share_prompts:
+        return f"prompts: computed once for all their answers, which spares {part}"
+    return f"prompts: computed for each answer; batch.share_prompts=true would spare {part}"

@@ -84,6 +84,7 @@ def _describe_preferences(config: PreferenceConfig, folder: Path) -> Iterator[st
     summary = PreferenceData.open(folder).summary
     yield summary.describe()
     yield str(course.of_preferences(config, summary))
+    yield from course.describe_shared_answers(config.batch, summary)
 
 
 def _show_preferences(folder: Path, tokenizer: Tokenizer, samples: int) -> Iterator[str | Text]:
@@ -109,6 +110,7 @@ def _describe_prompts(config: OnPolicyConfig, folder: Path) -> Iterator[str]:
     yield data.summary.describe()
     _check_rules(config, data)
     yield str(course.of_prompts(config, data.summary))
+    yield from course.describe_shared_prompts(config, data.summary)
 
 
 def _show_prompts(folder: Path, tokenizer: Tokenizer, samples: int) -> Iterator[str | Text]:

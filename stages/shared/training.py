@@ -291,6 +291,7 @@ def _step(task: Task, progress: Progress, metrics: MetricsWriter) -> StepMetrics
             **row,
             tokens_per_second=result.num_tokens / (time.perf_counter() - started),
             tokens=result.num_tokens,
+            computed_tokens=result.num_computed_tokens,
             peak_memory_gib=_peak_memory() / 2**30,
         )
     return result

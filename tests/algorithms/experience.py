@@ -46,7 +46,7 @@ def placed(batch: TokenBatch, segments: Segments, values: Tensor, extra: int = 0
     placed = values.new_zeros(batch.num_tokens + extra) + 0 * values.sum()
     for document, sample in enumerate(batch.rows):
         if sample >= 0:
-            end = batch.cu_seqlens[document + 1]
+            end = batch.pieces.boundaries[document + 1]
             start, stop = segments.offsets[sample : sample + 2].tolist()
             placed[end - (stop - start) : end] = values[start:stop]
     return placed

@@ -49,7 +49,7 @@ def policy_output(batch: PreferenceBatch, logprobs: Sequence[Sequence[float]]) -
     """Log-probabilities of the answer tokens, by row, where the batch has them."""
     values = torch.zeros(batch.num_tokens, dtype=torch.float64)
     for document, row in enumerate(batch.rows):
-        start, end = batch.cu_seqlens[document : document + 2]
+        start, end = batch.pieces.boundaries[document : document + 2]
         learned = np.flatnonzero(batch.targets[start:end] != IGNORE) + start
         values[learned] = torch.tensor(logprobs[row], dtype=torch.float64)
     return Output(values.requires_grad_(), NOT_MOST_LIKELY)

@@ -162,7 +162,7 @@ def test_no_order_and_no_split_changes_a_sum_or_a_gradient(
             terms.append(loss(output, UNUSED, batch))
             terms[-1].total.backward()
             assert output.logprobs.grad is not None
-            lengths = np.diff(batch.cu_seqlens).tolist()
+            lengths = np.diff(batch.pieces.boundaries).tolist()
             grad = output.logprobs.grad.split(lengths)
             grads |= {row: g.tolist() for row, g in zip(batch.rows, grad, strict=True)}
         grads.pop(-1, None)

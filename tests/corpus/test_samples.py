@@ -184,7 +184,7 @@ def test_documents_are_cut_after_their_ends(corpora: tuple[Path, Path], tmp_path
         cut: TokenBatch = split.batch([number])
         pairs = [(a, b) for a, b in itertools.pairwise(text) if a != 2]
         assert list(zip(cut.tokens.tolist(), cut.targets.tolist(), strict=True)) == pairs
-        starts = set(cut.cu_seqlens[1:-1])
+        starts = set(cut.pieces.boundaries[1:-1])
         assert starts == {
             place for place in range(1, len(cut.tokens)) if cut.targets[place - 1] == 2
         }

@@ -1,16 +1,20 @@
 import math
 from collections.abc import Iterator, Sequence
-from itertools import pairwise
+from itertools import accumulate, pairwise
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from megatron.core import parallel_state
 from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.transformer_config import TransformerConfig
 from transformers.models.bloom.modeling_bloom import build_alibi_tensor
 
+from alignctl.data.batch import Pieces
 from alignctl.models.attention import DocumentAttention, Documents
-from alignctl.models.document_attention import alibi_slopes
+from alignctl.models.document_attention import Alibi, alibi_slopes
+from alignctl.models.document_attention import attend as attend_pieces
 
 BOUNDARIES = (0, 1, 6, 13, 17)
 WIDTH = 8
@@ -32,7 +36,7 @@ def attention(heads: int, *, alibi: bool) -> DocumentAttention:
 
 
 def attend(module: DocumentAttention, *qkv: torch.Tensor) -> torch.Tensor:
-    documents = Documents.at(BOUNDARIES, torch.device("cpu"))
+    documents = Documents.at(Pieces(BOUNDARIES), torch.device("cpu"))
     output: torch.Tensor = module(*qkv, None, packed_seq_params=documents)
     return output
 
@@ -118,10 +122,45 @@ def test_the_bias_follows_the_length_and_the_dtype() -> None:
     """It is kept between calls; a longer document or another dtype must not get the old one."""
     module = attention(4, alibi=True)
     q, k, v = random_qkv(4, 4)
-    short = Documents.at((0, 3), torch.device("cpu"))
+    short = Documents.at(Pieces((0, 3)), torch.device("cpu"))
     module(q[:3], k[:3], v[:3], None, packed_seq_params=short)
     fresh = attend(attention(4, alibi=True), q, k, v)
     assert torch.equal(attend(module, q, k, v), fresh)
     brief = attend(module, q.bfloat16(), k.bfloat16(), v.bfloat16())
     assert brief.dtype == torch.bfloat16
     torch.testing.assert_close(brief.float(), fresh, rtol=0.05, atol=0.05)
+
+
+@st.composite
+def trees(draw: st.DrawFn) -> Pieces:
+    """Pieces of which some continue others, over several generations."""
+    lengths = draw(st.lists(st.integers(1, 4), min_size=1, max_size=6))
+    parents = [draw(st.integers(-1, piece - 1)) for piece in range(len(lengths))]
+    return Pieces((0, *accumulate(lengths)), tuple(parents))
+
+
+@pytest.mark.parametrize(("heads", "groups", "alibi"), [(4, 2, False), (6, 6, True)])
+@given(pieces=trees())
+@settings(deadline=None, max_examples=40)
+def test_what_continues_a_piece_attends_as_if_it_stood_there_alone(
+    heads: int, groups: int, alibi: bool, pieces: Pieces
+) -> None:
+    """Outputs, and gradients of a loss over all documents: those of the copies add up."""
+    generator = torch.Generator().manual_seed(7)
+    total, places = pieces.boundaries[-1], torch.from_numpy(pieces.places)
+    query, key, value = (
+        torch.randn(total, n, WIDTH, generator=generator).requires_grad_()
+        for n in (heads, groups, groups)
+    )
+    copies = tuple(part.detach()[places].requires_grad_() for part in (query, key, value))
+    apart = Pieces((0, *accumulate(pieces.document_lengths)))
+    known = Alibi(heads) if alibi else None
+    together = attend_pieces(query, key, value, pieces, alibi=known)[places]
+    expected = attend_pieces(copies[0], copies[1], copies[2], apart, alibi=known)
+    torch.testing.assert_close(together, expected, rtol=1e-5, atol=1e-5)
+    weights = torch.randn(expected.shape, generator=generator)
+    found = torch.autograd.grad((together * weights).sum(), (query, key, value))
+    of_copies = torch.autograd.grad((expected * weights).sum(), copies)
+    for whole, parts in zip(found, of_copies, strict=True):
+        added = torch.zeros_like(whole).index_add(0, places, parts)
+        torch.testing.assert_close(whole, added, rtol=1e-5, atol=1e-5)

@@ -76,10 +76,11 @@ class ScriptedReward:
     ) -> NDArray[np.float64]:
         found = np.full(num_documents, np.nan)
         for batch in batches:
-            for document, row in enumerate(batch.rows):
-                start, end = batch.cu_seqlens[document : document + 2]
+            ends = np.cumsum(batch.pieces.document_lengths)
+            documents = np.split(batch.tokens[batch.pieces.places], ends[:-1])
+            for row, end, tokens in zip(batch.rows, batch.pieces.ends, documents, strict=True):
                 # The rounding of a batched kernel: it depends on what stands before.
-                found[row] = self.score(batch.tokens[start:end].tolist()) + 1e-7 * start
+                found[row] = self.score(tokens.tolist()) + 1e-7 * (end + 1 - len(tokens))
                 self.num_scored += 1
         return found
 

@@ -1,5 +1,8 @@
 """Answers as numbers of one episode: chosen, joined, dealt to ranks; nothing is lost on the way."""
 
+from collections import Counter
+from dataclasses import replace
+
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
@@ -87,6 +90,36 @@ def test_micro_batches_of_all_ranks_hold_every_answer_once(
     assert sorted(targets) == sorted(np.concatenate([samples.answers[n] for n in part]).tolist())
 
 
+@given(episodes(), st.integers(1, 4), st.integers(1, 3), st.data())
+def test_answers_to_one_prompt_stay_together_where_it_is_shared(
+    samples: Samples, size: int, num_ranks: int, data: st.DataObject
+) -> None:
+    """As many micro batches as without sharing, none larger; a prompt is in neighbouring ones."""
+    part = data.draw(st.lists(st.sampled_from(range(len(samples))), min_size=1, unique=True))
+    prompts = data.draw(st.lists(st.integers(0, 2), min_size=len(samples), max_size=len(samples)))
+    questions = [samples.questions[prompt % len(samples)] for prompt in prompts]
+    samples = replace(samples, prompts=np.asarray(prompts), questions=questions)
+    share = {"micro_batch_size": size, "dp_size": num_ranks}
+    apart, together = (
+        [
+            samples.batches(part, dp_rank=rank, share_prompts=share_prompts, **share)
+            for rank in range(num_ranks)
+        ]
+        for share_prompts in (False, True)
+    )
+    assert [len(hand) for hand in together] == [len(hand) for hand in apart]
+    batches = [batch for hand in together for batch in hand]
+    assert all(len(batch.rows) <= size for batch in batches)
+    assert sorted(row for batch in batches for row in batch.rows if row >= 0) == sorted(part)
+    whole = sum(batch.num_document_tokens for batch in batches if batch.rows != (-1,))
+    assert whole == sum(samples.tokens(sample) - 1 for sample in part)
+    homes = Counter(p for b in batches for p in {prompts[row] for row in b.rows if row >= 0})
+    least = len(part) // len(batches)  # answers in the smallest of them
+    for prompt, count in homes.items():
+        answers = sum(prompts[sample] == prompt for sample in part)
+        assert count <= 2 + (answers - 2) // least if least else count <= answers
+
+
 @given(episodes(), st.integers(1, 3))
 def test_a_reward_model_reads_the_last_token_too(samples: Samples, num_ranks: int) -> None:
     inputs: dict[int, list[int]] = {}
@@ -94,7 +127,7 @@ def test_a_reward_model_reads_the_last_token_too(samples: Samples, num_ranks: in
         hand = samples.scored_batches(micro_batch_size=2, dp_rank=rank, dp_size=num_ranks)
         for batch in hand:
             for document, row in enumerate(batch.rows):
-                start, end = batch.cu_seqlens[document : document + 2]
+                start, end = batch.pieces.boundaries[document : document + 2]
                 inputs[row] = batch.tokens[start:end].tolist()
     for sample in range(len(samples)):
         whole = [*samples.questions[sample], *samples.answers[sample]]

@@ -402,6 +402,33 @@ OFFLOAD = tuple(
     )
 )
 
+_SHARED_LAYOUTS: tuple[tuple[int, Parallel, str], ...] = (
+    (1, _parallel(), "2"),
+    (1, _parallel(recompute="selective"), "2"),
+    (1, _parallel(recompute="full"), "4"),
+    (2, _parallel(2), "2"),
+    (2, _parallel(2, sequence_parallel=True, recompute="full"), "4"),
+    (2, _parallel(1, 2), "2"),
+    (2, _parallel(), "2"),
+    (4, _parallel(2, 2, sequence_parallel=True), "4"),
+)
+_SHARED_MODELS = (*POLICIES, *(f"{name}-reward" for name in POLICIES))
+SHARED = tuple(
+    Case(kind="shared", model=name, world=world, parallel=parallel, grouping=grouping)
+    for name in _SHARED_MODELS
+    for world, parallel, grouping in _SHARED_LAYOUTS
+) + tuple(
+    Case(kind="shared", model=name, world=world, parallel=parallel, grouping="2", lora=True)
+    for name in _SHARED_MODELS
+    for world, parallel in ((1, _parallel()), (2, _parallel(2, sequence_parallel=True)))
+)
+"""Prompts computed once and for each answer, at each of these layouts."""
+SHARED_BF16 = tuple(
+    case.model_copy(update={"precision": "bf16"})
+    for case in SHARED
+    if case.world == 2 and not case.lora and case.parallel.recompute == "none"
+)
+
 ALL = (
     *LOGITS,
     *BASELINES,
@@ -443,6 +470,8 @@ ALL = (
     *POLICY,
     *POLICY_BF16,
     *OFFLOAD,
+    *SHARED,
+    *SHARED_BF16,
 )
 """Everything, each case under a name of its own."""
 assert len({case.name for case in ALL}) == len(ALL)

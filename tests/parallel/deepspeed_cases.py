@@ -19,7 +19,7 @@ class DeepSpeedCase(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     kind: Literal[
-        "train", "spoilt", "resume", "document_outputs", "stop", "checkpoint", "overflow"
+        "train", "spoilt", "resume", "document_outputs", "stop", "checkpoint", "overflow", "shared"
     ] = "train"
     loss: Literal["sft", "dpo", "reward"] = "sft"
     model: Literal["llama-gqa", "bloom", "llama-tied"] = "llama-gqa"
@@ -190,6 +190,15 @@ OUTPUTS = tuple(
     for model in _MODELS
     for stage in (2, 3)
 )
+SHARED = (
+    DeepSpeedCase(kind="shared", loss="dpo", world=2, stage=1, grouping="2"),
+    DeepSpeedCase(kind="shared", loss="dpo", model="bloom", world=2, stage=3, grouping="4"),
+    DeepSpeedCase(kind="shared", loss="reward", world=2, stage=3, recompute="full", grouping="2"),
+    DeepSpeedCase(
+        kind="shared", loss="reward", model="bloom", world=2, stage=2, recompute="selective"
+    ),
+    DeepSpeedCase(kind="shared", loss="dpo", world=2, stage=2, lora=True, grouping="2"),
+)
 STOP = DeepSpeedCase(kind="stop", world=2, stage=2)
 
 LORA = (
@@ -241,6 +250,7 @@ FAST = {
     DeepSpeedCase(kind="document_outputs", world=2, stage=3),
     DeepSpeedCase(kind="document_outputs", loss="reward", world=2, stage=2),
     STOP,
+    *SHARED,
     *LORA[:3],
     *LORA[4:6],
     *LORA_RESUME[:3],
@@ -251,7 +261,7 @@ FAST = {
 _DEEPSPEED = (
     *(*SFT, *PREFERENCES, *BF16, *SPOILT, *RESUME, *CHECKPOINT, *OUTPUTS, STOP),
     *(*LORA, *LORA_BF16, *LORA_RESUME, *LORA_CHECKPOINT),
-    *(*FP16, *OVERFLOW),
+    *(*FP16, *OVERFLOW, *SHARED),
 )
 assert set(_DEEPSPEED) >= FAST
 _TRAINED = {each.reference for each in (*SFT, *PREFERENCES, *LORA)}

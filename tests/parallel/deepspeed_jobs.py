@@ -309,6 +309,19 @@ def resume(case: DeepSpeedCase, folder: Path) -> Result:
     }
 
 
+def shared(case: DeepSpeedCase, folder: Path) -> Result:
+    """The same numbers with prompts computed for each of their answers, and once."""
+    from tests.parallel.shared import dpo_loss, measure, preferences, reward_loss
+
+    engine = engine_of(case, folder)
+    loss = dpo_loss() if case.loss == "dpo" else reward_loss()
+    apart, together = (
+        measure(engine, preferences(case.grouping, engine, share_prompts=share_prompts), loss)
+        for share_prompts in (False, True)
+    )
+    return {"apart": apart, "together": together}
+
+
 def overflow(case: DeepSpeedCase, folder: Path) -> Result:
     """Steps from a loss scale that is too large, at one go and with two stops between them."""
     import torch
@@ -416,7 +429,7 @@ def stop(case: DeepSpeedCase, folder: Path) -> Result:
 
 KINDS: dict[str, Callable[[DeepSpeedCase, Path], Result]] = {
     function.__name__: function
-    for function in (train, spoilt, resume, overflow, checkpoint, document_outputs, stop)
+    for function in (train, spoilt, resume, overflow, checkpoint, document_outputs, stop, shared)
 }
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ from tests.parallel.on_policy import offload, policy, value
 from tests.parallel.preferences import dpo
 from tests.parallel.pretraining import pretrain, pretrain_apart
 from tests.parallel.rewards import dpo_start, new_head, reward
+from tests.parallel.shared import shared
 from tests.parallel.vocabulary import vocab_parallel
 
 if TYPE_CHECKING:
@@ -417,6 +418,7 @@ KINDS: dict[str, Callable[[Case, Path], Result]] = {
         value,
         policy,
         offload,
+        shared,
     )
 }
 

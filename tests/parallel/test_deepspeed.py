@@ -31,11 +31,13 @@ from tests.parallel.deepspeed_cases import (
     PREFERENCES,
     RESUME,
     SFT,
+    SHARED,
     SPOILT,
     STOP,
     DeepSpeedCase,
 )
 from tests.parallel.deepspeed_jobs import Result
+from tests.parallel.shared import assert_equal
 
 pytestmark = pytest.mark.ci
 
@@ -167,6 +169,11 @@ def test_outputs_of_documents_are_megatrons(case: DeepSpeedCase, found: Results)
     assert ours["found"] == pytest.approx(theirs["found"], rel=1e-5, abs=1e-5)
     assert ours["is_nan"] is theirs["is_nan"] is True
     assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-5)
+
+
+@each_of(SHARED)
+def test_a_prompt_computed_once_changes_no_number(case: DeepSpeedCase, found: Results) -> None:
+    assert_equal(found(case)["apart"], found(case)["together"])
 
 
 def test_every_rank_hears_that_one_was_asked_to_stop(found: Results) -> None:

@@ -7,6 +7,7 @@ at the peak those that torch's allocator tells the profiler about.
 import json
 import os
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +23,14 @@ from alignctl.config.presets.load import STAGES, resolve
 from alignctl.config.run import TrainingConfig
 from alignctl.engines.megatron import groups as megatron_groups
 from alignctl.models import document_attention
-from alignctl.simulation.batches import training_batch
+from alignctl.simulation import batches as simulated
 from alignctl.simulation.measures import held, make_state
 from alignctl.stages.shared import training
 from alignctl.stages.shared.stage import load_stage
+from tests.simulation import shared
+
+SHARED = "batch.share_prompts=true"
+"""Of cases whose micro batches have something to share, written out."""
 
 
 def config_of(stage: str, preset: str, overrides: list[str]) -> TrainingConfig:
@@ -95,7 +100,7 @@ def measure(config: TrainingConfig) -> dict[str, int]:
         torch.nn.init.normal_(parameter, std=0.02)
     engine.create_optimizer()
     make_state(engine)
-    batches = [training_batch(config)] * config.num_micro_batches
+    batches = [simulated.training_batch(config)] * config.num_micro_batches
     engine.train_step(batches, loss, learning_rate=1e-5)
     document_attention.forget_biases()  # a simulated step makes them
     memory = profile(activities=[ProfilerActivity.CPU], profile_memory=True)
@@ -126,7 +131,8 @@ def main(cases: list[list[Any]]) -> None:
         else:
             megatron_groups.lay_out(config.parallel, seed=1, timeout_minutes=2)
         gathered: list[Any] = [None] * dist.get_world_size()
-        dist.all_gather_object(gathered, measure(config))
+        with shared.in_its_place() if SHARED in case[2] else nullcontext():
+            dist.all_gather_object(gathered, measure(config))
         rows.append(gathered)
     if dist.get_rank() == 0:
         Path(os.environ["RESULTS"]).write_text(json.dumps(rows), encoding="utf-8")

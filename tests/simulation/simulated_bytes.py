@@ -4,12 +4,14 @@ import json
 import resource
 import sys
 import time
+from contextlib import nullcontext
 from typing import Any
 
 from alignctl.planning.job import kinds_of_ranks, predict
 from alignctl.planning.report import Report
 from alignctl.stages.shared.simulation import simulate
-from tests.simulation.real_bytes import config_of
+from tests.simulation import shared
+from tests.simulation.real_bytes import SHARED, config_of
 
 
 def main(cases: list[list[Any]], *, is_gpu: bool) -> None:
@@ -17,7 +19,8 @@ def main(cases: list[list[Any]], *, is_gpu: bool) -> None:
     for case in cases:
         config = config_of(*case)
         started = time.perf_counter()
-        report = simulate(config, is_gpu=is_gpu)
+        with shared.in_its_place() if SHARED in case[2] else nullcontext():
+            report = simulate(config, is_gpu=is_gpu)
         row = {
             "seconds": time.perf_counter() - started,
             "resident_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,

@@ -1,7 +1,5 @@
 """What the losses over pairs of answers share: sums per document, and the pairs as tensors."""
 
-from itertools import pairwise
-
 import torch
 from torch import Tensor
 
@@ -18,9 +16,11 @@ def document_sums(values: Tensor, batch: TokenBatch) -> Tensor:
     Returns:
         The sums `[D]`, in the dtype of the values.
     """
-    lengths = [end - start for start, end in pairwise(batch.cu_seqlens)]
+    of_batch = values[: batch.num_tokens]
+    if batch.pieces.parents:  # what several documents have in common counts for each of them
+        of_batch = values[torch.from_numpy(batch.pieces.places).to(values.device)]
     # Not index_add: on GPUs its sums come out different from run to run.
-    return torch.stack([part.sum() for part in values[: batch.num_tokens].split(lengths)])
+    return torch.stack([part.sum() for part in of_batch.split(batch.pieces.document_lengths)])
 
 
 def pair_tensors(batch: PreferenceBatch, like: Tensor) -> tuple[Tensor, Tensor, Tensor]:

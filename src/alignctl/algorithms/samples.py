@@ -11,7 +11,7 @@ from typing import NamedTuple, Self
 import torch
 from torch import Tensor
 
-from alignctl.data.batch import IGNORE, TokenBatch
+from alignctl.data.batch import TokenBatch
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,7 +68,8 @@ class Selection(NamedTuple):
     """The response tokens of a micro batch, M in number.
 
     Attributes:
-        positions: Where they are in the micro batch `[M]`, int64, on the device of its targets.
+        positions: Where they are in the micro batch `[M]`, int64, on the device of its targets;
+            samples that begin alike have some in common.
         indices: Where they are among those of all samples `[M]`, int64, on the CPU.
         segments: The samples of the micro batch, in its order: M tokens in all, on the CPU.
     """
@@ -83,7 +84,7 @@ def select(batch: TokenBatch, targets: Tensor, segments: Segments) -> Selection:
 
     Args:
         batch: Whole samples; `rows` has their numbers, -1 for a filler, which learns nothing.
-        targets: As the engine has them `[T]`: perhaps with more positions, not learned, at the end.
+        targets: As the engine has them.
         segments: Of all samples. The learned targets of a document are its sample's response.
     """
     is_real = torch.tensor(batch.rows) >= 0
@@ -94,6 +95,6 @@ def select(batch: TokenBatch, targets: Tensor, segments: Segments) -> Selection:
     local = Segments.of_lengths(lengths)
     indices = torch.arange(int(local.offsets[-1]))
     indices = indices + local.spread(segments.offsets[samples] - local.offsets[:-1])
-    positions = (targets != IGNORE).nonzero().squeeze(1)
+    positions = torch.from_numpy(batch.learned).to(targets.device)
     assert len(positions) == len(indices), "a learned target outside the samples"
     return Selection(positions, indices, local)

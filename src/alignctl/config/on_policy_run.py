@@ -22,12 +22,20 @@ from alignctl.config.on_policy import (
 from alignctl.config.roles import LongestBatch, ModelRole
 from alignctl.config.rollout import Rollout
 from alignctl.config.run import TrainingConfig, TrainingSettings
-from alignctl.config.sections import DPOLoss, FilePath, Optimizer, one_warmup, share_of
+from alignctl.config.sections import (
+    AnswersBatch,
+    DPOLoss,
+    FilePath,
+    Optimizer,
+    one_warmup,
+    share_of,
+)
 
 
 class OnPolicySettings(TrainingSettings):
     """What a preset says about every stage that learns from its own answers."""
 
+    batch: AnswersBatch
     data: Prompts = Prompts()
     train: Episodes
     rollout: Rollout

@@ -10,6 +10,7 @@ from alignctl.config.data import Data, Inputs, Preferences, ReferencedPreference
 from alignctl.config.precision import LossScale, Precision
 from alignctl.config.roles import LongestBatch, ModelRole
 from alignctl.config.sections import (
+    AnswersBatch,
     Batch,
     Checkpoint,
     DeepSpeed,
@@ -322,6 +323,7 @@ class SFTConfig(SFTSettings, GrowingConfig):
 class PreferenceConfig(TrainingConfig):
     """A run that compares the answers of a row."""
 
+    batch: AnswersBatch
     data: Preferences = Preferences()
 
     @property
@@ -349,6 +351,7 @@ class PreferenceConfig(TrainingConfig):
 class RewardSettings(TrainingSettings):
     """The `reward` section of a preset."""
 
+    batch: AnswersBatch
     data: Preferences = Preferences()
     loss: RewardLoss = RewardLoss()
 
@@ -368,6 +371,7 @@ class RewardConfig(RewardSettings, PreferenceConfig):
 class DPOSettings(TrainingSettings):
     """The `dpo` section of a preset."""
 
+    batch: AnswersBatch
     data: ReferencedPreferences = ReferencedPreferences()
     loss: DPOLoss = DPOLoss()
 

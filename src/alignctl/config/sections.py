@@ -228,6 +228,14 @@ class Batch(Section):
     """Longest sequence in tokens; with packing, the capacity that documents are packed into."""
 
 
+class AnswersBatch(Batch):
+    """How many sequences, and how long. Of preferences, a prompt with all its answers is one."""
+
+    share_prompts: bool = True
+    """Whether what the answers to one prompt begin with is computed once for all of them: in fewer
+    tokens the same numbers but for rounding. false: once for each."""
+
+
 class RewardLoss(Section):
     """What a reward model minimises: -log sigmoid(r_b - r_w) of a better and a worse answer."""
 

@@ -4,8 +4,9 @@ Everything follows from (seed, step), so a resumed run needs no state but its st
 """
 
 import heapq
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
+from itertools import groupby
 from typing import Protocol
 
 import numpy as np
@@ -27,7 +28,7 @@ class Sequences(Protocol):
         """Whether they are in the order of training already, as many as that takes."""
 
     def lengths(self, sequences: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Input tokens of some sequences."""
+        """Input tokens of some sequences, as many as are computed."""
 
     def batch(self, sequences: Iterable[int]) -> TokenBatch:
         """One micro batch of whole sequences; of none: a filler."""
@@ -135,6 +136,47 @@ def dealt_micro_batches(
     hand = deal(lengths, dp_size)[dp_rank]
     most = -(-len(lengths) // dp_size)
     return [hand[start : start + micro_batch_size] for start in range(0, most, micro_batch_size)]
+
+
+def dealt_groups(
+    groups: Sequence[Sequence[int]],
+    tokens: Callable[[Sequence[int]], int],
+    *,
+    micro_batch_size: int,
+    dp_rank: int,
+    dp_size: int,
+) -> list[list[list[int]]]:
+    """One rank's micro batches of what comes in groups, whose members cost less together.
+
+    The groups are laid in a row and cut into as many micro batches as are needed, the same number
+    for every rank, of as many members as each other: a group is in one of them, or in neighbours.
+
+    Args:
+        groups: Members of each group.
+        tokens: Counts those that are computed for some members of one group.
+        micro_batch_size: Most members in a micro batch.
+        dp_rank: This data-parallel rank.
+        dp_size: Data-parallel ranks.
+
+    Returns:
+        For each micro batch groups, or parts of groups; as many batches on every rank, some of
+        which may be empty. Ranks have about as many tokens to compute.
+    """
+    row = [(group, member) for group, members in enumerate(groups) for member in members]
+    count = -(-len(row) // (micro_batch_size * dp_size)) * dp_size
+    batches = [
+        [
+            [member for _, member in part]
+            for _, part in groupby(row[len(row) * n // count : len(row) * (n + 1) // count], _group)
+        ]
+        for n in range(count)
+    ]
+    costs = [sum(map(tokens, batch)) for batch in batches]
+    return [batches[place] for place in deal(costs, dp_size)[dp_rank]]
+
+
+def _group(numbered: tuple[int, int]) -> int:
+    return numbered[0]
 
 
 def train_batches(

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from alignctl.config.data import Select
+from alignctl.data.batch import Document, count_computed, with_every_token_an_input
 from alignctl.data.documents import DocumentWriter, Recipe, Unread, ahead, batches, text_hashes
 from alignctl.data.rows.files import Row
 from alignctl.data.rows.preference_schemas import Comparison, preference_schema_of
@@ -68,6 +69,8 @@ class PreferenceTally:
         targets: Tokens of each document's answer, in parts.
         sizes: Documents of each group, in parts.
         pairs: Pairs of each group, in parts.
+        shared: Tokens of each group that its documents have in common beyond the first of them, in
+            parts.
         prompt_hashes: Of each group's prompt, in parts: equal prompts are held out together.
         rows: Rows read.
         unread: Keys of rows that nothing reads, by file.
@@ -81,6 +84,7 @@ class PreferenceTally:
     targets: list[NDArray[np.int64]] = field(default_factory=list)
     sizes: list[NDArray[np.int64]] = field(default_factory=list)
     pairs: list[NDArray[np.int64]] = field(default_factory=list)
+    shared: list[NDArray[np.int64]] = field(default_factory=list)
     prompt_hashes: list[NDArray[np.uint64]] = field(default_factory=list)
     rows: int = 0
     unread: Unread = field(default_factory=Unread)
@@ -262,5 +266,14 @@ def _note(tally: PreferenceTally, groups: Sequence[Group], eos_id: int) -> None:
     tally.targets.append(np.asarray([document.supervised[1:].sum() for document in documents]))
     tally.sizes.append(np.asarray([len(group.answers) for group in groups]))
     tally.pairs.append(np.asarray([group.num_pairs for group in groups]))
+    tally.shared.append(np.asarray([_shared_tokens(group) for group in groups]))
     tally.prompt_hashes.append(text_hashes([group.prompt for group in groups]))
     tally.without_eos += sum(int(document.tokens[-1]) != eos_id for document in documents)
+
+
+def _shared_tokens(group: Group) -> int:
+    answers = [
+        with_every_token_an_input(Document(answer.tokens, answer.supervised, 0))
+        for answer in group.answers
+    ]
+    return sum(len(answer.tokens) for answer in group.answers) - count_computed(answers)

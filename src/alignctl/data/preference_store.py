@@ -9,8 +9,9 @@ from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
+from typing_extensions import override
 
-from alignctl.data.batch import PreferenceBatch
+from alignctl.data.batch import PreferenceBatch, count_computed, with_every_token_an_input
 from alignctl.data.preference_documents import DROPPED
 from alignctl.data.store import (
     NO_EOS,
@@ -36,6 +37,8 @@ class PreferenceSplitSummary:
         pairs: Pairs of a better and a worse answer to one prompt.
         tokens: Tokens of all documents, the prompt counted once per answer.
         answer_tokens: Tokens of the answers alone.
+        shared_tokens: Tokens that are not computed where answers to a prompt share what they begin
+            with; 0 also where an earlier version did not count them.
     """
 
     groups: int
@@ -43,6 +46,7 @@ class PreferenceSplitSummary:
     pairs: int
     tokens: int
     answer_tokens: int
+    shared_tokens: int = 0
 
 
 @dataclass(frozen=True)
@@ -105,25 +109,42 @@ class PreferenceSplit(Split):
 
     Attributes:
         scores: How good each document's answer is `[D]`.
+        share_prompts: Whether what the answers to a prompt begin with is computed once.
     """
 
     scores: NDArray[np.float64]
+    share_prompts: bool = False
 
     @cached_property
     def sequence_tokens(self) -> NDArray[np.int64]:
         """Input tokens of each group `[S]`: all tokens of its documents."""
         return np.add.reduceat(np.diff(self.offsets)[self.members], self.bounds[:-1])
 
+    @override
+    def lengths(self, sequences: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Input tokens of some groups, in the shape of their numbers, as many as are computed."""
+        if not self.share_prompts:
+            return super().lengths(sequences)
+        groups = [self._answers(group) for group in sequences.ravel().tolist()]
+        counted = [
+            count_computed([with_every_token_an_input(self.document(number)) for number in group])
+            for group in groups
+        ]
+        return np.asarray(counted, np.int64).reshape(sequences.shape)
+
     def batch(self, sequences: Iterable[int]) -> PreferenceBatch:
         """One micro batch of whole groups; of none: a filler."""
-        groups = [
-            self.members[self.bounds[group] : self.bounds[group + 1]].tolist()
-            for group in sequences
-        ]
+        groups = [self._answers(group) for group in sequences]
         return PreferenceBatch.from_groups(
             [[self.document(number) for number in group] for group in groups],
             np.asarray([self.scores[number] for group in groups for number in group], np.float64),
+            share_prompts=self.share_prompts,
         )
+
+    def _answers(self, group: int) -> list[int]:
+        """Document numbers of the answers to a prompt."""
+        numbers: list[int] = self.members[self.bounds[group] : self.bounds[group + 1]].tolist()
+        return numbers
 
     def best_answers(self) -> Self:
         """The best answer to each prompt alone: a group of one; of equals the first."""
@@ -149,13 +170,20 @@ class PreferenceData(Prepared):
     validation: PreferenceSplit | None
 
     @classmethod
-    def open(cls, folder: Path) -> Self:
-        """Maps the arrays of a prepared folder into memory."""
+    def open(cls, folder: Path, *, share_prompts: bool = False) -> Self:
+        """Maps the arrays of a prepared folder into memory.
+
+        Args:
+            folder: The folder.
+            share_prompts: Whether what the answers to a prompt begin with is computed once.
+        """
         summary = PreferenceSummary.from_json(read_summary(folder))
 
         def split(name: str) -> PreferenceSplit:
             return PreferenceSplit(
-                **split_arrays(folder, name), scores=read_array(folder / "scores.npy")
+                **split_arrays(folder, name),
+                scores=read_array(folder / "scores.npy"),
+                share_prompts=share_prompts,
             )
 
         return cls(

@@ -113,13 +113,14 @@ def _write_splits(
     folder: Path,
 ) -> PreferenceSummary:
     train, held_out = tallies
-    lengths, targets, sizes, pairs = (
+    lengths, targets, sizes, pairs, shared = (
         np.concatenate([*of_train, *of_held_out])
         for of_train, of_held_out in (
             (train.lengths, held_out.lengths),
             (train.targets, held_out.targets),
             (train.sizes, held_out.sizes),
             (train.pairs, held_out.pairs),
+            (train.shared, held_out.shared),
         )
     )
     write_array(folder / "offsets.npy", starts(lengths))
@@ -135,6 +136,7 @@ def _write_splits(
             pairs=int(pairs[groups].sum()),
             tokens=int(lengths[documents].sum()),
             answer_tokens=int(targets[documents].sum()),
+            shared_tokens=int(shared[groups].sum()),
         )
 
     is_held_out = np.arange(len(sizes)) >= train.groups

@@ -13,7 +13,8 @@ class StepMetrics:
     Attributes:
         loss: Total divided by the global weight.
         weight: The global weight: learned tokens over all ranks and micro batches.
-        num_tokens: Input tokens over all data-parallel ranks, fillers included.
+        num_tokens: Input tokens of all documents over all data-parallel ranks, fillers included.
+        num_computed_tokens: Those that were computed: less where documents share some.
         metrics: The loss's own sums, divided by the weight.
         grad_norm: Norm of the whole gradient before clipping; None in a validation, and where the
             step was left out because float16 could not hold the gradient.
@@ -24,6 +25,7 @@ class StepMetrics:
     loss: float
     weight: float
     num_tokens: float
+    num_computed_tokens: float
     metrics: dict[str, float]
     grad_norm: float | None
     is_stop_requested: bool

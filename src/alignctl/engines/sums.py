@@ -11,7 +11,7 @@ from torch import Tensor
 from alignctl.algorithms.loss import LossTerms, Output, Scores, Values
 from alignctl.algorithms.pairs import document_sums
 from alignctl.algorithms.samples import Segments, select
-from alignctl.data.batch import IGNORE, TokenBatch
+from alignctl.data.batch import TokenBatch
 from alignctl.engines.device import DEVICE
 from alignctl.engines.metrics import StepMetrics
 
@@ -19,8 +19,8 @@ from alignctl.engines.metrics import StepMetrics
 def step_metrics(
     terms: Sequence[LossTerms],
     names: Sequence[str],
+    batches: Sequence[TokenBatch],
     *,
-    num_tokens: int,
     is_stop_requested: bool,
 ) -> StepMetrics:
     """Adds up loss, weight and metrics over micro batches and ranks: one all-reduce.
@@ -28,22 +28,25 @@ def step_metrics(
     Args:
         terms: Of this rank's micro batches; none where another rank has the same ones.
         names: Of the loss's metrics.
-        num_tokens: Input tokens of this rank; 0 where another rank has the same ones.
+        batches: This rank's micro batches; none where another rank has the same ones.
         is_stop_requested: Whether this rank was asked to stop.
     """
-    values = torch.zeros(4 + len(names), dtype=torch.float64)
+    values = torch.zeros(5 + len(names), dtype=torch.float64)
     for found in terms:
         numbers = [found.total, found.weight, *(found.metrics[name] for name in names)]
         values[1 : 3 + len(names)] += torch.stack([each.double() for each in numbers]).cpu()
-    values[0], values[-1] = float(is_stop_requested), num_tokens
+    values[0] = float(is_stop_requested)
+    values[-2] = sum(batch.num_document_tokens for batch in batches)
+    values[-1] = sum(batch.num_tokens for batch in batches)
     values = values.to(DEVICE)
     dist.all_reduce(values)
-    stop, total, weight, *metrics, tokens = values.tolist()
+    stop, total, weight, *metrics, tokens, computed = values.tolist()
     divisor = weight or 1.0
     return StepMetrics(
         loss=total / divisor,
         weight=weight,
         num_tokens=tokens,
+        num_computed_tokens=computed,
         metrics={name: value / divisor for name, value in zip(names, metrics, strict=True)},
         grad_norm=None,
         is_stop_requested=stop > 0,
@@ -62,8 +65,7 @@ def select_targets(output: Output | Scores | Values, batch: TokenBatch) -> Tenso
     """Gives each learned target of a batch, in order, its log-probability or its value."""
     assert not isinstance(output, Scores)
     values = output.logprobs if isinstance(output, Output) else output.values
-    learned = torch.from_numpy(batch.targets != IGNORE).to(values.device)
-    return values[: batch.num_tokens][learned]
+    return values[torch.from_numpy(batch.learned).to(values.device)]
 
 
 def gather_documents(

@@ -14,9 +14,9 @@ from alignctl.checkpoints.find import find
 from alignctl.checkpoints.source import Source, require_reward
 from alignctl.config.precision import Precision
 from alignctl.config.sections import Parallel
-from alignctl.data.batch import Document, PreferenceBatch, TokenBatch
+from alignctl.data.batch import Document, PreferenceBatch, TokenBatch, count_computed
 from alignctl.data.distinct import find_distinct
-from alignctl.data.order import dealt_micro_batches
+from alignctl.data.order import dealt_groups
 from alignctl.data.tokenizer import Tokenizer, check_fits, load_tokenizer
 from alignctl.errors import RunError, UserError
 from alignctl.rollouts import library
@@ -114,6 +114,7 @@ class RewardModel:
     def scores(
         self,
         documents: Sequence[NDArray[np.int32]],
+        prompts: Sequence[int],
         on_progress: Callable[[int, int], None] = lambda done, total: None,
     ) -> NDArray[np.float64]:
         """The score of each document `[D]`, of equal documents equal to the last bit.
@@ -121,26 +122,33 @@ class RewardModel:
         Args:
             documents: Token ids `[L]`, int32, to the last one that counts; each at most
                 `max_length` long.
+            prompts: The number of the prompt that each is about: those of one share what they begin
+                with.
             on_progress: Told the documents done, and how many there are.
 
         Raises:
             RunError: A score is not finite.
         """
         firsts, places = find_distinct(tokens.tobytes() for tokens in documents)
-        distinct = [documents[number] for number in firsts]
-        parts = dealt_micro_batches(
-            [len(tokens) for tokens in distinct],
+        distinct = [
+            Document(documents[number], np.ones(len(documents[number]), np.bool_), place)
+            for place, number in enumerate(firsts)
+        ]
+        groups: dict[int, list[int]] = {}
+        for place, number in enumerate(firsts):
+            groups.setdefault(prompts[number], []).append(place)
+        parts = dealt_groups(
+            list(groups.values()),
+            lambda part: count_computed([distinct[place] for place in part]),
             micro_batch_size=self._batch,
             dp_rank=0,
             dp_size=1,
         )
         batches = [
             PreferenceBatch.from_groups(
-                [
-                    [Document(distinct[place], np.ones(len(distinct[place]), np.bool_), place)]
-                    for place in part
-                ],
-                np.zeros(len(part)),
+                [[distinct[place] for place in group] for group in part],
+                np.zeros(sum(map(len, part))),
+                share_prompts=True,
             )
             for part in parts
         ]

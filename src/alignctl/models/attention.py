@@ -7,7 +7,6 @@ Notation used for tensor shapes:
 """
 
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any
 
 import torch
@@ -18,30 +17,42 @@ from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 
+from alignctl.data.batch import Pieces
 from alignctl.models.document_attention import Alibi, attend
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Documents(PackedSeqParams):
-    """Megatron's description of packed sequences, with the boundaries as plain numbers.
+    """Megatron's description of packed sequences, with the documents as plain numbers.
 
     Reading them from `cu_seqlens_q` would wait for the GPU in every layer.
+
+    Attributes:
+        pieces: Where documents are.
+        ends: Place of each document's last token `[D]`, int64.
+        positions: Of each token in its documents `[T]`, int64; None where each document is one
+            piece, of which Megatron knows them by itself.
     """
 
-    boundaries: tuple[int, ...] = ()
+    pieces: Pieces
+    ends: Tensor
+    positions: Tensor | None = None
 
     @classmethod
-    def at(cls, boundaries: tuple[int, ...], device: torch.device) -> "Documents":
-        """Documents `[boundaries[i], boundaries[i+1])`; the first boundary is 0, the last T."""
-        cu_seqlens = torch.tensor(boundaries, dtype=torch.int32, device=device)
-        longest = max(end - start for start, end in pairwise(boundaries))
+    def at(cls, pieces: Pieces, device: torch.device) -> "Documents":
+        """Those that are made of these pieces."""
+        cu_seqlens = torch.tensor(pieces.boundaries, dtype=torch.int32, device=device)
+        longest = max(pieces.document_lengths)
+        positions = torch.from_numpy(pieces.positions).to(device) if pieces.parents else None
         return cls(
             qkv_format="thd",
             cu_seqlens_q=cu_seqlens,
             cu_seqlens_kv=cu_seqlens,
             max_seqlen_q=longest,
             max_seqlen_kv=longest,
-            boundaries=boundaries,
+            pieces=pieces,
+            ends=torch.tensor(pieces.ends, device=device),
+            positions=positions,
         )
 
 
@@ -77,14 +88,22 @@ class DocumentAttention(MegatronModule):
         assert packed_seq_params is not None
         assert attention_bias is None
         rank, heads = parallel_state.get_tensor_model_parallel_rank(), query.shape[1]
-        return attend(
-            query,
-            key,
-            value,
-            packed_seq_params.boundaries,
-            dropout=self.config.attention_dropout if self.training else 0.0,
-            alibi=Alibi(self.config.num_attention_heads, rank * heads) if self.alibi else None,
-        )
+        alibi = Alibi(self.config.num_attention_heads, rank * heads) if self.alibi else None
+        return attend_documents(self, query, key, value, packed_seq_params, alibi=alibi)
+
+
+def attend_documents(
+    layer: MegatronModule,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    documents: Documents,
+    *,
+    alibi: Alibi | None = None,
+) -> Tensor:
+    """Attends in a layer, with its dropout; query `[T, H, D]`, the others `[T, G, D]`."""
+    dropout = layer.config.attention_dropout if layer.training else 0.0
+    return attend(query, key, value, documents.pieces, dropout=dropout, alibi=alibi)
 
 
 class AlibiAttention(DocumentAttention):

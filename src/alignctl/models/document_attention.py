@@ -4,16 +4,19 @@ Notation used for tensor shapes:
     - T: tokens of a micro batch, documents laid end to end
     - H: attention heads; G: their key-value heads
     - D: width of a head
+    - L: tokens of a piece of a document; S: of all that these attend to
 """
 
 import math
+from collections.abc import Sequence
 from functools import lru_cache
-from itertools import pairwise
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
+
+from alignctl.data.batch import Pieces
 
 
 class Alibi(NamedTuple):
@@ -32,18 +35,21 @@ def attend(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    boundaries: tuple[int, ...],
+    pieces: Pieces,
     *,
     dropout: float = 0.0,
     alibi: Alibi | None = None,
 ) -> Tensor:
     """Causal attention inside each document: they do not see each other, nothing is padded.
 
+    A piece that several documents begin with attends once, to itself; what continues it, to it and
+    to itself. Nothing is computed between those that continue the same piece.
+
     Args:
         query: `[T, H, D]`.
         key: `[T, G, D]`.
         value: `[T, G, D]`.
-        boundaries: Documents `[boundaries[i], boundaries[i+1])`; starts with 0, ends with T.
+        pieces: Where documents are.
         dropout: Probability of dropping an attention weight.
         alibi: Adds slope * (key position - query position) to the scores, which softmax cannot
             tell from Hugging Face's slope * key position.
@@ -54,24 +60,31 @@ def attend(
     if (repeats := query.shape[1] // key.shape[1]) > 1:
         key = key.repeat_interleave(repeats, dim=1)
         value = value.repeat_interleave(repeats, dim=1)
-    lengths = [end - start for start, end in pairwise(boundaries)]
+    queries, keys, values = (part.split(pieces.lengths) for part in (query, key, value))
     outputs = [
         _attend(
-            *(part.transpose(0, 1) for part in document), dropout=dropout, alibi=alibi
+            queries[chain[-1]].transpose(0, 1),
+            _joined(keys, chain).transpose(0, 1),
+            _joined(values, chain).transpose(0, 1),
+            dropout=dropout,
+            alibi=alibi,
         ).transpose(0, 1)
-        for document in zip(
-            query.split(lengths), key.split(lengths), value.split(lengths), strict=True
-        )
+        for chain in pieces.chains
     ]
     return torch.cat(outputs) if len(outputs) > 1 else outputs[0].contiguous()
+
+
+def _joined(parts: Sequence[Tensor], chain: Sequence[int]) -> Tensor:
+    return torch.cat([parts[piece] for piece in chain]) if len(chain) > 1 else parts[chain[0]]
 
 
 def _attend(
     query: Tensor, key: Tensor, value: Tensor, *, dropout: float, alibi: Alibi | None
 ) -> Tensor:
-    """One document: `[H, L, D]` each -> `[H, L, D]`."""
+    """The end of a document to the whole of it: `[H, L, D]`, `[H, S, D]` twice -> `[H, L, D]`."""
+    is_whole = query.shape[1] == key.shape[1]
     # A leading batch dimension of one, of the bias too, keeps torch on its fused kernels.
-    bias = None if alibi is None else _bias_of(query, alibi)[None]
+    bias = None if alibi is None and is_whole else _bias_of(query, key, alibi)[None]
     output = scaled_dot_product_attention(
         query[None],
         key[None],
@@ -96,19 +109,25 @@ def alibi_slopes(num_heads: int) -> Tensor:
     return torch.tensor(slopes, dtype=torch.float32)
 
 
-def _bias_of(query: Tensor, alibi: Alibi) -> Tensor:
-    """The bias of one document `[H, L, L]`, for a query `[H, L, D]`."""
-    heads, length = query.shape[:2]
+def _bias_of(query: Tensor, key: Tensor, alibi: Alibi | None) -> Tensor:
+    """What is added to the scores `[H or 1, L, S]`: -inf where a key comes after a query."""
+    length, total = query.shape[1], key.shape[1]
     # A power of two serves documents of many lengths; only differences of positions count.
-    bias = _alibi_bias(
-        alibi.num_heads,
-        alibi.first,
-        heads,
-        1 << (length - 1).bit_length(),
-        query.dtype,
-        query.device,
-    )
-    return bias[:, :length, :length]
+    side = 1 << (total - 1).bit_length()
+    if alibi is None:
+        bias = _causal_bias(side, query.dtype, query.device)
+    else:
+        heads = query.shape[0]
+        bias = _alibi_bias(alibi.num_heads, alibi.first, heads, side, query.dtype, query.device)
+    return bias[:, total - length : total, :total]
+
+
+@lru_cache(maxsize=16)
+def _causal_bias(length: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Bias `[1, length, length]`; one tensor serves all layers."""
+    positions = torch.arange(length, device=device)
+    bias = torch.zeros(1, length, length, dtype=dtype, device=device)
+    return bias.masked_fill(positions[None, :] > positions[:, None], float("-inf"))
 
 
 @lru_cache(maxsize=16)
@@ -129,3 +148,4 @@ def _alibi_bias(
 def forget_biases() -> None:
     """Gives the memory of the biases back."""
     _alibi_bias.cache_clear()
+    _causal_bias.cache_clear()

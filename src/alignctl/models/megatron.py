@@ -24,7 +24,7 @@ from torch.nn.functional import gelu, silu
 
 from alignctl.config.sections import Head, Model, Parallel
 from alignctl.data.batch import IGNORE
-from alignctl.models.attention import AlibiAttention, DocumentAttention
+from alignctl.models.attention import AlibiAttention, DocumentAttention, attend_documents
 from alignctl.models.score_head import score_head
 from alignctl.models.vocab_parallel import (
     vocab_parallel_logprobs,
@@ -90,6 +90,14 @@ class LanguageModel(GPTModel):
             self.output_layer.sequence_parallel = False
             size = parallel_state.get_tensor_model_parallel_world_size()
             self.output_layer.allreduce_dgrad = size > 1
+
+    def _preprocess(self, **kwargs: Any) -> Any:
+        """GPTModel's, whose angles of rotary positions count from each piece's beginning."""
+        embedded, angles, *others = super()._preprocess(**kwargs)
+        positions = kwargs["packed_seq_params"].positions
+        if angles is not None and positions is not None:
+            angles = angles[positions]  # of all tokens, which Megatron takes as they are
+        return embedded, angles, *others
 
     def _postprocess(self, hidden_states: Tensor, **kwargs: Any) -> Any:
         """Hidden states on inner stages; on the last one what `labels` asks for.
@@ -192,8 +200,8 @@ class RewardModel(LanguageModel):
     def _postprocess(self, hidden_states: Tensor, **kwargs: Any) -> Any:
         """Hidden states on inner stages; on the last one `(scores,)`, `[D]` fp32.
 
-        A score is that of the document's last input: the boundaries are those of
-        `packed_seq_params`. A value model returns `(values,)`, `[T]` fp32.
+        A score is that of the document's last input: `packed_seq_params` tells where it is. A value
+        model returns `(values,)`, `[T]` fp32.
         """
         if not self.post_process:
             return hidden_states
@@ -204,8 +212,7 @@ class RewardModel(LanguageModel):
             learned, is_learned = _find_learned(labels)
             values: Tensor = score(hidden_states[learned]).squeeze(1)
             return (_spread(values * is_learned, learned, labels),)
-        last = kwargs["packed_seq_params"].cu_seqlens_q[1:].long() - 1
-        scores: Tensor = score(hidden_states[last])
+        scores: Tensor = score(hidden_states[kwargs["packed_seq_params"].ends])
         return (scores.squeeze(1),)
 
     def sharded_state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
@@ -291,8 +298,15 @@ def _transformer_engine_attention() -> type | None:
         return None
     from megatron.core.extensions.transformer_engine import TEDotProductAttention
 
-    attention: type = TEDotProductAttention
-    return attention
+    class SharingAttention(TEDotProductAttention):
+        """Transformer Engine's, which knows of no piece that several documents begin with."""
+
+        def forward(self, query: Tensor, key: Tensor, value: Tensor, *args: Any, **kw: Any) -> Any:
+            if kw["packed_seq_params"].pieces.parents:
+                return attend_documents(self, query, key, value, kw["packed_seq_params"])
+            return super().forward(query, key, value, *args, **kw)
+
+    return SharingAttention
 
 
 def build(

@@ -21,7 +21,7 @@ from transformers.models.bloom.modeling_bloom import BloomAttention, dropout_add
 from typing_extensions import override
 
 from alignctl.config.sections import Head, Lora, Model
-from alignctl.data.batch import IGNORE
+from alignctl.data.batch import IGNORE, Pieces
 from alignctl.models.document_attention import Alibi, attend
 from alignctl.models.families import FAMILIES
 from alignctl.models.score_head import score_head
@@ -84,22 +84,22 @@ class TransformersModel(Module):
         self,
         tokens: Tensor,
         positions: Tensor,
-        boundaries: tuple[int, ...],
+        pieces: Pieces,
         targets: Tensor | None,
     ) -> tuple[Tensor, ...]:
         """Runs one micro batch.
 
         Args:
             tokens: Inputs `[T]`.
-            positions: Of each token in its document `[T]`.
-            boundaries: Documents `[boundaries[i], boundaries[i+1])`; starts with 0, ends with T.
+            positions: Of each token in its documents `[T]`.
+            pieces: Where documents are.
             targets: `[T]`, IGNORE where nothing is learned; None for all logits.
 
         Returns:
             Of a policy the fields of `Output`, or logits `[T, V]` if there are no targets; of a
             reward model those of `Scores`.
         """
-        self._attend.boundaries = boundaries
+        self._attend.pieces = pieces
         is_llama = self.architecture.family == "llama2"
         layers = self.get_submodule(self._prefix)
         hidden = layers(
@@ -108,8 +108,8 @@ class TransformersModel(Module):
             **({"position_ids": positions[None]} if is_llama else {}),
         ).last_hidden_state.squeeze(0)
         if self.head != "lm":
-            last = torch.tensor(boundaries[1:], device=hidden.device) - 1
-            return (self.get_submodule(HEAD_MODULES[self.head])(hidden[last]).squeeze(1),)
+            ends = torch.tensor(pieces.ends, device=hidden.device)
+            return (self.get_submodule(HEAD_MODULES[self.head])(hidden[ends]).squeeze(1),)
         return (self.lm_head(hidden),) if targets is None else self._logprobs(hidden, targets)
 
     def _logprobs(self, hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
@@ -178,11 +178,11 @@ class _Attend:
     """Our attention, as the layers of one model call it.
 
     Attributes:
-        boundaries: Of the micro batch that is being computed, or computed again.
+        pieces: Of the micro batch that is being computed, or computed again.
     """
 
     def __init__(self, *, is_recomputed: bool) -> None:
-        self.boundaries: tuple[int, ...] = ()
+        self.pieces = Pieces((0,))
         self._is_recomputed = is_recomputed
 
     def __call__(
@@ -196,7 +196,7 @@ class _Attend:
     ) -> Tensor:
         """As transformers has it: `[1, H, T, D]`, `[1, G, T, D]` twice -> `[1, T, H, D]`."""
         parts = [part.squeeze(0).transpose(0, 1) for part in (query, key, value)]
-        run = partial(attend, boundaries=self.boundaries, dropout=dropout, alibi=alibi)
+        run = partial(attend, pieces=self.pieces, dropout=dropout, alibi=alibi)
         if self._is_recomputed and query.requires_grad:
             return checkpoint(run, *parts, use_reentrant=False)[None]  # type: ignore[no-any-return]
         return run(*parts)[None]

@@ -100,6 +100,7 @@ class Models:
                 micro_batch_size=self.config.experience.score_batch_size,
                 dp_rank=engine.data_parallel_rank,
                 dp_size=engine.data_parallel_size,
+                share_prompts=self.config.batch.share_prompts,
             )
             return engine.target_outputs(batches, samples.segments)
 
@@ -110,6 +111,7 @@ class Models:
                 micro_batch_size=self.config.experience.score_batch_size,
                 dp_rank=engine.data_parallel_rank,
                 dp_size=engine.data_parallel_size,
+                share_prompts=self.config.batch.share_prompts,
             )
             return engine.document_outputs(batches, len(samples))
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from alignctl.algorithms.dpo import DPO
 from alignctl.algorithms.online_pairs import choose_pairs
 from alignctl.config.on_policy_run import OnlineDPOConfig
-from alignctl.data.batch import Pairs, PreferenceBatch
+from alignctl.data.batch import Document, Pairs, PreferenceBatch, count_computed
 from alignctl.data.order import dealt_micro_batches
 from alignctl.data.prompt_store import PromptData
 from alignctl.on_policy.loop import UpdateResult
@@ -91,19 +91,27 @@ class OnlineDPO:
     ) -> Batches:
         """This rank's micro batches of some prompts, each with the answers that are compared."""
         policy = self.models.policy
+        share_prompts = self.config.batch.share_prompts
+        documents = [[samples.document(each) for each in group] for group in groups]
+        count = count_computed if share_prompts else _count_tokens
         parts = dealt_micro_batches(
-            [sum(map(samples.tokens, group)) for group in groups],
+            [count(group) for group in documents],
             micro_batch_size=self.config.batch.micro_batch_size,
             dp_rank=policy.data_parallel_rank,
             dp_size=policy.data_parallel_size,
         )
         return [
             PreferenceBatch.from_groups(
-                [[samples.document(each) for each in groups[place]] for place in part],
+                [documents[place] for place in part],
                 scores[[each for place in part for each in groups[place]]],
+                share_prompts=share_prompts,
             )
             for part in parts
         ]
+
+
+def _count_tokens(documents: Sequence[Document]) -> int:
+    return sum(len(document.tokens) for document in documents)
 
 
 def _group_compared(pairs: Pairs, groups: NDArray[np.int64]) -> list[list[int]]:

@@ -10,9 +10,9 @@ import torch
 from numpy.typing import NDArray
 
 from alignctl.algorithms.samples import Segments
-from alignctl.data.batch import Document, PreferenceBatch, TokenBatch
+from alignctl.data.batch import Document, PreferenceBatch, TokenBatch, count_computed
 from alignctl.data.distinct import find_distinct
-from alignctl.data.order import dealt_micro_batches
+from alignctl.data.order import dealt_groups, dealt_micro_batches
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,8 +111,21 @@ class Samples:
         tokens = np.concatenate([question, answer]).astype(np.int32)
         return Document(tokens, np.arange(len(tokens)) >= len(question), sample)
 
+    def by_prompt(self, samples: Sequence[int]) -> list[list[int]]:
+        """These answers in groups, each of those to one prompt, in the order of their first."""
+        groups: dict[int, list[int]] = {}
+        for sample in samples:
+            groups.setdefault(int(self.prompts[sample]), []).append(sample)
+        return list(groups.values())
+
     def batches(
-        self, samples: Sequence[int], *, micro_batch_size: int, dp_rank: int, dp_size: int
+        self,
+        samples: Sequence[int],
+        *,
+        micro_batch_size: int,
+        dp_rank: int,
+        dp_size: int,
+        share_prompts: bool = False,
     ) -> list[TokenBatch]:
         """One rank's micro batches, which hold each of these answers once over all ranks.
 
@@ -121,34 +134,54 @@ class Samples:
             micro_batch_size: Answers in a micro batch.
             dp_rank: This data-parallel rank.
             dp_size: Data-parallel ranks.
+            share_prompts: Whether what the answers to a prompt begin with is computed once; they
+                are then in one micro batch, or in few.
 
         Returns:
             As many on every rank; one that runs out ends with fillers.
         """
-        return [
-            TokenBatch.from_documents([self.document(sample) for sample in part])
-            for part in self._parts(samples, micro_batch_size, dp_rank, dp_size)
-        ]
+        dealt = self._dealt(samples, micro_batch_size, dp_rank, dp_size, share_prompts)
+        return [TokenBatch.sharing(self._documents(groups)) for groups in dealt]
 
     def scored_batches(
-        self, *, micro_batch_size: int, dp_rank: int, dp_size: int
+        self, *, micro_batch_size: int, dp_rank: int, dp_size: int, share_prompts: bool = False
     ) -> list[TokenBatch]:
         """The same of all answers for a reward model, which reads the last token as well."""
+        dealt = self._dealt(range(len(self)), micro_batch_size, dp_rank, dp_size, share_prompts)
         return [
             PreferenceBatch.from_groups(
-                [[self.document(sample)] for sample in part], np.zeros(len(part))
+                self._documents(groups), np.zeros(sum(map(len, groups))), share_prompts=True
             )
-            for part in self._parts(range(len(self)), micro_batch_size, dp_rank, dp_size)
+            for groups in dealt
         ]
 
-    def _parts(
-        self, samples: Sequence[int], micro_batch_size: int, dp_rank: int, dp_size: int
-    ) -> list[list[int]]:
-        """The answers of each micro batch of a rank, ranks having about as many tokens."""
+    def _documents(self, groups: Sequence[Sequence[int]]) -> list[list[Document]]:
+        return [[self.document(sample) for sample in group] for group in groups]
+
+    def _dealt(
+        self,
+        samples: Sequence[int],
+        micro_batch_size: int,
+        dp_rank: int,
+        dp_size: int,
+        share_prompts: bool,
+    ) -> list[list[list[int]]]:
+        """The answers of each micro batch of a rank, in groups that share what they begin with.
+
+        Ranks have about as many tokens.
+        """
+        if share_prompts:
+            return dealt_groups(
+                self.by_prompt(samples),
+                lambda part: count_computed([self.document(sample) for sample in part]),
+                micro_batch_size=micro_batch_size,
+                dp_rank=dp_rank,
+                dp_size=dp_size,
+            )
         parts = dealt_micro_batches(
             [self.tokens(sample) for sample in samples],
             micro_batch_size=micro_batch_size,
             dp_rank=dp_rank,
             dp_size=dp_size,
         )
-        return [[samples[place] for place in part] for part in parts]
+        return [[[samples[place]] for place in part] for part in parts]

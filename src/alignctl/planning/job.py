@@ -1,10 +1,12 @@
 """A stage's memory on one rank of each kind, computed: what `--simulate` finds by running it."""
 
+import math
 from collections.abc import Mapping
 
 from alignctl.config.on_policy_run import OnPolicyConfig, is_on_policy
 from alignctl.config.run import TrainingConfig
 from alignctl.config.sections import Head
+from alignctl.data.batch import is_worth_sharing
 from alignctl.planning.memory import (
     GIB,
     Held,
@@ -59,16 +61,35 @@ def kinds_of_ranks(config: TrainingConfig) -> dict[str, int]:
     return {"first stage": 0, **middle, "last stage": pp - 1}
 
 
+def answers_together(config: OnPolicyConfig, size: int) -> int:
+    """How many of the answers in a batch of `size` are to one prompt that is computed once.
+
+    As many as are in every batch that a group of `experience.samples` may be cut into, at least.
+    """
+    return math.gcd(size, config.experience.samples) if config.batch.share_prompts else 1
+
+
 def tokens_of_batch(config: TrainingConfig) -> Tokens:
-    """A micro batch of full length."""
+    """A micro batch of full length.
+
+    What rows of preferences have in common is not known without them: nothing, it is supposed.
+    """
     longest = config.longest_batch
     count = longest.documents
+    if is_on_policy(config):
+        return _answers(config, count, longest.length)
     return Tokens(count * longest.length, longest.length, count * longest.learned)
 
 
-def _answers(config: OnPolicyConfig, count: int, *, is_scored: bool = False) -> Tokens:
-    length = config.longest_answer - (not is_scored)
-    return Tokens(count * length, length, count * config.rollout.max_new_tokens)
+def _answers(config: OnPolicyConfig, count: int, length: int) -> Tokens:
+    """Answers of the greatest length to the longest prompts, so many tokens together."""
+    learned = count * config.rollout.max_new_tokens
+    # The last token of a prompt predicts the first one of each answer.
+    together, shared = answers_together(config, count), config.data.max_prompt_length - 1
+    if not is_worth_sharing(shared, [length] * together):
+        return Tokens(count * length, length, learned)
+    spared = (count - count // together) * shared
+    return Tokens(count * length - spared, length, learned, continued=count * length)
 
 
 def micro_batches_under_way(config: TrainingConfig, stage: int) -> int:
@@ -112,11 +133,11 @@ def _episode(config: OnPolicyConfig, kind: str, stage: int, gpu_memory_gib: floa
     share = int(config.rollout.gpu_memory_utilization * gpu_memory_gib * GIB)
     step, under_way = tokens_of_batch(config), micro_batches_under_way(config, stage)
     count = min(config.experience.score_batch_size, -(-config.samples_per_step // dp))
-    scoring = _answers(config, count)
+    scoring = _answers(config, count, config.longest_answer - 1)
     work = {
         "policy": training_activations(policy, step, under_way, trains_head=config.lora is None),
         "reference": forward_activations(policy, scoring),
-        "reward": forward_activations(other, _answers(config, count, is_scored=True)),
+        "reward": forward_activations(other, _answers(config, count, config.longest_answer)),
         "value": training_activations(other, step, under_way),
     }
     if config.needs_reference and config.lora is not None:  # the policy without its adapters

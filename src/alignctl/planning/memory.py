@@ -170,11 +170,25 @@ class Tokens:
         total: T.
         longest: Tokens of its longest document, which ALiBi's bias is a square of.
         learned: Positions that logits are computed for.
+        continued: Tokens of the documents that begin with what they share with others, all of which
+            they attend to.
     """
 
     total: int
     longest: int
     learned: int
+    continued: int = 0
+
+
+def kept_of_shared(part: Part, tokens: Tokens) -> int:
+    """Bytes that a layer keeps of shared beginnings: copies of keys and values for each document.
+
+    None where attention is computed again.
+    """
+    if part.parallel.recompute == "selective":
+        return 0
+    width = part.model.hidden_size // part.parallel.tp
+    return tokens.continued * 2 * width * part.bytes_per_number
 
 
 def kept_by_layer(part: Part, tokens: int) -> int:
@@ -246,6 +260,7 @@ def training_activations(
     hidden, ffn = model.hidden_size, model.ffn_hidden_size // part.parallel.tp
     stream = tokens.total * hidden * b
     layer = kept_by_layer(part, tokens.total) + kept_by_dropout(part, tokens.total, lora)
+    layer += kept_of_shared(part, tokens)
     # Under full recomputation a layer keeps its input; one of them at a time is there as a whole.
     is_full = part.parallel.recompute == "full"
     kept = stream // part.sequence_cut if is_full else layer
@@ -273,11 +288,15 @@ def _head_peak(part: Part, tokens: Tokens, is_trained: bool) -> int:
 
 
 def _bias(part: Part, tokens: Tokens) -> int:
-    """ALiBi's, of a power of two of positions, for all layers."""
-    if part.model.family != "bloom":
+    """What is added to scores, of a power of two of positions, for all layers.
+
+    ALiBi's of each head; without it one for all heads, and only where documents share something.
+    """
+    is_bloom = part.model.family == "bloom"
+    if not is_bloom and not tokens.continued:
         return 0
     side = 1 << (tokens.longest - 1).bit_length()
-    heads = part.model.num_attention_heads // part.parallel.tp
+    heads = part.model.num_attention_heads // part.parallel.tp if is_bloom else 1
     return heads * side * side * part.bytes_per_number
 
 

@@ -16,12 +16,12 @@ from alignctl.on_policy.models import Models, build_engine
 from alignctl.on_policy.samples import Samples
 from alignctl.on_policy.sampling import gather
 from alignctl.on_policy.scoring import Scorer
-from alignctl.planning.job import waiting
+from alignctl.planning.job import answers_together, waiting
 from alignctl.planning.report import RankReport
 from alignctl.reporting.phases import Phases
 from alignctl.simulation.measures import Book, held, make_state, micro_batches, watch_schedule
 from alignctl.simulation.process import Rank
-from alignctl.simulation.rollout import LOGPROB, SimulatedRollout
+from alignctl.simulation.rollout import LOGPROB, SimulatedRollout, different_answers
 
 
 def simulate_episode(
@@ -108,14 +108,19 @@ def _shortened(config: OnPolicyConfig, stage: int) -> OnPolicyConfig:
     """The same run with an episode of one update, and of as few micro batches as show its peak."""
     count = micro_batches(config, stage)
     units = count * config.batch.micro_batch_size * config.data_parallel_size
-    samples = config.answers_compared
+    size, samples, prompts = config.batch.micro_batch_size, config.answers_compared, units
+    if samples == 1:  # micro batches of answers, not of prompts
+        samples = answers_together(config, size)
+        prompts = units // samples
+    else:
+        size *= samples
     experience = config.experience.model_copy(
         update={
-            "prompts": units,
+            "prompts": prompts,
             "samples": samples,
             "epochs": 1,
             "max_refills": 0,
-            "score_batch_size": config.batch.micro_batch_size * samples,
+            "score_batch_size": size,
         }
     )
     batch = config.batch.model_copy(update={"global_batch_size": units})
@@ -190,11 +195,12 @@ def _score_full_batches(config: OnPolicyConfig, models: SimulatedModels) -> None
 
 def _longest_samples(count: int, config: OnPolicyConfig) -> Samples:
     question, answer = config.data.max_prompt_length, config.rollout.max_new_tokens
+    prompts = np.arange(count) // answers_together(config, config.experience.score_batch_size)
     return Samples(
-        prompts=np.arange(count),
-        groups=np.arange(count),
+        prompts=prompts,
+        groups=prompts,
         questions=[np.ones(question, np.int32)] * count,
-        answers=[np.ones(answer, np.int32)] * count,
+        answers=different_answers(count, answer),
         logprobs=np.full(count * answer, LOGPROB),
         is_finished=np.zeros(count, np.bool_),
     )

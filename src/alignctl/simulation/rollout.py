@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
 from alignctl.config.on_policy_run import OnPolicyConfig
@@ -11,6 +12,11 @@ from alignctl.simulation.ledger import Ledger
 
 LOGPROB = 1.0
 """Of every token: what a simulated trainer finds as well."""
+
+
+def different_answers(count: int, length: int) -> list[NDArray[np.int32]]:
+    """Makes token ids of answers, of which no two begin alike."""
+    return [np.full(length, 1 + number, np.int32) for number in range(count)]
 
 
 class SimulatedRollout:
@@ -35,14 +41,17 @@ class SimulatedRollout:
         self.has_weights = True
 
     def generate(self, requests: Sequence[Request], sampling: Sampling) -> Generated:
-        """Answers of the greatest length, which end there: of cut ones none would be preferred."""
+        """Answers of the greatest length, which end there: of cut ones none would be preferred.
+
+        They differ from their first token on, so that they have no more than a prompt in common.
+        """
         assert self.has_weights
-        answer = Completion(
-            np.ones(sampling.max_new_tokens, np.int32),
-            np.full(sampling.max_new_tokens, LOGPROB, np.float32),
-            "stop",
-        )
-        return Generated([answer] * len(requests), 0, 0, self._version)
+        length = sampling.max_new_tokens
+        answers: list[Completion | None] = [
+            Completion(token_ids, np.full(length, LOGPROB, np.float32), "stop")
+            for token_ids in different_answers(len(requests), length)
+        ]
+        return Generated(answers, 0, 0, self._version)
 
     def sleep(self) -> None:
         """Gives the memory back."""

@@ -261,8 +261,8 @@ class DeepSpeedEngine(DeepSpeedState):
     def _run(self, batch: TokenBatch, targets: Tensor | None) -> tuple[Tensor, ...]:
         found: tuple[Tensor, ...] = (self._deepspeed or self.model)(
             torch.from_numpy(batch.tokens).to(DEVICE),
-            torch.from_numpy(batch.positions).to(DEVICE),
-            batch.cu_seqlens,
+            torch.from_numpy(batch.pieces.positions).to(DEVICE),
+            batch.pieces,
             targets,
         )
         return found
@@ -282,7 +282,7 @@ class DeepSpeedEngine(DeepSpeedState):
         return step_metrics(
             terms,
             loss.metric_names,
-            num_tokens=sum(batch.num_tokens for batch in batches),
+            batches,
             is_stop_requested=flag,
         )
 

@@ -432,19 +432,19 @@ class MegatronEngine(MegatronState):
     def _forward(self, batch: TokenBatch, model: Any, *, with_labels: bool) -> tuple[Any, Tensor]:
         """Runs one micro batch; also returns its targets `[T]` as the output has them."""
         tokens, targets = torch.from_numpy(batch.tokens), torch.from_numpy(batch.targets)
-        boundaries = batch.cu_seqlens
+        pieces = batch.pieces
         if self._config.sequence_parallel and (extra := -len(tokens) % self.parallel.tp):
             # Sequence parallelism cuts the tokens evenly: a last document nobody learns fills up.
             tokens = torch.nn.functional.pad(tokens, (0, extra))
             targets = torch.nn.functional.pad(targets, (0, extra), value=IGNORE)
-            boundaries = (*boundaries, len(tokens))
+            pieces = pieces.with_filler(extra)
         tokens, targets = tokens.to(DEVICE), targets.to(DEVICE)
         output = model(
             tokens[None],
             position_ids=None,
             attention_mask=None,
             labels=targets[None] if with_labels else None,
-            packed_seq_params=Documents.at(boundaries, DEVICE),
+            packed_seq_params=Documents.at(pieces, DEVICE),
         )
         return output, targets
 

@@ -63,9 +63,7 @@ class LossPass:
             self.result = step_metrics(
                 self.terms if self.is_counted else [],
                 self.loss.metric_names,
-                num_tokens=sum(batch.num_tokens for batch in self.batches)
-                if self.is_counted
-                else 0,
+                self.batches if self.is_counted else [],
                 is_stop_requested=self.is_stop_requested,
             )
         return self.result

@@ -17,6 +17,7 @@ from typing_extensions import override
 
 from alignctl.checkpoints.tensors.lazy import LazyTensor
 from alignctl.config.sections import Head, Model, Parallel
+from alignctl.data.batch import Pieces
 from alignctl.engines.device import stay_on_loopback
 from alignctl.engines.streamed.forward import Probe, Scratch, StreamedForward, one_layer
 from alignctl.models.attention import DocumentAttention, Documents
@@ -65,7 +66,7 @@ class MegatronForward(StreamedForward):
             attention.core_attention = DocumentAttention(
                 config, layer_number=1, attn_mask_type=AttnMaskType.causal, attention_type="self"
             )
-        self._documents = Documents.at((0, num_tokens), torch.device("cpu"))
+        self._documents = Documents.at(Pieces((0, num_tokens)), torch.device("cpu"))
         self._rotary = self._rotary_angles(num_tokens)
         super().__init__(self._module, tensors, model, head, probe, scratch)
 
