@@ -18,7 +18,7 @@ They would take the address that the machine's name has; what Linux calls loopba
 
 
 def check_rendezvous(nodes: Nodes) -> None:
-    """Makes sure that node 0 can open the rendezvous, and that the others find its address.
+    """Check that node 0 can open the rendezvous, and that the others can resolve its address.
 
     Raises:
         UserError: The port is taken, the address is that of another machine, or of none.
@@ -35,7 +35,7 @@ def check_rendezvous(nodes: Nodes) -> None:
 
 
 def listen(name: str, port: int) -> socket.socket:
-    """Listens at one address of this machine.
+    """Listen at one address of this machine.
 
     Args:
         name: Name or address, which has to be this machine's.
@@ -63,7 +63,7 @@ def _listen(address: tuple[int, str], port: int) -> socket.socket:
 
 
 def _resolve(name: str) -> tuple[int, str]:
-    """The family and the numbers of an address."""
+    """Resolve a name to the family of its address and the address in numbers."""
     try:
         found = socket.getaddrinfo(name, None, type=socket.SOCK_STREAM)
     except OSError as error:
@@ -100,7 +100,7 @@ def _free_port() -> int:
 
 
 def interface_towards(name: str) -> str | None:
-    """The network interface by which this machine reaches another one, or its own address.
+    """Find the network interface by which this machine reaches another one, or its own address.
 
     Gloo would bind to the address of the machine's own name, which many machines map to loopback:
     the others then cannot connect.

@@ -39,7 +39,7 @@ class Attempt:
     that was killed for as long as ranks may still be writing."""
 
     def describe(self) -> str:
-        """One line for the user about what is going to happen."""
+        """Say in one line what is going to happen."""
         path = self.folder.path
         if self.state == "finished":
             return f"{path} holds this run already, finished; choose another --output to repeat it"
@@ -60,7 +60,7 @@ def create_or_resume(
     node_rank: int = 0,
     wait_seconds: float = 600.0,
 ) -> Iterator[Attempt]:
-    """Opens a run folder and keeps other launchers out of it until the block ends.
+    """Open a run folder and keep other launchers out of it until the block ends.
 
     Node 0 creates the folder and clears what an earlier attempt left (`stop`, errors); the other
     nodes, which share it, wait until its configuration is there and check that it is theirs.
@@ -118,7 +118,7 @@ def _open(
 
 
 def check_same_run(folder: RunFolder, config: Config, *, resume: bool) -> None:
-    """Makes sure that a run folder may be continued with a configuration.
+    """Check that a run folder may be continued with a configuration.
 
     Args:
         folder: A folder that holds a run.
@@ -146,7 +146,7 @@ def check_same_run(folder: RunFolder, config: Config, *, resume: bool) -> None:
 
 
 def differences(old: dict[str, Any], new: dict[str, Any]) -> list[tuple[str, str, str]]:
-    """The settings that differ between two configurations and must not, on a resume.
+    """List the settings that differ between two configurations although a resume must keep them.
 
     Args:
         old: The configuration of the run folder, as plain values.
@@ -216,7 +216,7 @@ def _lock(folder: RunFolder, node_rank: int) -> Iterator[int]:
 
 
 def _explain_in_use(folder: RunFolder, holder: str, processes: set[int]) -> UserError:
-    """Explains what is wrong with a run folder whose lock is held.
+    """Explain what is wrong with a run folder whose lock is held.
 
     Args:
         folder: The run folder.
@@ -241,7 +241,7 @@ def _explain_in_use(folder: RunFolder, holder: str, processes: set[int]) -> User
 
 
 def _holders(lock: Path) -> set[int]:
-    """The processes of this machine that have a file open, as far as we may look into them."""
+    """Find the processes of this machine that have a file open, as far as we may look into them."""
     found, name = set(), str(lock.resolve())
     for link in Path("/proc").glob("[0-9]*/fd/*"):
         with contextlib.suppress(OSError):  # it has ended, or belongs to somebody else

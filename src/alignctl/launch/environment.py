@@ -29,7 +29,7 @@ _NVIDIA = Path("/proc/driver/nvidia/gpus")
 
 
 def describe() -> dict[str, object]:
-    """Versions of Python and packages, the platform, processors and GPUs, and our own commit."""
+    """List versions of Python and packages, platform, processor, GPUs, and alignctl's commit."""
     return {
         "python": platform.python_version(),
         "platform": platform.platform(),
@@ -42,7 +42,7 @@ def describe() -> dict[str, object]:
 
 
 def package_versions() -> dict[str, str | None]:
-    """The installed version of each package of `PACKAGES`, None where it is not installed."""
+    """Read the installed version of each package of `PACKAGES`, None if it is not installed."""
     versions: dict[str, str | None] = {}
     for name in PACKAGES:
         try:
@@ -53,7 +53,7 @@ def package_versions() -> dict[str, str | None]:
 
 
 def cpu_name() -> str:
-    """The processor's name as the kernel gives it, else its architecture."""
+    """Read the processor's name from the kernel; return its architecture where there is no name."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
@@ -63,7 +63,7 @@ def cpu_name() -> str:
 
 
 def gpu_names() -> list[str]:
-    """The names of the NVIDIA devices, read from the driver: asking torch would import it."""
+    """Read the names of the NVIDIA devices from the driver: to ask torch would import it."""
     names = []
     for information in sorted(_NVIDIA.glob("*/information")):
         for line in information.read_text(encoding="utf-8").splitlines():
@@ -73,7 +73,7 @@ def gpu_names() -> list[str]:
 
 
 def source_commit() -> str | None:
-    """The git commit of a source checkout, None for an installed package."""
+    """Return the git commit of a source checkout, None for an installed package."""
     root = Path(__file__).resolve().parents[3]
     # Installed packages lie inside some other project's folder more often than not; only a
     # checkout has this very file at this place.

@@ -18,11 +18,11 @@ class Config(Protocol):
     """What is asked of a configuration here: that it writes itself as JSON."""
 
     def model_dump_json(self, *, indent: int | None = None) -> str:
-        """The configuration as one JSON object."""
+        """Write the configuration as one JSON object."""
 
 
 def facts(config: Config, folder: RunFolder) -> dict[str, str]:
-    """What decides the numbers of a run, as this process sees it.
+    """Collect all that decides the numbers of a run, as this process sees it.
 
     Args:
         config: The run's configuration.
@@ -49,7 +49,7 @@ def facts(config: Config, folder: RunFolder) -> dict[str, str]:
 
 @cache
 def source_digest() -> str:
-    """A hash of the code of alignctl that is running."""
+    """Hash the code of alignctl that is running."""
     root = Path(__file__).parents[1]
     digest = hashlib.sha256()
     # The links to stages and presets are followed by name: rglob does not follow them.
@@ -62,7 +62,7 @@ def source_digest() -> str:
 
 
 def files_digest(model: Path) -> str:
-    """A hash of the names and sizes of a model's files; of a run folder, its latest checkpoint's.
+    """Hash the names and sizes of a model's files; of a run folder, its latest checkpoint's.
 
     The content of weights is not read: that takes minutes, and is done when they are loaded.
     """
@@ -75,7 +75,7 @@ def files_digest(model: Path) -> str:
 def find_differences(
     ours: Mapping[str, str], theirs: Mapping[str, str]
 ) -> list[tuple[str, str, str]]:
-    """Finds what differs: name, our text and theirs, "absent" where one side lacks the name."""
+    """List what differs: name, our text and theirs, "absent" where one side lacks the name."""
     pairs = [
         (name, ours.get(name, "absent"), theirs.get(name, "absent")) for name in {**ours, **theirs}
     ]
@@ -83,7 +83,7 @@ def find_differences(
 
 
 def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, str]:
-    """A tree of settings as dotted key to JSON."""
+    """Flatten a tree of settings to a mapping from dotted key to JSON."""
     flat: dict[str, str] = {}
     for name, value in tree.items():
         if isinstance(value, dict) and value:

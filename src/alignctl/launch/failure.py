@@ -45,7 +45,7 @@ class RankError:
 def diagnose(
     folder: RunFolder, job: Job, exit_code: int, peers: Peers | None = None
 ) -> AlignctlError:
-    """Finds the cause of a failure and says it as an error for the user.
+    """Find the cause of a failure and return it as an error for the user.
 
     On several nodes the files of all of them are read, so that all tell the same cause.
 
@@ -93,7 +93,7 @@ def diagnose(
 
 
 def _lost_node(peers: Peers) -> AlignctlError | None:
-    """A node whose end made the connections of the others break, if there is one."""
+    """Find a node whose end broke the connections of the others; None if there is no such node."""
     hint = "see what became of that node; the same command goes on from the last checkpoint"
     for number in peers.lost():
         return LostError(peers.lost_message(number), hint)
@@ -109,7 +109,7 @@ def _name(rank: int, peers: Peers | None) -> str:
 
 
 def rank_errors(folder: RunFolder) -> list[RankError]:
-    """What the ranks wrote about their failures, the earliest first."""
+    """Read the errors that the ranks wrote before they left, the earliest first."""
     errors = []
     for path in folder.logs.glob("error_rank_*.json"):
         errors.append(RankError(**json.loads(path.read_text(encoding="utf-8"))))
@@ -117,7 +117,7 @@ def rank_errors(folder: RunFolder) -> list[RankError]:
 
 
 def exit_codes(torchrun_log: Path) -> dict[int, int]:
-    """The exit code of each rank that torchrun saw fail by itself, negative for signals."""
+    """Read the exit code of each rank that torchrun saw fail by itself, negative for signals."""
     if not torchrun_log.exists():
         return {}  # its node had not come to start it
     text = torchrun_log.read_text(encoding="utf-8", errors="replace")
@@ -151,7 +151,7 @@ def _add_tail(message: str, log: Path, exit_code: int) -> AlignctlError:
 
 
 def tail(log: Path) -> list[str]:
-    """The last lines of a log, from the latest attempt only."""
+    """Read the last lines of a log, from the latest attempt only."""
     if not log.exists():
         return []
     with log.open("rb") as stream:

@@ -34,7 +34,7 @@ class Job:
     """Environment variables to set on top of the launcher's own."""
 
     def command(self) -> list[str]:
-        """The command of this node, as an argument list: no shell is involved."""
+        """Build this node's command as a list of arguments: no shell is involved."""
         return [
             *(sys.executable, "-m", "alignctl.engines.torchrun"),
             *("--nproc-per-node", str(self.nproc)),
@@ -47,18 +47,18 @@ class Job:
         ]
 
     def describe_rendezvous(self) -> str:
-        """Where the nodes meet, for the user's log."""
+        """Say where the nodes meet, for the user's log."""
         return (
             f"node {self.node_rank} of {self.nnodes}, {self.nproc} ranks each, "
             f"at {self.master_addr}:{self.master_port}"
         )
 
     def on_node(self, node_rank: int) -> "Job":
-        """The same job as another node has to start it."""
+        """Return the same job as another node has to start it."""
         return replace(self, node_rank=node_rank)
 
     def render(self) -> str:
-        """The command as text for a POSIX shell, with the environment it adds in front.
+        """Write the command as text for a POSIX shell, with the environment it adds in front.
 
         A master address that is a variable, as "$MASTER_ADDR", is left for the shell to fill in.
         """
@@ -72,7 +72,7 @@ class Job:
 def worker_environment(
     nproc: int, environ: Mapping[str, str], *, nnodes: int = 1
 ) -> tuple[tuple[str, str], ...]:
-    """The variables a job adds for its ranks; whatever the user has set already stays.
+    """Choose the variables a job adds for its ranks; those that the user has set are left alone.
 
     Args:
         nproc: Ranks on each node.

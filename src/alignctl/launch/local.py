@@ -26,7 +26,7 @@ _SECONDS_TO_FOLLOW = 5.0
 
 
 def run(job: Job, attempt: Attempt, display: Display, peers: Peers | None = None) -> None:
-    """Starts torchrun and stays until it ends; a finished run is left as it is.
+    """Start torchrun and stay until it ends; leave a finished run as it is.
 
     The first SIGINT or SIGTERM asks the ranks to save and leave, the second one kills them.
     Whether the run is complete or was stopped can be told by its `result.json`.
@@ -83,7 +83,7 @@ def _start(job: Job, attempt: Attempt) -> subprocess.Popen[bytes]:
 
 
 def _die_with_launcher() -> Callable[[], None]:
-    """Ties torchrun to this process: if it is killed, the ranks still save and leave."""
+    """Return a hook that ties torchrun to this process: if it is killed, ranks save and leave."""
     prctl = ctypes.CDLL(None, use_errno=True).prctl
     launcher = os.getpid()
 
@@ -103,7 +103,7 @@ def _watch(
     display: Display,
     peers: Peers | None,
 ) -> list[int]:
-    """Shows progress and passes on interrupts until torchrun has ended; returns the interrupts."""
+    """Show progress and pass on interrupts until torchrun has ended; return the interrupts."""
     acted = 0
     watch = _Watch(peers, display)
     with _interrupts() as received:
@@ -142,7 +142,7 @@ class _Watch:
         return self._deadline is not None
 
     def is_over(self) -> bool:
-        """Whether this node's ranks have to be ended because of another node."""
+        """Tell whether this node's ranks have to be ended because of another node."""
         now = time.monotonic()
         if self._peers is None or now < self._next_look:
             return False
@@ -156,7 +156,7 @@ class _Watch:
 
 @contextlib.contextmanager
 def _interrupts() -> Iterator[list[int]]:
-    """Collects SIGINT and SIGTERM in a list instead of dying of them."""
+    """Collect SIGINT and SIGTERM in a list, so that they do not end this process."""
     received: list[int] = []
 
     def collect(number: int, frame: FrameType | None) -> None:
@@ -216,7 +216,7 @@ def _explain_removal(folder: RunFolder) -> RunError:
 
 
 def _has_ended_well(job: Job, folder: RunFolder, exit_code: int) -> bool:
-    """Whether every rank of this node has left in good order.
+    """Tell whether every rank of this node has left in good order.
 
     A scheduler may signal torchrun as well, which then reports a failure nevertheless.
     """

@@ -59,7 +59,7 @@ def nodes_from(
     nproc: int = 1,
     is_dry_run: bool = False,
 ) -> Nodes:
-    """Decides on nodes, node rank and rendezvous.
+    """Decide on nodes, node rank and rendezvous.
 
     Flags win, then Kubeflow's variables, the tutorials', Slurm's.
 
@@ -89,7 +89,7 @@ def nodes_from(
 
 
 def nnodes_in(environ: Mapping[str, str]) -> int | None:
-    """The number of nodes that the environment speaks of, None when it does not.
+    """Read the number of nodes from the environment, None if it has none.
 
     Raises:
         UserError: When the variable is there but is not a number.
@@ -99,7 +99,7 @@ def nnodes_in(environ: Mapping[str, str]) -> int | None:
 
 
 def first_host(node_list: str) -> str:
-    """The first host of a Slurm node list such as `gpu[03-07,9],login1`.
+    """Find the first host of a Slurm node list such as `gpu[03-07,9],login1`.
 
     Raises:
         UserError: When the list is not of that form.
@@ -130,7 +130,7 @@ def _environment(environ: Mapping[str, str]) -> dict[str, _Found]:
 
 
 def _count_nodes(tutorial: dict[str, _Found], slurm: _Found | None, per_node: str) -> None:
-    """Puts right a `WORLD_SIZE` that counts processes, where others tell how many nodes there are.
+    """Correct a `WORLD_SIZE` that counts processes, where other variables give the number of nodes.
 
     Slurm starts no more tasks of one node each than it has given nodes: who exports more counts
     processes, in `RANK` too. Kubeflow's `RANK` is that of the pod.
@@ -170,7 +170,7 @@ _KUBEFLOW = {
 
 
 def _find_set(environ: Mapping[str, str], variables: Mapping[str, str]) -> dict[str, _Found]:
-    """Finds those of the variables that are set, and not empty."""
+    """Find those of the variables that are set, and not empty."""
     return {
         name: _Found(environ[variable], variable)
         for name, variable in variables.items()

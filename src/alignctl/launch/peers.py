@@ -70,7 +70,7 @@ class Peers:
         start_seconds: float,
         silence_seconds: float,
     ) -> None:
-        """Looks at nothing yet.
+        """Remember the settings; no file is read or written yet.
 
         Args:
             folder: The run folder; it may not exist yet.
@@ -93,7 +93,7 @@ class Peers:
     # ---- before the start ----
 
     def gather(self, facts: Mapping[str, str]) -> None:
-        """Node 0 waits until all nodes have joined, each with the same facts.
+        """Wait, as node 0, until all nodes have joined, each with the same facts.
 
         Raises:
             UserError: A node is about to run another job, or found a mistake of the user.
@@ -120,7 +120,7 @@ class Peers:
         self._write(replace(self._sign, state="preparing"))
 
     def start(self) -> None:
-        """Node 0 lets the others start.
+        """Let the others start, as node 0.
 
         Raises:
             AlignctlError: A node has left since it joined.
@@ -130,7 +130,7 @@ class Peers:
         self._write(replace(self._sign, state="running"))
 
     def enter(self, facts: Mapping[str, str]) -> None:
-        """Another node than 0 joins, and waits until node 0 says that the job starts.
+        """Join, as another node than 0, and wait until node 0 says that the job starts.
 
         It may wait for longer than `start_seconds`, as long as node 0 shows that it is there.
 
@@ -168,7 +168,7 @@ class Peers:
         )
 
     def cannot_start(self, error: AlignctlError) -> None:
-        """Tells the others why this node will not run, if they are there to be told.
+        """Tell the other nodes why this one will not run, if they are there to be told.
 
         A node that found its mistake before node 0 was there waits for that a little.
         """
@@ -180,7 +180,7 @@ class Peers:
             self._write(replace(failed, message=error.message, hint=error.hint))
 
     def _open_session(self) -> str:
-        """The session that node 0 has open, or opens soon; empty when it does not."""
+        """Wait a little for the session that node 0 has open; empty when there is none."""
         deadline = time.monotonic() + min(_SECONDS_TO_TELL, self._start_seconds)
         while time.monotonic() < deadline:
             master = self._read(0)
@@ -192,13 +192,13 @@ class Peers:
     # ---- while the job runs ----
 
     def beat(self) -> None:
-        """Shows the others that this node is there, if it is time to."""
+        """Show the others that this node is there, if it is time to."""
         if self._sign.session and time.monotonic() - self._written > _SECONDS_BETWEEN_BEATS:
             self._write(replace(self._sign, beat=self._sign.beat + 1))
 
     @contextlib.contextmanager
     def beating(self) -> Iterator[None]:
-        """Goes on showing it from a thread, while this one is busy."""
+        """Keep calling `beat` from a thread, while this thread is busy in the block."""
         done = threading.Event()
 
         def go_on() -> None:
@@ -214,7 +214,7 @@ class Peers:
             thread.join()
 
     def trouble(self) -> str | None:
-        """Why the job cannot go on, as far as other nodes are concerned; None when it can."""
+        """Say why the job cannot go on, as far as other nodes are concerned; None when it can."""
         for number in self._others():
             sign = self._read_sign(number)
             if sign is not None and sign.state in _FAILED:
@@ -224,7 +224,7 @@ class Peers:
         return None
 
     def leave(self, code: int, *, is_cause: bool) -> None:
-        """Tells the others that this node's processes have ended.
+        """Tell the others that this node's processes have ended.
 
         Args:
             code: torchrun's exit code.
@@ -234,16 +234,16 @@ class Peers:
         self._write(replace(self._sign, state=state, code=code if is_cause else None))
 
     def settle(self) -> None:
-        """Waits until every other node has ended, failed or is lost: then the logs are complete."""
+        """Wait until every other node has ended, failed or is lost: then the logs are complete."""
         while any(not self._is_over(number) for number in self._others()):
             time.sleep(_SECONDS_BETWEEN_LOOKS)
 
     def told(self) -> None:
-        """Shows that this node has found the cause of a failure: it needs the logs no longer."""
+        """Show that this node has found the cause of a failure and needs the logs no longer."""
         self._write(replace(self._sign, state="told"))
 
     def disperse(self) -> None:
-        """Waits until no other node needs the logs of the attempt that failed."""
+        """Wait until no other node needs the logs of the attempt that failed."""
         while any(self._needs_logs(number) for number in self._others()):
             time.sleep(_SECONDS_BETWEEN_LOOKS)
 
@@ -259,26 +259,26 @@ class Peers:
     # ---- what became of the others ----
 
     def lost(self) -> list[int]:
-        """The nodes that went silent."""
+        """List the nodes that went silent."""
         return [
             n for n, sign in self._signs().items() if sign.state not in _OVER and self.is_lost(n)
         ]
 
     def refusal(self) -> AlignctlError | None:
-        """Why a node could not start its processes, as an error of this one."""
+        """Return the reason why a node could not start its processes, as an error of this one."""
         for number, sign in self._signs().items():
             if sign.state in _FAILED and sign.message is not None:
                 return _explain_refusal(self.name(number), sign)
         return None
 
     def list_killed(self) -> dict[int, int]:
-        """Lists the signal that ended the torchrun of a node, where that was no consequence."""
+        """List by node the signal that ended its torchrun, unless another node was the cause."""
         everyone = {**self._signs(), self.nodes.node_rank: self._sign}
         codes = {number: sign.code for number, sign in everyone.items()}
         return {number: -code for number, code in codes.items() if code is not None and code < 0}
 
     def is_lost(self, number: int) -> bool:
-        """Whether a node has not been heard of for too long."""
+        """Tell whether a node has not been heard of for too long."""
         sign = self._read_sign(number)
         mark = ("", 0) if sign is None else (sign.session, sign.beat)
         now = time.monotonic()
@@ -289,12 +289,12 @@ class Peers:
         return now - before[1] > self._silence_seconds
 
     def lost_message(self, number: int) -> str:
-        """What to say of a node that is lost."""
+        """Say that a node is lost."""
         silence = f"has not been heard of for {self._silence_seconds:.0f} seconds"
         return f"{self.name(number)} {silence}"
 
     def name_of_rank(self, rank: int) -> str:
-        """A rank, with its node."""
+        """Name a rank together with its node."""
         return f"rank {rank} ({self._place(rank // self.nproc)})"
 
     # ---- files ----
@@ -322,11 +322,11 @@ class Peers:
         return sign if sign is not None and sign.session == self._sign.session else None
 
     def _signs(self) -> dict[int, Sign]:
-        """What the other nodes of this session say."""
+        """Read what the other nodes of this session say."""
         return {n: sign for n in self._others() if (sign := self._read_sign(n))}
 
     def _is_fresh(self, number: int, sign: Sign) -> bool:
-        """Whether a file is being written, and not what an earlier launcher has left."""
+        """Tell whether a launcher is writing a file now, or an earlier one has left it."""
         mark = (sign.session, sign.beat)
         if sign.session == self._sign.session:
             return not self.is_lost(number)
@@ -338,7 +338,7 @@ class Peers:
         return f"node {number}" if sign is None else f"node {number}, {sign.host}"
 
     def name(self, number: int) -> str:
-        """A node, with its host once that is known."""
+        """Name a node, with its host once that is known."""
         sign = self._read_sign(number)
         return f"node {number}" if sign is None else f"node {number} ({sign.host})"
 
@@ -359,13 +359,13 @@ def _refuse_failed(name: str, sign: Sign) -> None:
 
 
 def _explain_refusal(name: str, sign: Sign) -> AlignctlError:
-    """Explains what another node could not start for, as an error of this one."""
+    """Make an error of this node out of the reason why another node could not start."""
     kind = UserError if sign.code == UserError.exit_code else RunError
     return kind(f"{name}: {sign.message or 'its processes have ended'}", sign.hint)
 
 
 def _compare(name: str, ours: Mapping[str, str], theirs: Mapping[str, str]) -> None:
-    """Refuses a node that is about to run something else than node 0."""
+    """Refuse a node that is about to run something else than node 0."""
     found = find_differences(ours, theirs)
     if not found:
         return

@@ -67,7 +67,7 @@ class Slurm:
 
 
 def sbatch_script(stage: Stage, slurm: Slurm) -> str:
-    """A batch script: one task per node, each of which starts that node's ranks.
+    """Write a batch script: one task per node, each of which starts that node's ranks.
 
     Raises:
         UserError: An option cannot stand in such a script.
@@ -125,13 +125,13 @@ def sbatch_script(stage: Stage, slurm: Slurm) -> str:
 
 
 def _is_time(text: str) -> bool:
-    """Whether Slurm reads a text as a time: M, M:S, H:M:S, D-H, D-H:M or D-H:M:S."""
+    """Tell whether Slurm reads a text as a time: M, M:S, H:M:S, D-H, D-H:M or D-H:M:S."""
     match = _TIME.fullmatch(text)
     return match is not None and (match[1] is None or int(match[2]) < 24)
 
 
 def _directive(option: str) -> str:
-    """An option as `#SBATCH` takes it: with a value that holds spaces in double quotes."""
+    """Write an option as `#SBATCH` takes it: with a value that holds spaces in double quotes."""
     name, equals, value = option.lstrip("-").partition("=")
     if not re.fullmatch(r"[a-zA-Z][-a-zA-Z0-9]*", name) or re.search(r'[\n"\\]', value):
         raise UserError(
@@ -143,7 +143,7 @@ def _directive(option: str) -> str:
 
 
 def _group_by_flag(words: Sequence[str]) -> list[str]:
-    """Groups the words of a command, quoted for a shell: each flag with its value."""
+    """Group the words of a command, quoted for a shell: each flag with its value."""
     lines: list[str] = []
     for word in words:
         is_value = lines and re.fullmatch(r"--[-a-z]+", lines[-1]) and not word.startswith("--")
@@ -173,7 +173,7 @@ class Kubernetes:
 
 
 def train_job(stage: Stage, kubernetes: Kubernetes) -> str:
-    """A TrainJob of Kubeflow Trainer 2 (trainer.kubeflow.org/v1alpha1), as YAML.
+    """Write a TrainJob of Kubeflow Trainer 2 (trainer.kubeflow.org/v1alpha1), as YAML.
 
     Pods are those of the runtime, whose policy decides what becomes of one that fails; volumes are
     added to them.
@@ -209,7 +209,7 @@ def train_job(stage: Stage, kubernetes: Kubernetes) -> str:
 
 
 def pytorch_job(stage: Stage, kubernetes: Kubernetes) -> str:
-    """A PyTorchJob of Kubeflow's training operator 1 (kubeflow.org/v1), as YAML.
+    """Write a PyTorchJob of Kubeflow's training operator 1 (kubeflow.org/v1), as YAML.
 
     Raises:
         UserError: A name or a volume is not of the form that Kubernetes wants.
@@ -253,7 +253,7 @@ def _manifest(
 
 
 def _replica(stage: Stage, kubernetes: Kubernetes, count: int) -> dict[str, Any]:
-    """One of the two kinds of a PyTorchJob's pods; they differ in their number alone."""
+    """Build one of the two kinds of a PyTorchJob's pods; only their number differs."""
     volumes, mounts = _volumes(kubernetes)
     container: dict[str, Any] = {
         "name": "pytorch",  # the operator looks for a container of this name, and for this port
@@ -272,7 +272,7 @@ def _replica(stage: Stage, kubernetes: Kubernetes, count: int) -> dict[str, Any]
 
 
 def _command(stage: Stage) -> list[str]:
-    """The container's command; Kubernetes would put variables into its words."""
+    """Build the container's command, with `$(` escaped: Kubernetes would put variables there."""
     return ["alignctl", *(word.replace("$(", "$$(") for word in stage.words)]
 
 
@@ -296,7 +296,7 @@ def _resources(kubernetes: Kubernetes) -> dict[str, Any]:
 
 
 def _amount(flag: str, text: str | None, example: str) -> float | None:
-    """A quantity as Kubernetes writes it, in cores or bytes.
+    """Read a quantity as Kubernetes writes it, in cores or bytes.
 
     Raises:
         UserError: It is none.
@@ -312,7 +312,7 @@ def _amount(flag: str, text: str | None, example: str) -> float | None:
 
 
 def _volumes(kubernetes: Kubernetes) -> tuple[list[dict[str, Any]], list[dict[str, str]]]:
-    """A pod's volumes, and where its container mounts them."""
+    """List a pod's volumes, and the places where its container mounts them."""
     # NCCL and the data loader share memory; a pod has 64 MiB of it otherwise.
     volumes: list[dict[str, Any]] = [{"name": "shm", "emptyDir": {"medium": "Memory"}}]
     mounts = [{"name": "shm", "mountPath": "/dev/shm"}]
@@ -323,14 +323,14 @@ def _volumes(kubernetes: Kubernetes) -> tuple[list[dict[str, Any]], list[dict[st
 
 
 def _policy(kubernetes: Kubernetes) -> dict[str, Any]:
-    """Whom a pod acts for; and a stop saves first, for which half a minute may not be enough."""
+    """Set a pod's service account, and enough time to save when it is stopped (default: 30 s)."""
     account = kubernetes.service_account
     named = {} if account is None else {"serviceAccountName": account}
     return {**named, "terminationGracePeriodSeconds": _SECONDS_TO_TELL}
 
 
 def _nest(*keys_and_value: Any) -> dict[str, Any]:
-    """Puts a value below keys, each in the one before it."""
+    """Put a value below keys, each in the one before it."""
     *keys, value = keys_and_value
     for key in reversed(keys):
         value = {key: value}

@@ -32,7 +32,7 @@ _stop = threading.Event()
 
 
 def run(main: Callable[[RunFolder], None], run_folder: str) -> NoReturn:
-    """Runs a stage's work as one rank of a torchrun job, and ends the process.
+    """Run a stage's work as one rank of a torchrun job, and end the process.
 
     The rank's output goes to `logs/rank_N.log`. SIGTERM asks for an orderly stop, see
     `stop_requested`. A failure becomes `logs/error_rank_N.json`: its `kind` is `user` or `run` for
@@ -62,7 +62,7 @@ def run(main: Callable[[RunFolder], None], run_folder: str) -> NoReturn:
 
 
 def stop_requested(folder: RunFolder) -> bool:
-    """Whether this rank was asked to save and leave, by SIGTERM or by the `stop` file.
+    """Tell whether this rank was asked to save and leave, by SIGTERM or by the `stop` file.
 
     Ranks may see it at different moments: agree on one rank's answer before acting on it.
     """
@@ -70,7 +70,7 @@ def stop_requested(folder: RunFolder) -> bool:
 
 
 def die_with_parent() -> None:
-    """Ties this process to the one that started it: if that is killed, nobody else would end it."""
+    """Tie this process to the one that started it: if that is killed, nobody else would end it."""
     parent = os.getppid()
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     if os.getppid() != parent:
@@ -78,7 +78,7 @@ def die_with_parent() -> None:
 
 
 def _redirect_output(log: Path) -> None:
-    """Points descriptors 1 and 2 at the log, so that C++ libraries write there too."""
+    """Point descriptors 1 and 2 at the log, so that C++ libraries write there too."""
     sys.stdout.flush()
     sys.stderr.flush()
     descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
@@ -93,7 +93,7 @@ def _redirect_output(log: Path) -> None:
 
 
 def _reserve_space(reserve: Path) -> int:
-    """Takes the disk space that an error message will need, while there is some.
+    """Take the disk space that an error message will need, while there is some.
 
     Returns:
         The descriptor that holds the file's lock: a reserve that is there but not locked belongs
@@ -107,7 +107,7 @@ def _reserve_space(reserve: Path) -> int:
 
 
 def _watch_for_sigterm(folder: RunFolder) -> None:
-    """Notices SIGTERM at once, even while the main thread waits inside a collective.
+    """Notice SIGTERM at once, even while the main thread waits inside a collective.
 
     Python runs signal handlers between two bytecodes of the main thread, which may never come
     when another rank is gone. The byte that the interpreter writes to a wake-up descriptor does
@@ -156,7 +156,7 @@ def _is_abandoned(reserve: Path) -> bool:
 
 
 def leave_failed(folder: RunFolder, error: BaseException) -> NoReturn:
-    """Reports an error and ends the process, from any thread, without clean-up that could hang.
+    """Report an error and end the process, from any thread, without clean-up that could hang.
 
     Process groups are torn down by talking to the other ranks, which no longer answer.
     """
@@ -182,7 +182,7 @@ def leave_failed(folder: RunFolder, error: BaseException) -> NoReturn:
 
 
 def explain(error: BaseException, folder: RunFolder) -> AlignctlError | None:
-    """What to tell the user about a failure, None when it is a defect that needs its traceback.
+    """Explain a failure to the user; return None for a defect, which needs its traceback.
 
     Args:
         error: What the stage raised.
