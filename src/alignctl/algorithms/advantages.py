@@ -25,7 +25,7 @@ def token_rewards(
     lm_coef: float = 0.0,
     extra: Tensor | None = None,
 ) -> Tensor:
-    """-kl_coef k1 at each token, and the score on top at the last one.
+    """Compute rewards of tokens: -kl_coef k1 at each, and the score on top at the last one.
 
     The penalty is not divided by the response's length, so a nat costs the same in every response:
     a sample's rewards sum to its score - kl_coef (sum of its log-ratios) (Ouyang et al. 2022,
@@ -57,7 +57,7 @@ def gae(
     lam: float,
     bootstrapped: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Generalised advantage estimation over response tokens (Schulman et al. 2015, equation 16).
+    """Estimate generalised advantages over response tokens (Schulman et al. 2015, equation 16).
 
     Args:
         rewards: `[N]`.
@@ -83,7 +83,7 @@ def gae(
 
 
 def sum_discounted(values: Tensor, segments: Segments, discount: float) -> Tensor:
-    """Sums at each token from it to its sample's end, discounted by distance `[N]`."""
+    """Sum at each token from it to its sample's end, discounted by distance `[N]`."""
     sums = values.clone()
     last, lengths = segments.last, segments.lengths
     # All samples at once, token by token from their ends.
@@ -94,7 +94,7 @@ def sum_discounted(values: Tensor, segments: Segments, discount: float) -> Tenso
 
 
 def whiten(values: Tensor, mask: Tensor | None = None) -> Tensor:
-    """Mean 0 and variance 1: (x - mean) / sqrt(variance + 1e-8), of the population.
+    """Shift and scale to mean 0 and variance 1: (x - mean) / sqrt(variance + 1e-8), population's.
 
     To be called once, with the tokens of the whole step.
 
@@ -123,7 +123,7 @@ class GroupAdvantages(NamedTuple):
 
 
 def group_advantages(scores: Tensor, groups: Tensor, baseline: Baseline) -> GroupAdvantages:
-    """Advantages of whole samples over the others of their group.
+    """Compute the advantages of whole samples over the others of their group.
 
     - `group_std`: (score - mean) / (std + 1e-6), of the population (GRPO: Shao et al. 2024).
     - `group_mean`: score - mean (Dr. GRPO: Liu et al. 2025).

@@ -14,7 +14,7 @@ class CrossEntropy:
     metric_names = ("token_accuracy",)
 
     def __call__(self, output: Output, targets: Tensor, batch: Any) -> LossTerms:
-        """Terms of one micro batch; metric `token_accuracy` counts targets ranked first."""
+        """Compute the terms of one micro batch; `token_accuracy` counts targets ranked first."""
         learned = targets != IGNORE
         return LossTerms(
             total=-output.logprobs.sum(),

@@ -57,11 +57,11 @@ class DPO:
     )
 
     def __post_init__(self) -> None:
-        """A setting that has no effect is refused where configurations are read."""
+        """Assert that every setting has an effect; users' mistakes were refused before."""
         assert self.variant != "ipo" or not self.label_smoothing
 
     def __call__(self, output: Output, targets: Tensor, batch: PreferenceBatch) -> LossTerms:
-        """Terms of one micro batch; the weight is its prompts.
+        """Compute the terms of one micro batch; the weight is its prompts.
 
         The metrics are means over prompts: rewards are beta l, `margin` is their difference,
         `accuracy` the share of pairs in which it is positive (half of those in which it is 0), and
@@ -95,7 +95,7 @@ class DPO:
         )
 
     def _losses(self, ratios: Tensor, better: Tensor, worse: Tensor) -> Tensor:
-        """The loss of each pair `[P]` from the log-ratios of all documents `[D]`."""
+        """Compute the loss of each pair `[P]` from the log-ratios of all documents `[D]`."""
         difference = ratios[better] - ratios[worse]
         if self.variant == "ipo":
             return (difference - 1 / (2 * self.beta)) ** 2

@@ -26,28 +26,28 @@ MAX_LOG_RATIO = 20.0
 
 
 def clamp_log_ratios(log_ratios: Tensor) -> Tensor:
-    """Makes log-ratios of any shape fit for exp; beyond the limits there is no gradient."""
+    """Make log-ratios of any shape fit for exp; beyond the limits there is no gradient."""
     return log_ratios.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
 
 
 def k1(logprobs: Tensor, reference: Tensor) -> Tensor:
-    """d: unbiased, of either sign; of any shape, here and below."""
+    """Compute d: unbiased, of either sign; of any shape, here and below."""
     return logprobs - reference
 
 
 def k2(logprobs: Tensor, reference: Tensor) -> Tensor:
-    """d^2 / 2: biased by value, right by gradient."""
+    """Compute d^2 / 2: biased by value, right by gradient."""
     return (logprobs - reference) ** 2 / 2
 
 
 def k3(logprobs: Tensor, reference: Tensor) -> Tensor:
-    """e^-d - 1 + d: unbiased and never negative; d is clamped."""
+    """Compute e^-d - 1 + d: unbiased and never negative; d is clamped."""
     opposite = clamp_log_ratios(reference - logprobs)
     return opposite.expm1() - opposite  # exp(x) - 1 would lose all digits where p is almost q
 
 
 def kl_loss(logprobs: Tensor, reference: Tensor) -> Tensor:
-    """KL(p || q) as a loss: the value of k3 with the gradient of k2.
+    """Compute KL(p || q) as a loss: the value of k3 with the gradient of k2.
 
     In expectation over the policy's own samples the gradient is that of KL(p || q); over samples
     of an older policy it is so up to their ratio.
@@ -57,7 +57,7 @@ def kl_loss(logprobs: Tensor, reference: Tensor) -> Tensor:
 
 
 def sequence_kl(logprobs: Tensor, reference: Tensor, segments: Segments) -> float:
-    """KL(p || q) of whole responses: k1 `[N]` summed over each one's tokens, mean over samples."""
+    """Compute KL(p || q) of whole responses: k1 `[N]`, summed by sample, mean over samples."""
     return segments.sums(k1(logprobs, reference).double()).mean().item()
 
 
@@ -72,7 +72,7 @@ class FixedKL:
     coef: float
 
     def next(self, kl: float, num_samples: int) -> Self:
-        """The controller after a step."""
+        """Return the controller after a step."""
         del kl, num_samples
         return self
 
@@ -95,12 +95,12 @@ class AdaptiveKL:
     horizon: float
 
     def __post_init__(self) -> None:
-        """Bounds are checked where configurations are read."""
+        """Assert bounds that are checked where configurations are read."""
         assert self.target > 0
         assert self.horizon > 0
 
     def next(self, kl: float, num_samples: int) -> Self:
-        """The controller after a step.
+        """Return the controller after a step.
 
         Args:
             kl: `sequence_kl` of the step's samples against the reference; not the KL between new

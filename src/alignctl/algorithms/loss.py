@@ -70,7 +70,7 @@ class Loss(Protocol):
         ...
 
     def __call__(self, output: Any, targets: Tensor, batch: Any) -> LossTerms:
-        """Computes the terms of one micro batch.
+        """Compute the terms of one micro batch.
 
         Args:
             output: `Output` of a language model, `Scores` of a reward model, `Values` of a value

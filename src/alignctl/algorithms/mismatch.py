@@ -38,7 +38,7 @@ class Mismatch:
 
 
 def measure(trainer: Tensor, sampler: Tensor) -> Mismatch:
-    """Compares the log-probabilities of the tokens of a step, both `[N]`."""
+    """Compare the log-probabilities of the tokens of a step, both `[N]`."""
     trainer, sampler = trainer.double(), sampler.double()
     distance = (trainer - sampler).abs()
     ratio = clamp_log_ratios(trainer - sampler).exp()
@@ -55,7 +55,7 @@ def measure(trainer: Tensor, sampler: Tensor) -> Mismatch:
 def correct(
     trainer: Tensor, sampler: Tensor, segments: Segments, settings: Trust
 ) -> tuple[Tensor | None, Tensor | None]:
-    """Computes what makes up for the difference between trainer and sampler.
+    """Compute what makes up for the difference between trainer and sampler.
 
     Args:
         trainer: Log-probabilities `[N]`.
@@ -79,12 +79,12 @@ def correct(
 
 
 def truncate_importance_weights(trainer: Tensor, sampler: Tensor, cap: float = 2.0) -> Tensor:
-    """Gives min(e^d, cap) `[N]`: bounded weights for the policy's loss (Ionides 2008)."""
+    """Compute min(e^d, cap) `[N]`: bounded weights for the policy's loss (Ionides 2008)."""
     return clamp_log_ratios(trainer - sampler).exp().clamp(max=cap)
 
 
 def token_mask(trainer: Tensor, sampler: Tensor, low: float = 0.5, high: float = 5.0) -> Tensor:
-    """Tokens with a ratio from low to high `[N]`: True stays in (IcePop, Ling Team 2025)."""
+    """Find the tokens `[N]` with a ratio from low to high: True stays (IcePop, Ling Team 2025)."""
     ratio = clamp_log_ratios(trainer - sampler).exp()
     return (ratio >= low) & (ratio <= high)
 
@@ -92,7 +92,7 @@ def token_mask(trainer: Tensor, sampler: Tensor, low: float = 0.5, high: float =
 def sequence_mask(
     trainer: Tensor, sampler: Tensor, segments: Segments, low: float, high: float
 ) -> Tensor:
-    """All tokens `[N]` of samples whose geometric mean of ratios is from low to high: True stays.
+    """Find the tokens `[N]` of samples whose geometric mean of ratios is in bounds: True stays.
 
     The geometric mean does not drift with the length of a response, so bounds near 1, as 0.999 and
     1.002, fit all of them.

@@ -16,7 +16,7 @@ def choose_pairs(
     choice: Choice,
     may_win: NDArray[np.bool_] | None = None,
 ) -> tuple[Pairs, int]:
-    """Pairs of samples of one prompt of which one is scored higher; ties are no pairs.
+    """Choose pairs of samples of one prompt of which one is scored higher; ties are no pairs.
 
     - `best_worst`: the best of those that may win, and the worst sample; the first of several.
     - `all`: every two that are not scored equally.
@@ -60,7 +60,7 @@ def choose_pairs(
 def _pairs_of_one(
     scores: NDArray[np.float64], may_win: NDArray[np.bool_], choice: Choice
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Better and worse samples of one prompt, by their places in its scores."""
+    """Find better and worse samples of one prompt, by their places in its scores."""
     if choice == "all":
         better, worse = np.nonzero((scores[:, None] > scores[None, :]) & may_win[:, None])
         return better, worse

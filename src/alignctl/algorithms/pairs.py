@@ -7,7 +7,7 @@ from alignctl.data.batch import PreferenceBatch, TokenBatch
 
 
 def document_sums(values: Tensor, batch: TokenBatch) -> Tensor:
-    """Sums over the tokens of each document.
+    """Sum over the tokens of each document.
 
     Args:
         values: One number per token `[T]`; entries behind the batch's last token are left out.
@@ -24,7 +24,7 @@ def document_sums(values: Tensor, batch: TokenBatch) -> Tensor:
 
 
 def pair_tensors(batch: PreferenceBatch, like: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The batch's pairs on the device of a tensor.
+    """Put the batch's pairs on the device of a tensor.
 
     Returns:
         Places of the better and of the worse document `[P]`, int64; shares `[P]`, in the dtype of
@@ -37,7 +37,7 @@ def pair_tensors(batch: PreferenceBatch, like: Tensor) -> tuple[Tensor, Tensor, 
 
 
 def agreement(margins: Tensor) -> Tensor:
-    """Whether each pair is in the right order `[P]`: 1, 0, or 1/2 where the margin is 0.
+    """Mark each pair `[P]` in the right order with 1, the others with 0; a margin of 0 is 1/2.
 
     A half because a model that cannot tell two answers apart is right by chance: a policy that is
     still its own reference agrees with half of all pairs, not with none.

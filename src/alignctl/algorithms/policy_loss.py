@@ -68,7 +68,7 @@ class PolicyLoss:
     has_entropy: bool = False
 
     def __post_init__(self) -> None:
-        """Refuses what a configuration cannot ask for."""
+        """Assert what every configuration satisfies."""
         settings = self.settings
         assert settings.dual_clip is None or settings.variant == "ppo"
         assert settings.aggregation != "constant" or self.max_tokens is not None
@@ -78,7 +78,7 @@ class PolicyLoss:
 
     @property
     def metric_names(self) -> tuple[str, ...]:
-        """Those of a call; some of them only with a dual clip, a reference, or entropies."""
+        """Names of a call's metrics; some only with a dual clip, a reference, or entropies."""
         return (
             "policy_loss",
             "ratio",
@@ -92,7 +92,7 @@ class PolicyLoss:
         )
 
     def __call__(self, output: Output, targets: Tensor, batch: TokenBatch) -> LossTerms:
-        """Terms of one micro batch; the weight is its tokens, or its sequences.
+        """Compute the terms of one micro batch; the weight is its tokens, or its sequences.
 
         `policy_loss` is the loss without penalty and bonus. The other metrics are means over
         tokens, or over sequences of the means over their tokens, as the weight counts:
@@ -108,7 +108,7 @@ class PolicyLoss:
         logprobs = output.logprobs[selection.positions]
 
         def part(values: Tensor) -> Tensor:
-            """Of all tokens those of the micro batch, beside its log-probabilities."""
+            """Select the values of the micro batch's tokens, on its log-probabilities' device."""
             return values[selection.indices].to(logprobs)
 
         own = logprobs.detach()
@@ -140,7 +140,7 @@ class PolicyLoss:
         return LossTerms((shares * losses).sum(), weight, {n: sums[n] for n in self.metric_names})
 
     def _correct(self, own: Tensor, selection: Selection) -> tuple[Tensor | None, Tensor]:
-        """Weights of tokens `[M]`, if any, and 1 for those that count `[M]`; else 0."""
+        """Compute weights of tokens `[M]`, if any, and 1 for those that count `[M]`; else 0."""
         if self.sampler_logprobs is None or self.trust is None:
             return None, torch.ones_like(own)
 
@@ -156,7 +156,7 @@ class PolicyLoss:
         )
 
     def _shares(self, mask: Tensor, segments: Segments) -> tuple[Tensor, Tensor, Tensor]:
-        """What each token `[M]` adds to the loss and to other means, and the weight of all."""
+        """Compute each token's share `[M]` of the loss and of other means, and the total weight."""
         if self.settings.aggregation == "token":
             return mask, mask, mask.sum()
         counts = segments.sums(mask)
@@ -168,7 +168,7 @@ class PolicyLoss:
         return mask / self.max_tokens, means, weight
 
     def _ratio(self, logprobs: Tensor, old: Tensor, mask: Tensor, segments: Segments) -> Tensor:
-        """The ratios `[M]`, of tokens or of their sequences."""
+        """Compute the ratios `[M]`, of tokens or of their sequences."""
         log_ratio = logprobs - old
         if self.settings.variant == "gspo":
             counts = segments.sums(mask).clamp(min=1)
@@ -180,7 +180,7 @@ class PolicyLoss:
     def _policy(
         self, ratio: Tensor, logprobs: Tensor, advantages: Tensor
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Losses of tokens `[M]`, and which of them were clipped `[M]`."""
+        """Compute the losses of tokens `[M]`, and mark which of them were clipped `[M]`."""
         low, high = 1 - self.settings.clip_low, 1 + self.settings.clip_high
         bounded = ratio.clamp(low, high)
         if self.settings.variant == "cispo":

@@ -58,7 +58,7 @@ class BradleyTerry:
     )
 
     def __call__(self, output: Scores, targets: Tensor, batch: PreferenceBatch) -> LossTerms:
-        """Terms of one micro batch; the weight is its prompts. `report` reads the metrics."""
+        """Compute the terms of one micro batch, for `report`; the weight is its prompts."""
         del targets
         better, worse, share = pair_tensors(batch, output.scores)
         chosen, rejected = output.scores[better], output.scores[worse]
@@ -77,7 +77,7 @@ class BradleyTerry:
 
 
 def _moments(scores: Tensor, batch: PreferenceBatch) -> dict[str, Tensor]:
-    """Sums over answers, from which `report` makes mean, deviation and correlation."""
+    """Sum over answers what `report` makes mean, deviation and correlation of."""
     answers = batch.groups[-1]
     score = scores[:answers]
     tokens = torch.from_numpy(batch.targets_per_document[:answers]).to(score)
@@ -93,7 +93,7 @@ def _moments(scores: Tensor, batch: PreferenceBatch) -> dict[str, Tensor]:
 
 
 def _counts_by_margin(margins: Tensor, share: Tensor) -> dict[str, Tensor]:
-    """Pairs, and pairs in the right order, by how far apart their scores are."""
+    """Count pairs, and pairs in the right order, by how far apart their scores are."""
     counts = {}
     right = share * agreement(margins)
     for name, (low, high) in zip(_BUCKET_NAMES, pairwise(BUCKETS), strict=True):
@@ -104,7 +104,7 @@ def _counts_by_margin(margins: Tensor, share: Tensor) -> dict[str, Tensor]:
 
 
 def report(metrics: Mapping[str, float]) -> dict[str, float]:
-    """What a reader wants to know, from the metrics of `BradleyTerry` summed over all ranks.
+    """Make the metrics that a user reads of those of `BradleyTerry`, summed over all ranks.
 
     Args:
         metrics: The sums, all divided by the same weight, as an engine returns them.
@@ -133,6 +133,6 @@ def report(metrics: Mapping[str, float]) -> dict[str, float]:
 
 
 def _variance(mean: float, mean_square: float) -> float:
-    """E[x^2] - E[x]^2; 0 where that is rounding, which would make a correlation of noise."""
+    """Compute E[x^2] - E[x]^2; 0 where only rounding is left, which would correlate as noise."""
     variance = mean_square - mean * mean
     return variance if variance > 1e-12 * mean_square else 0.0

@@ -26,13 +26,13 @@ class Segments:
     offsets: Tensor
 
     def __post_init__(self) -> None:
-        """Holds our own code to the shape above."""
+        """Assert that the offsets have the shape above."""
         assert self.offsets[0] == 0
         assert bool((self.lengths > 0).all()), "a sample without a response token"
 
     @classmethod
     def of_lengths(cls, lengths: Tensor) -> Self:
-        """Samples of so many tokens each `[S]`, int64."""
+        """Make segments of so many tokens each `[S]`, int64."""
         return cls(torch.cat([lengths.new_zeros(1), lengths.cumsum(0)]))
 
     @property
@@ -46,7 +46,7 @@ class Segments:
         return self.offsets[1:] - 1
 
     def sums(self, values: Tensor) -> Tensor:
-        """Sums over the tokens `[N]` of each sample `[S]`, floating point, differentiable.
+        """Sum over the tokens `[N]` of each sample `[S]`, floating point, differentiable.
 
         A sample's sum depends on no other sample and, unlike one by `index_add` on a GPU, comes
         out the same in every run.
@@ -56,11 +56,11 @@ class Segments:
         return torch.segment_reduce(values, "sum", lengths=lengths, unsafe=True)
 
     def means(self, values: Tensor) -> Tensor:
-        """Means over the tokens `[N]` of each sample `[S]`."""
+        """Compute the means over the tokens `[N]` of each sample `[S]`."""
         return self.sums(values) / self.lengths.to(values.device)
 
     def spread(self, values: Tensor) -> Tensor:
-        """The number of each sample `[S]` at each of its tokens `[N]`, of any dtype."""
+        """Repeat the number of each sample `[S]` at each of its tokens `[N]`, of any dtype."""
         return values.repeat_interleave(self.lengths.to(values.device))
 
 
@@ -80,7 +80,7 @@ class Selection(NamedTuple):
 
 
 def select(batch: TokenBatch, targets: Tensor, segments: Segments) -> Selection:
-    """Finds the response tokens of a micro batch among those of all samples.
+    """Find the response tokens of a micro batch among those of all samples.
 
     Args:
         batch: Whole samples; `rows` has their numbers, -1 for a filler, which learns nothing.

@@ -27,7 +27,7 @@ class RunningStd:
     squares: float = 0.0
 
     def merge(self, scores: Tensor) -> Self:
-        """Adds the scores of another step `[S]`: those of all ranks, as the model gave them."""
+        """Add the scores of another step `[S]`: those of all ranks, as the model gave them."""
         exact = scores.double()
         count, mean = len(exact), exact.mean().item()
         total, distance = self.count + count, mean - self.mean
@@ -56,7 +56,7 @@ def shape_scores(
     clip: float = math.inf,
     scale: float = 1.0,
 ) -> Tensor:
-    """Divided by the scale, clipped, and then judged for answers that did not end.
+    """Divide scores by the scale, clip them, then treat those of answers that did not end.
 
     A reward model scores a cut answer at a token where it has not learned to, so its score means
     little: `replace` puts another in its place, `add` adds a fixed one, a penalty, to it, `keep`
@@ -87,7 +87,7 @@ def shape_scores(
 
 
 def overlong_penalty(lengths: Tensor, *, max_new_tokens: int, buffer: int) -> Tensor:
-    """0 up to `buffer` tokens before the limit, from there falling to -1 at the limit.
+    """Compute 0 up to `buffer` tokens before the limit, from there falling to -1 at the limit.
 
     DAPO's soft overlong punishment (Yu et al. 2025, arXiv 2503.14476), to be added to scores.
 

@@ -48,11 +48,11 @@ class ValueLoss:
     )
 
     def __post_init__(self) -> None:
-        """A setting that has no effect is refused where configurations are read."""
+        """Assert that every setting has an effect; users' mistakes were refused before."""
         assert self.clip is not None or not self.is_clipped_only
 
     def __call__(self, output: Values, targets: Tensor, batch: TokenBatch) -> LossTerms:
-        """Terms of one micro batch; the weight is its tokens. `report` reads the metrics."""
+        """Compute the terms of one micro batch, for `report`; the weight is its tokens."""
         positions, indices, _ = select(batch, targets, self.segments)
         values = output.values[positions]
         old, returns = self.old_values[indices].to(values), self.returns[indices].to(values)
@@ -71,7 +71,7 @@ class ValueLoss:
 
 
 def report(metrics: Mapping[str, float]) -> dict[str, float]:
-    """What a reader wants to know, from the metrics of `ValueLoss` over all ranks.
+    """Make the metrics that a user reads of those of `ValueLoss` over all ranks.
 
     Args:
         metrics: Means over tokens, as an engine returns them.

@@ -16,7 +16,7 @@ FORMAT = 2
 
 
 def answer(generator: Generator, file: PromptFile, output: Path) -> None:
-    """Answers all prompts of a file, unless that was done before, or goes on with it.
+    """Answer all prompts of a file, or those that are left; none if all were answered before.
 
     Args:
         generator: The model, not started yet: it is only started if there is something to do.
@@ -65,7 +65,7 @@ def answer(generator: Generator, file: PromptFile, output: Path) -> None:
 def _write(
     generator: Generator, file: PromptFile, prompts: list[Prompt], out: AnswerFile
 ) -> dict[str, Any]:
-    """Answers what is left; returns what it took."""
+    """Answer the prompts that are left; return figures of the work, for the file's record."""
     is_text = out.path.suffix == TEXT_SUFFIX
     first, num_full = out.done, 0
     with generator:

@@ -25,12 +25,12 @@ SUFFIXES = (".jsonl", ".txt")
 
 
 def key_of(state: object) -> str:
-    """The hash of what decides the answers, given as JSON values."""
+    """Hash what decides the answers, given as JSON values."""
     return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()
 
 
 def check_suffix(path: Path) -> None:
-    """Refuses a name that does not tell what is to be written."""
+    """Refuse a file name that does not tell the format of the answers."""
     if path.suffix not in SUFFIXES:
         raise UserError(
             f"--output {path}: the name must end in .jsonl (rows) or .txt (a line for each answer)"
@@ -49,7 +49,7 @@ class AnswerFile:
     """
 
     def __init__(self, path: Path, key: str, *, lines_per_row: int = 1) -> None:
-        """Nothing is opened yet.
+        """Store the names; nothing is opened yet.
 
         Args:
             path: The file to write.
@@ -66,7 +66,7 @@ class AnswerFile:
         self._stream: BinaryIO | None = None
 
     def __enter__(self) -> Self:
-        """Finds what is there.
+        """Find the rows that were written before, and open the file for more.
 
         Raises:
             UserError: Other answers have this name, another process writes it, or it cannot be
@@ -107,7 +107,7 @@ class AnswerFile:
             self._stream.close()
 
     def write(self, lines: Sequence[str]) -> None:
-        """Adds the lines of the next row; they outlive the end of this process.
+        """Add the lines of the next row; they outlive the end of this process.
 
         Raises:
             RunError: The disk is full. What was written before is kept.
@@ -127,7 +127,7 @@ class AnswerFile:
         self.done += 1
 
     def commit(self, info: Mapping[str, Any]) -> None:
-        """Gives the complete file its name, and writes how it came about.
+        """Give the complete file its name, and write how it came about.
 
         Args:
             info: JSON values; nothing of what was asked or answered.
@@ -147,7 +147,7 @@ class AnswerFile:
             return None
 
     def _mend(self, stream: BinaryIO) -> int:
-        """Cuts off a row that was half written; returns the rows that are complete."""
+        """Cut off a row that was half written; return the number of complete rows."""
         stream.seek(0)
         rows = lines = end = position = 0
         for line in stream:
@@ -163,7 +163,7 @@ class AnswerFile:
 
 
 def format_text(answers: Sequence[Answer]) -> list[str]:
-    r"""Writes a line for each answer; its line breaks are `\n`, and a backslash is two."""
+    r"""Write a line for each answer; its line breaks are `\n`, and a backslash is doubled."""
     return [
         each.text.replace("\\", "\\\\").replace("\n", "\\n").replace("\r", "\\r")
         for each in answers
@@ -171,7 +171,7 @@ def format_text(answers: Sequence[Answer]) -> list[str]:
 
 
 def format_row(record: Mapping[str, object], answers: Sequence[Answer], *, is_cut: bool) -> str:
-    """Writes a row of prompts with what was answered, as JSON; several answers are a list.
+    """Write a row of prompts with its answers, as JSON; several answers are a list.
 
     An answer that the row had before is kept as `given_response`.
     """

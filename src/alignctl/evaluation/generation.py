@@ -93,7 +93,7 @@ class Generator:
         tokenizer: Path | None = None,
         model: Model | None = None,
     ) -> None:
-        """Looks at everything; no weight is read, and vLLM is not imported.
+        """Check the model and the settings; no weight is read, and vLLM is not imported.
 
         Args:
             load: A model of any kind: Hugging Face, Megatron, a run folder.
@@ -136,7 +136,7 @@ class Generator:
         self._stack = ExitStack()
 
     def __enter__(self) -> Self:
-        """Starts vLLM with the checkpoint's weights."""
+        """Start vLLM with the checkpoint's weights."""
         with self._stack:
             adapted.verify(self.source)
             self._ranks = self._stack.enter_context(Ranks(self.settings.tp))
@@ -157,7 +157,7 @@ class Generator:
         self._stack.__exit__(kind, error, trace)
 
     def prompts(self, questions: Sequence[Question], *, first: int = 0) -> list[Prompt]:
-        """Questions as the model reads them; what is too long loses its start, after BOS.
+        """Build prompts of questions, as the model reads them; a long one loses its start, not BOS.
 
         Args:
             questions: Rows, or chats made of messages.
@@ -178,7 +178,7 @@ class Generator:
         ]
 
     def generate(self, prompts: Sequence[Prompt]) -> Iterator[list[Answer]]:
-        """Answers prompts, in their order; each is given as soon as those before it are done.
+        """Answer prompts, in their order; each is given as soon as those before it are done.
 
         Args:
             prompts: Any number; `settings.samples` answers are given to each.
@@ -223,7 +223,7 @@ class Generator:
 
 @contextmanager
 def start_rollout(source: Source, settings: Generation, longest: int) -> Iterator["Rollout"]:
-    """Starts vLLM with a checkpoint's weights, on every rank of the process group.
+    """Start vLLM with a checkpoint's weights, on every rank of the process group.
 
     Args:
         source: The checkpoint.
@@ -262,7 +262,7 @@ def start_rollout(source: Source, settings: Generation, longest: int) -> Iterato
 
 
 def open_policy(load: Path, model: Model | None = None) -> Source:
-    """A model that can speak, and that vLLM can run here; no weight is read.
+    """Find a model that generates text, and that vLLM can run here; no weight is read.
 
     Raises:
         UserError: It is none.
@@ -274,7 +274,7 @@ def open_policy(load: Path, model: Model | None = None) -> Source:
 
 
 def open_weights(load: Path, model: Model | None = None) -> Source:
-    """A model that can speak; no weight is read.
+    """Find a model that generates text; no weight is read.
 
     Args:
         load: A folder of any kind.
@@ -300,7 +300,7 @@ def open_weights(load: Path, model: Model | None = None) -> Source:
 def _reorder(
     found: Iterator[tuple[int, Completion | None]],
 ) -> Iterator[tuple[int, Completion | None]]:
-    """Puts completions in the order of their places; those that come too early wait."""
+    """Put completions in the order of their places; those that come too early wait."""
     waiting: dict[int, Completion | None] = {}
     next_place = 0
     for place, completion in found:

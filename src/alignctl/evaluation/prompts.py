@@ -34,7 +34,7 @@ class PromptFile:
 
 
 def read(path: Path, limit: int | None = None) -> PromptFile:
-    """Reads a file of prompts; blank lines are passed over.
+    """Read a file of prompts; blank lines are passed over.
 
     Args:
         path: The file.

@@ -12,7 +12,7 @@ from alignctl.reporting.page.recorded_run import short_names
 
 
 def names_of(models: Sequence[Path]) -> list[str]:
-    """A short name for each model: as many of the last parts of its path as tell it from others."""
+    """Name each model by as many of the last parts of its path as tell it from the others."""
     places = [model.resolve() for model in models]
     if twice := [
         model for model, place in zip(models, places, strict=True) if places.count(place) > 1
@@ -22,7 +22,7 @@ def names_of(models: Sequence[Path]) -> list[str]:
 
 
 def table(corner: str, columns: Sequence[str], rows: Mapping[str, Sequence[str]]) -> str:
-    """A table as text: the first column to the left, the others to the right.
+    """Format a table as text: the first column to the left, the others to the right.
 
     Args:
         corner: What the names of the rows are.
@@ -41,7 +41,7 @@ def table(corner: str, columns: Sequence[str], rows: Mapping[str, Sequence[str]]
 
 
 def make_folder(folder: Path) -> None:
-    """Makes the folder of an evaluation, which may be there.
+    """Make the folder of an evaluation, which may be there.
 
     Raises:
         UserError: It cannot be made.
@@ -53,7 +53,7 @@ def make_folder(folder: Path) -> None:
 
 
 def write(folder: Path, result: Mapping[str, Any]) -> str:
-    """Writes the result whole or not at all; returns it as the JSON text that it is."""
+    """Write the result whole or not at all; return it as the JSON text that it is."""
     text = json.dumps(result, indent=2)
     atomic.write_text(folder / FILE, text + "\n")
     return text

@@ -43,7 +43,7 @@ class RewardModel:
         max_length: int | None = None,
         batch: int,
     ) -> None:
-        """Looks at it; no weight is read.
+        """Check the model and the settings; no weight is read.
 
         Args:
             load: A reward model of any kind: Hugging Face, Megatron, a run folder.
@@ -71,7 +71,7 @@ class RewardModel:
         self._stack = ExitStack()
 
     def __enter__(self) -> Self:
-        """Builds the model and loads its weights."""
+        """Build the model and load its weights."""
         warnings.filterwarnings("ignore", module=r"megatron\.")  # of libraries it can do without
         # Torch and Megatron-Core take seconds, which a wrong option is not to wait for; and the
         # latter's modules are imported after `load` alone.
@@ -117,7 +117,7 @@ class RewardModel:
         prompts: Sequence[int],
         on_progress: Callable[[int, int], None] = lambda done, total: None,
     ) -> NDArray[np.float64]:
-        """The score of each document `[D]`, of equal documents equal to the last bit.
+        """Score each document, `[D]`; equal documents have scores that are equal to the last bit.
 
         Args:
             documents: Token ids `[L]`, int32, to the last one that counts; each at most
@@ -160,7 +160,7 @@ class RewardModel:
         num_documents: int,
         on_progress: Callable[[int, int], None] = lambda done, total: None,
     ) -> NDArray[np.float64]:
-        """Scores by document number `[D]`; NaN for those that are in no batch.
+        """Compute scores by document number `[D]`; NaN for those that are in no batch.
 
         Raises:
             RunError: A score is not finite.

@@ -12,7 +12,7 @@ Interval = tuple[float, float]
 
 
 def wilson(successes: int, total: int) -> Interval:
-    """The 95 % interval of a share, by Wilson's score (1927), which holds near 0 and 1 as well.
+    """Compute the 95 % interval of a share by Wilson (1927), which holds near 0 and 1 as well.
 
     Args:
         successes: Of `total` independent attempts.
@@ -31,7 +31,7 @@ def bootstrap(
     seed: int = 0,
     resamples: int = 2000,
 ) -> Interval:
-    """The 95 % interval of a mean: percentiles of the means of resampled units.
+    """Compute the 95 % interval of a mean: percentiles of the means of resampled units.
 
     Args:
         sums: The value of each independent unit, such as a problem; at least one. Of a unit with
@@ -52,7 +52,7 @@ def bootstrap(
 
 
 def pass_at_k(attempts: int, successes: int, k: int) -> float:
-    """The probability that one of `k` attempts succeeds, estimated without bias from more.
+    """Estimate without bias the probability that one of `k` attempts succeeds, from more.
 
     1 - C(n - c, k) / C(n, k): Chen et al. 2021, equation 1.
 

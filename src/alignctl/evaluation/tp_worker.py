@@ -9,7 +9,7 @@ from alignctl.rollouts import library
 
 
 def follow(port: int, rank: int, number: int) -> None:
-    """Does what rank 0 does, until it says that this is all."""
+    """Do what rank 0 does, until it says that there is no more."""
     die_with_parent()
     library.be_quiet()
     # Not at the top: these take seconds, in which the first rank may die, and they talk.

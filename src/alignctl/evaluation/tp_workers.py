@@ -48,7 +48,7 @@ class Ranks:
     """This process and its workers, in one process group; a context manager."""
 
     def __init__(self, number: int) -> None:
-        """Starts nothing.
+        """Store the number of ranks; nothing is started.
 
         Args:
             number: Ranks, with this one.
@@ -59,7 +59,7 @@ class Ranks:
         self._stack = ExitStack()
 
     def __enter__(self) -> Self:
-        """Starts the workers, and waits until they are there.
+        """Start the workers, and wait until they are there.
 
         Raises:
             UserError: There are not so many GPUs.
@@ -92,12 +92,12 @@ class Ranks:
         self._stack.close()
 
     def tell(self, told: Start | Asked) -> None:
-        """Tells the workers what to do next; they do it when this process does."""
+        """Tell the workers what to do next; they do it when this process does."""
         if self._workers:
             broadcast(told)
 
     def dismiss(self, _kind: object, error: BaseException | None, _trace: object) -> None:
-        """Lets the workers go, when a block ends; to be given to `ExitStack.push`."""
+        """End the workers, when a block ends; to be given to `ExitStack.push`."""
         self._are_dismissed.set()
         if not self._workers:
             return
@@ -118,7 +118,7 @@ class Ranks:
         return worker
 
     def _watch(self, rank: int, worker: subprocess.Popen[bytes]) -> None:
-        """Ends this process when a worker has failed: it might wait for it for ever."""
+        """End this process when a worker has failed: it might wait for it for ever."""
         code = worker.wait()
         if not self._are_dismissed.wait(_SECONDS_TO_FAIL):
             console.say(f"error: rank {rank} of {self._number} ended with code {code}")
@@ -141,7 +141,7 @@ class Ranks:
 
 
 def broadcast(told: object) -> Any:
-    """Tells every rank what rank 0 says."""
+    """Send every rank the value that rank 0 passes; return it."""
     import torch.distributed as dist
 
     from alignctl.engines.device import DEVICE

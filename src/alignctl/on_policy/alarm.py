@@ -19,7 +19,7 @@ class Alarm:
     silent: int = 0
 
     def observe(self, metrics: Mapping[str, float]) -> str | None:
-        """Hears what an episode found; returns a warning every `alarm_after` silent episodes.
+        """Note what an episode found; return a warning every `alarm_after` silent episodes.
 
         Args:
             metrics: Of the answers: `accuracy`, where a rule was applied, and the shares of what

@@ -31,7 +31,7 @@ class GRPO:
 
     @classmethod
     def make(cls, config: GRPOConfig, models: Models, data: PromptData) -> "GRPO":
-        """As the configuration says."""
+        """Make the learner that the configuration describes."""
         episodes_in_all = config.num_episodes(len(data.train))
         return cls(config, models, episodes_in_all * config.updates_per_step)
 
@@ -41,10 +41,10 @@ class GRPO:
         return {}
 
     def restore(self, state: dict[str, Any]) -> None:
-        """The reverse of `state`."""
+        """Restore what `state` returned."""
 
     def learn(self, experience: Experience, step: int) -> UpdateResult:
-        """Improves the policy."""
+        """Improve the policy."""
         config, models, samples = self.config, self.models, experience.samples
         segments = samples.segments
         reference = kl = None
@@ -67,7 +67,7 @@ class GRPO:
     def _improve(
         self, samples: Samples, advantages: Tensor, reference: Tensor | None, step: int
     ) -> tuple[dict[str, float], NDArray[np.float64], Agreement]:
-        """Takes the episode's optimizer steps.
+        """Take the episode's optimizer steps.
 
         Where there is one alone, nothing has moved before it, and its own forward pass finds the
         old log-probabilities. What is compared with the sampler is then known only afterwards, but

@@ -53,14 +53,14 @@ class Learner(Protocol):
     """What makes a stage the one that it is."""
 
     def learn(self, experience: Experience, step: int) -> UpdateResult:
-        """Improves the policy with the answers of an episode; `step` are done before it."""
+        """Improve the policy with the answers of an episode; `step` are done before it."""
 
     @property
     def state(self) -> dict[str, Any]:
-        """What it remembers from episode to episode, as JSON has it."""
+        """Values that the learner keeps from episode to episode, as JSON has them."""
 
     def restore(self, state: dict[str, Any]) -> None:
-        """The reverse of `state`."""
+        """Restore what `state` returned."""
 
 
 @dataclass(eq=False)
@@ -81,12 +81,12 @@ class Loop:
     last: dict[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        """Goes on after the episodes that were done before."""
+        """Set the step after the episodes that were done before."""
         self.step, self.alarm = self.loaded.step, Alarm(self.config.score)
 
     @property
     def models(self) -> Models:
-        """Those of this rank."""
+        """Models of this rank."""
         return self.loaded.models
 
     @property
@@ -95,7 +95,7 @@ class Loop:
         return self.config.num_episodes(len(self.data.train))
 
     def run(self) -> None:
-        """Takes the remaining episodes; writes metrics, checkpoints and, at the end, the result."""
+        """Run the remaining episodes; write metrics, checkpoints and, at the end, the result."""
         config = self.config
         is_first = dist.get_rank() == 0
         self._restore()
@@ -163,7 +163,7 @@ class Loop:
             metrics.note(warning)
 
     def _validate(self, metrics: MetricsWriter) -> None:
-        """Greedy answers to the held-out prompts, the same ones every time."""
+        """Sample and score greedy answers to the held-out prompts, the same ones every time."""
         prompts = self.data.validation
         if self.config.train.eval_batches is not None:
             prompts = prompts[: self.config.train.eval_batches * self.config.experience.prompts]
@@ -187,7 +187,7 @@ class Loop:
         return self.folder.path / "state" / f"iter_{step:07d}.json"
 
     def _save(self) -> Path:
-        """Writes everything that a resumed run needs; the policy's checkpoint makes it valid."""
+        """Write everything that a resumed run needs; the policy's checkpoint makes it valid."""
         loaded, models, step = self.loaded, self.models, self.step
         if dist.get_rank() == 0:
             state = {
@@ -206,7 +206,7 @@ class Loop:
             return loaded.checkpoints.save(policy, step)
 
     def _restore(self) -> None:
-        """Recalls what was remembered at the step that the run goes on from."""
+        """Restore what was saved at the step that the run goes on from."""
         rows = recorded(self.folder, until=self.step) if self.step else []
         for row in rows:
             if row["kind"] == "validation":
@@ -221,7 +221,7 @@ class Loop:
 
 
 def _stop_requested(folder: RunFolder) -> bool:
-    """Whether any rank was asked to stop, as all of them see it."""
+    """Tell whether any rank was asked to stop; the answer is the same on all ranks."""
     asked = torch.tensor(int(worker.stop_requested(folder)), device=DEVICE)
     dist.all_reduce(asked)
     return bool(asked)

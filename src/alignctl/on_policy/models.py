@@ -62,7 +62,7 @@ class Models:
 
     @contextmanager
     def on_device(self, engine: MegatronEngine) -> Iterator[MegatronEngine]:
-        """Holds a model on the device while it works; before and after, it may be off it."""
+        """Hold a model on the device while it works; before and after, it may be off it."""
         engine.onload()
         yield engine
         if self.config.offload:
@@ -70,7 +70,7 @@ class Models:
 
     @contextmanager
     def as_reference(self) -> Iterator[MegatronEngine]:
-        """Gives the policy as it was at the start: a model, or itself without adapters."""
+        """Yield the policy as it was at the start: a model, or the policy without adapters."""
         if self.config.lora is None:
             assert self.reference is not None
             yield self.reference
@@ -80,20 +80,20 @@ class Models:
 
     @contextmanager
     def while_rollout_sleeps(self) -> Iterator[None]:
-        """Lets the sampler sleep; it may have lost its weights afterwards."""
+        """Put the sampler to sleep for the block; it may have lost its weights afterwards."""
         self.rollout.sleep()
         yield
         self.rollout.wake()
 
     def sync_weights(self) -> None:
-        """Gives the policy's weights to the sampler, which must be awake, if it lacks them."""
+        """Give the policy's weights to the sampler, which must be awake, if it lacks them."""
         if self.is_stale or not self.rollout.has_weights:
             with self.on_device(self.policy):
                 self.rollout.load_weights(hf_weights(self.policy))
             self.is_stale = False
 
     def target_outputs(self, engine: MegatronEngine, samples: Samples) -> NDArray[np.float64]:
-        """Computes one number per token of all answers `[N]`: log-probabilities, or values."""
+        """Compute one number per token of all answers `[N]`: log-probabilities, or values."""
         with self.on_device(engine):
             batches = samples.batches(
                 range(len(samples)),
@@ -105,7 +105,7 @@ class Models:
             return engine.target_outputs(batches, samples.segments)
 
     def document_outputs(self, engine: MegatronEngine, samples: Samples) -> NDArray[np.float64]:
-        """Computes one number per answer `[S]`: its score, or its log-probabilities' sum."""
+        """Compute one number per answer `[S]`: its score, or its log-probabilities' sum."""
         with self.on_device(engine):
             batches = samples.scored_batches(
                 micro_batch_size=self.config.experience.score_batch_size,
@@ -134,12 +134,12 @@ class Loaded:
 
 
 def value_folder(folder: RunFolder) -> RunFolder:
-    """Returns where the value model's checkpoints are: a folder that `--load` can be given too."""
+    """Return the folder of the value model's checkpoints, which `--load` takes too."""
     return RunFolder(folder.path / "value")
 
 
 def load(config: OnPolicyConfig, folder: RunFolder) -> Loaded:
-    """Builds and loads all models.
+    """Build and load all models.
 
     The sampler comes last and takes the memory that is left; it has the policy's weights.
     """
@@ -202,7 +202,7 @@ def _end_token_ids(config: OnPolicyConfig, source: Source) -> tuple[int, ...]:
 
 
 def _load_value(config: OnPolicyConfig, checkpoints: Checkpoints, step: int) -> MegatronEngine:
-    """Loads the value model; in a run that goes on, the one that was saved with the policy."""
+    """Load the value model; in a run that goes on, the one that was saved with the policy."""
     if dist.get_rank() == 0:
         # One of a later step was saved by an attempt that was killed before it saved the policy.
         checkpoint_folder.go_back(checkpoints.folder, step)

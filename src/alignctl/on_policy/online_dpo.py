@@ -32,7 +32,7 @@ class OnlineDPO:
 
     @classmethod
     def make(cls, config: OnlineDPOConfig, models: Models, data: PromptData) -> "OnlineDPO":
-        """As the configuration says."""
+        """Make the learner that the configuration describes."""
         total = config.num_episodes(len(data.train)) * config.updates_per_step
         return cls(config, models, total)
 
@@ -42,10 +42,10 @@ class OnlineDPO:
         return {}
 
     def restore(self, state: dict[str, Any]) -> None:
-        """The reverse of `state`."""
+        """Restore what `state` returned."""
 
     def learn(self, experience: Experience, step: int) -> UpdateResult:
-        """Improves the policy."""
+        """Improve the policy."""
         config, models, samples = self.config, self.models, experience.samples
         logprobs = models.target_outputs(models.policy, samples)
         # Pairs cannot be corrected token by token; a mismatch beyond the limit still stops the run.
@@ -89,7 +89,7 @@ class OnlineDPO:
     def _batches(
         self, groups: Sequence[list[int]], samples: Samples, scores: NDArray[np.float64]
     ) -> Batches:
-        """This rank's micro batches of some prompts, each with the answers that are compared."""
+        """Make this rank's micro batches of some prompts, each with the answers compared."""
         policy = self.models.policy
         share_prompts = self.config.batch.share_prompts
         documents = [[samples.document(each) for each in group] for group in groups]
@@ -115,6 +115,6 @@ def _count_tokens(documents: Sequence[Document]) -> int:
 
 
 def _group_compared(pairs: Pairs, groups: NDArray[np.int64]) -> list[list[int]]:
-    """Groups the answers that are in a pair by their prompt."""
+    """Group the answers that are in a pair by their prompt."""
     members = np.unique(np.concatenate([pairs.better, pairs.worse]))
     return [members[groups[members] == group].tolist() for group in np.unique(groups[members])]

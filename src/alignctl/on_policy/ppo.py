@@ -42,7 +42,7 @@ class PPO:
 
     @classmethod
     def make(cls, config: RLHFConfig, models: Models, data: PromptData) -> "PPO":
-        """As the configuration says."""
+        """Make the learner that the configuration describes."""
         assert models.value is not None
         penalty, episodes = config.penalty, config.num_episodes(len(data.train))
         adaptive = AdaptiveKL(penalty.coef, penalty.target, penalty.horizon)
@@ -57,15 +57,15 @@ class PPO:
 
     @property
     def state(self) -> dict[str, Any]:
-        """The controller's."""
+        """State of the KL controller."""
         return asdict(self.controller)
 
     def restore(self, state: dict[str, Any]) -> None:
-        """The reverse of `state`."""
+        """Restore what `state` returned."""
         self.controller = type(self.controller)(**state)
 
     def learn(self, experience: Experience, step: int) -> UpdateResult:
-        """Improves the value model, then the policy."""
+        """Improve the value model, then the policy."""
         models, samples = self.models, experience.samples
         segments = samples.segments
         batches = plan_updates(models, samples, step=step)
@@ -108,7 +108,7 @@ class PPO:
         return UpdateResult(metrics, kl.numpy())
 
     def _reward_tokens(self, experience: Experience, logprobs: Tensor, reference: Tensor) -> Tensor:
-        """Gives each learned token its reward `[N]`: the KL's price, and the score at the end."""
+        """Give each learned token its reward `[N]`: the KL penalty, and the score at the end."""
         return token_rewards(
             torch.from_numpy(experience.scored.scores),
             logprobs,
@@ -122,7 +122,7 @@ class PPO:
     def _estimate_advantages(
         self, rewards: Tensor, values: Tensor, samples: Samples
     ) -> tuple[Tensor, Tensor]:
-        """Estimates the advantages and the returns of all learned tokens `[N]`."""
+        """Estimate the advantages and the returns of all learned tokens `[N]`."""
         settings = self.config.value
         cut = ~torch.from_numpy(samples.is_finished) if settings.bootstrap_cut else None
         return gae(
@@ -137,7 +137,7 @@ class PPO:
     def _update_value(
         self, loss: ValueLoss, batches: Sequence[Batches], step: int
     ) -> dict[str, float]:
-        """Improves the value model; returns what a reader is told of it."""
+        """Improve the value model; return the metrics that a user reads."""
         with self.models.on_device(self.value) as value:
             updated = update(
                 value,
@@ -156,7 +156,7 @@ class PPO:
     def _update_policy(
         self, loss: PolicyLoss, batches: Sequence[Batches], step: int
     ) -> dict[str, float]:
-        """Improves the policy; returns what a reader is told of it."""
+        """Improve the policy; return the metrics that a user reads."""
         with self.models.on_device(self.models.policy) as policy:
             updated = update(
                 policy,

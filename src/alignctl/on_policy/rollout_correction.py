@@ -27,7 +27,7 @@ class Agreement:
 
 
 def check(logprobs: NDArray[np.float64], samples: Samples, settings: Trust) -> Agreement:
-    """Compares the trainer's log-probabilities `[N]` with the sampler's.
+    """Compare the trainer's log-probabilities `[N]` with the sampler's.
 
     Raises:
         RunError: They are too far apart, or not finite.

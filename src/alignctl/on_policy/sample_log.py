@@ -24,7 +24,7 @@ def write(
     data: PromptData,
     tokenizer: Tokenizer,
 ) -> None:
-    """Writes `samples/episode_NNNNNNN.jsonl`: prompt, answer, scores and KL of each answer.
+    """Write `samples/episode_NNNNNNN.jsonl`: prompt, answer, scores and KL of each answer.
 
     Args:
         folder: The run folder.
@@ -50,7 +50,7 @@ def write(
 def shown(
     experience: Experience, data: PromptData, tokenizer: Tokenizer, number: int
 ) -> Iterator[str]:
-    """The first answers of an episode as text."""
+    """Yield the first answers of an episode as text."""
     for sample in range(min(number, len(experience.samples))):
         row = _row(experience, sample, data, tokenizer)
         yield f"  score {row['score']:.3g}  {row['prompt']!r} -> {row['answer']!r}"

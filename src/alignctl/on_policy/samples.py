@@ -41,7 +41,7 @@ class Samples:
 
     @cached_property
     def segments(self) -> Segments:
-        """Where the tokens of each answer are among all answers' tokens."""
+        """Places of the tokens of each answer among all answers' tokens."""
         lengths = torch.tensor([len(answer) for answer in self.answers], dtype=torch.int64)
         return Segments.of_lengths(lengths)
 
@@ -52,7 +52,7 @@ class Samples:
 
     @property
     def distinct(self) -> tuple[list[int], NDArray[np.int64]]:
-        """One sample of every different answer to a prompt, D in all, and which is each one's.
+        """Samples of which each is the first of its equals (same prompt and answer), D in all.
 
         Returns:
             Numbers of samples `[D]`, rising; and for each sample a place in them `[S]`.
@@ -61,7 +61,7 @@ class Samples:
         return find_distinct(zip(self.prompts.tolist(), contents, strict=True))
 
     def select(self, samples: Sequence[int]) -> Self:
-        """Selects these answers alone, in this order."""
+        """Select these answers alone, in this order."""
         parts = np.split(self.logprobs, np.cumsum(self.lengths)[:-1])
         return type(self)(
             prompts=self.prompts[samples],
@@ -74,7 +74,7 @@ class Samples:
 
     @classmethod
     def join(cls, parts: Sequence[Self]) -> Self:
-        """Joins the answers of several, end to end; groups keep their numbers."""
+        """Join the answers of several, end to end; groups keep their numbers."""
         return cls(
             prompts=np.concatenate([part.prompts for part in parts]),
             groups=np.concatenate([part.groups for part in parts]),
@@ -85,16 +85,16 @@ class Samples:
         )
 
     def tokens(self, sample: int) -> int:
-        """Tokens of a prompt and its answer."""
+        """Count the tokens of a prompt and its answer."""
         return len(self.questions[sample]) + len(self.answers[sample])
 
     def said(self, sample: int) -> list[int]:
-        """The tokens of an answer without the one that ended it, which need not be special."""
+        """Return the tokens of an answer without its end token, which need not be special."""
         tokens: list[int] = self.answers[sample].tolist()
         return tokens[:-1] if self.is_finished[sample] else tokens
 
     def end_by(self, eos_id: int) -> Self:
-        """Ends answers by EOS, whatever token ended them, as a reward model reads them.
+        """End answers by EOS, whatever token ended them, as a reward model reads them.
 
         It learned at EOS what an answer is worth, and the policy may end one by other tokens too.
         """
@@ -106,13 +106,13 @@ class Samples:
         return replace(self, answers=answers)
 
     def document(self, sample: int) -> Document:
-        """Prompt and answer; the answer is learned, and the number is the document's row."""
+        """Join prompt and answer; the answer is learned, and the number is the document's row."""
         question, answer = self.questions[sample], self.answers[sample]
         tokens = np.concatenate([question, answer]).astype(np.int32)
         return Document(tokens, np.arange(len(tokens)) >= len(question), sample)
 
     def by_prompt(self, samples: Sequence[int]) -> list[list[int]]:
-        """These answers in groups, each of those to one prompt, in the order of their first."""
+        """Group these answers by their prompt; groups are in the order of their first answers."""
         groups: dict[int, list[int]] = {}
         for sample in samples:
             groups.setdefault(int(self.prompts[sample]), []).append(sample)
@@ -127,7 +127,7 @@ class Samples:
         dp_size: int,
         share_prompts: bool = False,
     ) -> list[TokenBatch]:
-        """One rank's micro batches, which hold each of these answers once over all ranks.
+        """Make one rank's micro batches, which hold each of these answers once over all ranks.
 
         Args:
             samples: Numbers of the answers.
@@ -146,7 +146,7 @@ class Samples:
     def scored_batches(
         self, *, micro_batch_size: int, dp_rank: int, dp_size: int, share_prompts: bool = False
     ) -> list[TokenBatch]:
-        """The same of all answers for a reward model, which reads the last token as well."""
+        """Make micro batches of all answers for a reward model, which reads the last token too."""
         dealt = self._dealt(range(len(self)), micro_batch_size, dp_rank, dp_size, share_prompts)
         return [
             PreferenceBatch.from_groups(
@@ -166,7 +166,7 @@ class Samples:
         dp_size: int,
         share_prompts: bool,
     ) -> list[list[list[int]]]:
-        """The answers of each micro batch of a rank, in groups that share what they begin with.
+        """Deal the answers to the micro batches of a rank, in groups with a shared beginning.
 
         Ranks have about as many tokens.
         """

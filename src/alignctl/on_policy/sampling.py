@@ -47,14 +47,14 @@ class Experience:
 
     @property
     def without_penalties(self) -> Self:
-        """The same answers, told apart by what they are worth alone."""
+        """Copy of the same answers whose rewards have no penalties added."""
         return replace(self, scored=replace(self.scored, extra=np.zeros_like(self.scored.extra)))
 
 
 def gather(
     models: Models, scorer: Scorer, data: PromptData, step: int, phases: Phases
 ) -> Experience:
-    """Asks the prompts of an episode, and more in the place of those that teach nothing.
+    """Answer the prompts of an episode, and more in the place of those that teach nothing.
 
     Which they are follows from the seed and the episode, so a resumed run asks the same.
 
@@ -117,7 +117,7 @@ def answer(
     seed: tuple[int, ...],
     is_greedy: bool = False,
 ) -> tuple[Samples, tuple[int, int]]:
-    """Answers to prompts, group after group; and the requests that were retried, and that failed.
+    """Answer prompts, group after group; count the requests that were retried, and that failed.
 
     Args:
         models: The models.
@@ -164,7 +164,7 @@ def _choose_sampling(models: Models, *, is_greedy: bool) -> Sampling:
 
 
 def _drop_constant_groups(found: Experience) -> tuple[Experience | None, int]:
-    """Keeps the answers of the other groups, if any; and counts the groups that are constant."""
+    """Keep the answers of the other groups, if any; count the groups that are constant."""
     constant = found.constant_groups
     kept: Sequence[int] = np.flatnonzero(~np.isin(found.samples.groups, constant)).tolist()
     if not kept:

@@ -46,11 +46,11 @@ class Scored:
 
     @property
     def rewards(self) -> NDArray[np.float64]:
-        """What answers are compared by `[S]`."""
+        """Rewards by which answers are compared, `[S]`."""
         return self.scores + self.extra
 
     def select(self, samples: Sequence[int]) -> Self:
-        """Selects these answers alone, in this order."""
+        """Select these answers alone, in this order."""
         return type(self)(
             self.scores[samples],
             None if self.model is None else self.model[samples],
@@ -60,7 +60,7 @@ class Scored:
 
     @classmethod
     def join(cls, parts: Sequence[Self]) -> Self:
-        """Joins those of several, end to end."""
+        """Join the scores of several, end to end."""
         models = [part.model for part in parts if part.model is not None]
         return cls(
             np.concatenate([part.scores for part in parts]),
@@ -117,11 +117,11 @@ class Scorer:
 
     @property
     def settings(self) -> Score:
-        """How scores are made."""
+        """Settings of how scores are made."""
         return self.models.config.score
 
     def score(self, samples: Samples, *, is_validation: bool = False) -> Scored:
-        """Scores answers.
+        """Score answers.
 
         Args:
             samples: The answers.
@@ -157,7 +157,7 @@ class Scorer:
         return Scored(total.double().numpy(), model, reasons, self._penalties(samples))
 
     def _penalties(self, samples: Samples) -> NDArray[np.float64]:
-        """Of length and of repetitions `[S]`."""
+        """Compute the penalties of length and of repetitions `[S]`."""
         settings, found = self.settings, np.zeros(len(samples))
         if settings.overlong_buffer is not None:
             overlong = overlong_penalty(
@@ -172,7 +172,7 @@ class Scorer:
         return found
 
     def _score_by_model(self, samples: Samples) -> NDArray[np.float64] | None:
-        """Scores answers `[S]`; scores of equal answers are equal to the last bit."""
+        """Score answers `[S]`; scores of equal answers are equal to the last bit."""
         if self.models.reward is None:
             return None
         distinct, places = samples.distinct
@@ -188,7 +188,7 @@ class Scorer:
         return scores
 
     def _judge_by_rule(self, samples: Samples) -> NDArray[np.int64]:
-        """Judges each answer by its rule `[S]`; every rank judges its share."""
+        """Judge each answer by its rule `[S]`; every rank judges its share."""
         reasons = torch.zeros(len(samples), dtype=torch.int64)
         if self.judge is None:
             return np.full(len(samples), _UNJUDGED)

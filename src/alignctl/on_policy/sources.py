@@ -9,7 +9,7 @@ from alignctl.errors import UserError
 
 
 def open_reward(config: OnPolicyConfig) -> Source:
-    """The reward model, of the iteration that was asked for.
+    """Find the reward model, of the iteration that was asked for.
 
     Raises:
         UserError: It is no model, or has no such iteration.
@@ -21,13 +21,13 @@ def open_reward(config: OnPolicyConfig) -> Source:
 
 
 def open_value(config: OnPolicyConfig) -> Source:
-    """What the value model starts from: by default the reward model."""
+    """Find the model that the value model starts from: by default the reward model."""
     path = config.value_load
     return open_reward(config) if path is None else find(path)
 
 
 def _checkpoint(path: Path, iteration: int) -> Path:
-    """One checkpoint of a run folder, or of a folder of checkpoints."""
+    """Find one checkpoint of a run folder, or of a folder of checkpoints."""
     folder = path / "checkpoints" if (path / "checkpoints").is_dir() else path
     checkpoint = folder / f"iter_{iteration:07d}"
     if not checkpoint.is_dir():

@@ -40,7 +40,7 @@ class Updated:
 
 
 def split_passes(config: OnPolicyConfig, size: int, *, step: int) -> list[list[list[int]]]:
-    """Splits each pass over `size` answers or prompts, by their numbers, into optimizer steps.
+    """Split each pass over `size` answers or prompts, by their numbers, into optimizer steps.
 
     Each pass has an order of its own, which follows from the seed and the episode.
     """
@@ -50,7 +50,7 @@ def split_passes(config: OnPolicyConfig, size: int, *, step: int) -> list[list[l
 def split_passes_over_groups(
     config: OnPolicyConfig, groups: Sequence[Sequence[int]], *, step: int
 ) -> list[list[list[int]]]:
-    """The same over what comes in groups, which stay together unless a step ends within one."""
+    """Split each pass over groups, which stay together unless a step ends within one."""
     at_once = config.batch.global_batch_size
     found = []
     for epoch in range(config.experience.epochs):
@@ -62,7 +62,7 @@ def split_passes_over_groups(
 
 
 def plan_updates(models: Models, samples: Samples, *, step: int) -> list[Batches]:
-    """This rank's micro batches of each optimizer step of an episode, pass after pass."""
+    """Make this rank's micro batches of each optimizer step of an episode, pass after pass."""
     config, policy = models.config, models.policy
     share_prompts, every = config.batch.share_prompts, range(len(samples))
     groups = samples.by_prompt(every) if share_prompts else [[sample] for sample in every]
@@ -82,7 +82,7 @@ def plan_updates(models: Models, samples: Samples, *, step: int) -> list[Batches
 def logprobs_before(
     models: Models, batches: Sequence[Batches], samples: Samples
 ) -> NDArray[np.float64]:
-    """Computes the policy's log-probabilities `[N]` before its updates.
+    """Compute the policy's log-probabilities `[N]` before its updates.
 
     Computed in the very micro batches of the first pass, where the ratio of new to old is then
     exactly 1.
@@ -104,7 +104,7 @@ def update(
     max_kl: float | None = None,
     segments: Segments | None = None,
 ) -> Updated:
-    """Takes the optimizer steps of an episode for one model, which is at work.
+    """Take the optimizer steps of an episode for one model, which is on the device.
 
     Args:
         engine: The model.
@@ -148,7 +148,7 @@ def update(
 
 
 def _sum_up(results: Sequence[StepMetrics]) -> dict[str, float]:
-    """Sums up what the engine said of the steps, of which there is at least one."""
+    """Sum up the metrics of the steps, of which there is at least one."""
     total = sum(result.weight for result in results) or 1.0
     rows = [({"loss": result.loss, **result.metrics}, result.weight) for result in results]
     metrics = {name: sum(row[name] * weight for row, weight in rows) / total for name in rows[0][0]}
@@ -162,7 +162,7 @@ def _sum_up(results: Sequence[StepMetrics]) -> dict[str, float]:
 
 
 def name_policy_metrics(metrics: dict[str, float]) -> dict[str, float]:
-    """Names the metrics of policy updates as a row has them, beside those of the episode.
+    """Name the metrics of policy updates as a row has them, beside those of the episode.
 
     There, `kl` is that of whole answers before the updates; the loss's own is per token.
     """

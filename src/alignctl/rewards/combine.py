@@ -17,7 +17,7 @@ def combine(
     rule_weight: float = 1.0,
     model_weight: float = 1.0,
 ) -> NDArray[np.float64]:
-    """Combines the scores of each answer to its reward `[B]`.
+    """Combine the scores of each answer to its reward `[B]`.
 
     Args:
         source: merge: the weighted sum; sparse_only: the rule's alone; dense_only: the model's.
@@ -34,7 +34,7 @@ def combine(
 
 
 def repetition_penalty(tokens: Sequence[int]) -> float:
-    """ChatLearn's penalty for n-grams that come again soon, for n of 2 and 3; zero or less.
+    """Compute ChatLearn's penalty for n-grams that come again soon, n of 2 and 3; zero or less.
 
     For each n, the most frequent n-gram of an answer costs, if it occurs more than once, the number
     of its occurrences divided by the mean number of tokens between two of them, at least 1. Of

@@ -31,7 +31,7 @@ from alignctl.rewards.quantities import Clock, Quantity, is_same_quantity, is_sa
 
 
 def is_equal(expected: Reading, answer: Reading) -> bool:
-    """Whether an answer is the expected one; not symmetric, as a reference may ask for a form."""
+    """Tell whether an answer equals the reference; asymmetric: a reference may ask for a form."""
     if expected == answer:
         return True
     match expected, answer:
@@ -122,7 +122,7 @@ def _is_same_row(expected: Sequence[Reading], answer: Sequence[Reading]) -> bool
 
 
 def _is_same_bag(expected: Sequence[Reading], answer: Sequence[Reading]) -> bool:
-    """Whether each item of one has its own item in the other."""
+    """Tell whether each item of one has its own item in the other."""
     left = list(answer)
     for item in expected:
         place = next((i for i, other in enumerate(left) if _is_same_item(item, other)), None)
@@ -133,14 +133,14 @@ def _is_same_bag(expected: Sequence[Reading], answer: Sequence[Reading]) -> bool
 
 
 def _is_same_item(expected: Reading, answer: Reading) -> bool:
-    """Items of several: which of them belongs to a name is not guessed."""
+    """Tell whether two items of lists are equal; a value alone does not equal `x = value`."""
     if isinstance(expected, Assignment) != isinstance(answer, Assignment):
         return False
     return is_equal(expected, answer)
 
 
 def _is_same_equation(assignment: Assignment, other: Reading) -> bool:
-    """`y = 2x + 3` and `2x - y + 3 = 0`; not `x = 5` and `2x = 10`, which is not solved."""
+    """Tell that `y = 2x + 3` is `2x - y + 3 = 0`; not that `x = 5` solves `2x = 10`."""
     name = read_expression(assignment.name)
     value = assignment.value
     if name is None or not isinstance(value, Expression) or not value.tree.free_symbols:

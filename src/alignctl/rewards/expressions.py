@@ -64,7 +64,7 @@ class Expression:
 
 
 def read_expression(text: str) -> Expression | None:
-    """Reads canonical text; None for what is no expression, or not in one way only."""
+    """Read canonical text; None if it is no expression, or can be read in several ways."""
     text = re.sub(r"(\d+(?:\.\d+)?)\s?\u00b0", r"(\\frac{\1\\pi}{180})", text)
     text = re.sub(rf"(?:{NUMBER})", _drop_point, text)
     # A logarithm without its base may be to 10 or to e: it is one to a base that is not known.
@@ -81,17 +81,17 @@ def read_expression(text: str) -> Expression | None:
 
 
 def make_expression(number: Quantity) -> Expression:
-    """Makes an expression of a plain number."""
+    """Make an expression of a plain number."""
     return Expression(Rational(number.value.numerator, number.value.denominator), 0)
 
 
 def difference(left: Expression, right: Expression) -> Expression:
-    """Returns one expression minus another."""
+    """Subtract one expression from another."""
     return Expression(left.tree - right.tree, left.digits + right.digits)
 
 
 def is_same_expression(expected: Expression, answer: Expression) -> bool:
-    """Whether two expressions have the same value, wherever both have one."""
+    """Tell whether two expressions have the same value, wherever both have one."""
     exact = exact_value(expected), exact_value(answer)
     if exact[0] is not None and exact[1] is not None:
         return exact[0] == exact[1]
@@ -101,7 +101,7 @@ def is_same_expression(expected: Expression, answer: Expression) -> bool:
 
 
 def is_proportional(expected: Expression, answer: Expression, *, by_positive: bool) -> bool:
-    """Whether one is a constant, not 0, times the other: so are the two sides of an equation.
+    """Tell whether one is a constant, not 0, times the other, as for two sides of equations.
 
     Args:
         expected: An expression with an unknown.
@@ -120,7 +120,7 @@ def is_proportional(expected: Expression, answer: Expression, *, by_positive: bo
 
 
 def is_decimal_of(number: Quantity, expression: Expression) -> bool:
-    """Whether a decimal is the value of a constant, rounded or cut off."""
+    """Tell whether a decimal is the value of a constant, rounded or cut off."""
     if number.places is None or expression.tree.free_symbols:
         return False
     value = expression.tree.evalf(number.places + 30)
@@ -130,7 +130,7 @@ def is_decimal_of(number: Quantity, expression: Expression) -> bool:
 
 
 def exact_value(expression: Expression) -> Fraction | None:
-    """The value of a constant that is rational; None for any other."""
+    """Compute the value of a constant that is rational; None for any other."""
     if expression.tree.free_symbols:
         return None
     value = expression.tree.doit()
@@ -146,7 +146,7 @@ def _drop_point(match: re.Match[str]) -> str:
 
 
 def _brace_group_powers(text: str) -> str:
-    """Writes `x^(1/2)` with braces, where the bracket holds no other."""
+    """Write `x^(1/2)` with braces, where the bracket holds no other."""
     return re.sub(r"\^\s?\(([^()]*)\)", r"^{\1}", text)
 
 
@@ -170,7 +170,7 @@ def _parse(text: str) -> Any:
 
 
 def _storeys(tree: Any) -> int:
-    """How many powers and factorials stand on each other."""
+    """Count the powers and factorials that stand on each other."""
     if not tree.args:
         return 0
     heights = [_storeys(part) for part in tree.args]
@@ -180,7 +180,7 @@ def _storeys(tree: Any) -> int:
 
 
 def _digits(tree: Any) -> int | None:
-    """How many digits the constants of a tree may need, at most; None for too many to tell."""
+    """Bound the digits that the constants of a tree may need; None if there is no safe bound."""
     if tree.is_Number:
         bits = int(tree.p).bit_length() + int(tree.q).bit_length() if tree.is_Rational else None
         return None if bits is None else 1 + bits * 3 // 10
@@ -208,7 +208,7 @@ def _precision(*expressions: Expression) -> int:
 
 
 def _values(*expressions: Expression) -> list[tuple[Any, ...]]:
-    """The values of expressions at some points; none where there are too few to tell."""
+    """Compute the values of expressions at some points; none where there are too few to tell."""
     precision = _precision(*expressions)
     names = sorted({s for each in expressions for s in each.tree.free_symbols}, key=str)
     found = []
@@ -223,7 +223,7 @@ def _values(*expressions: Expression) -> list[tuple[Any, ...]]:
 
 
 def _coordinate(point: int, name: str) -> Any:
-    """A number of three digits; exact, so that sympy knows how many digits of a value are right."""
+    """Draw a number of three digits; exact, so that sympy knows how many digits are right."""
     size = random.Random(f"{point} {name}").randint(301, 2699)
     return Rational(size if point % 2 else -size, 1000)
 

@@ -80,7 +80,7 @@ _MATHS = re.compile(
 
 
 def final_answer(completion: str) -> str | None:
-    """Returns the answer that a completion ends with, in canonical form; None for none."""
+    """Find the answer that a completion ends with, in canonical form; None for none."""
     text = _CALCULATION.sub("", plain(completion)).rpartition("</think>")[2]
     if "<think>" in text:  # it ends in thoughts
         return None
@@ -97,7 +97,7 @@ def final_answer(completion: str) -> str | None:
 
 
 def _alone(text: str) -> str | None:
-    """A completion that is an answer and nothing else."""
+    """Read a completion that is an answer and nothing else; None for any other."""
     answer = canonical(text) if len(text) < _SHORT else ""
     reading = read(answer)
     is_list = isinstance(reading, Group) and not reading.brackets
@@ -106,7 +106,7 @@ def _alone(text: str) -> str | None:
 
 
 def _last_statement(text: str) -> str | None:
-    """What the last statement says; nothing where that is no answer; None without a statement."""
+    """Find what the last statement says; "" if that is no answer; None without a statement."""
     said = _last(_SAID, text)
     mark = _last_mark(text, said.end() if said else 0)
     if mark is not None:
@@ -117,7 +117,7 @@ def _last_statement(text: str) -> str | None:
 
 
 def _last_mark(text: str, start: int = 0) -> str | None:
-    """What follows the last `####` that is no heading: a number, or whatever ends the text."""
+    """Find the text after the last `####` that is no heading: a number, or what ends the text."""
     marks = [mark for mark in _MARK.finditer(text, start) if mark[1].strip()]
     for mark in reversed(marks[-50:]):
         rest = text[mark.end() :]
@@ -130,7 +130,7 @@ def _last_mark(text: str, start: int = 0) -> str | None:
 
 
 def _is_definite(answer: str) -> bool:
-    """Whether an answer is more than words, which may be a heading."""
+    """Tell whether an answer is more than words, which may be a heading."""
     reading = read(answer)
     if isinstance(reading, Group):
         return not any(isinstance(item, Words | Literal) for item in reading.items)
@@ -138,13 +138,13 @@ def _is_definite(answer: str) -> bool:
 
 
 def _sentence(text: str) -> str:
-    """The first sentence of a text, without the full stop."""
+    """Return the first sentence of a text, without the full stop."""
     end = _SENTENCE_END.search(text)
     return text[: end.start()] if end else text
 
 
 def _resolve(text: str) -> str | None:
-    """Takes the answer out of what follows "the answer is": none where it is not one answer."""
+    """Take the answer out of what follows "the answer is"; "" where it is not one answer."""
     display = _DISPLAY.match(text)
     line = display[1] if display else next((li for li in text.split("\n") if li.strip()), "")
     if not line.strip():
@@ -165,7 +165,7 @@ def _resolve(text: str) -> str | None:
 
 
 def _first_of(sentence: str) -> str:
-    """The one answer in a sentence with other words; nothing if it could be another."""
+    """Find the one answer in a sentence with other words; "" if it could be another."""
     for place in _REST.finditer(sentence):
         head, tail = sentence[: place.start()].strip(), sentence[place.end() :]
         is_list = place[0] == "," and re.match(r"\s*\d", tail)
@@ -179,7 +179,7 @@ def _first_of(sentence: str) -> str:
 
 
 def _run(sentence: str, number: str) -> str:
-    """A number with the letters and signs that it stands among."""
+    """Return a number with the letters and signs that it stands among."""
     if " " in number:
         return number
     return next(word for word in sentence.split(" ") if number in word)
@@ -191,7 +191,7 @@ def _last(pattern: re.Pattern[str], text: str, start: int = 0) -> re.Match[str] 
 
 
 def _last_number(text: str, *, is_denied: bool = False) -> str | None:
-    """The last number that the words around it let be the answer.
+    """Find the last number, if the words around it let it be the answer.
 
     Args:
         text: All of a completion, or what stands before a number that is denied.
@@ -233,7 +233,7 @@ def _last_number(text: str, *, is_denied: bool = False) -> str | None:
 
 
 def _is_alone(text: str, start: int, end: int) -> bool:
-    """Whether the words around the last number let it be the answer."""
+    """Tell whether the words around the last number let it be the answer."""
     before = re.split(r"[.!?]\s|\n", text[max(0, start - 120) : start])[-1]
     after = _sentence(text[end : end + MAX_CHARACTERS].partition("\n")[0])
     before = re.sub(r"\b[A-Za-z](?:_\w)?\s*=\s*$", "", before)  # x = 5 or x =

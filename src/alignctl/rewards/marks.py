@@ -36,12 +36,12 @@ HEADING = re.compile(r"(?:\d+|[A-Z])(?:[.):]\s+\D|\s+(?:-\s+)?[A-Z][a-z])")
 
 
 def find_boxed(text: str) -> str | None:
-    """Returns what the last box of a text holds, as it is written; None for none."""
+    """Find what the last box of a text holds, as it is written; None for none."""
     return last_box(text) or None
 
 
 def find_marked(text: str) -> str | None:
-    """Returns what follows the last `####` of a text, as it is written; None for none."""
+    """Find what follows the last `####` of a text, as it is written; None for none."""
     head, mark, rest = text.rpartition("####")
     is_plain = mark and not head.endswith("#") and "\n" not in rest.strip()
     if is_plain and rest.strip() and not HEADING.match(rest.strip()):  # as GSM8K's rows end
@@ -50,7 +50,7 @@ def find_marked(text: str) -> str | None:
 
 
 def last_box(text: str) -> str | None:
-    """What the last box holds; nothing where the text ends inside of it; None without a box."""
+    """Find what the last box holds; "" where the text ends inside of it; None without a box."""
     boxes: list[tuple[int, int, str]] = []
     place, is_cut = 0, False
     while match := _BOX.search(text, place):
@@ -80,7 +80,7 @@ def last_box(text: str) -> str | None:
 
 
 def _box_end(text: str, start: int) -> int | None:
-    """The end of what a box holds; None if that is not closed, or nothing that can be boxed."""
+    """Find the end of a box's content; None if it is not closed, or nothing that can be boxed."""
     if text.startswith("{", start):
         depth = 0
         for place in range(start, min(len(text), start + MAX_CHARACTERS + 2)):

@@ -18,7 +18,7 @@ from alignctl.rewards.readings import read
 def math_rule(
     completion: str, reference: str
 ) -> Literal["correct", "wrong", "no_answer", "bad_reference"]:
-    """Compares the final answer of a completion with the reference answer.
+    """Compare the final answer of a completion with the reference answer.
 
     Args:
         completion: All that the model wrote after the prompt.

@@ -90,12 +90,12 @@ _NEGATIVE = re.compile(r"\b(?:negative|minus)\s+(?=[\d$\\.])", re.IGNORECASE)
 
 
 def plain(text: str) -> str:
-    """Text without characters that cannot be seen, with one kind of minus, and a short am or pm."""
+    """Remove characters that cannot be seen; write one kind of minus, and a short am or pm."""
     return _HALF_DAY.sub(lambda m: f" {m[1].lower()}m", text.translate(_PLAIN))
 
 
 def canonical(text: str) -> str:
-    """What an answer says, written in one way.
+    """Write an answer in canonical form: equal answers, written in different ways, become alike.
 
     Args:
         text: An answer alone: what a box holds, or a reference.
@@ -138,7 +138,7 @@ def _replace_unicode(text: str) -> str:
 
 
 def _add_braces(text: str) -> str:
-    r"""Writes `\frac12` and `\sqrt2` with the braces that TeX thinks of, `x^{2}` without them."""
+    r"""Write `\frac12` and `\sqrt2` with the braces that TeX implies, `x^{2}` without them."""
     pieces, rest = [], text
     while match := re.search(r"\\(frac|binom|sqrt)(?![A-Za-z])", rest):
         pieces.append(rest[: match.end()])
@@ -162,7 +162,7 @@ def _add_braces(text: str) -> str:
 
 
 def _find_closing(text: str, start: int) -> int:
-    """Finds where the brace that opens at a place is closed; -1 for nowhere."""
+    """Find where the brace that opens at a place is closed; -1 for nowhere."""
     depth = 0
     for place in range(start, len(text)):
         if text[place] == "\\":

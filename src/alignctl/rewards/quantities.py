@@ -111,7 +111,7 @@ class Based:
 
 
 def read_quantity(text: str) -> Quantity | None:
-    """Reads canonical text that is one number, with or without a unit; None for any other."""
+    """Read canonical text that is one number, with or without a unit; None for any other."""
     if match := _POWER_OF_TEN.fullmatch(text):
         power = int(match[2] or match[3])
         if abs(power) > _MAX_EXPONENT:
@@ -164,7 +164,7 @@ def _add_unit(number: Quantity, currency: str | None, rest: str) -> Quantity | N
 
 
 def _read_words(text: str) -> Quantity | None:
-    """Reads a number that is written in words, such as "twenty-one" or "two thirds"."""
+    """Read a number that is written in words, such as "twenty-one" or "two thirds"."""
     if text.lower().startswith(("negative ", "minus ")):
         found = _read_words(text.partition(" ")[2])
         return None if found is None else Quantity(-found.value)
@@ -198,7 +198,7 @@ def _fraction(number: str) -> Fraction:
 
 
 def _decimal(number: str, repeating: str | None) -> tuple[Fraction, int | None]:
-    """The value of a decimal, and its places."""
+    """Compute the value of a decimal, and count its decimal places."""
     _, point, decimals = number.partition(".")
     value, places = _fraction(number.rstrip(".") or "0"), len(decimals) if point else None
     if repeating is None:
@@ -209,7 +209,7 @@ def _decimal(number: str, repeating: str | None) -> tuple[Fraction, int | None]:
 
 
 def is_same_quantity(expected: Quantity, answer: Quantity) -> bool:
-    """Whether two numbers are equal, as far as both say their units.
+    """Tell whether two numbers are equal, as far as both say their units.
 
     A missing unit is taken for the other's. A percentage equals its hundredth; without its sign it
     is the same only above 1, where it cannot be meant for a share.
@@ -241,7 +241,7 @@ def _hundredth(number: Quantity) -> Quantity:
 
 
 def is_close(expected: Quantity, answer: Quantity) -> bool:
-    """Whether two numbers are equal, or one is the other, rounded or cut off."""
+    """Tell whether two numbers are equal, or one is the other, rounded or cut off."""
     if expected.value == answer.value:
         return True
     pairs = ((expected, answer), (answer, expected))
@@ -255,7 +255,7 @@ def is_close(expected: Quantity, answer: Quantity) -> bool:
 
 
 def is_rounded(rounded: Quantity, exact: Fraction) -> bool:
-    """Whether a decimal is what an exact number is when it is rounded or cut off."""
+    """Tell whether a decimal is what an exact number is when it is rounded or cut off."""
     scale = 10 ** (rounded.places or 0)
     shown, wanted = abs(rounded.value) * scale, abs(exact) * scale
     return (
@@ -267,7 +267,7 @@ def is_rounded(rounded: Quantity, exact: Fraction) -> bool:
 
 
 def read_clock(text: str) -> Clock | None:
-    """Reads a time from canonical text; None for any other."""
+    """Read a time from canonical text; None for any other."""
     text = {"noon": "12:00 pm", "midnight": "12:00 am"}.get(text.lower(), text)
     match = re.fullmatch(r"(\d{1,2})\s?:\s?([0-5]\d)(?:\s?:\s?([0-5]\d))?(?:\s?([ap]m))?", text)
     if match is None:
@@ -281,7 +281,7 @@ def read_clock(text: str) -> Clock | None:
 
 
 def is_same_time(expected: Clock, answer: Clock) -> bool:
-    """Whether two times are the same; a reference of one half of the day wants to hear which."""
+    """Tell whether two times are the same; an answer must say am or pm if the reference does."""
     if (expected.minute, expected.second) != (answer.minute, answer.second):
         return False
     if expected.half and not answer.half and 1 <= answer.hour <= 12:
@@ -300,7 +300,7 @@ _BASE_NAMES |= {"nine": 9, "ten": 10, "twelve": 12, "sixteen": 16}
 
 
 def read_based(text: str) -> Based | Quantity | None:
-    """Reads a number with its base from canonical text; in base ten, it is a plain one."""
+    """Read a number with its base from canonical text; in base ten, it is a plain one."""
     match = re.fullmatch(r"\(?([0-9A-Za-z]+)\)?\s?_\s?\{?\s?(\d{1,2}|[a-z]+)\s?\}?", text)
     if match is None:
         match = re.fullmatch(r"([0-9A-Za-z]+),? \(?(?:in )?base[ -]\{?(\d{1,2}|[a-z]+)\}?\)?", text)

@@ -46,7 +46,7 @@ _INFINITIES = {r"\infty": 1, r"+\infty": 1, r"-\infty": -1}
 
 @lru_cache(maxsize=64)
 def read(text: str) -> Reading | None:
-    """Reads canonical text; None when there is nothing in it."""
+    """Read canonical text; None when there is nothing in it."""
     if not re.search(r"\w", text) and text not in (r"\{\}", r"\{ \}"):
         return None
     readers: tuple[Callable[[str], Reading | None], ...] = (
@@ -84,7 +84,7 @@ def _words(text: str) -> Words | Literal | None:
 
 
 def _several(text: str) -> Reading | None:
-    """Reads a list without brackets, and what stands for one: +-."""
+    """Read a list without brackets, or what stands for several values: +-."""
     if re.search(r"\\ldots|\.\.\.", text):
         return Literal(_letters(text))
     is_apart = re.search(r"\d,\d{3}(?!\d).*, ", text)  # 1,000, 2,000
@@ -125,7 +125,7 @@ def _list_of(pieces: Sequence[str], *, is_either: bool) -> Reading | None:
 
 
 def _read_bracketed(text: str) -> Reading | None:
-    """Reads a set, a tuple, an interval, or a value in brackets that mean nothing."""
+    """Read a set, a tuple, an interval, or a value in brackets that mean nothing."""
     text = text.removesuffix(".").strip()
     if text in (r"\{\}", r"\{ \}", r"\emptyset"):
         return Group(SET, ())
@@ -162,7 +162,7 @@ def _inside(inner: str, brackets: str) -> Reading | None:
 
 
 def _thousands_apart(inner: str, brackets: str) -> Reading | None:
-    """`(1,234)`: two numbers, and not one."""
+    """Read `(1,234)` as two numbers, and not as one."""
     numbers = re.fullmatch(r"(-?\d{1,3}),(\d{3})", inner)
     if numbers is None:
         return None
@@ -170,7 +170,7 @@ def _thousands_apart(inner: str, brackets: str) -> Reading | None:
 
 
 def _end(text: str) -> Reading | None:
-    """Reads an item; an infinity is one as well."""
+    """Read an item, which may also be an infinity."""
     return Literal(text.removeprefix("+")) if text in _INFINITIES else read(text)
 
 
@@ -192,7 +192,7 @@ def _matrix(text: str) -> Reading | None:
 
 
 def _read_relation(text: str) -> Reading | None:
-    """Reads an equation, an inequality, or what is about so much."""
+    """Read an equation, an inequality, or an approximate value."""
     if text.startswith(r"\approx"):
         return read(text.removeprefix(r"\approx").strip())
     signs = [match[0] for match in _SIGNS.finditer(text)]
@@ -246,7 +246,7 @@ def _is_constant(value: Reading) -> bool:
 
 
 def _inequality(parts: Sequence[str], signs: Sequence[str]) -> Reading | None:
-    r"""Reads `x < 2` and `1 < x \le 2` as regions, other inequalities as relations."""
+    r"""Read `x < 2` and `1 < x \le 2` as regions, other inequalities as relations."""
     if not {*signs} <= {*_FLIPPED}:
         return None
     if len(parts) == 2:
@@ -293,7 +293,7 @@ def _ratio(text: str) -> Reading | None:
 
 
 def _value(text: str) -> Reading | None:
-    """Reads an expression, with or without a unit behind it; one letter is a factor."""
+    """Read an expression, with or without a unit behind it; one letter is a factor."""
     with_unit = re.fullmatch(
         r"(.*[\d})!]|.*\\pi) ?([A-Za-z\u00b0][A-Za-z\u00b0 /]+(?:\^[23])?|\u00b0)", text
     )
@@ -304,7 +304,7 @@ def _value(text: str) -> Reading | None:
 
 
 def _split(text: str, separator: str) -> list[str]:
-    """The pieces between separators outside of all brackets; none if there is no separator."""
+    """Split a text at separators outside of all brackets; no pieces if there is no separator."""
     if separator.startswith((",", "[")) and re.fullmatch(r"-?[\d ,]*\d,\d{3}(?:\.\d+)?", text):
         numbers = re.split(r",", text)
         if len(numbers) == 2 and len(numbers[0].lstrip("-")) <= 3 and " " not in text:
@@ -318,7 +318,7 @@ def _split(text: str, separator: str) -> list[str]:
 
 
 def _is_closed(text: str) -> bool:
-    """Whether no bracket is open at the end of a text, nor closed that was not open."""
+    """Tell whether all brackets of a text are closed, and none is closed before it is open."""
     depth = 0
     for character in text:
         if character in _OPEN:
@@ -331,6 +331,6 @@ def _is_closed(text: str) -> bool:
 
 
 def _letters(text: str) -> str:
-    """A text without spaces; words in small letters, single letters as they are."""
+    """Remove the spaces of a text, and write its words, not its single letters, in lower case."""
     text = re.sub(rf"{_WORD}{{3,}}", lambda match: match[0].lower(), text)
     return re.sub(r"\s+", "", text)

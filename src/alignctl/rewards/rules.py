@@ -30,7 +30,7 @@ Rule = Callable[[str, str], Reason]
 
 
 def _apply_math_rule(completion: str, reference: str) -> Reason:
-    """Compares the final answer of a completion with the reference answer."""
+    """Compare the final answer of a completion with the reference answer."""
     # It brings in sympy, which takes a second: whoever only names a rule does without.
     from alignctl.rewards.math_rule import math_rule
 

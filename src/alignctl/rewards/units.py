@@ -64,7 +64,7 @@ _LINKS = re.compile(r"a|an|the|in|on|at|by|for|per|each|all|her|his|its|she|he|i
 
 
 def read_unit(text: str, *, is_apart: bool) -> str | None:
-    """Reads what stands after a number; None where it is no unit.
+    """Read what stands after a number; None where it is no unit.
 
     Args:
         text: Without space around it.
@@ -108,7 +108,7 @@ def _is_noun(text: str) -> bool:
 
 
 def singular(word: str) -> str:
-    """Returns a word without the s of the plural."""
+    """Return a word without the s of the plural."""
     if word in _UNITS:
         return word
     lower = word.lower()
@@ -116,7 +116,7 @@ def singular(word: str) -> str:
 
 
 def size_of(unit: str) -> tuple[str, Fraction] | None:
-    """Returns what a unit measures, and its size; None for things that are counted."""
+    """Return what a unit measures, and its size; None for things that are counted."""
     name, _, power = unit.partition("^")
     if name not in _UNITS:
         return None

@@ -22,7 +22,7 @@ TIME_OVER = signal.SIGPROF
 
 
 def main() -> None:
-    """Answers tasks until there are no more."""
+    """Answer tasks until there are no more."""
     limit_seconds = float(sys.argv[1])
     # Whatever a library prints must not get between the answers.
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")

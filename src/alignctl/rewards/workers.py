@@ -63,7 +63,7 @@ class _Worker:
         self.deadline = time.monotonic() + START_SECONDS
 
     def send(self, place: int, task: Task, clock_seconds: float) -> None:
-        """Gives a task to a worker that waits for one, so that the pipe takes it at once."""
+        """Give a task to a worker that waits for one, so that the pipe takes it at once."""
         self.place = place
         self.deadline = time.monotonic() + clock_seconds
         try:
@@ -73,7 +73,7 @@ class _Worker:
             self.process.kill()  # it has just died; its end is read like any other
 
     def kill(self) -> None:
-        """Ends the process, whatever it is doing, and waits until it is gone."""
+        """Kill the process, whatever it is doing, and wait until it is gone."""
         self.process.kill()
         self.process.wait()
         self.reasons.close()
@@ -90,7 +90,7 @@ class RuleWorkers:
     """
 
     def __init__(self, num_workers: int = 2, limit_seconds: float = 5.0) -> None:
-        """Starts nothing yet.
+        """Start nothing yet.
 
         Args:
             num_workers: Processes.
@@ -112,7 +112,7 @@ class RuleWorkers:
         self._selector.close()
 
     def verdicts(self, tasks: Sequence[Task]) -> list[Verdict]:
-        """Checks answers.
+        """Check answers.
 
         Args:
             tasks: Answers, in any number.
@@ -129,7 +129,7 @@ class RuleWorkers:
         return [Verdict(found[place]) for place in range(len(tasks))]
 
     def _reasons(self, tasks: Sequence[Task], places: Sequence[int]) -> dict[int, Reason]:
-        """What the workers say of the tasks at these places."""
+        """Ask the workers for the reasons of the tasks at these places."""
         found: dict[int, Reason] = {}
         waiting = deque(places)
         while len(found) < len(places):
@@ -144,7 +144,7 @@ class RuleWorkers:
         return found
 
     def _wait(self) -> dict[int, Reason]:
-        """Waits until something happens; the reasons of the tasks that are done."""
+        """Wait until something happens, and return the reasons of the tasks that are done."""
         busy = [w for w in self._workers if w.place is not None or not w.is_ready]
         seconds = min(worker.deadline for worker in busy) - time.monotonic()
         done: dict[int, Reason] = {}

@@ -14,7 +14,7 @@ from alignctl.engines.device import IS_GPU, stay_on_loopback
 
 @contextlib.contextmanager
 def process_group(store: Any = None, rank: int = 0, num_ranks: int = 1) -> Iterator[None]:
-    """The process group that engines and vLLM expect.
+    """Provide the process group that engines and vLLM expect.
 
     Where there is a group already, it is the one that is used, and stays.
 

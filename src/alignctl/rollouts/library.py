@@ -26,12 +26,12 @@ _ENVIRONMENT = {
 
 
 def set_environment() -> None:
-    """Sets what vLLM reads from the environment while it is imported."""
+    """Set what vLLM reads from the environment while it is imported."""
     os.environ.update(_ENVIRONMENT)
 
 
 def be_quiet() -> None:
-    """Keeps what vLLM and torch say of no use off a terminal; to be called before either is there.
+    """Keep useless messages of vLLM and torch off a terminal; to be called before their import.
 
     Ranks write to logs, where it does no harm.
     """
@@ -41,7 +41,7 @@ def be_quiet() -> None:
 
 
 def check_vllm(model: Model) -> str | None:
-    """Whether vLLM can sample from a model here; nothing heavy is imported.
+    """Check that vLLM can sample from a model here; nothing heavy is imported.
 
     Args:
         model: The policy.

@@ -38,7 +38,7 @@ class Sampling:
 
     @classmethod
     def of(cls, settings: rollout.Rollout, stop_token_ids: Sequence[int]) -> Self:
-        """What a configuration says, with the tokens that end a text."""
+        """Take the settings of a configuration, with the tokens that end a text."""
         return cls(
             max_new_tokens=settings.max_new_tokens,
             stop_token_ids=tuple(stop_token_ids),
@@ -67,7 +67,7 @@ class Request:
 
 
 def draw_seed(*numbers: int) -> int:
-    """Draws the seed of one request, of 31 bits, from all that makes it different from others."""
+    """Draw the seed of one request, of 31 bits, from all that makes it different from others."""
     return int(np.random.SeedSequence(numbers).generate_state(1)[0]) >> 1
 
 
@@ -108,7 +108,7 @@ class Generated:
 def deal_groups(
     requests: Sequence[Request], sampling: Sampling, num_replicas: int
 ) -> list[list[int]]:
-    """Deals requests to replicas, groups whole: as many groups to each, about as many tokens.
+    """Deal requests to replicas, groups whole: as many groups to each, about as many tokens.
 
     Args:
         requests: All requests of the job.
@@ -131,7 +131,7 @@ def deal_groups(
 
 
 def pack(found: Mapping[int, Completion]) -> NDArray[np.int32]:
-    """Completions by their requests' places as one array; log-probabilities keep every bit."""
+    """Pack completions with their requests' places in one array; every bit is kept."""
     parts: list[NDArray[np.int32]] = [np.empty(0, np.int32)]
     for place, each in found.items():
         header = [place, _FINISHES.index(each.finish), len(each.tokens)]
@@ -140,7 +140,7 @@ def pack(found: Mapping[int, Completion]) -> NDArray[np.int32]:
 
 
 def unpack(packed: NDArray[np.int32]) -> dict[int, Completion]:
-    """The inverse of `pack`."""
+    """Undo `pack`."""
     found = {}
     start = 0
     while start < len(packed):

@@ -69,7 +69,7 @@ class Rollout:
         seed: int,
         timeout_minutes: float,
     ) -> None:
-        """Starts vLLM; `alignctl.engines.megatron.groups.initialize` must have been called.
+        """Start vLLM; `alignctl.engines.megatron.groups.initialize` must have been called.
 
         Args:
             hf_config: The policy's transformers config.
@@ -108,7 +108,7 @@ class Rollout:
             )
 
     def load_weights(self, stream: Iterable[tuple[str, Tensor]]) -> None:
-        """Replaces all weights, and forgets what was computed with the old ones.
+        """Replace all weights, and forget what was computed with the old ones.
 
         Args:
             stream: Hugging Face names and whole tensors, the same on all ranks, such as those of
@@ -128,7 +128,7 @@ class Rollout:
         self._has_weights = True
 
     def generate(self, requests: Sequence[Request], sampling: Sampling) -> Generated:
-        """Samples a completion for each request; every rank passes all of them, and gets all.
+        """Sample a completion for each request; every rank passes all of them, and gets all.
 
         A request that fails (vLLM raises or gives up, nothing is sampled, a log-probability is not
         finite) is tried once more, alone, so that it cannot take others with it; then it is
@@ -160,7 +160,7 @@ class Rollout:
     def stream(
         self, requests: Sequence[tuple[Request, Sampling]]
     ) -> Iterator[tuple[int, Completion | None]]:
-        """Samples on one replica, and gives each completion as soon as it is there.
+        """Sample on one replica, and give each completion as soon as it is there.
 
         A request that fails is tried once more, alone, when all others are done.
 
@@ -183,7 +183,7 @@ class Rollout:
             yield place, dict(self._steps(requests, [place])).get(place)
 
     def sleep(self) -> None:
-        """Gives the memory of weights and cache back; weights have to be pushed before sampling.
+        """Give the memory of weights and cache back; weights have to be pushed before sampling.
 
         Without a GPU, where vLLM cannot sleep, or with `sleep` off, it only forgets the prefixes.
         """
@@ -193,12 +193,12 @@ class Rollout:
             self._has_weights = False
 
     def wake(self) -> None:
-        """Takes the memory again that `sleep` gave back."""
+        """Take the memory again that `sleep` gave back."""
         if self._can_sleep:
             self._llm.wake_up()
 
     def close(self) -> None:
-        """Frees vLLM's memory and groups; those of the trainer stay."""
+        """Free vLLM's memory and groups; those of the trainer stay."""
         from vllm.distributed.parallel_state import destroy_model_parallel
 
         core = self._llm.llm_engine.engine_core.engine_core
@@ -211,7 +211,7 @@ class Rollout:
 
     @property
     def has_weights(self) -> bool:
-        """Whether it can sample: weights were pushed, and not lost in sleep since."""
+        """True if it can sample: weights were pushed, and not lost in sleep since."""
         return self._has_weights
 
     @property
@@ -225,7 +225,7 @@ class Rollout:
     def _steps(
         self, requests: Sequence[tuple[Request, Sampling]], places: Sequence[int]
     ) -> Iterator[tuple[int, Completion]]:
-        """What vLLM makes of some of the requests; those that failed are not in it."""
+        """Yield vLLM's completions of some of the requests, without those that failed."""
         from vllm.exceptions import VLLMClientError
 
         engine = self._llm.llm_engine
@@ -259,7 +259,7 @@ class Rollout:
             engine.abort_request(sorted(waiting))
 
     def _exchange(self, found: dict[int, Completion]) -> dict[int, Completion]:
-        """Exchanges the completions of all replicas; every rank gets them."""
+        """Exchange the completions of all replicas; every rank gets them."""
         packed = pack(found)
         mine = torch.tensor(
             [self._replica, len(packed), zlib.crc32(packed.tobytes())], device=DEVICE
@@ -282,7 +282,7 @@ class Rollout:
         }
 
     def _gather(self, packed: NDArray[np.int32], size: int) -> list[NDArray[np.int32]]:
-        """Gathers the arrays of the replicas' first ranks, each filled up to the same size."""
+        """Gather the arrays of the replicas' first ranks, each filled up to the same size."""
         padded = torch.zeros(size, dtype=torch.int32)
         padded[: len(packed)] = torch.from_numpy(packed)
         padded = padded.to(DEVICE)
@@ -292,7 +292,7 @@ class Rollout:
 
 
 def _start(folder: str, settings: config.Rollout, **more: Any) -> Any:
-    """A `vllm.LLM` with random weights, as one rank of a replica."""
+    """Start a `vllm.LLM` with random weights, as one rank of a replica."""
     from vllm import LLM
 
     if IS_GPU:
@@ -330,7 +330,7 @@ def _start(folder: str, settings: config.Rollout, **more: Any) -> Any:
 
 
 def _name_shared_memory() -> None:
-    """Gives this job's shared memory a name of its own.
+    """Give this job's shared memory a name of its own.
 
     Without a GPU, vLLM's ranks exchange tensors through files of shared memory, which are called
     the same in every job of an external launcher: a second job on the machine, or one after a kill,
@@ -370,7 +370,7 @@ def _params(sampling: Sampling, seed: int) -> Any:
 
 
 def _completion(output: Any) -> Completion | None:
-    """One of vLLM's outputs, None where it is not one to learn from."""
+    """Make a completion of one of vLLM's outputs; None where nothing can be learned from it."""
     tokens = np.array(output.token_ids, np.int32)
     logprobs = np.array(output.logprobs.logprobs if output.logprobs else [], np.float32)
     is_good = (
@@ -383,7 +383,7 @@ def _completion(output: Any) -> Completion | None:
 
 @contextlib.contextmanager
 def _apart() -> Iterator[None]:
-    """Keeps vLLM from the trainer's random states, and on a CPU from compiling single operators.
+    """Keep vLLM from the trainer's random states, and on a CPU from compiling single operators.
 
     vLLM seeds and draws from the states of the whole process, and a resumed run would go another
     way. Compiling the few operators that it always compiles takes longer than a tiny model's run.

@@ -21,5 +21,5 @@ class TanhBloom(BloomForCausalLM):
 
 
 def register() -> None:
-    """Makes vLLM take this class for models that say they are Bloom."""
+    """Make vLLM take this class for models that say they are Bloom."""
     ModelRegistry.register_model("BloomForCausalLM", TanhBloom)

@@ -24,7 +24,7 @@ The order of the elements does not matter, nor do rows of zeros."""
 def load(
     worker: Any, stream: Iterable[tuple[str, Tensor]], shapes: dict[str, tuple[int, ...]]
 ) -> Sums:
-    """Loads a stream into the model of a vLLM worker, in the place of its weights.
+    """Load a stream into the model of a vLLM worker, in the place of its weights.
 
     vLLM keeps tensors until a layer's are complete, then copies them into the memory that the layer
     has already: there is never a second model.
@@ -63,7 +63,7 @@ def load(
 
 
 def check(worker: Any, sent: Sums) -> None:
-    """Compares the weights that a vLLM worker will compute with to those that were sent.
+    """Compare the weights that a vLLM worker will compute with to those that were sent.
 
     Collective over the ranks of a replica.
 
@@ -101,7 +101,7 @@ def _watch(
     sums: Sums,
     merged_names: dict[str, str],
 ) -> Iterator[tuple[str, Tensor]]:
-    """Passes the stream on, compared with what must come, and sums it on the way."""
+    """Pass the stream on, compare it with what must come, and sum it on the way."""
     left = dict(shapes)
     for name, tensor in stream:
         if left.pop(name, None) != tuple(tensor.shape):
@@ -118,13 +118,13 @@ def _watch(
 
 
 def _list_merged_names(model: Any) -> dict[str, str]:
-    """Maps Hugging Face's name of a layer to vLLM's of the one that it is a part of."""
+    """Map Hugging Face's name of a layer to vLLM's of the one that it is a part of."""
     merged: dict[str, list[str]] = getattr(model, "packed_modules_mapping", {})
     return {part: whole for whole, parts in merged.items() for part in parts}
 
 
 def _repack_tied(model: Any) -> None:
-    """Gives a tied output layer on the CPU the new weights.
+    """Give a tied output layer on the CPU the new weights.
 
     It multiplies with a packed copy of the embedding, its own, and vLLM 0.32 renews that of the
     embedding only: the output layer would go on with what it was packed from first.
@@ -138,7 +138,7 @@ def _repack_tied(model: Any) -> None:
 
 
 def _weights(worker: Any) -> Iterator[tuple[Any, str, str]]:
-    """Modules with their own parameters: the name in the module, and the first full name of it."""
+    """Yield modules with their own parameters: the name in the module, and its first full name."""
     names: dict[int, str] = {}
     for prefix, module in worker.worker.model_runner.get_model().named_modules():
         for name, parameter in module.named_parameters(recurse=False):
@@ -146,7 +146,7 @@ def _weights(worker: Any) -> Iterator[tuple[Any, str, str]]:
 
 
 def _found(module: Any, short: str) -> Iterator[Tensor]:
-    """What there is of a parameter: itself, and the copy that a layer on the CPU multiplies with.
+    """Yield a parameter, and the copy of it that a layer on the CPU multiplies with.
 
     Such a copy is packed for the processor, and the parameter may be gone. It is read by having it
     multiply the identity, which is exact: every sum has one term that is not zero.
@@ -168,18 +168,18 @@ def _found(module: Any, short: str) -> Iterator[Tensor]:
 
 
 def _inputs(module: Any) -> int:
-    """Columns of a linear layer's, or a vocabulary table's, weight on this rank."""
+    """Count the columns of the weight on this rank, of a linear layer or a vocabulary table."""
     if module.weight.numel():
         return int(module.weight.shape[1])
     return int(module.input_size_per_partition)
 
 
 def _bits(tensor: Tensor) -> int:
-    """The sum of the elements' bits as integers, modulo 2^64; -0 counts as 0."""
+    """Sum the elements' bits as integers, modulo 2^64; -0 counts as 0."""
     integers = {4: torch.int32, 2: torch.int16}[tensor.element_size()]
     return int((tensor + 0.0).contiguous().view(integers).sum(dtype=torch.int64))
 
 
 def _wrap(value: int) -> int:
-    """Wraps an integer as 64 bits hold it."""
+    """Wrap an integer to the range that 64 bits hold."""
     return (value + 2**63) % 2**64 - 2**63

@@ -56,7 +56,7 @@ class FileAuthor:
     path: Path
 
     def known(self, questions: Sequence[Question]) -> Answers:
-        """All of them.
+        """Read all answers from the file.
 
         Raises:
             UserError: One is missing.
@@ -64,7 +64,7 @@ class FileAuthor:
         return read_answers(self.path, questions)
 
     def complete(self, questions: Sequence[Question], output: Path) -> Answers:
-        """The same; nothing has to be written."""
+        """Read all answers from the file; nothing has to be written."""
         return read_answers(self.path, questions)
 
 
@@ -81,7 +81,7 @@ class ModelAuthor:
     """
 
     def __init__(self, name: str, generator: Generator, folder: Path) -> None:
-        """Looks at the weights, whose checksums are taken if they have none; loads nothing.
+        """Find the model's checksums, computed if it has none; no weight is loaded.
 
         Args:
             name: In the table.
@@ -98,13 +98,13 @@ class ModelAuthor:
         self.file = folder / file_name(name, weights, *tokens, knobs)
 
     def known(self, questions: Sequence[Question]) -> Answers | None:
-        """The answers, if all were given before."""
+        """Return the answers, if all were given before; None if one is missing."""
         with peek(self.file) as cache:
             said, pending = self.look(cache, questions)
         return None if pending else _texts(said)
 
     def complete(self, questions: Sequence[Question], output: Path) -> Answers:
-        """The answers; those that are missing are generated, and all are written for FastChat.
+        """Return the answers; generate those that are missing, and write all for FastChat.
 
         Args:
             questions: The questions.
@@ -128,7 +128,7 @@ class ModelAuthor:
     def look(
         self, cache: ReplyCache, questions: Sequence[Question]
     ) -> tuple[dict[QuestionId, list[Reply]], list[Prompt]]:
-        """What was said to each question so far, and the turns that can be asked next."""
+        """Return the replies to each question so far, and the turns that can be asked next."""
         said: dict[QuestionId, list[Reply]] = {question.id: [] for question in questions}
         pending = []
         for turn in range(max(len(question.turns) for question in questions)):
@@ -142,7 +142,7 @@ class ModelAuthor:
         return said, pending
 
     def _generate(self, cache: ReplyCache, questions: Sequence[Question]) -> None:
-        """Asks until nothing is pending: all first turns, then all second ones."""
+        """Ask until no turn is left: all first turns, then all second ones."""
         said, pending = self.look(cache, questions)
         missing = sum(len(question.turns) - len(said[question.id]) for question in questions)
         num_cut = 0
@@ -166,7 +166,7 @@ Author = FileAuthor | ModelAuthor
 def open_author(
     name: str, path: Path, settings: Generation, tokenizer: Path | None, folder: Path
 ) -> Author:
-    """Looks at a file or a model; no weight is loaded.
+    """Check a file of answers or a model; no weight is loaded.
 
     Args:
         name: In the table.
@@ -186,7 +186,7 @@ def open_author(
 
 
 def name_of(prompt: Prompt) -> str:
-    """The name of what one model says to a prompt."""
+    """Name the cached reply of one model to a prompt."""
     return key(prompt.tokens.tolist(), prompt.number, prompt.temperature)
 
 
@@ -196,7 +196,7 @@ def prompts(
     said: Mapping[QuestionId, Sequence[str]],
     turn: int,
 ) -> list[Prompt]:
-    """A turn of questions as a model reads them.
+    """Build the prompts of one turn of the questions, as the model reads them.
 
     Args:
         generator: The model.
@@ -228,13 +228,13 @@ def _temperature(settings: Generation, question: Question) -> float | None:
 
 
 def describe_settings(settings: Generation) -> dict[str, object]:
-    """Describes how models answer, for the result's file."""
+    """Describe how models answer, for the result's file."""
     knobs = settings.model_dump(mode="json", exclude=RESOURCES)
     return knobs if _has_temperature(settings) else knobs | {"temperature": TEMPERATURES}
 
 
 def _has_temperature(settings: Generation) -> bool:
-    """Whether the user has chosen one for all categories."""
+    """Tell whether the user has chosen one temperature for all categories."""
     return "temperature" in settings.model_fields_set
 
 

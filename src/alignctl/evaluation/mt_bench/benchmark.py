@@ -75,12 +75,12 @@ class Benchmark:
 
     @property
     def judge_file(self) -> Path:
-        """Where the judge's replies are kept."""
+        """File that keeps the judge's replies."""
         return self.cache / "judge" / replies.file_name(self.endpoint.model)
 
 
 def run(benchmark: Benchmark, *, as_json: bool = False, is_dry: bool = False) -> None:
-    """Answers, judges, writes the result and prints it.
+    """Answer the questions, judge the answers, write the result and print it.
 
     Args:
         benchmark: What to do.
@@ -145,25 +145,25 @@ class _Judging:
         self._templates = load_templates(self._files["judge_prompts"], benchmark.mode)
 
     def list_matches(self, answers: Mapping[str, Answers]) -> list[matches.Match]:
-        """Lists all that the judge is asked about these models."""
+        """List all that the judge is asked about these models."""
         return matches.matches(self._benchmark.mode, self.questions, answers, self._templates)
 
     def prompts(self, answers: Mapping[str, Answers]) -> list[Prompt]:
-        """The same, as prompts."""
+        """List the prompts of all matches between these models."""
         return [prompt for match in self.list_matches(answers) for prompt in match.prompts]
 
     def unknown(self, prompts: Sequence[Prompt], cache: ReplyCache) -> list[Prompt]:
-        """Those that have no reply yet; equal ones once."""
+        """List the prompts that have no reply yet; equal ones once."""
         named = {self._endpoint.name_of(prompt): prompt for prompt in prompts}
         return [prompt for name, prompt in named.items() if cache.get(name) is None]
 
     def needs_judge(self, answers: Mapping[str, Answers | None], cache: ReplyCache) -> bool:
-        """Whether any judgment is missing."""
+        """Tell whether any judgment is missing."""
         known = {name: found for name, found in answers.items() if found is not None}
         return len(known) < len(answers) or bool(self.unknown(self.prompts(known), cache))
 
     def plan(self, answers: Mapping[str, Answers | None]) -> str:
-        """What would be done, in words."""
+        """Describe in words what a run would do."""
         longest = "x" * (BYTES_PER_TOKEN * self._benchmark.generation.max_new_tokens)
         prompts = self.prompts(
             {
@@ -184,7 +184,7 @@ class _Judging:
         return "\n".join(lines)
 
     def result(self, answers: Mapping[str, Answers], cache: ReplyCache) -> matches.Result:
-        """Asks for the judgments that are not there, and sums all of them up.
+        """Ask for the judgments that are missing, and sum up all of them.
 
         Raises:
             RunError: Some are missing.
@@ -209,7 +209,7 @@ class _Judging:
         return result
 
     def settings(self, authors: Sequence[Author]) -> dict[str, object]:
-        """What the result depends on, for its file; files by their names and checksums."""
+        """Describe what the result depends on, for its file; files by their names and checksums."""
         return {
             "mode": self._benchmark.mode,
             "num_questions": len(self.questions),
@@ -257,7 +257,7 @@ class _Judging:
         return None
 
     def _hint(self, result: matches.Result) -> None:
-        """Tells of a remedy when the judge mostly does not keep to the form."""
+        """Suggest a remedy when most of the judge's replies lack a rating in the form asked for."""
         failures = sum(each["failures"] for each in result.summary.values())
         total = sum(each["judgments"] for each in result.summary.values())
         if 2 * failures <= total or _FORM in self._endpoint.parameters:

@@ -21,18 +21,18 @@ class Prices:
 
     @property
     def are_known(self) -> bool:
-        """Whether costs can be told."""
+        """True if a price is known."""
         return self.prompt is not None or self.completion is not None
 
     def add_up(self, prompt_tokens: int, completion_tokens: int) -> float:
-        """Adds up the US dollars for so many tokens."""
+        """Add up the US dollars for so many tokens."""
         read = prompt_tokens * (self.prompt or 0.0)
         written = completion_tokens * (self.completion or 0.0)
         return (read + written) / _MILLION
 
 
 def estimate(prompts: Sequence[Prompt], max_tokens: int | None, prices: Prices) -> str:
-    """What these prompts will cost at most, in words."""
+    """Estimate in words what these prompts will cost at most."""
     read = sum(_tokens(prompt) for prompt in prompts)
     text = f"about {read:,} prompt tokens"
     if max_tokens is None:
@@ -52,7 +52,7 @@ class Usage:
     num_uncounted: int = 0
 
     def add(self, reply: Reply) -> None:
-        """Counts a reply in."""
+        """Count a reply in."""
         self.num_replies += 1
         if reply.prompt_tokens is None or reply.completion_tokens is None:
             self.num_uncounted += 1
@@ -60,7 +60,7 @@ class Usage:
         self.completion_tokens += reply.completion_tokens or 0
 
     def told(self, prices: Prices) -> str:
-        """The sum in words."""
+        """Describe the sum in words."""
         text = (
             f"{self.num_replies} new judgments: {self.prompt_tokens:,} prompt tokens and "
             f"{self.completion_tokens:,} of replies"
@@ -73,7 +73,7 @@ class Usage:
 
 
 def cut(replies: Iterable[Reply]) -> int:
-    """How many replies ended because they may not be longer."""
+    """Count the replies that were cut at their longest length."""
     return sum(reply.finish_reason == "length" for reply in replies)
 
 

@@ -14,7 +14,7 @@ Answers = Mapping[QuestionId, Sequence[str]]
 
 
 def read_answers(file: Path, questions: Sequence[Question]) -> dict[QuestionId, tuple[str, ...]]:
-    """The answers of one model; of several rows with one question the last one counts.
+    """Read the answers of one model; of several rows with one question the last one counts.
 
     Raises:
         UserError: The file is not one of answers, or a question has none.
@@ -31,7 +31,7 @@ def read_answers(file: Path, questions: Sequence[Question]) -> dict[QuestionId, 
 
 
 def write_answers(file: Path, model: str, said: Mapping[QuestionId, Sequence[Reply]]) -> None:
-    """Writes the answers of one model, all or none; the same answers make the same file."""
+    """Write the answers of one model, all or none; the same answers make the same file."""
     lines = []
     for question, replies in said.items():
         turns = [reply.text for reply in replies]

@@ -30,7 +30,7 @@ class Grade:
 
 
 def rating(text: str) -> Grade:
-    """Reads `[[5]]`; without any brackets of that kind, `Rating: 5`.
+    """Read `[[5]]`; without any brackets of that kind, `Rating: 5`.
 
     The last one counts, where FastChat takes the first: the prompt asks for a rating after the
     explanation, and a judge that thinks aloud may weigh others before.
@@ -43,6 +43,6 @@ def rating(text: str) -> Grade:
 
 
 def verdict(text: str) -> Verdict | None:
-    """Reads `[[A]]`, `[[B]]` or, for a tie, `[[C]]`; the last one counts. None without any."""
+    """Read `[[A]]`, `[[B]]` or, for a tie, `[[C]]`; the last one counts. None without any."""
     found = _VERDICT.findall(text)
     return _MEANING[found[-1]] if found else None

@@ -56,7 +56,7 @@ def ask_all(
     cache: ReplyCache,
     on_reply: Callable[[Reply], None],
 ) -> Answers:
-    """Gets a reply to every prompt: from the cache, else from the judge, once for equal prompts.
+    """Get a reply to every prompt: from the cache, else from the judge, once for equal prompts.
 
     A reply is in the cache before `on_reply` hears of it. When this raises, or the process is
     killed, only what was on its way is lost.
@@ -76,7 +76,7 @@ def ask_all(
 
 
 def look(endpoint: Endpoint) -> str | None:
-    """Asks the server for its models, which costs nothing, before anything long begins.
+    """Ask the server for its models, which costs nothing, before anything long begins.
 
     Returns:
         A remark when it lists models and the judge's is not among them.
@@ -166,7 +166,7 @@ class _Judging:
             raise self._stop
 
     async def _settle(self, client: "openai.AsyncOpenAI", name: str, prompt: Prompt) -> None:
-        """Asks until there is a reply, and keeps it, or notes why there is none."""
+        """Ask until there is a reply, and keep it, or note why there is none."""
         try:
             reply = await self._persist(client, prompt)
             self._cache.add(name, reply)
@@ -183,7 +183,7 @@ class _Judging:
             self._on_reply(reply)
 
     async def _persist(self, client: "openai.AsyncOpenAI", prompt: Prompt) -> Reply:
-        """One request, repeated while it fails for a reason that may pass."""
+        """Send one request, and repeat it while it fails for a reason that may pass."""
         import tenacity
 
         retrying = tenacity.AsyncRetrying(
@@ -199,7 +199,7 @@ class _Judging:
         return state.attempt_number >= self._endpoint.num_attempts or self._stop is not None
 
     def _wait(self, state: Any) -> float:
-        """Seconds to the next attempt: what the server asks for, else exponential with jitter."""
+        """Compute the seconds to the next attempt: the server's, else exponential with jitter."""
         longest = self._endpoint.first_wait_seconds * 2.0 ** (state.attempt_number - 1)
         error = state.outcome.exception()
         if isinstance(error, _TransientError) and error.wait_seconds is not None:
@@ -209,7 +209,7 @@ class _Judging:
         return random.uniform(0, min(longest, _LONGEST_WAIT_SECONDS))
 
     async def _sleep(self, seconds: float) -> None:
-        """Waits, but no longer than there is something to wait for."""
+        """Wait, but not longer than there are requests that may succeed."""
         try:
             async with asyncio.timeout(seconds):
                 await self._has_stopped.wait()
@@ -252,7 +252,7 @@ def _client(endpoint: Endpoint) -> "openai.AsyncOpenAI":
 
 
 async def _once(client: "openai.AsyncOpenAI", endpoint: Endpoint, prompt: Prompt) -> Reply:
-    """One attempt."""
+    """Send one request, once."""
     import openai
 
     messages: Any = prompt.messages
@@ -290,7 +290,7 @@ def _reply(text: str) -> Reply:
 def _explain(
     error: "openai.APIStatusError", endpoint: Endpoint, prompt: Prompt | None = None
 ) -> Exception:
-    """Explains what an HTTP status means for us."""
+    """Explain what an HTTP status means for us."""
     said = f"{error.status_code}: {_printable(error.message, endpoint, prompt)}"
     match error.status_code:
         case 401 | 403:
@@ -316,7 +316,7 @@ def _explain(
 
 
 def _read_wait(error: "openai.APIStatusError") -> float | None:
-    """Seconds that the server asks us to wait; dates are as good as nothing."""
+    """Read the seconds that the server asks us to wait; None for a date, or if it asks nothing."""
     try:
         seconds = float(error.response.headers.get("retry-after", ""))
     except ValueError:
@@ -329,7 +329,7 @@ def _connection_failure(error: "openai.APIConnectionError") -> str:
 
 
 def _printable(text: str, endpoint: Endpoint, prompt: Prompt | None) -> str:
-    """A server's words for a terminal: servers repeat keys and prompts in what they complain of."""
+    """Make a server's words fit for a terminal; keys and prompts that it repeats are hidden."""
     text = text.replace(endpoint.key, "***") if endpoint.key != NO_KEY else text
     lines = f"{prompt.system}\n{prompt.user}".splitlines() if prompt else []
     for line in sorted((line.strip() for line in lines), key=len, reverse=True):

@@ -50,7 +50,7 @@ class Endpoint:
     first_wait_seconds: float = 1.0
 
     def name_of(self, prompt: Prompt) -> str:
-        """The key under which a prompt's reply is cached.
+        """Name the key under which a prompt's reply is cached.
 
         The server's address is no part of it: a judge may move from one port to another.
         """
@@ -68,7 +68,7 @@ def endpoint(
     num_attempts: int,
     needs_key: bool = True,
 ) -> Endpoint:
-    """An endpoint from a command line, its key from the environment.
+    """Make an endpoint from a command line, with its key from the environment.
 
     Args:
         model: The judge's name.
@@ -114,7 +114,7 @@ def _parameters(given: Sequence[str]) -> dict[str, object]:
 
 
 def _key_from_environment(variable: str, is_needed: bool) -> str:
-    """The key of an endpoint; a text without meaning when there is none and none is needed."""
+    """Read the key of an endpoint; a text without meaning when there is none and none is needed."""
     found = os.environ.get(variable, "").strip()
     if not found:
         if is_needed:
@@ -129,7 +129,7 @@ def _key_from_environment(variable: str, is_needed: bool) -> str:
 
 
 def _check_url(url: str) -> str:
-    """Takes the root of an API, and refuses in it what every process list would show."""
+    """Return the root of an API, and refuse in it what every process list would show."""
     try:
         parts = urlsplit(url)
         is_good = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0

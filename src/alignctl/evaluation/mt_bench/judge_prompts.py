@@ -45,7 +45,7 @@ class Prompt:
 
     @property
     def messages(self) -> list[dict[str, str]]:
-        """The two messages of the chat."""
+        """Two messages of the chat: the system's and the user's."""
         return [
             {"role": "system", "content": self.system},
             {"role": "user", "content": self.user},
@@ -53,7 +53,7 @@ class Prompt:
 
 
 def load_templates(file: Path, mode: Mode) -> dict[str, Template]:
-    """The four templates of a mode: with and without a reference, for both turns.
+    """Read the four templates of a mode: with and without a reference, for both turns.
 
     Raises:
         UserError: The file is not one of templates, or one is missing.
@@ -85,7 +85,7 @@ def render(
     turn: int,
     answers: Sequence[Sequence[str]],
 ) -> Prompt:
-    """Fills the template that a question and turn call for.
+    """Fill the template that a question and turn call for.
 
     Args:
         templates: Those of the mode.
@@ -114,7 +114,7 @@ def _letters(mode: Mode) -> tuple[str, ...]:
 
 
 def _fill(template: Template, texts: Mapping[str, str]) -> str:
-    """Puts texts into their places, once: braces inside of a text stay what they are."""
+    """Put texts into their places, once: braces inside of a text stay as they are."""
     unknown = [name for name in _PLACEHOLDER.findall(template.text) if name not in texts]
     if unknown:
         raise UserError(

@@ -49,7 +49,7 @@ def matches(
     answers: Mapping[str, Answers],
     templates: Mapping[str, Template],
 ) -> list[Match]:
-    """All that a judge is asked; in a comparison the first model is the baseline.
+    """List all that a judge is asked; in a comparison the first model is the baseline.
 
     Args:
         mode: What is asked.
@@ -92,7 +92,7 @@ class Result:
 
 
 def single_result(found: Sequence[Match], judged: Judged, endpoint: Endpoint) -> Result:
-    """The ratings of single answers."""
+    """Collect the ratings of single answers."""
     marks: dict[str, list[Mark]] = {}
     problems: dict[str, Counter[str]] = {}
     rows = []
@@ -128,7 +128,7 @@ def single_result(found: Sequence[Match], judged: Judged, endpoint: Endpoint) ->
 def pairwise_result(
     found: Sequence[Match], judged: Judged, endpoint: Endpoint, baseline: str
 ) -> Result:
-    """Wins, ties and losses of each model against the baseline."""
+    """Count the wins, ties and losses of each model against the baseline."""
     marks: dict[str, list[Mark]] = {}
     counts: dict[str, Counter[str]] = {}
     rows = []
@@ -170,7 +170,7 @@ def pairwise_result(
 def write_result(
     folder: Path, mode: Mode, result: Result, endpoint: Endpoint, settings: Mapping[str, object]
 ) -> Path:
-    """Writes FastChat's judgments, and then the summary, which says that all is there.
+    """Write FastChat's judgments, and then the summary, which says that all is there.
 
     Returns:
         The summary's file.
@@ -197,7 +197,7 @@ def _summary(summary: Summary) -> dict[str, Any]:
 
 
 def _failures(summaries: Mapping[str, Summary]) -> dict[str, list[str]]:
-    """The row of answers that the judge gave no number for."""
+    """Make the row that counts the answers for which the judge gave no number."""
     return {"Failures": [f"{s.num_missing} of {s.num_marks}" for s in summaries.values()]}
 
 
@@ -206,7 +206,7 @@ def _mark(match: Match, value: float | None) -> Mark:
 
 
 def _row(match: Match, endpoint: Endpoint) -> dict[str, Any]:
-    """What judgments of both kinds have; FastChat's `user_prompt` is left out.
+    """Make the part that judgments of both kinds share, without FastChat's `user_prompt`.
 
     Nothing reads it, and it would repeat question, references and answers in every row.
     """
@@ -222,7 +222,7 @@ def _when(*replies: Reply | None) -> dict[str, float]:
 
 
 def _winner(reply: Reply | None, names: tuple[str, str]) -> str:
-    """FastChat's word for who has won a game: the names are those of A and B."""
+    """Name the winner of a game as FastChat does: `names` are those of A and B."""
     found = verdict(reply.text) if reply else None
     if found is None:
         return "error"
@@ -230,7 +230,7 @@ def _winner(reply: Reply | None, names: tuple[str, str]) -> str:
 
 
 def _outcome(winners: Sequence[str]) -> str:
-    """What the two games mean for model_1; who wins in one position only has not won."""
+    """Name the result for model_1 of the two games; to win in only one position is a tie."""
     if "error" in winners:
         return "failure"
     if winners[0] != winners[1] or winners[0] == "tie":

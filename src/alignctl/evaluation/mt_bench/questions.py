@@ -47,12 +47,12 @@ class Question:
 
     @property
     def needs_reference(self) -> bool:
-        """Whether the judge is shown the reference."""
+        """True if the judge is shown the reference."""
         return self.category in NEEDS_REFERENCE
 
 
 def find_bundled(name: str) -> Path:
-    """Finds a file of the package that carries FastChat's files.
+    """Find a file of the package that carries FastChat's files.
 
     Raises:
         UserError: The package is not installed.
@@ -70,7 +70,7 @@ def find_bundled(name: str) -> Path:
 
 
 def load_questions(file: Path, references: Path | None, limit: int | None) -> list[Question]:
-    """Reads questions with their references.
+    """Read questions with their references.
 
     Args:
         file: Rows of question_id, category, turns and perhaps reference.
@@ -104,7 +104,7 @@ def load_questions(file: Path, references: Path | None, limit: int | None) -> li
 
 
 def read_turns(file: Path) -> Iterator[tuple[QuestionId, tuple[str, ...]]]:
-    """Reads a file of FastChat's answers: question_id, and the turns of the first choice.
+    """Read a file of FastChat's answers: question_id, and the turns of the first choice.
 
     Raises:
         UserError: A row is not such an answer.
@@ -155,7 +155,7 @@ def _is_texts(value: object) -> bool:
 
 
 def _evenly(questions: Sequence[Question], limit: int) -> list[Question]:
-    """The first questions of each category; FastChat's file begins with ten of one."""
+    """Choose the first questions of each category; FastChat's file begins with ten of one."""
     ranks: dict[str, int] = {}
     order = []
     for place, question in enumerate(questions):

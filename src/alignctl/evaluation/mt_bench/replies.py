@@ -50,17 +50,17 @@ class _Line(BaseModel):
 
 
 def key(*content: object) -> str:
-    """The name of a reply: a hash of all that decides it, given as JSON values."""
+    """Name a reply: hash all that decides it, given as JSON values."""
     return hashlib.sha256(json.dumps([_FORMAT, *content], sort_keys=True).encode()).hexdigest()
 
 
 def readable(name: str) -> str:
-    """A model's name as part of a file's name; FastChat puts two dashes for a slash, too."""
+    """Write a model's name as part of a file's name; a slash becomes two dashes, as in FastChat."""
     return re.sub(r"[^\w.-]+", "--", name).strip("-.")[:80] or "model"
 
 
 def file_name(name: str, *content: object) -> str:
-    """A file of replies: of a name, and of all else that sets them apart from others."""
+    """Name a file of replies after a model and a hash of all that tells it from others."""
     return f"{readable(name)}-{key(name, *content)[:8]}.jsonl"
 
 
@@ -78,11 +78,11 @@ class ReplyCache:
         return len(self._replies)
 
     def get(self, key: str) -> Reply | None:
-        """The reply of that name, if it was ever given."""
+        """Return the reply of that name, if it was ever given."""
         return self._replies.get(key)
 
     def add(self, key: str, reply: Reply) -> None:
-        """Keeps a reply; when this returns, it is on the disk.
+        """Keep a reply; when this returns, it is on the disk.
 
         Raises:
             RunError: The disk is full or broken; the file is as it was before.
@@ -106,7 +106,7 @@ class ReplyCache:
         self._size += len(line)
 
     def _read(self, can_write: bool) -> None:
-        """Reads all lines, and mends the last one if a killed process left half of it."""
+        """Read all lines, and mend the last one if a killed process left half of it."""
         rest = b""
         with open(self._descriptor, "rb", closefd=False) as stream:
             for number, line in enumerate(iter(lambda: stream.readline(MOST_LINE_BYTES), b""), 1):
@@ -130,7 +130,7 @@ class ReplyCache:
 
 @contextmanager
 def open_cache(file: Path) -> Iterator[ReplyCache]:
-    """Opens a cache for as long as the block lasts; it is made if it is not there.
+    """Open a cache for as long as the block lasts; it is made if it is not there.
 
     Raises:
         UserError: Another process holds it, it cannot be written, or a line of it is damaged.
@@ -162,7 +162,7 @@ def open_cache(file: Path) -> Iterator[ReplyCache]:
 
 @contextmanager
 def peek(file: Path) -> Iterator[ReplyCache]:
-    """Opens a cache to look at, whoever writes to it; nothing is made, mended or locked.
+    """Open a cache for reading, while others may write to it; nothing is made, mended or locked.
 
     Raises:
         UserError: A line of it is damaged.
@@ -172,7 +172,7 @@ def peek(file: Path) -> Iterator[ReplyCache]:
 
 
 def _parse(line: bytes) -> _Line | None:
-    """Reads a line's content; None when it is no such line."""
+    """Read a line's content; None when it is no such line."""
     try:
         return _Line.model_validate_json(line)
     except ValidationError:

@@ -56,7 +56,7 @@ class Summary:
 
 
 def summarize(marks: Sequence[Mark]) -> Summary:
-    """Means of marks: by category, and of all together as FastChat takes it."""
+    """Compute means of marks: by category, and of all together as FastChat does."""
     by_category: dict[str, list[float]] = {mark.category: [] for mark in marks}
     for mark in marks:
         if mark.value is not None:
@@ -75,7 +75,7 @@ def summarize(marks: Sequence[Mark]) -> Summary:
 
 
 def interval(marks: Sequence[Mark]) -> Interval | None:
-    """A 95% interval of the mean by the percentile bootstrap, over questions.
+    """Compute a 95% interval of the mean by the percentile bootstrap, over questions.
 
     Both turns of a question are drawn together: they are no two independent answers. The same
     marks give the same interval.
@@ -100,7 +100,7 @@ def _mean(values: Sequence[float]) -> float | None:
 
 
 def category_rows(summaries: Mapping[str, Summary], digits: str = ".2f") -> dict[str, list[str]]:
-    """The table's rows of categories and Avg: a cell for each model, a dash where nothing is."""
+    """Make the table's rows of categories and Avg: a cell for each model, a dash for no value."""
     found = [*CATEGORIES, *(name for each in summaries.values() for name in each.categories)]
     rows = {
         CATEGORIES.get(name, name.capitalize()): [
@@ -114,7 +114,7 @@ def category_rows(summaries: Mapping[str, Summary], digits: str = ".2f") -> dict
 
 
 def _number(value: float | None, digits: str) -> str:
-    """A cell with a number."""
+    """Format the number of a cell."""
     return "-" if value is None else format(value, digits)
 
 
