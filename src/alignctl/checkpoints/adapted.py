@@ -25,14 +25,14 @@ if TYPE_CHECKING:
 
 
 def base_folder(path: Path, found: Base) -> Path:
-    """Where a base must be.
+    """Find the folder of the base that adapters belong to.
 
     Args:
         path: The checkpoint with the adapters.
         found: What it says.
 
     Raises:
-        UserError: There is nothing.
+        UserError: There is no such folder.
     """
     if not (folder := Path(found.path)).is_dir():
         raise UserError(
@@ -43,7 +43,7 @@ def base_folder(path: Path, found: Base) -> Path:
 
 
 def check_base(path: Path, found: Base, base: Source) -> None:
-    """Compares a base with what its adapters were made for, without reading a weight.
+    """Compare a base with what its adapters were made for, without reading a weight.
 
     Args:
         path: The checkpoint with the adapters.
@@ -66,7 +66,7 @@ def check_base(path: Path, found: Base, base: Source) -> None:
 
 
 def verify(source: Source, *, share: int = 0, num_shares: int = 1) -> None:
-    """Compares the checksums of all files that a model is made of, where they are known.
+    """Compare the checksums of all files that a model is made of, where they are known.
 
     Args:
         source: The model.
@@ -100,7 +100,7 @@ def _explain_change(path: Path, base: Path) -> UserError:
 def merge_adapters(
     found: Manifest, base: Source, stored: Mapping[str, LazyTensor]
 ) -> dict[str, LazyTensor]:
-    """Adds adapters to their base: gives the whole model by our Megatron names.
+    """Add adapters to their base, and return the whole model by our Megatron names.
 
     Args:
         found: The manifest of the checkpoint with the adapters.

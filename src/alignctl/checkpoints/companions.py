@@ -37,22 +37,22 @@ _EDITED = re.compile(
 
 
 def is_companion(name: str) -> bool:
-    """Whether a file of this name belongs to a Hugging Face model, and travels with it."""
+    """Tell whether a file of this name belongs to a Hugging Face model, and travels with it."""
     return _COMPANION.fullmatch(name) is not None
 
 
 def may_be_edited(name: str) -> bool:
-    """Whether a companion of this name is one that people change by hand."""
+    """Tell whether a companion of this name is one that people change by hand."""
     return is_companion(name) and _EDITED.fullmatch(name) is not None
 
 
 def code_beside(folder: Path | None) -> list[str]:
-    """The names of the Python files beside a model: they are neither run nor taken along."""
+    """List the Python files beside a model by name: they are neither run nor taken along."""
     return sorted(file.name for file in folder.glob("*.py")) if folder else []
 
 
 def refuse_links_out(folder: Path, checkpoint: Path) -> None:
-    """Refuses what lies in a folder of a checkpoint's only by name.
+    """Refuse links in a folder of a checkpoint that lead out of the checkpoint.
 
     Raises:
         UserError: The folder, or something in it, is a link to what is outside of the checkpoint.
@@ -73,21 +73,21 @@ _SETTINGS_BYTES = 1 << 20
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Reads a JSON object; a file that is missing or holds something else is the user's error."""
+    """Read a JSON object; a file that is missing or holds something else is the user's error."""
     if path.is_symlink() and not path.exists():
         raise explain_dangling(path)
     return user_files.read_json(path)
 
 
 def explain_missing(path: Path, error: OSError) -> UserError:
-    """Explains what is wrong with a file that could not be opened."""
+    """Explain what is wrong with a file that could not be opened."""
     if path.is_symlink() and not path.exists():
         return explain_dangling(path)
     return UserError(f"{path}: cannot be read: {error.strerror}")
 
 
 def explain_dangling(path: Path) -> UserError:
-    """Explains what is wrong with a link to something that is not there."""
+    """Explain what is wrong with a link to something that is not there."""
     return UserError(
         f"{path}: a link to {path.readlink()}, which is not there",
         "the folder was moved or copied without what its links mean: copy it again with cp -rL",
@@ -101,7 +101,7 @@ def copy_companions(
     tokenizer: Path | None = None,
     config: Mapping[str, Any] | None = None,
 ) -> None:
-    """Copies the files that belong to a model, without its weights.
+    """Copy the files that belong to a model, without its weights.
 
     Args:
         source: Folder of a model; None for one that has nothing beside it.
@@ -126,7 +126,7 @@ def copy_companions(
 
 
 def _names(folder: Path) -> Iterator[str]:
-    """Return the files of a folder by name, and those among its named chat templates.
+    """Yield the files of a folder by name, and those among its named chat templates.
 
     Raises:
         UserError: A template lies outside the folder.
@@ -144,7 +144,7 @@ def _names(folder: Path) -> Iterator[str]:
 
 
 def _check_inside(folder: Path, file: Path) -> None:
-    """Refuses a link that leads out of a model's folder, but for those of the hub's cache."""
+    """Refuse a link out of a model's folder, except to the files of the hub's cache."""
     whole = folder.resolve()
     roots = [whole, *([whole.parents[1] / "blobs"] if whole.parent.name == "snapshots" else [])]
     if not any(file.resolve().is_relative_to(root) for root in roots):
@@ -184,6 +184,6 @@ def _copy(file: Path, target: Path) -> None:
 
 
 def write_config(folder: Path, config: Mapping[str, Any], name: str = "config.json") -> None:
-    """Writes a model's config.json, or its tokenizer's, in transformers' own form."""
+    """Write a model's config.json, or its tokenizer's, in transformers' own form."""
     text = json.dumps(config, indent=2, sort_keys=True)
     (folder / name).write_text(text + "\n", encoding="utf-8")

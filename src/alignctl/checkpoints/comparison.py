@@ -12,7 +12,7 @@ from alignctl.checkpoints.tensors.lazy import LazyTensor
 
 @dataclass(frozen=True)
 class Difference:
-    """Where one tensor differs most from another.
+    """Largest difference between two tensors of one name.
 
     Attributes:
         name: Our Megatron name of the tensor.
@@ -32,12 +32,12 @@ class Difference:
 
     @property
     def size(self) -> float:
-        """The absolute difference; infinite where one of the two is not a number."""
+        """Absolute difference; infinite where one of the two is not a number."""
         size = abs(self.first - self.second)
         return size if size == size else float("inf")
 
     def describe(self) -> str:
-        """One line: where, both values, how many elements."""
+        """Describe it in one line: where, both values, how many elements."""
         where = f"{self.name}[{', '.join(map(str, self.index))}]"
         return (
             f"{where}: {self.first:.9g} != {self.second:.9g} (difference {self.size:.3g}; "
@@ -59,11 +59,11 @@ class TensorComparison:
 
     @property
     def is_identical(self) -> bool:
-        """Whether every bit is the same."""
+        """True if every bit is the same."""
         return not self.differences
 
     def describe(self) -> str:
-        """One line: how many differ, and where most."""
+        """Describe it in one line: how many tensors differ, and where most."""
         if self.is_identical:
             return f"all {self.num_tensors} tensors are identical"
         return (
@@ -78,7 +78,7 @@ def compare(
     *,
     on_bytes: Callable[[int], None] = lambda _: None,
 ) -> TensorComparison:
-    """Compares full tensors of the same names and shapes, two in memory at a time.
+    """Compare full tensors of the same names and shapes, two in memory at a time.
 
     Where the types differ, both are compared as the narrower one, to which the wider one may have
     been rounded.
@@ -95,7 +95,7 @@ def compare(
 
 
 def narrower(first: DType, second: DType) -> DType:
-    """The type with the fewer bits of precision."""
+    """Return the type with the fewer bits of precision."""
     return max(first, second, key=lambda dtype: dtype.precision)
 
 

@@ -33,7 +33,7 @@ Format = Literal["hf", "mcore", "legacy"]
 
 @dataclass(frozen=True)
 class Target:
-    """What is to be written.
+    """Format, type and layout that are to be written.
 
     Attributes:
         format: Of the folder.
@@ -62,7 +62,7 @@ def convert(
     verify_source: bool = True,
     on_bytes: Callable[[int], None] = lambda _: None,
 ) -> None:
-    """Writes a model in another format, layout or type.
+    """Write a model in another format, layout or type.
 
     Args:
         source: Where it comes from.
@@ -115,7 +115,7 @@ def _write(
     recorder: Recorder,
     on_bytes: Callable[[int], None],
 ) -> int:
-    """Writes the weights; returns the rows of the embedding as stored."""
+    """Write the weights; return the rows of the embedding as stored."""
     rows = weight_map(source.model, source.head)
     if target.format == "hf":
         specs = hf.specs(source.model, source.head, source.hf_prefix, tensors)
@@ -151,7 +151,7 @@ def _pad(tensor: LazyTensor, rows: int) -> LazyTensor:
 def _stream(
     tensors: Mapping[str, LazyTensor], names: Sequence[str], on_bytes: Callable[[int], None]
 ) -> Iterator[Bits]:
-    """The tensors of some names in that order, each checked."""
+    """Yield the tensors of some names in that order, each checked."""
     for name, bits in zip(names, _ahead(partial(_made, tensors), names), strict=True):
         on_bytes(tensors[name].num_bytes)
         yield bits
@@ -164,7 +164,7 @@ def _hf_stream(
     model: Model,
     on_bytes: Callable[[int], None],
 ) -> Iterator[Bits]:
-    """Hugging Face tensors, each cut out of the full Megatron tensor it belongs to."""
+    """Yield Hugging Face tensors, each cut out of the full Megatron tensor it belongs to."""
 
     @lru_cache(maxsize=2)  # of one layer, what several names are cut from comes again soon
     def cut(row: str) -> list[Bits]:
@@ -176,7 +176,7 @@ def _hf_stream(
 
 
 def hf_tensors(source: Source) -> "Iterator[tuple[str, Tensor]]":
-    """Every Hugging Face tensor of a model by its full name, in model order; nothing is written.
+    """Yield the Hugging Face tensors of a model by full name, in model order; write nothing.
 
     Raises:
         UserError: A weight is not finite, or a file is damaged.
@@ -193,7 +193,7 @@ def _made(tensors: Mapping[str, LazyTensor], name: str) -> Bits:
 
 
 def _ahead(make: Callable[[str], T], names: Iterable[str]) -> Iterator[T]:
-    """What is made of some names in that order, the next two in a thread meanwhile."""
+    """Yield what is made of some names in that order; a thread makes the next two meanwhile."""
     with ThreadPoolExecutor(1) as pool:
         pending: deque[Future[T]] = deque()
         for name in names:
@@ -205,7 +205,7 @@ def _ahead(make: Callable[[str], T], names: Iterable[str]) -> Iterator[T]:
 
 
 def write_companions(source: Source, dtype: DType, folder: Path, target: Target) -> None:
-    """Writes config and tokenizer files.
+    """Write config and tokenizer files.
 
     The config stays as it is, byte for byte, unless its type or its head would be wrong, or a
     reward model's padding.

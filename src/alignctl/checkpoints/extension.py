@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def extend_vocabulary(source: Source, extra: int) -> Source:
-    """Gives the same model with `extra` further rows in the embedding and in the output layer.
+    """Return the same model with `extra` more rows in the embedding and in the output layer.
 
     Each new row is the mean of all rows of its table: an output row of that kind keeps a new token
     from being likelier than the others before it was ever seen (Hewitt 2021).

@@ -44,7 +44,7 @@ _NO_ORDER = (
 
 
 def find(path: Path, *, vocab_divisor: int = 128, expected: Model | None = None) -> Source:
-    """Finds the model that a path means, and looks at every name, shape and type in it.
+    """Find the model that a path means, and look at every name, shape and type in it.
 
     Accepts a Hugging Face folder, one checkpoint (`.../iter_0000100`), a folder of checkpoints
     with `latest_checkpointed_iteration.txt`, a run folder (its latest checkpoint), or a DeepSpeed
@@ -106,7 +106,7 @@ def _find(path: Path, vocab_divisor: int, expected: Model | None) -> Source:
 
 
 def _no_model(path: Path) -> UserError:
-    """Return what a folder is, that is no model."""
+    """Explain what a folder is that holds no model."""
     if (path / "snapshots").is_dir() and any((path / name).is_dir() for name in ("refs", "blobs")):
         return _hub_cache(path)
     if (path / hf_files.ADAPTERS).is_file():
@@ -122,7 +122,7 @@ def _no_model(path: Path) -> UserError:
 
 
 def _hub_cache(path: Path) -> UserError:
-    """Return which folder is meant by the one under which a download is cached."""
+    """Explain which folder to give in place of the one under which the hub caches a model."""
     main = path / "refs" / "main"
     name = _first_words(main) if main.is_file() else ""
     snapshots = sorted(child for child in (path / "snapshots").iterdir() if child.is_dir())
@@ -136,20 +136,20 @@ def _hub_cache(path: Path) -> UserError:
 
 
 def is_megatron(path: Path) -> bool:
-    """Whether a folder is one checkpoint of Megatron's, of whatever format, or ours of adapters."""
+    """Tell whether a folder is one checkpoint of Megatron's, of any format, or ours of adapters."""
     if (path / manifest.NAME).is_file() and not (path / "config.json").is_file():
         return True
     return (path / METADATA).is_file() or rank_files.has_ranks(path)
 
 
 def _first_words(file: Path) -> str:
-    """Reads a file of a line; of a longer one, which says nothing that is meant, the beginning."""
+    """Read the first 4096 bytes of a file that should have one line."""
     with user_files.opened(file) as stream:
         return stream.read(4096).decode("utf-8", "replace").strip()
 
 
 def _latest(path: Path) -> Path:
-    """The checkpoint that a folder of checkpoints points to."""
+    """Find the checkpoint that a folder of checkpoints points to."""
     text = _first_words(path / LATEST)
     if text != "release" and not re.fullmatch(r"[0-9]{1,15}", text):
         raise UserError(
@@ -274,7 +274,7 @@ def _open_adapted(
     about: manifest.Adapted,
     stored: Mapping[str, LazyTensor],
 ) -> Source:
-    """Opens a checkpoint with adapters and its base, as one model."""
+    """Open a checkpoint with adapters and its base, as one model."""
     folder = base_folder(path, about.base)
     base = find(folder, vocab_divisor=found.model.vocab_divisor, expected=found.model)
     check_base(path, about.base, base)
@@ -343,13 +343,13 @@ def _open_megatron(
 
 
 def _companions(path: Path) -> Path:
-    """The folder of a checkpoint with what goes back to Hugging Face; it holds its own files."""
+    """Return a checkpoint's folder of Hugging Face files; refuse links that lead out of it."""
     refuse_links_out(path / HF_FOLDER, path)
     return path / HF_FOLDER
 
 
 def _cut_padding(tensor: LazyTensor, model: Model) -> LazyTensor:
-    """Keeps the rows that are tokens; too few of them are found by the comparison of shapes."""
+    """Keep the rows that are tokens; if there are too few, the comparison of shapes finds it."""
     rows = model.vocab_size
     if not tensor.shape or tensor.shape[0] <= rows:
         return tensor
@@ -367,7 +367,7 @@ def _about(model: Model, head: Head, tensors: Mapping[str, LazyTensor]) -> str:
 
 
 def _nearby(path: Path) -> str | None:
-    """A hint that names a model one folder below, where users often mean it."""
+    """Return a hint that names a model one folder below, where users often mean it, or None."""
     for child in sorted(path.iterdir()):
         if child.is_dir() and (
             _has_config(child) or (child / LATEST).is_file() or is_megatron(child)

@@ -40,7 +40,7 @@ _SHOWN = 60
 
 
 def end_token_ids(folder: Path | None, eos_id: int, *, vocab_size: int) -> tuple[int, ...]:
-    """Reads which tokens end an answer.
+    """Read which tokens end an answer.
 
     Args:
         folder: The files beside the weights; None where there are none.
@@ -66,7 +66,7 @@ def end_token_ids(folder: Path | None, eos_id: int, *, vocab_size: int) -> tuple
 
 
 def unheeded(folder: Path | None, *, repetition_penalty: float) -> str | None:
-    """Names what would make transformers' greedy answers other ones than alignctl's.
+    """Name the settings that make transformers' greedy answers differ from alignctl's.
 
     Args:
         folder: The files beside the weights; None where there are none.
@@ -94,7 +94,7 @@ def unheeded(folder: Path | None, *, repetition_penalty: float) -> str | None:
 
 
 def _files(folder: Path | None) -> list[Path]:
-    """Those that are there; the first one that says something counts."""
+    """List the config files that are there; the first one that says something counts."""
     if folder is None:
         return []
     files = [folder / name for name in ("generation_config.json", "config.json")]

@@ -14,12 +14,12 @@ from alignctl.run_folder import LATEST, RunFolder
 
 
 def is_rotated(checkpoint: Path) -> bool:
-    """Whether a folder is one of a run's checkpoints, of which the oldest are removed in time."""
+    """Tell whether a folder is a checkpoint of a run, which removes its oldest ones in time."""
     return checkpoint.name.startswith("iter_") and (checkpoint.parent / LATEST).is_file()
 
 
 def hold(checkpoint: Path, run: RunFolder) -> None:
-    """Marks a checkpoint as needed by a run.
+    """Mark a checkpoint as needed by a run.
 
     Raises:
         FileNotFoundError: It has been removed already.
@@ -36,7 +36,7 @@ def hold(checkpoint: Path, run: RunFolder) -> None:
 
 
 def is_held(checkpoint: Path) -> bool:
-    """Whether a run still needs a checkpoint; marks of those that do not any more are removed."""
+    """Tell whether a run still needs a checkpoint; remove marks of runs that no longer do."""
     marks = list(checkpoint.parent.glob(f".held_{checkpoint.name}_*"))
     done = [mark for mark in marks if _is_over(mark)]
     for mark in done:
@@ -45,7 +45,7 @@ def is_held(checkpoint: Path) -> bool:
 
 
 def _is_over(mark: Path) -> bool:
-    """Whether the run of a mark is gone, or finished with weights of its own."""
+    """Tell whether the run of a mark is gone, or finished with weights of its own."""
     try:
         run = RunFolder(Path(json.loads(mark.read_text(encoding="utf-8"))["run"]))
     except FileNotFoundError:

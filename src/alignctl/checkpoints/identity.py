@@ -13,7 +13,7 @@ _WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".distcp")
 
 
 def identity(source: Source) -> dict[str, object]:
-    """What tells a model from every other one, as JSON values.
+    """Return JSON values that are equal for copies of one model and differ for any other.
 
     Checkpoints of ours have checksums already, which are compared with the files when the weights
     are loaded; the weight files of others are read once.
@@ -35,7 +35,7 @@ def identity(source: Source) -> dict[str, object]:
 
 
 def recipe_of(source: Source, told: Mapping[str, object], tokenizer: Path | None) -> str:
-    """A hash that is another one as soon as a conversion would read or do something else.
+    """Compute a hash that changes as soon as a conversion would read or do something else.
 
     Checkpoints of ours are told by their manifest, files of others by size and time of change, as
     make does: reading them would take as long as converting them.
@@ -65,7 +65,7 @@ def _stamp(file: Path) -> tuple[int, int]:
 
 
 def find_recorded_files(source: Source) -> dict[str, FileRecord]:
-    """Finds the weight files of a model that we wrote, as its manifest has them; else none."""
+    """Find the weight files of a model that we wrote, as its manifest has them; else none."""
     files = source.manifest.files if source.manifest else {}
     return {
         name: found
@@ -75,7 +75,7 @@ def find_recorded_files(source: Source) -> dict[str, FileRecord]:
 
 
 def weight_files(source: Source) -> list[str]:
-    """The weight files that are in a model's folder, by their paths in it.
+    """List the weight files that are in a model's folder, by their paths in it.
 
     Of a Hugging Face folder those in it; Megatron's and DeepSpeed's lie in folders below.
     """

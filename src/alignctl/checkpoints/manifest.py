@@ -64,7 +64,7 @@ class FileRecord(BaseModel):
         return {name: value for name, value in fields(self).items() if value is not None}
 
     def agrees_with(self, other: "FileRecord") -> bool:
-        """Whether both can be of the same file: with checksums of two kinds, the sizes tell."""
+        """Tell whether both can be of one file; if their checksums are of two kinds, by size."""
         is_comparable = (self.xxh3 is None) == (other.xxh3 is None)
         return self == other if is_comparable else self.num_bytes == other.num_bytes
 
@@ -79,7 +79,7 @@ class Base(BaseModel):
 
 
 class Adapted(BaseModel):
-    """What a checkpoint with adapters alone says of the rest of its model."""
+    """Settings and base of adapters, as recorded in a checkpoint that holds adapters alone."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -122,7 +122,7 @@ class Manifest(BaseModel):
     """SHA-256 of this manifest without this entry; older ones have none."""
 
     def write(self, folder: Path, records: Mapping[str, FileRecord]) -> None:
-        """Writes the manifest.
+        """Write the manifest.
 
         Args:
             folder: The checkpoint, otherwise complete.
@@ -133,7 +133,7 @@ class Manifest(BaseModel):
         (folder / NAME).write_text(whole.model_dump_json(indent=2) + "\n", encoding="utf-8")
 
     def own_digest(self) -> str:
-        """What `digest` must be."""
+        """Compute what `digest` must be."""
         rest = self.model_copy(update={"digest": None})
         # Manifests from before there was one of these keep their digest.
         later = ("score_offset", "adapted", "made_from")
@@ -142,12 +142,12 @@ class Manifest(BaseModel):
 
 
 def record(file: Path) -> FileRecord:
-    """Size and checksum of a file."""
+    """Record the size and the checksum of a file."""
     return FileRecord(num_bytes=file.stat().st_size, xxh3=_digest(file, xxhash.xxh3_128))
 
 
 def is_unchanged(file: Path, expected: FileRecord) -> bool:
-    """Whether a file's content is what was recorded; it is read once, if its size is right.
+    """Tell whether a file's content is what was recorded; read it once, if its size is right.
 
     Raises:
         UserError: It cannot be read.
@@ -171,7 +171,7 @@ def _digest(file: Path, kind: "Callable[[], _HashObject]") -> str:
 
 
 def record_all(folder: Path, known: Mapping[str, FileRecord]) -> dict[str, FileRecord]:
-    """Every file below a folder; those that are known already are not read again."""
+    """Record all files below a folder; those that are known already are not read again."""
     names = (str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file())
     return {name: known.get(name) or record(folder / name) for name in names}
 
@@ -189,7 +189,7 @@ class Recorder:
 
     @contextmanager
     def open(self, file: Path) -> "Iterator[BinaryIO]":
-        """A new file, to be written from its beginning to its end.
+        """Open a new file, to be written from its beginning to its end.
 
         Raises:
             OSError: It cannot be written.
@@ -206,7 +206,7 @@ class Recorder:
         self._files[file] = FileRecord(num_bytes=stream.num_bytes, xxh3=found)
 
     def records(self, folder: Path) -> dict[str, FileRecord]:
-        """The complete files by their paths in the folder, once all of them are synced.
+        """Return the complete files by their paths in the folder, once all of them are synced.
 
         Raises:
             OSError: One could not be synced.
@@ -261,7 +261,7 @@ def _sync(file: Path) -> None:
 
 
 def read(folder: Path) -> Manifest:
-    """Reads a checkpoint's manifest and checks that its files are there, with their sizes.
+    """Read a checkpoint's manifest and check that its files are there, with their sizes.
 
     Raises:
         UserError: No manifest, an unreadable one, or a file that is missing or truncated.
@@ -308,7 +308,7 @@ def read(folder: Path) -> Manifest:
 
 
 def find_changed_texts(folder: Path, manifest: Manifest) -> list[str]:
-    """Finds the files of a checkpoint that people may edit and that are not as we wrote them."""
+    """Find the files of a checkpoint that people may edit and that are not as we wrote them."""
     return [
         name
         for name, expected in manifest.files.items()
@@ -318,7 +318,7 @@ def find_changed_texts(folder: Path, manifest: Manifest) -> list[str]:
 
 
 def _is_companion(name: str) -> bool:
-    """Whether a path in a checkpoint is that of a file of its Hugging Face model."""
+    """Tell whether a path in a checkpoint is that of a file of its Hugging Face model."""
     return companions.is_companion(name.removeprefix(f"{HF_FOLDER}/"))
 
 
@@ -341,7 +341,7 @@ def _compare(folder: Path, name: str, expected: FileRecord) -> None:
 def verify_checksums(
     folder: Path, manifest: Manifest, *, share: int = 0, num_shares: int = 1
 ) -> None:
-    """Reads every file once, but for texts, and compares its checksum with the manifest.
+    """Compare the checksum of every file with the manifest, except files that may be edited.
 
     Args:
         folder: The checkpoint.
@@ -358,7 +358,7 @@ def verify_checksums(
 
 
 def check_layout(folder: Path, manifest: Manifest, layout: Mapping[str, int | bool]) -> None:
-    """Makes sure that a run of this layout can go on from a checkpoint as if it never stopped.
+    """Check that a run of this layout can go on from a checkpoint as if it never stopped.
 
     Args:
         folder: The checkpoint.

@@ -36,7 +36,7 @@ def _folders(folder: RunFolder) -> Path:
 
 
 def settled(config: C, folder: RunFolder) -> C:
-    """A run's configuration with the folders that it once started from, if it has been started.
+    """Return a run's configuration with the folders it started from, if it has been started.
 
     `--load RUN` means the latest checkpoint of RUN, which is another one every time.
 
@@ -62,7 +62,7 @@ def settled(config: C, folder: RunFolder) -> C:
 
 
 def hold(config: RunConfig, folder: RunFolder, models: Mapping[str, Source]) -> list[Path]:
-    """Writes down which folders a run starts from, and marks those that others could remove.
+    """Write down which folders a run starts from, and mark those that others could remove.
 
     Args:
         config: The configuration.
@@ -98,7 +98,7 @@ def hold(config: RunConfig, folder: RunFolder, models: Mapping[str, Source]) -> 
 
 
 def keep(config: RunConfig, folder: RunFolder, models: Mapping[str, Source]) -> None:
-    """Copies the files that a run's own checkpoints will hold, unless that was done before.
+    """Copy the files that a run's own checkpoints will hold, unless that was done before.
 
     Args:
         config: The configuration, as the user gave it.
@@ -119,13 +119,13 @@ def keep(config: RunConfig, folder: RunFolder, models: Mapping[str, Source]) -> 
 
 
 def _copy_config(tokenizer: Path, target: Path) -> None:
-    """The model's config beside a tokenizer: it may be what names the special tokens."""
+    """Copy the config.json beside a tokenizer, which may be what names the special tokens."""
     config = (tokenizer.parent if tokenizer.is_file() else tokenizer) / "config.json"
     if config.is_file():
         (target / config.name).write_bytes(config.read_bytes())
 
 
 def with_own_files(source: Source, folder: RunFolder, key: str = "load") -> Source:
-    """A model whose config and tokenizer files are the copies in the run folder, once there."""
+    """Make a model take config and tokenizer files from the run folder, if they are there."""
     own = folder.origin / key
     return replace(source, companions=own) if own.is_dir() else source

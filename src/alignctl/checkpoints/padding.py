@@ -14,7 +14,7 @@ from alignctl.data.tokenizer import Tokenizer, load_tokenizer
 
 
 def problem(config: Mapping[str, Any]) -> str | None:
-    """Return what transformers makes of a reward model's batches, if it is not the score we give.
+    """Explain why transformers would not score a reward model's batches as we do, or return None.
 
     Args:
         config: The model's config.json.
@@ -30,7 +30,7 @@ def problem(config: Mapping[str, Any]) -> str | None:
 
 
 def settle(folder: Path, vocab_size: int) -> None:
-    """Makes config and tokenizer of a reward model agree on a token that ends no text.
+    """Make config and tokenizer of a reward model agree on a padding token that ends no text.
 
     What is right already stays as it is, byte for byte. Else the tokenizer's padding token is
     taken, the config's, or a special token that ends nothing.
@@ -70,12 +70,12 @@ def _first(candidates: list[Any], ends: set[object], vocab_size: int) -> int | N
 
 
 def _candidates(config: Mapping[str, Any]) -> list[Any]:
-    """Return what could pad where no tokenizer is at hand: at last anything."""
+    """List tokens that could pad where there is no tokenizer: the config's, then the first ids."""
     return [config.get("pad_token_id"), config.get("bos_token_id"), 0, 1, 2]
 
 
 def _tokens(config: Mapping[str, Any], tokenizer: Tokenizer) -> list[Any]:
-    """Return what could pad: the tokenizer's own, the config's, special ones, at last anything."""
+    """List tokens that could pad: the tokenizer's own, the config's, special ones, then all."""
     added = tokenizer.backend.get_added_tokens_decoder()
     special = sorted(number for number, token in added.items() if token.special)
     known = [number for number in special if "pad" in added[number].content.lower()]
@@ -92,7 +92,7 @@ def _tokens(config: Mapping[str, Any], tokenizer: Tokenizer) -> list[Any]:
 
 
 def _write_pad(folder: Path, token: str) -> None:
-    """Tells a tokenizer's settings which token pads, where they say something else."""
+    """Set the padding token in a tokenizer's settings, where they say something else."""
     for name in ("tokenizer_config.json", "special_tokens_map.json"):
         old = read_json(folder / name) if (folder / name).is_file() else {}
         told = old.get("pad_token")

@@ -16,7 +16,7 @@ from alignctl.run_folder import RunFolder
 
 
 def open_model(config: TrainingConfig) -> Source:
-    """The model that a run starts from, as the launcher and the ranks see it."""
+    """Open the model that a run starts from, as the launcher and the ranks see it."""
     return _grown(_found(config), config)
 
 
@@ -26,14 +26,14 @@ def _found(config: TrainingConfig) -> Source:
 
 
 def _grown(source: Source, config: TrainingConfig) -> Source:
-    """With the rows that the run adds to the vocabulary."""
+    """Add the rows by which the run extends the vocabulary."""
     return source if config.extra_rows is None else extend_vocabulary(source, config.extra_rows)
 
 
 def newest_model(config: TrainingConfig, checkpoint: Path | None) -> Source:
-    """The model of the checkpoint that a run goes on from, or the one that it starts from.
+    """Open the model of the checkpoint that a run goes on from, or the one it starts from.
 
-    What a checkpoint has no need of is not looked for: it may be gone.
+    The model that a run started from is not looked for where a checkpoint has all: it may be gone.
     """
     return open_model(config) if checkpoint is None else find(checkpoint)
 
@@ -44,7 +44,7 @@ def check_model(
     roles: tuple[Role, ...] = ("policy",),
     checkpoint: Path | None = None,
 ) -> Source:
-    """Looks at the model and the tokenizer as the ranks will, without loading a weight.
+    """Check the model and the tokenizer as the ranks will, without loading a weight.
 
     Args:
         config: The run.
@@ -80,7 +80,7 @@ def check_model(
 
 
 def check_resumable(config: TrainingConfig, folder: RunFolder) -> None:
-    """Looks at the checkpoint that a run is to go on from, if it has one.
+    """Check the checkpoint that a run is to go on from, if it has one.
 
     Raises:
         UserError: It is damaged, or was saved at another layout than this run's.
@@ -92,7 +92,7 @@ def check_resumable(config: TrainingConfig, folder: RunFolder) -> None:
 
 
 def check_engine(config: TrainingConfig) -> None:
-    """Makes sure that the libraries that are to train are there.
+    """Check that the libraries that are to train are installed.
 
     Raises:
         UserError: One is not installed.
@@ -105,7 +105,7 @@ def check_engine(config: TrainingConfig) -> None:
 
 
 def check_devices(config: TrainingConfig, num_gpus: int) -> None:
-    """Makes sure that every process of this node gets a GPU of its own, where there are any.
+    """Check that every process of this node gets a GPU of its own, where there are any.
 
     Args:
         config: The run.

@@ -63,17 +63,17 @@ class Source:
 
     @property
     def role(self) -> Role:
-        """What the model is for."""
+        """Purpose of the model: a policy, or a reward model."""
         return "policy" if self.head == "lm" else "reward"
 
     @property
     def hf_config(self) -> dict[str, Any]:
-        """A transformers config for a model that has none beside it."""
+        """Transformers config for a model that has none beside it."""
         config: dict[str, Any] = FAMILIES[self.model.family].to_hf(self.model)
         return config | config_of_head(self.model, self.head, config)
 
     def tokenizer_folder(self, chosen: Path | None) -> Path:
-        """Where the tokenizer is: the folder that was chosen, or else beside the model.
+        """Find the tokenizer: in the folder that was chosen, or else beside the model.
 
         Raises:
             UserError: None was chosen, and the model has none.
@@ -88,7 +88,7 @@ class Source:
 
 
 def require_reward(source: Source, name: str) -> None:
-    """Refuses a policy where scores are wanted.
+    """Refuse a policy where scores are wanted.
 
     Args:
         source: What was found.

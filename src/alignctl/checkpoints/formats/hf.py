@@ -55,7 +55,7 @@ class HFFolder:
 
 
 def read(path: Path, *, vocab_divisor: int = 128) -> HFFolder:
-    """Reads the headers of a folder's weight files and compares them with its config.json.
+    """Read the headers of a folder's weight files and compare them with its config.json.
 
     Raises:
         UserError: The config is not of a family of ours, a file is missing or damaged, or the
@@ -70,7 +70,7 @@ def read(path: Path, *, vocab_divisor: int = 128) -> HFFolder:
 def normalise(
     path: Path, config: Mapping[str, Any], model: Model, stored: Mapping[str, LazyTensor]
 ) -> HFFolder:
-    """Gives tensors their full names, and compares them with what the architecture asks for.
+    """Give tensors their full names, and compare them with what the architecture asks for.
 
     Args:
         path: Where they are, for messages.
@@ -114,7 +114,7 @@ def normalise(
 
 
 def check_depth(path: Path, tensors: Collection[str], model: Model) -> None:
-    """Refuses a number of layers that cannot be, before a name is made for each of them.
+    """Refuse an impossible number of layers, before a name is made for each of them.
 
     Raises:
         UserError: There are fewer tensors than layers.
@@ -133,7 +133,7 @@ def check_names(
     expected: Mapping[str, tuple[int, ...]],
     model: Model,
 ) -> None:
-    """Compares names, shapes and types with what is needed, before any weight is read.
+    """Compare names, shapes and types with what is needed, before any weight is read.
 
     Raises:
         UserError: A tensor is missing, unknown, misshapen, or of a type that cannot be trained.
@@ -171,10 +171,10 @@ def check_names(
 
 
 def common_dtype(path: Path, tensors: Iterable[LazyTensor]) -> DType:
-    """The dtype of the weights.
+    """Return the one dtype of all weights.
 
     Raises:
-        UserError: They have several, and one of them could not hold the others unchanged.
+        UserError: They have several.
     """
     examples = {tensor.dtype: tensor.where for tensor in tensors}
     if len(examples) > 1:
@@ -187,7 +187,7 @@ def common_dtype(path: Path, tensors: Iterable[LazyTensor]) -> DType:
 
 
 def merge_tensors(folder: HFFolder) -> dict[str, LazyTensor]:
-    """Makes the full Megatron tensors of a folder, by our Megatron names."""
+    """Make the full Megatron tensors of a folder, by our Megatron names."""
     return {
         name: _merge_parts(row, [folder.tensors[part] for part in row.hf], folder.model)
         for name, row in weight_map(folder.model, folder.head).items()
@@ -220,7 +220,7 @@ class Part(Spec):
 
 
 def specs(model: Model, head: Head, prefix: str, tensors: Mapping[str, Spec]) -> dict[str, Part]:
-    """What a folder holds, by name, in the order of the model.
+    """Describe the tensors that a folder is to hold, by name, in the order of the model.
 
     Args:
         model: The architecture.
@@ -240,7 +240,7 @@ def specs(model: Model, head: Head, prefix: str, tensors: Mapping[str, Spec]) ->
 
 
 def shards(specs: Mapping[str, SpecT], max_shard_bytes: int) -> list[dict[str, SpecT]]:
-    """Divides tensors among files, and puts those of a file into the order of their names.
+    """Divide tensors among files, and sort those of a file by name.
 
     That order is safetensors' own, so a file of ours is what transformers would have written.
 
@@ -266,7 +266,7 @@ def write(
     *,
     recorder: Recorder,
 ) -> None:
-    """Writes tensors as safetensors, in one file or in shards with an index.
+    """Write tensors as safetensors, in one file or in shards with an index.
 
     Args:
         folder: An existing folder.

@@ -51,7 +51,7 @@ def read(path: Path) -> tuple[dict[str, LazyTensor], str]:
 
 
 def has_weights(path: Path) -> bool:
-    """Whether a folder holds weights under a name that Hugging Face gives them.
+    """Tell whether a folder holds weights under a name that Hugging Face gives them.
 
     An index alone is none: converters to other formats copy every JSON file along.
     """
@@ -84,7 +84,7 @@ def _list_names(names: Sequence[str]) -> str:
 
 
 def _describe(path: Path, start: str, parts: Collection[str]) -> str:
-    """Return one line: which files were read, and which others look like weights too."""
+    """Describe in one line which files were read, and which others look like weights too."""
     read = start if start in parts else f"{start}: {_list_names(sorted(parts))}"
     others = [name for name in _list_found(path) if name not in parts and name != start]
     return read + (f"; not read: {_list_names(others)}" if others else "")
@@ -119,7 +119,7 @@ def _index(index: Path) -> dict[str, set[str]]:
 
 
 def _shard(path: Path, index: str, shard: str, listed: set[str]) -> dict[str, LazyTensor]:
-    """Return the tensors of one of several files: what the index says, and no more."""
+    """Read one of several files; check that it holds what the index says, and no more."""
     if not (path / shard).is_file():
         if (path / shard).is_symlink():
             raise explain_dangling(path / shard)

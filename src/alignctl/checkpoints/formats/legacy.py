@@ -43,7 +43,7 @@ _NOT_AS_EXPECTED = (
 
 @dataclass(frozen=True)
 class LegacyCheckpoint:
-    """What is in the ranks' files.
+    """Contents of the ranks' files.
 
     Attributes:
         args: The arguments of the program that wrote them.
@@ -67,7 +67,7 @@ class LegacyCheckpoint:
 
 
 def read(folder: Path, expected: Model | None = None) -> LegacyCheckpoint:
-    """Reads the descriptions in all ranks' files; no weight is read yet.
+    """Read the descriptions in all ranks' files; no weight is read yet.
 
     Args:
         folder: The checkpoint.
@@ -138,7 +138,7 @@ def _read(folder: Path, found: Grid, expected: Model | None) -> LegacyCheckpoint
 
 
 def _check_order(found: Grid, args: Mapping[tuple[int, int], Any]) -> bool:
-    """Compares the rank of the process that wrote a file with the folder that it lies in.
+    """Compare the rank of the process that wrote a file with the folder that it lies in.
 
     Megatron numbers tensor-parallel ranks first and pipeline stages last; with
     `use_tp_pp_dp_mapping` data-parallel ranks come last. Converters write all files in one process
@@ -171,7 +171,7 @@ def _check_order(found: Grid, args: Mapping[tuple[int, int], Any]) -> bool:
 
 
 def _check_views(found: Grid, trees: Mapping[tuple[int, int], Mapping[str, Any]]) -> bool:
-    """Compares a rank with the place that its shards had in the whole tensors they were cut from.
+    """Compare a rank with the place that its shards had in the whole tensors they were cut from.
 
     PAI's converter saves each shard together with the whole, of which it is one of so many parts.
 
@@ -195,7 +195,7 @@ def _check_views(found: Grid, trees: Mapping[tuple[int, int], Mapping[str, Any]]
 
 
 def _place_among_views(tree: Mapping[str, Any], tp: int) -> int | None:
-    """Return which part of the whole tensors a file's shards are, if all that tell say the same."""
+    """Find which part of the whole tensors a file's shards are; None if they do not agree."""
     places = set()
     for model in _models(tree):
         for _, tensor in torch_file.flatten(model):
@@ -215,7 +215,7 @@ def _tree(file: Path) -> dict[str, Any]:
 
 
 def _models(tree: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """The parts of a rank's model: several with virtual pipeline stages."""
+    """List the parts of a rank's model: several with virtual pipeline stages."""
     if "model" in tree:
         parts = [tree["model"]]
     else:
@@ -245,7 +245,7 @@ def _check_layout(folder: Path, found: Grid, args: Any) -> None:
 def _name_tensors(
     tree: Mapping[str, Any], args: Any, pp_rank: int, pp: int, file: Path
 ) -> list[tuple[str, LazyTensor]]:
-    """Gives a rank's tensors by our names, layers counted over the whole model."""
+    """Give a rank's tensors our names, with layers counted over the whole model."""
     models = _models(tree)
     layers = getattr(args, "num_layers", None)
     if not isinstance(layers, int) or layers % (pp * max(1, len(models))):
@@ -270,7 +270,7 @@ def _name_tensors(
 
 
 def _reorder(name: str, tensor: LazyTensor, args: Any, version: float, tp: int) -> LazyTensor:
-    """Brings the rows of queries, keys and values into today's order, `[heads, 3, size]`.
+    """Bring the rows of queries, keys and values into today's order, `[heads, 3, size]`.
 
     Version 0 has `[3, heads, size]` and version 1 `[heads, size, 3]`, both of one rank's heads
     (Megatron-LM, `fix_query_key_value_ordering`).
@@ -291,7 +291,7 @@ def _reorder(name: str, tensor: LazyTensor, args: Any, version: float, tp: int) 
 
 
 def _drop_copies(shards: dict[str, dict[int, LazyTensor]], *, is_scored: bool, args: Any) -> None:
-    """Leaves out what is there twice, or is not used: a tied embedding, a scored model's output."""
+    """Drop what is stored twice or not used: a tied embedding, the output of a scored model."""
     is_tied = getattr(args, "untie_embeddings_and_output_weights", None) is False
     copies = [legacy_names.FOR_HEAD] if legacy_names.FOR_HEAD in shards else []
     if "output_layer.weight" in shards and (is_tied or is_scored):
@@ -304,14 +304,14 @@ def _drop_copies(shards: dict[str, dict[int, LazyTensor]], *, is_scored: bool, a
 
 
 def _any_layer(name: str) -> str:
-    """A name as the weight maps have it, with a placeholder for the layer."""
+    """Replace the layer number in a name by the placeholder that the weight maps have."""
     return re.sub(r"^decoder\.layers\.\d+\.", "decoder.layers.{layer}.", name)
 
 
 def _join_shards(
     folder: Path, name: str, parts: Mapping[int, LazyTensor], layout: Layout, tp: int
 ) -> LazyTensor:
-    """Joins the shards of all tensor-parallel ranks to the full tensor."""
+    """Join the shards of all tensor-parallel ranks to the full tensor."""
     if layout is REPLICATED:
         return parts[min(parts)]
     if missing := [rank for rank in range(tp) if rank not in parts]:

@@ -58,7 +58,7 @@ _NORMS: Mapping[str, Mapping[str, str]] = {
 
 
 def ours(stored: str) -> str:
-    """Our Megatron name of a stored one (nesting joined by dots); unknown ones are kept."""
+    """Translate a stored name (nesting joined by dots) to our Megatron name; keep unknown ones."""
     stored = unwrap(stored)
     for pattern, replacement in _RULES:
         stored = pattern.sub(replacement, stored)
@@ -66,7 +66,7 @@ def ours(stored: str) -> str:
 
 
 def place(name: str, family: Family) -> tuple[str, ...]:
-    """Where a weight is in the nested dicts of a legacy file.
+    """Return the keys of a weight in the nested dicts of a legacy file.
 
     Args:
         name: Our Megatron name, its layer counted within the pipeline stage.

@@ -42,11 +42,11 @@ class Cut:
     pp: int
 
     def names(self) -> list[str]:
-        """The full tensors in the order in which they are written; a tied embedding comes twice."""
+        """List the full tensors in the order of writing; a tied embedding can come twice."""
         return [name for stage in range(self.pp) for name in self.list_stage(stage)]
 
     def list_stage(self, stage: int) -> list[str]:
-        """Lists the tensors that the ranks of a pipeline stage hold."""
+        """List the tensors that the ranks of a pipeline stage hold."""
         first, last = stage == 0, stage == self.pp - 1
         names = []
         for name, row in self.rows.items():
@@ -65,7 +65,7 @@ class Cut:
 
     @property
     def has_copy(self) -> bool:
-        """Whether the last stage holds a tied embedding once more, for the output of a policy."""
+        """True if the last stage holds a tied embedding once more, for the output of a policy."""
         is_policy = not any(name.startswith(("score.", "pooler_head.")) for name in self.rows)
         return self.model.tie_embeddings and is_policy and self.pp > 1
 
@@ -78,7 +78,7 @@ def write(
     *,
     recorder: Recorder,
 ) -> None:
-    """Writes every rank's file; one full tensor is in memory at a time.
+    """Write every rank's file; one full tensor is in memory at a time.
 
     Args:
         folder: An empty folder.
@@ -110,7 +110,7 @@ def _file(folder: Path, tp_rank: int, stage: int, pp: int) -> Path:
 
 
 def _tree(cut: Cut, specs: Mapping[str, Spec], stage: int) -> dict[str, Any]:
-    """What a rank's file describes; the same on all tensor-parallel ranks."""
+    """Describe the content of a rank's file; the same on all tensor-parallel ranks."""
     content: dict[str, Any] = {}
     is_embedding_due = stage == 0
     for name in cut.list_stage(stage):
@@ -138,7 +138,7 @@ def _layer(name: str) -> int:
 
 
 def _local(name: str, first_layer: int) -> str:
-    """A name with its layer counted from the first of the stage."""
+    """Count the layer in a name from the first one of the stage."""
     if not name.startswith("decoder.layers."):
         return name
     rest = name.removeprefix("decoder.layers.").partition(".")[2]
@@ -153,7 +153,7 @@ def _put(tree: dict[str, Any], path: tuple[str, ...], value: object) -> None:
 
 
 def arguments(cut: Cut, embedding: Spec) -> Namespace:
-    """The namespace that Megatron-LM reads the architecture from (`--use-checkpoint-args`).
+    """Build the namespace that Megatron-LM reads the architecture from (`--use-checkpoint-args`).
 
     Args:
         cut: The ranks.

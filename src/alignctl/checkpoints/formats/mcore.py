@@ -51,7 +51,7 @@ _LINEARS = (
 
 
 def stored_name(megatron: str) -> tuple[str, int | None]:
-    """The key of a parameter in the distributed format, and its index in the stack of layers."""
+    """Return a parameter's key in the distributed format, and its index in the stack of layers."""
     match = _LAYER.match(megatron)
     if match is None:
         return megatron, None
@@ -63,7 +63,7 @@ def stored_name(megatron: str) -> tuple[str, int | None]:
 
 
 def plain_name(stored: str) -> str:
-    """Our name of a parameter that has Transformer Engine's, with or without a layer number."""
+    """Translate Transformer Engine's name of a parameter to ours, with or without layer number."""
     for ours, theirs in _STORED_NAMES.items():
         stored = stored.replace(theirs, ours)
     return stored
@@ -80,7 +80,7 @@ def write(
     num_layers: int,
     recorder: Recorder,
 ) -> None:
-    """Writes Megatron tensors in the distributed format, one in memory at a time.
+    """Write Megatron tensors in the distributed format, one in memory at a time.
 
     Args:
         folder: An empty folder.
@@ -129,7 +129,7 @@ def write(
 
 
 def read(folder: Path) -> dict[str, LazyTensor]:
-    """The full tensors of the model by our Megatron names, vocabulary padding included.
+    """Open the full tensors of the model by our Megatron names, vocabulary padding included.
 
     Raises:
         UserError: The index is missing, damaged, or would import something beyond its classes.
@@ -147,7 +147,7 @@ def read(folder: Path) -> dict[str, LazyTensor]:
 
 
 def _parts(folder: Path, key: str, entry: Entry) -> Iterator[tuple[str, int | None]]:
-    """Return our names of what an entry holds, each with its place in the stack of layers."""
+    """Yield our names of what an entry holds, each with its place in the stack of layers."""
     if not key.startswith("decoder.layers.") or _LAYER.match(key):
         yield plain_name(key), None
         return
@@ -159,7 +159,7 @@ def _parts(folder: Path, key: str, entry: Entry) -> Iterator[tuple[str, int | No
 
 
 def _lazy(folder: Path, key: str, entry: Entry, layer: int | None) -> LazyTensor:
-    """A tensor, or that of one layer in a stack."""
+    """Open a tensor, or that of one layer in a stack."""
     if layer is None:
         return part(folder, key, entry, (0,) * len(entry.shape), entry.shape)
     shape = entry.shape[1:]
@@ -170,7 +170,7 @@ def _lazy(folder: Path, key: str, entry: Entry, layer: int | None) -> LazyTensor
 def part(
     folder: Path, key: str, entry: Entry, offsets: tuple[int, ...], shape: tuple[int, ...]
 ) -> LazyTensor:
-    """A part of a tensor, put together from the chunks that it overlaps.
+    """Open a part of a tensor, put together from the chunks that it overlaps.
 
     Args:
         folder: The checkpoint.
@@ -209,7 +209,7 @@ def part(
 def _intersect(
     offsets: tuple[int, ...], shape: tuple[int, ...], chunk: Chunk
 ) -> tuple[list[int], list[int]] | None:
-    """Finds where a part and a chunk overlap, offsets and sizes; None where they do not.
+    """Find where a part and a chunk overlap, offsets and sizes; None where they do not.
 
     Each layer is compared with the chunks of all: most are of another one, the first dimension.
     """
@@ -227,13 +227,13 @@ def _intersect(
 def _slices(
     starts: Sequence[int], sizes: Sequence[int], origin: Sequence[int]
 ) -> tuple[slice, ...]:
-    """Where a piece lies in what begins at another place."""
+    """Compute where a piece lies in a tensor that begins at another place."""
     places = zip(starts, sizes, origin, strict=True)
     return tuple(slice(start - at, start - at + size) for start, size, at in places)
 
 
 def file_of(folder: Path, place: Place) -> Path:
-    """The file that a place is in.
+    """Return the file that a place is in.
 
     Raises:
         UserError: It is not in the folder.
@@ -244,7 +244,7 @@ def file_of(folder: Path, place: Place) -> Path:
 
 
 def _chunk(folder: Path, key: str, entry: Entry, chunk: Chunk) -> LazyTensor:
-    """Finds a chunk, which is read whole; it is a file of `torch.save` within the file."""
+    """Open a chunk, a file of `torch.save` within the file; it is read whole."""
     if (place := chunk.place) is None:
         raise UserError(f"{folder / METADATA}: {key} has a chunk without a place")
     file = file_of(folder, place)

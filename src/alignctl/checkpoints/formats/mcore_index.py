@@ -15,7 +15,7 @@ from alignctl.user_files import read_bytes, reading
 
 @dataclass(frozen=True)
 class Place:
-    """Where a file of `torch.save` lies within another file.
+    """Place of a file of `torch.save` within another file.
 
     Attributes:
         file: Name of the other one.
@@ -148,12 +148,12 @@ _KNOWN: Mapping[str, Any] = {
 
 
 def read(folder: Path) -> Mapping[str, Entry]:
-    """Reads the tensors that an index lists, by their keys in it; see `read_all`."""
+    """Read the tensors that an index lists, by their keys in it; see `read_all`."""
     return read_all(folder).tensors
 
 
 def read_all(folder: Path) -> Index:
-    """Reads an index.
+    """Read an index.
 
     Raises:
         UserError: It is missing, damaged, or would import something beyond its own classes.
@@ -183,7 +183,7 @@ def read_all(folder: Path) -> Index:
 
 
 def _key(key: Any) -> _Key:
-    """What chunks are looked up by: the name of a tensor and where the chunk begins in it."""
+    """Return the key of a chunk: the name of its tensor, and where the chunk begins in it."""
     return key.fqn, None if key.offset is None else sizes(key.offset)
 
 
@@ -212,7 +212,7 @@ def _entry(key: Any, entry: _Tensor, places: Mapping[_Key, Place]) -> Entry:
 
 
 def _check_places(path: Path, places: Mapping[_Key, Place]) -> None:
-    """Two chunks at one place are a damaged index, which would give one tensor for another."""
+    """Refuse an index with two chunks at one place: it would give one tensor for another."""
     seen: dict[tuple[str, int], _Key] = {}
     for key, place in places.items():
         other = seen.setdefault((place.file, place.start), key)
@@ -224,7 +224,7 @@ def _check_places(path: Path, places: Mapping[_Key, Place]) -> None:
 
 
 def write(folder: Path, entries: Mapping[str, Entry], others: Mapping[str, Place]) -> None:
-    """Writes an index.
+    """Write an index.
 
     Args:
         folder: The checkpoint.

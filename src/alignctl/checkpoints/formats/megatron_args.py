@@ -35,7 +35,7 @@ _NORM = "decoder.layers.0.input_layernorm.bias"
 def model_from(
     args: Any, tensors: Mapping[str, LazyTensor], *, where: str, expected: Model | None
 ) -> Model:
-    """Reads an architecture.
+    """Read an architecture.
 
     Args:
         args: The stored namespace: any object with attributes, or None where there is none.
@@ -95,7 +95,7 @@ def _model_from(
 
 
 def family_of(names: Collection[str], where: str) -> Family:
-    """The family of a model, by the weights that only one of them has.
+    """Find the family of a model, by the weights that only one of them has.
 
     Raises:
         UserError: It is a GPT model of another kind, or none.
@@ -129,7 +129,7 @@ def _size(args: Any, name: str, where: str, expected: Model | None) -> int:
 
 
 def _query_groups(tensors: Mapping[str, LazyTensor], sizes: Mapping[str, int], where: str) -> int:
-    """From the rows of the fused projection: heads x size of queries, groups x size twice."""
+    """Count query groups: the fused projection has (heads + 2 x groups) x size rows."""
     rows = tensors["decoder.layers.0.self_attention.linear_qkv.weight"].shape[0]
     heads = sizes["num_attention_heads"]
     size = sizes["hidden_size"] // heads
@@ -142,7 +142,7 @@ def _query_groups(tensors: Mapping[str, LazyTensor], sizes: Mapping[str, int], w
 
 
 def _vocab_size(args: Any, padded: int, where: str, expected: Model | None) -> int:
-    """The rows that are tokens: told by the checkpoint, or by a preset, or else all."""
+    """Count the rows that are tokens: told by the checkpoint, or by a preset, or else all."""
     told = _first(args, "orig_vocab_size", "true_vocab_size", "vocab_size")
     size = told or (expected.vocab_size if expected else padded)
     if not isinstance(size, int) or not 0 < size <= padded:

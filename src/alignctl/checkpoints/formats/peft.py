@@ -25,7 +25,7 @@ CONFIG, WEIGHTS = hf_files.ADAPTERS, "adapter_model.safetensors"
 
 
 def names(model: Model, lora: Lora, head: Head) -> dict[str, str]:
-    """PEFT's name of every tensor that is trained, by our Megatron name: adapters and score head.
+    """Map our Megatron name of each trained tensor to PEFT's: adapters and score head.
 
     PEFT knows the first kind of score head only; the tensors of the other one are named likewise.
     """
@@ -35,7 +35,7 @@ def names(model: Model, lora: Lora, head: Head) -> dict[str, str]:
 
 
 def read(folder: Path, model: Model, lora: Lora, head: Head) -> dict[str, LazyTensor]:
-    """The trained tensors of a folder by our Megatron names; those it lacks are left out.
+    """Read the trained tensors of a folder by our Megatron names; those it lacks are left out.
 
     Raises:
         UserError: The file is missing or damaged.
@@ -49,7 +49,7 @@ def read(folder: Path, model: Model, lora: Lora, head: Head) -> dict[str, LazyTe
 
 
 def write(source: Source, folder: Path) -> None:
-    """Writes the adapters of a model, with its score head if it has one.
+    """Write the adapters of a model, with its score head if it has one.
 
     Args:
         source: A checkpoint with adapters.
@@ -72,7 +72,7 @@ def write(source: Source, folder: Path) -> None:
 
 
 def is_written(source: Source, folder: Path) -> bool:
-    """Whether a folder holds what `write` makes of a model, bit by bit, and nothing else.
+    """Tell whether a folder holds what `write` makes of a model, bit by bit, and nothing else.
 
     Raises:
         UserError: As `write`; or a file of the folder is damaged.
@@ -91,7 +91,7 @@ def is_written(source: Source, folder: Path) -> bool:
 
 
 def _adapters(source: Source) -> tuple[dict[str, LazyTensor], Adapters]:
-    """The trained tensors of a checkpoint with adapters by PEFT's names, in their order."""
+    """Verify a checkpoint with adapters; list its trained tensors by PEFT's names, in order."""
     if source.adapted is None:
         raise UserError(
             f"{source.path}: this is a whole model, without adapters",
@@ -110,7 +110,7 @@ def _adapters(source: Source) -> tuple[dict[str, LazyTensor], Adapters]:
 
 
 def write_config(folder: Path, model: Model, lora: Lora, head: Head, base: Path) -> None:
-    """Writes what PEFT's LoraConfig needs to know.
+    """Write what PEFT's LoraConfig needs to know.
 
     Args:
         folder: Where the weights are.

@@ -35,12 +35,12 @@ class Grid:
 
 
 def folder_name(tp_rank: int, pp_rank: int, pp: int) -> str:
-    """The name of a rank's folder."""
+    """Return the name of a rank's folder."""
     return f"mp_rank_{tp_rank:02d}" + (f"_{pp_rank:03d}" if pp > 1 else "")
 
 
 def has_ranks(folder: Path) -> bool:
-    """Whether a folder is such a checkpoint, complete or not."""
+    """Tell whether a folder is such a checkpoint, complete or not."""
     return any(
         _FOLDER.fullmatch(child.name)
         for child in folder.iterdir()
@@ -49,7 +49,7 @@ def has_ranks(folder: Path) -> bool:
 
 
 def grid(folder: Path) -> Grid:
-    """Finds every rank's file.
+    """Find every rank's file.
 
     PAI's folders for PPO training hold each rank twice, with and without a pipeline rank; both
     are the same.
@@ -84,7 +84,7 @@ def grid(folder: Path) -> Grid:
 
 
 def _contents(file: Path) -> object:
-    """Return what tells a file of `torch.save` from another: checksums of what is in it."""
+    """Return values that differ for other files of `torch.save`: checksums of what is in them."""
     if not zipfile.is_zipfile(file):
         return file.stat().st_size
     with zipfile.ZipFile(file) as archive:

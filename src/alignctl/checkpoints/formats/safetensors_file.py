@@ -39,7 +39,7 @@ _ALIGNMENT = 8
 
 
 def read(file: Path) -> dict[str, LazyTensor]:
-    """The tensors of a file, by their names in it; no weight is read yet.
+    """Read the header of a file; return its tensors by name, of which none is read yet.
 
     Raises:
         UserError: It cannot be read, is damaged or cut short, or is not a safetensors file.
@@ -73,7 +73,7 @@ class Writer:
     """Writes the tensors of one file in the order in which they were announced."""
 
     def __init__(self, stream: BinaryIO, specs: Mapping[str, Spec]) -> None:
-        """Writes the header.
+        """Write the header.
 
         Args:
             stream: An empty file; the caller closes it.
@@ -96,5 +96,5 @@ class Writer:
         self._stream.write(len(text).to_bytes(8, "little") + text)
 
     def write(self, bits: Bits) -> None:
-        """Writes the next tensor."""
+        """Write the next tensor."""
         self._stream.write(view_bytes(bits))

@@ -14,5 +14,5 @@ PATTERNS = tuple(_WRAPPERS.pattern + "(?:)" * number for number in range(8))
 
 
 def unwrap(name: str) -> str:
-    """Takes out of a name what wrappers put into it."""
+    """Take out of a name what wrappers put into it."""
     return _WRAPPERS.sub("", name)

@@ -37,7 +37,7 @@ from alignctl.user_files import read_text
 
 @dataclass(frozen=True)
 class ZeroCheckpoint:
-    """What is in the ranks' files.
+    """Contents of the ranks' files.
 
     Attributes:
         tensors: Full tensors by the names that the model gives them: float32, but at stage 0 of
@@ -54,7 +54,7 @@ class ZeroCheckpoint:
 
 
 def find(path: Path) -> Path | None:
-    """The folder with the ranks' files, when a path is a checkpoint of DeepSpeed's, or None.
+    """Find the folder with the ranks' files, if a path is a checkpoint of DeepSpeed's; else None.
 
     Raises:
         UserError: Its `latest` names no folder beside it.
@@ -78,7 +78,7 @@ def find(path: Path) -> Path | None:
 
 
 def read(folder: Path) -> ZeroCheckpoint:
-    """Reads the descriptions in all ranks' files; no weight is read yet.
+    """Read the descriptions in all ranks' files; no weight is read yet.
 
     Args:
         folder: As `find` gives it.
@@ -118,7 +118,7 @@ def read(folder: Path) -> ZeroCheckpoint:
 def _join_groups(
     model: ModelStates, shares: Sequence[OptimStates]
 ) -> Iterator[tuple[str, LazyTensor]]:
-    """Joins stage 1's and 2's: a group's weights end to end, cut into the ranks' parts."""
+    """Join weights of stages 1 and 2: a group's end to end, cut into the ranks' parts."""
     first = shares[0]
     for share in shares:
         if len(share.groups) != len(model.shapes):
@@ -142,7 +142,7 @@ def _join_groups(
 def _join_ranks(
     model: ModelStates, shares: Sequence[OptimStates]
 ) -> Iterator[tuple[str, LazyTensor]]:
-    """Joins stage 3's: of each weight an equal part on every rank, all at the same place."""
+    """Join weights of stage 3: of each an equal part on every rank, all at the same place."""
     place = 0
     for name, shape in ((name, shape) for group in model.shapes for name, shape in group.items()):
         numel = math.prod(shape)
@@ -165,7 +165,7 @@ def _misfit(share: OptimStates, found: str, expected: int) -> UserError:
 
 
 def _frozen(parts: Sequence[ModelStates]) -> Iterator[tuple[str, LazyTensor]]:
-    """Stage 3: a weight that is not trained, of which each rank's model file holds a part."""
+    """Join weights of stage 3 that are not trained: each rank's model file holds a part."""
     for name, shape in parts[0].frozen.items():
         for part in parts:
             if name not in part.fragments:
@@ -187,7 +187,7 @@ def _flat(tensor: LazyTensor) -> LazyTensor:
 
 
 def _cut(parts: Sequence[LazyTensor], begin: int, end: int) -> list[LazyTensor]:
-    """What lies between two places of flat tensors that follow one another."""
+    """Cut what lies between two places out of flat tensors that follow one another."""
     found, place = [], 0
     for part in parts:
         first, last = max(begin - place, 0), min(end - place, part.numel)
@@ -216,7 +216,7 @@ def _join_parts(
 
 
 def _complete(model: ModelStates, found: Mapping[str, LazyTensor]) -> dict[str, LazyTensor]:
-    """Adds what the model's own file holds whole, and the second names of tied weights."""
+    """Add what the model's own file holds whole, and the second names of tied weights."""
     tensors = dict(found)
     for name, stored in model.stored.items():
         if name in found or name in model.shared:
@@ -239,7 +239,7 @@ def _complete(model: ModelStates, found: Mapping[str, LazyTensor]) -> dict[str, 
 
 
 def _read_unpartitioned(model: ModelStates) -> ZeroCheckpoint:
-    """Reads the model's own weights, where no optimizer keeps better ones in a known order."""
+    """Read the model's own weights, where no optimizer keeps better ones in a known order."""
     shapes = {name: shape for group in model.shapes for name, shape in group.items()}
     for name, stored in model.stored.items():
         if not stored.numel or stored.shape != shapes.get(name, stored.shape):

@@ -70,7 +70,7 @@ class OptimStates:
 
     @property
     def device(self) -> int | None:
-        """The number of the GPU that the rank had, if it had one."""
+        """Number of the GPU that the rank had, if it had one."""
         stored = [group for group in self.groups if isinstance(group, StoredTensor)]
         devices = {group.described.storage.device for group in stored}
         match = re.fullmatch(r"cuda:(\d+)", devices.pop()) if len(devices) == 1 else None
@@ -78,12 +78,12 @@ class OptimStates:
 
 
 def has_ranks(folder: Path) -> bool:
-    """Whether a folder holds files of a rank."""
+    """Tell whether a folder holds files of a rank."""
     return any(_FILE.fullmatch(file.name) for file in folder.glob("*_states.pt"))
 
 
 def rank_files(folder: Path) -> tuple[dict[int | None, Path], dict[int, Path]]:
-    """Model files and optimizer files by rank; None is the rank of a model that is whole."""
+    """Find model files and optimizer files by rank; None is the rank of a model that is whole."""
     models: dict[int | None, Path] = {}
     optimizers: dict[int, Path] = {}
     for file in sorted(folder.iterdir()):
@@ -106,7 +106,7 @@ def rank_files(folder: Path) -> tuple[dict[int | None, Path], dict[int, Path]]:
 
 
 def check_ranks(folder: Path, kind: str, files: Mapping[int, Path], num_ranks: int) -> None:
-    """Refuses a checkpoint of which a rank is missing."""
+    """Refuse a checkpoint of which a rank is missing."""
     is_bf16 = any(file.name.startswith("bf16_") for file in files.values())
     for rank in range(num_ranks):
         if rank not in files:
@@ -120,7 +120,7 @@ def check_ranks(folder: Path, kind: str, files: Mapping[int, Path], num_ranks: i
 
 
 def read_model(file: Path) -> ModelStates:
-    """Reads what a `model_states` file tells; no weight is read yet."""
+    """Read what a `model_states` file tells; no weight is read yet."""
     if not file.is_file():
         raise UserError(f"{file.parent}: {file.name} is missing", INCOMPLETE)
     tree = torch_file.read(file)
@@ -154,7 +154,7 @@ def read_model(file: Path) -> ModelStates:
 
 
 def read_optimizer(file: Path) -> OptimStates:
-    """Reads what an `optim_states` file tells; no weight is read yet."""
+    """Read what an `optim_states` file tells; no weight is read yet."""
     tree = torch_file.read(file)
     try:
         state = tree["optimizer_state_dict"]
@@ -182,7 +182,7 @@ def read_optimizer(file: Path) -> OptimStates:
 
 
 def _slices(row: Mapping[str, Any]) -> Mapping[str, int]:
-    """Return how many elements of each weight a rank says it has: DeepSpeed's addresses, inert."""
+    """Read how many elements of each weight a rank says it has, from DeepSpeed's addresses."""
     states = {plain_name(name): getattr(each, "state", None) for name, each in row.items()}
     return {
         name: int(state["numel"])
@@ -192,12 +192,12 @@ def _slices(row: Mapping[str, Any]) -> Mapping[str, int]:
 
 
 def plain_name(name: str) -> str:
-    """A name without what DeepSpeed puts before the model's own."""
+    """Remove from a name what DeepSpeed puts before the model's own."""
     return name.removeprefix("module.")
 
 
 def tensors_of(tree: Mapping[str, Any]) -> dict[str, LazyTensor]:
-    """The tensors among what a tree names."""
+    """Find the tensors among what a tree names."""
     return {plain_name(name): each for name, each in tree.items() if isinstance(each, LazyTensor)}
 
 

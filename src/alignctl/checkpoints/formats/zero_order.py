@@ -15,7 +15,7 @@ _EXCHANGED = "files were exchanged or renamed: copy the checkpoint again"
 
 
 def check(shares: Sequence[OptimStates]) -> bool:
-    """Compares the number of each rank, or of its GPU, with the file's place.
+    """Compare the number of each rank, or of its GPU, with the file's place.
 
     Args:
         shares: The ranks' files, in the order of their names.
@@ -45,7 +45,7 @@ def check(shares: Sequence[OptimStates]) -> bool:
 
 
 def check_slices(model: ModelStates, shares: Sequence[OptimStates]) -> bool:
-    """Compares what each rank says it has of the weights with its place in the row of all.
+    """Compare the weights that each rank says it has with those that belong to its place.
 
     Args:
         model: The model's own file, which tells the order of the weights.
@@ -71,7 +71,7 @@ def check_slices(model: ModelStates, shares: Sequence[OptimStates]) -> bool:
 def _expect(
     model: ModelStates, shares: Sequence[OptimStates], rank: int
 ) -> list[Mapping[str, int]]:
-    """Counts, by group, how many elements of which weights lie in a rank's share."""
+    """Count, by group, how many elements of which weights lie in a rank's share."""
     found: list[Mapping[str, int]] = []
     for number, shapes in enumerate(model.shapes):
         sizes = [share.groups[number].numel for share in shares]

@@ -14,7 +14,7 @@ from alignctl.checkpoints.tensors.lazy import LazyTensor, lazily, unreadable
 
 
 def read(file: Path, stream: BinaryIO) -> Any:
-    """What a file holds, with a `LazyTensor` in place of each tensor.
+    """Read a file, with a `LazyTensor` in place of each tensor.
 
     Args:
         file: The file, for messages.

@@ -43,7 +43,7 @@ def loads(
     known: Mapping[str, Any],
     persistent: Callable[[Any], object] | None = None,
 ) -> Any:
-    """What a pickle describes.
+    """Build what a pickle describes, from known names alone.
 
     Args:
         content: The pickle.
@@ -74,7 +74,7 @@ _GET, _PUT = ("GET", "BINGET", "LONG_BINGET"), ("PUT", "BINPUT", "LONG_BINPUT", 
 
 
 def _repeats(content: bytes) -> int:
-    """How often a pickle repeats an object that has parts.
+    """Count how often a pickle repeats an object that has parts.
 
     Thirty lists that each hold the one before twice are a few bytes, and a billion values to
     whoever walks through them.
@@ -99,7 +99,7 @@ def _repeats(content: bytes) -> int:
 
 
 def _check_hashes(content: bytes, most: int) -> None:
-    """Refuses tuples that are larger, written out, than the pickle: a key of a dict is hashed.
+    """Refuse tuples that, written out, are much larger than the pickle: dict keys are hashed.
 
     Follows the reader's stack, with the size of each object in place of it. What is put into lists
     and dicts is not counted: they are never hashed.
@@ -134,7 +134,7 @@ def _check_hashes(content: bytes, most: int) -> None:
 
 
 def _check_size(tree: Any, most: int) -> None:
-    """Refuses what is larger, written out, than the pickle; also what holds itself."""
+    """Refuse what, written out, is much larger than the pickle; also what holds itself."""
     pending, count = [tree], 0
     while pending:
         each = pending.pop()
@@ -156,11 +156,11 @@ _MOST_SIZES = 64
 
 
 def sizes(numbers: Iterable[object]) -> tuple[int, ...]:
-    """What a pickle holds as a shape, or as another row of sizes.
+    """Check a shape, or another row of sizes, that a pickle holds.
 
     Raises:
-        ValueError: They are none.
-        TypeError: They are no row of anything.
+        ValueError: One of them is no size, or there are too many.
+        TypeError: They cannot be iterated over.
     """
     found = tuple(islice(numbers, _MOST_SIZES + 1))
     if len(found) > _MOST_SIZES:
@@ -199,7 +199,7 @@ class _Unpickler(pickle.Unpickler):
 
 
 def _own(known: Any) -> Any:
-    """A copy for one pickle alone, which may set attributes of what it has named."""
+    """Copy a known value for one pickle alone, which may set attributes of what it names."""
     if isinstance(known, type):
         return type(known.__name__, (known,), {})
     return partial(known) if callable(known) else copy(known)
@@ -213,11 +213,11 @@ class Global:
 
     @property
     def opcode(self) -> bytes:
-        """The instruction that names it."""
+        """Instruction that names it."""
         return pickle.GLOBAL + f"{self._module}\n{self._name}\n".encode()
 
     def __call__(self, *arguments: object) -> "Call":
-        """Its result, which is likewise made by the reader."""
+        """Describe a call of it, whose result is likewise made by the reader."""
         return Call(self, arguments)
 
     def __reduce__(self) -> str:
@@ -245,7 +245,7 @@ _PLACEHOLDERS: dict[str, Global] = {}
 
 
 def make_global(module: str, name: str) -> Global:
-    """Makes what a pickle is to name; it need not be installed."""
+    """Make a name for a pickle to hold; what it names need not be installed."""
     new = Global(module, name)
     return _PLACEHOLDERS.setdefault(new.__reduce__(), new)
 
@@ -257,7 +257,7 @@ def __getattr__(name: str) -> Global:
 
 
 def dumps(value: object, persistent_id: Callable[[object], object] | None = None) -> bytes:
-    """A pickle of protocol 2, which is PyTorch's.
+    """Write a pickle of protocol 2, which is PyTorch's.
 
     Args:
         value: Dicts, lists, tuples, numbers, text, namespaces, `Global`s and `Call`s.

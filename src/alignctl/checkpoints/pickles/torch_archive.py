@@ -37,7 +37,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class Archive:
-    """What is in a file.
+    """Contents of a file.
 
     Attributes:
         file: The file.
@@ -55,7 +55,7 @@ class Archive:
     _verified: set[str] = field(default_factory=set)
 
     def compare(self, key: str, content: NDArray[np.uint8], where: str) -> None:
-        """Compares the bytes of a storage, which were read already, with their checksum.
+        """Compare the bytes of a storage, which were read already, with their checksum.
 
         Raises:
             UserError: They are not those that were written.
@@ -64,7 +64,7 @@ class Archive:
             self._compare(key, isal_zlib.crc32(content.data), where)
 
     def verify(self, key: str, where: str) -> None:
-        """Reads a storage of which only parts are wanted, once, and compares its checksum.
+        """Read a storage of which only parts are wanted, once, and compare its checksum.
 
         Raises:
             UserError: Its bytes are not those that were written.
@@ -86,7 +86,7 @@ class Archive:
 
 
 def open_archive(file: Path, start: int, part: IO[bytes]) -> Archive:
-    """Looks at all entries, and compares all but the storages with their checksums.
+    """Read all entries, and compare all but the storages with their checksums.
 
     Args:
         file: The file.

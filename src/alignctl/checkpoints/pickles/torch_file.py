@@ -51,7 +51,7 @@ class FlatTensor(StoredTensor):
 
 
 def narrow(tensor: LazyTensor, start: int, stop: int) -> LazyTensor:
-    """The elements of a tensor of one dimension from one place up to another."""
+    """Cut the elements from one place up to another out of a tensor of one dimension."""
     if isinstance(tensor, FlatTensor):
         part = tensor.part
         return LazyTensor((stop - start,), tensor.dtype, lambda: part(start, stop), tensor.where)
@@ -85,7 +85,7 @@ class _Part(io.RawIOBase):
 
 
 def read(file: Path, *, start: int = 0, length: int | None = None) -> Any:
-    """What a file holds, with a `LazyTensor` in place of each tensor; nothing of it is executed.
+    """Read a file, with a `LazyTensor` in place of each tensor; nothing of it is executed.
 
     The oldest files (before torch 1.6) are not archives; those are read whole.
 
@@ -134,7 +134,7 @@ def _read(file: Path, start: int, part: BinaryIO) -> Any:
 
 
 def _lazy_tensor(archive: Archive, described: Described, at: str) -> LazyTensor:
-    """A tensor by its place in the file; of a view, only the bytes between its ends are read."""
+    """Open a tensor by its place in the file; of a view, read only the bytes between its ends."""
     shape, dtype, stride = described.shape, described.dtype, described.stride
     file, where = archive.file, f"{archive.file}: {at}" if at else str(archive.file)
     if 0 in shape:
@@ -181,7 +181,7 @@ def _lazy_tensor(archive: Archive, described: Described, at: str) -> LazyTensor:
 
 
 def flatten(tree: Any, prefix: str = "") -> Iterator[tuple[str, LazyTensor]]:
-    """The tensors of nested dicts, by their names joined with dots."""
+    """Yield the tensors of nested dicts, by their names joined with dots."""
     if isinstance(tree, LazyTensor):
         yield prefix, tree
     elif isinstance(tree, Mapping):

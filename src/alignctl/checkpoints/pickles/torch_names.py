@@ -66,7 +66,7 @@ class Described:
 
 
 def storage(identity: Any) -> Storage:
-    """The storage that a persistent id of PyTorch's means.
+    """Return the storage that a persistent id of PyTorch's means.
 
     Raises:
         ValueError: It means something else.

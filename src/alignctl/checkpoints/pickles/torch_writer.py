@@ -36,7 +36,7 @@ def _identity(obj: object) -> object:
 
 
 def _tensor(key: int, spec: Spec) -> restricted_pickle.Call:
-    """A tensor in the description: contiguous, alone in its storage."""
+    """Describe a tensor: contiguous, alone in its storage."""
     return _REBUILD(_Storage(key, spec), 0, spec.shape, spec.strides, False, _HOOKS())
 
 
@@ -54,7 +54,7 @@ class _From:
         return self._stream.tell() - self._start
 
     def close(self) -> None:
-        """Leaves the file open: it is the caller's."""
+        """Leave the file open: it is the caller's."""
 
 
 class Writer:
@@ -64,7 +64,7 @@ class Writer:
     """
 
     def __init__(self, stream: BinaryIO, tree: Any, *, archive: str = "archive") -> None:
-        """Writes the description.
+        """Write the description.
 
         Args:
             stream: A file, written from where it stands; the caller closes it.
@@ -94,7 +94,7 @@ class Writer:
         return tree
 
     def write(self, bits: Bits) -> None:
-        """Writes the next tensor."""
+        """Write the next tensor."""
         spec = self._storages[self._number]
         assert (bits.shape, bits.dtype) == (spec.shape, spec.dtype.bits)
         self._record(f"data/{self._number}", view_bytes(bits))

@@ -37,7 +37,7 @@ class DirectFile(io.RawIOBase):
     """
 
     def __init__(self, file: io.FileIO) -> None:
-        """Takes over a file.
+        """Take over a file.
 
         Args:
             file: A new one, which nobody else writes; it is closed with this one.
@@ -57,7 +57,7 @@ class DirectFile(io.RawIOBase):
         self._is_direct = False
 
     def write(self, content: "Buffer") -> int:
-        """Takes as much as there is room for; returns how much that was."""
+        """Take as many bytes as there is room for; return their number."""
         if self._error is not None:
             raise self._error
         whole = memoryview(content).cast("B")
@@ -70,7 +70,7 @@ class DirectFile(io.RawIOBase):
         return count
 
     def _hand_over(self) -> None:
-        """Has the full block written, and takes one that is."""
+        """Give the full block to the thread that writes, and take an empty one."""
         if self._num_bytes == BLOCK_BYTES:
             with contextlib.suppress(OSError):  # not on this file system
                 self._set_direct(wanted=True)
@@ -102,7 +102,7 @@ class DirectFile(io.RawIOBase):
         self._is_direct = wanted
 
     def close(self) -> None:
-        """Writes the rest.
+        """Write the rest.
 
         Raises:
             OSError: Something could not be written.
@@ -121,9 +121,9 @@ class DirectFile(io.RawIOBase):
             super().close()
 
     def tell(self) -> int:
-        """The bytes that were taken."""
+        """Return the number of bytes that were taken."""
         return self._num_bytes
 
     def writable(self) -> bool:
-        """It is, and nothing else."""
+        """Return True: it can be written, and nothing else."""
         return True

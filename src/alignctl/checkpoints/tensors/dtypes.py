@@ -36,12 +36,12 @@ class DType:
 
     @property
     def bits(self) -> np.dtype[np.unsignedinteger[Any]]:
-        """The integer that is as wide."""
+        """Unsigned integer type of the same width."""
         return np.dtype(f"<u{self.itemsize}")
 
     @property
     def torch(self) -> "torch.dtype":
-        """PyTorch's own."""
+        """PyTorch's type of this name."""
         import torch
 
         found: torch.dtype = getattr(torch, self.name)
@@ -81,12 +81,12 @@ BY_FLAG = {"fp32": FLOAT32, "bf16": BFLOAT16, "fp16": FLOAT16}
 
 
 def dtype_of(dtype: "torch.dtype") -> DType:
-    """What one of PyTorch's is."""
+    """Translate a type of PyTorch's to ours."""
     return DTYPES[str(dtype).removeprefix("torch.")]
 
 
 def bits_of(tensor: "Tensor") -> Bits:
-    """The bits of a tensor, in its own memory where it is contiguous and on the CPU."""
+    """Return the bits of a tensor, in its own memory where it is contiguous and on the CPU."""
     import torch
 
     dtype = dtype_of(tensor.dtype)
@@ -96,12 +96,12 @@ def bits_of(tensor: "Tensor") -> Bits:
 
 
 def tensor_of(bits: Bits, dtype: DType) -> "Tensor":
-    """The tensor that some bits are, in the same memory."""
+    """Make a tensor of some bits, in the same memory."""
     import torch
 
     return torch.from_numpy(bits.view(f"<i{dtype.itemsize}")).view(dtype.torch)
 
 
 def view_bytes(bits: Bits) -> memoryview:
-    """Gives the bytes of an array, without a copy where it is contiguous."""
+    """Return the bytes of an array, without a copy where it is contiguous."""
     return np.ascontiguousarray(bits).reshape(-1).view(np.uint8).data

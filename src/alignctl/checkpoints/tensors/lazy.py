@@ -25,7 +25,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Spec:
-    """What is known of a tensor before it is made.
+    """Shape and type of a tensor, which are known before it is made.
 
     Attributes:
         shape: Its shape.
@@ -37,7 +37,7 @@ class Spec:
 
     @staticmethod
     def of(tensor: "Tensor") -> "Spec":
-        """What is known of one that is there."""
+        """Describe a tensor that is in memory."""
         return Spec(tuple(tensor.shape), dtype_of(tensor.dtype))
 
     @property
@@ -70,17 +70,17 @@ class LazyTensor(Spec):
 
     @staticmethod
     def holding(tensor: "Tensor", where: str) -> "LazyTensor":
-        """One that is in memory already."""
+        """Wrap a tensor that is in memory already."""
         spec = Spec.of(tensor)
         return LazyTensor(spec.shape, spec.dtype, lambda: bits_of(tensor), where)
 
     def make(self) -> "Tensor":
-        """The tensor itself, in memory of its own, whatever becomes of the file."""
+        """Make the tensor itself, in memory of its own, whatever becomes of the file."""
         bits = self.bits()
         return tensor_of(bits if bits.flags.owndata else bits.copy(), self.dtype)
 
     def guard(self) -> "LazyTensor":
-        """Has the tensor refused, when it is made, if an element is infinite or NaN."""
+        """Refuse the tensor, when it is made, if an element is infinite or NaN."""
 
         def check(bits: Bits) -> Bits:
             check_finite(bits, self.dtype, self.where)
@@ -89,11 +89,11 @@ class LazyTensor(Spec):
         return self.map(self.shape, check)
 
     def to(self, dtype: DType) -> "LazyTensor":
-        """The same tensor in another type."""
+        """Convert the tensor to another type, when it is made."""
         return self if dtype == self.dtype else self.compute(lambda same: same, dtype)
 
     def map(self, shape: tuple[int, ...], change: Callable[[Bits], Bits]) -> "LazyTensor":
-        """Its elements as a function moves them; the shape is told beforehand."""
+        """Apply a function that moves elements; the shape of its result is told beforehand."""
         return LazyTensor(shape, self.dtype, lambda: change(self.bits()), self.where)
 
     def compute(
@@ -102,7 +102,7 @@ class LazyTensor(Spec):
         dtype: DType | None = None,
         shape: tuple[int, ...] | None = None,
     ) -> "LazyTensor":
-        """Computes a function of it, rounded to a type; type and shape stay if not told."""
+        """Apply a function and round its result to a type; type and shape stay if not told."""
         new = dtype or self.dtype
 
         def bits() -> Bits:
@@ -111,7 +111,7 @@ class LazyTensor(Spec):
         return LazyTensor(self.shape if shape is None else shape, new, bits, self.where)
 
     def tied_to(self, copy: "LazyTensor") -> "LazyTensor":
-        """The same tensor, compared with a copy that has to be equal when it is made."""
+        """Compare the tensor, when it is made, with a copy that has to be equal."""
 
         def check(bits: Bits) -> Bits:
             is_same = (copy.shape, copy.dtype) == (self.shape, self.dtype)
@@ -127,7 +127,7 @@ class LazyTensor(Spec):
 
 
 def lazily(tree: Any, kind: type[T], lazy: Callable[[T, str], LazyTensor], at: str = "") -> Any:
-    """A tree of dicts and lists with a lazy tensor in place of each object of a kind.
+    """Put a lazy tensor in place of each object of a kind in a tree of dicts and lists.
 
     Args:
         tree: The tree; whatever else is in it stays as it is.
@@ -149,7 +149,7 @@ def lazily(tree: Any, kind: type[T], lazy: Callable[[T, str], LazyTensor], at: s
 
 
 def unreadable(file: Path, kind: str, error: Exception) -> UserError:
-    """What is wrong with a weight file that its library refused."""
+    """Explain what is wrong with a weight file that its library refused."""
     if not file.is_file():
         return explain_dangling(file) if file.is_symlink() else UserError(f"{file}: no such file")
     if not os.access(file, os.R_OK):  # which safetensors reports as a file that is not there
@@ -171,7 +171,7 @@ _CHUNK = 1 << 17
 
 
 def _is_finite(bits: Bits, dtype: DType) -> bool:
-    """Whether no element has an exponent of all ones: those are the largest of either sign."""
+    """Tell whether no element has an exponent of all ones: those are the largest of either sign."""
     flat, sign = np.ascontiguousarray(bits).reshape(-1), 1 << (8 * dtype.itemsize - 1)
     chunks = (flat[start : start + _CHUNK] for start in range(0, flat.size, _CHUNK))
     return all(
@@ -182,7 +182,7 @@ def _is_finite(bits: Bits, dtype: DType) -> bool:
 
 
 def check_finite(bits: Bits, dtype: DType, where: str) -> None:
-    """Refuses weights that are broken.
+    """Refuse weights that are broken.
 
     Raises:
         UserError: An element is infinite or NaN.

@@ -28,7 +28,7 @@ _LIBRARY = ctypes.CDLL(None, use_errno=True)
 
 
 def read_bytes(file: Path, offset: int, num_bytes: int) -> NDArray[np.uint8]:
-    """A part of a file. What is written to the array does not reach the file.
+    """Map a part of a file. What is written to the array does not reach the file.
 
     Raises:
         UserError: The file cannot be read, or ends before the part does.
@@ -60,7 +60,7 @@ def read_bytes(file: Path, offset: int, num_bytes: int) -> NDArray[np.uint8]:
 
 
 def _populate(content: NDArray[np.uint8]) -> None:
-    """Has all of a mapping in memory.
+    """Bring all of a mapping into memory.
 
     Raises:
         OSError: The disk cannot read it.
@@ -75,7 +75,7 @@ def _populate(content: NDArray[np.uint8]) -> None:
 def windows(
     file: Path, start: int = 0, num_bytes: int | None = None
 ) -> Iterator[NDArray[np.uint8]]:
-    """A part of a file, a few megabytes at a time.
+    """Yield a part of a file, a few megabytes at a time.
 
     Args:
         file: The file.
