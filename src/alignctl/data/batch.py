@@ -46,7 +46,7 @@ class Pieces:
     parents: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
-        """Holds our own code to the shapes above."""
+        """Check the shapes above."""
         assert self.boundaries[0] == 0
         assert not self.parents or len(self.parents) == len(self.boundaries) - 1
         assert all(-1 <= parent < piece for piece, parent in enumerate(self.parents))
@@ -58,7 +58,7 @@ class Pieces:
 
     @cached_property
     def chains(self) -> list[list[int]]:
-        """For each piece what it continues, the first piece first, and itself at the end."""
+        """Pieces that each piece continues, the first one first, and itself at the end."""
         chains: list[list[int]] = []
         for piece in range(len(self.boundaries) - 1):
             parent = self.parents[piece] if self.parents else -1
@@ -67,7 +67,7 @@ class Pieces:
 
     @property
     def documents(self) -> list[list[int]]:
-        """The pieces of each document."""
+        """Pieces of each document."""
         continued = set(self.parents)
         return [chain for chain in self.chains if chain[-1] not in continued]
 
@@ -78,13 +78,13 @@ class Pieces:
 
     @property
     def document_lengths(self) -> list[int]:
-        """Tokens of each document, those that it has in common with others among them."""
+        """Tokens of each document, with those that it shares with others."""
         lengths = self.lengths
         return [sum(lengths[piece] for piece in chain) for chain in self.documents]
 
     @property
     def places(self) -> NDArray[np.int64]:
-        """Places of all documents' tokens, document after document; some stand there repeatedly."""
+        """Places of all documents' tokens, document by document; shared places occur repeatedly."""
         return np.concatenate(
             [
                 np.arange(self.boundaries[piece], self.boundaries[piece + 1])
@@ -102,13 +102,13 @@ class Pieces:
         return np.arange(self.boundaries[-1], dtype=np.int64) + np.repeat(shift, lengths)
 
     def with_filler(self, size: int) -> "Pieces":
-        """Returns them with one more document of so many tokens at the end."""
+        """Return the pieces with one more document of `size` tokens at the end."""
         parents = (*self.parents, -1) if self.parents else ()
         return Pieces((*self.boundaries, self.boundaries[-1] + size), parents)
 
 
 def is_worth_sharing(shared: int, lengths: Sequence[int]) -> bool:
-    """Whether documents of so many input tokens should begin with `shared` common ones.
+    """Tell whether documents of so many input tokens should begin with `shared` common ones.
 
     Keys and values of these are copied for each document, which takes up to a twelfth of what a
     layer keeps of the document: sharing spares an eighth at least, or there is none.
@@ -117,7 +117,7 @@ def is_worth_sharing(shared: int, lengths: Sequence[int]) -> bool:
 
 
 def count_shared(documents: Sequence[Document]) -> int:
-    """Counts the positions at the start that documents share: the same inputs and targets.
+    """Count the positions at the start that documents share: the same inputs and targets.
 
     Of a prompt's tokens these are all but the last, which predicts the first token of an answer,
     another one for each. Every document keeps a position of its own: that of its last input. 0
@@ -136,7 +136,7 @@ def count_shared(documents: Sequence[Document]) -> int:
 
 
 def count_computed(documents: Sequence[Document]) -> int:
-    """Counts the input tokens of documents that share what they begin with."""
+    """Count the input tokens to compute for documents that share their first positions."""
     inputs = sum(len(document.tokens) - 1 for document in documents)
     return inputs - count_shared(documents) * (len(documents) - 1)
 
@@ -163,18 +163,18 @@ class TokenBatch:
     rows: tuple[int, ...]
 
     def __post_init__(self) -> None:
-        """Holds our own code to the shapes above."""
+        """Check the shapes above."""
         assert self.tokens.shape == self.targets.shape == (self.pieces.boundaries[-1],)
         assert len(self.rows) == len(self.pieces.documents)
 
     @classmethod
     def from_documents(cls, documents: Sequence[Document]) -> Self:
-        """Lays documents end to end, in the order given. Each has at least two tokens."""
+        """Lay documents end to end, in the order given. Each has at least two tokens."""
         return cls.sharing([[document] for document in documents])
 
     @classmethod
     def sharing(cls, documents: Sequence[Sequence[Document]], **fields: Any) -> Self:
-        """Lays groups end to end, in the order given; of none: a filler.
+        """Lay groups end to end, in the order given; of none: a filler.
 
         Args:
             documents: Those of each group; what they begin with alike stands there once. Each has
@@ -207,7 +207,7 @@ class TokenBatch:
 
     @classmethod
     def filler(cls) -> Self:
-        """One token and no target: what a rank forwards when it has run out of documents.
+        """Make a batch of one token and no target, for a rank that has run out of documents.
 
         Every rank must take part in every collective, so a rank cannot simply skip its turn; one
         token rather than none, because attention kernels refuse empty inputs.
@@ -226,7 +226,7 @@ class TokenBatch:
 
     @cached_property
     def num_document_tokens(self) -> int:
-        """Input tokens of all documents, also those that stand there once for several."""
+        """Input tokens of all documents; a token that several share counts for each of them."""
         return sum(self.pieces.document_lengths)
 
     @property
@@ -236,7 +236,7 @@ class TokenBatch:
 
     @cached_property
     def learned(self) -> NDArray[np.int64]:
-        """Places that are learned, document after document; some stand there repeatedly."""
+        """Places that are learned, document by document; shared places occur repeatedly."""
         places = self.pieces.places
         learned: NDArray[np.int64] = places[self.targets[places] != IGNORE]
         return learned
@@ -284,7 +284,7 @@ class PreferenceBatch(TokenBatch):
     scores: NDArray[np.float64] = field(default_factory=lambda: np.zeros(0))
 
     def __post_init__(self) -> None:
-        """Holds our own code to the shapes above."""
+        """Check the shapes above."""
         super().__post_init__()
         assert self.groups[0] == 0
         assert len(self.scores) == self.groups[-1] <= len(self.rows)
@@ -297,7 +297,7 @@ class PreferenceBatch(TokenBatch):
         *,
         share_prompts: bool = False,
     ) -> Self:
-        """Lays groups end to end, in the order given; of none: a filler.
+        """Lay groups end to end, in the order given; of none: a filler.
 
         Args:
             groups: The answers to each prompt.
@@ -315,7 +315,7 @@ class PreferenceBatch(TokenBatch):
 
     @cached_property
     def pairs(self) -> Pairs:
-        """Every two answers to one prompt of which one is scored higher; ties are no pairs."""
+        """Pairs of answers to one prompt, one scored higher than the other; ties are no pairs."""
         group = np.repeat(np.arange(len(self.groups) - 1), np.diff(self.groups))
         is_above = self.scores[:, None] > self.scores[None, :]
         better, worse = np.nonzero(is_above & (group[:, None] == group[None, :]))
@@ -324,7 +324,7 @@ class PreferenceBatch(TokenBatch):
 
 
 def with_every_token_an_input(document: Document) -> Document:
-    """Followed by one more token, which is the one that is neither an input nor a target."""
+    """Add a token at the end, neither input nor target: all others become inputs."""
     return Document(
         np.append(document.tokens, np.int32(0)),
         np.append(document.supervised, np.False_),

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 
 def find_distinct(keys: Iterable[Hashable]) -> tuple[list[int], NDArray[np.int64]]:
-    """Finds the first of every kind of things, D in all, and which of these each thing equals.
+    """Find the first of each kind of thing, D in all, and for each thing which of them it equals.
 
     Args:
         keys: Of N things; equal things have equal keys.

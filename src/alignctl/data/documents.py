@@ -47,7 +47,7 @@ class Unread:
         self._of_file: dict[Path, Counter[str]] = {}
 
     def add(self, row: Row, keys: Sequence[str]) -> None:
-        """Counts the keys of one row."""
+        """Count the keys of one row."""
         if keys:
             self._of_file.setdefault(row.file, Counter()).update(keys)
 
@@ -93,7 +93,7 @@ class Tally:
         return sum(len(part) for part in self.lengths)
 
     def in_words(self) -> str:
-        """The counts that explain why nothing was kept."""
+        """Say the counts that explain why nothing was kept."""
         if not self.rows:
             return "there is no row in it"
         return (
@@ -121,7 +121,7 @@ class DocumentWriter:
                 stack.callback(array.close)
 
     def append(self, rows: Sequence[Row], documents: Sequence[Encoded]) -> None:
-        """Adds documents and the rows they came from."""
+        """Add documents and the rows they came from."""
         self._tokens.append(np.concatenate([document.tokens for document in documents]))
         self._supervised.append(np.concatenate([document.supervised for document in documents]))
         self._file_numbers.append(np.asarray([self._number_of[row.file] for row in rows]))
@@ -134,7 +134,7 @@ def stream(
     writer: DocumentWriter,
     on_rows: Callable[[int], None],
 ) -> Tally:
-    """Writes the documents of all rows of some files.
+    """Write the documents of all rows of some files.
 
     Args:
         files: Data files; the first row of the first one decides the schema.
@@ -195,7 +195,7 @@ def _note(tally: Tally, texts: Sequence[Rendered], documents: Sequence[Encoded])
 
 
 def text_hashes(texts: Sequence[str]) -> NDArray[np.uint64]:
-    """A hash of each text `[N]`, the same on every machine and in every release."""
+    """Hash each text `[N]`, the same on every machine and in every release."""
     digests = b"".join(
         hashlib.blake2b(text.encode("utf-8"), digest_size=8).digest() for text in texts
     )
@@ -205,7 +205,7 @@ def text_hashes(texts: Sequence[str]) -> NDArray[np.uint64]:
 def ahead(
     items: Iterable[ItemT], start: Callable[[ItemT], Callable[[], ResultT]]
 ) -> Iterator[tuple[ItemT, ResultT]]:
-    """Yields items with what is made of them; the next is being made while one is looked at.
+    """Yield each item with its result; the next result is computed while the caller uses this one.
 
     Args:
         items: The items.
@@ -229,7 +229,7 @@ class Parsed(Protocol):
 
     @property
     def characters(self) -> int:
-        """About how much text it holds."""
+        """Approximate number of characters of its text."""
 
 
 ParsedT = TypeVar("ParsedT", bound=Parsed)
@@ -238,7 +238,7 @@ ParsedT = TypeVar("ParsedT", bound=Parsed)
 def batches(
     files: Sequence[Path], schema_of: Callable[[Row], Schema[ParsedT]], unread: Unread
 ) -> Iterator[tuple[list[Row], list[ParsedT]]]:
-    """Reads and parses rows, as many at a time as a tokenizer keeps its threads busy with.
+    """Read and parse rows, in batches large enough to keep a tokenizer's threads busy.
 
     Args:
         files: Data files.

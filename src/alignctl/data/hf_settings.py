@@ -40,7 +40,7 @@ _FILES = ("config.json", "generation_config.json", "tokenizer_config.json")
 
 
 def read_settings(file: Path) -> dict[str, Any]:
-    """Reads a JSON object; of the three files whose keys are known, these are looked at.
+    """Read a JSON object, and check the well-known keys of the three files that have them.
 
     Raises:
         UserError: It cannot be read, or a well-known key is neither null nor of its kind.

@@ -25,13 +25,13 @@ class Sequences(Protocol):
 
     @property
     def is_drawn(self) -> bool:
-        """Whether they are in the order of training already, as many as that takes."""
+        """True if sequences are already in the order of training, as many as that takes."""
 
     def lengths(self, sequences: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Input tokens of some sequences, as many as are computed."""
+        """Return the input tokens of some sequences, as many as are computed."""
 
     def batch(self, sequences: Iterable[int]) -> TokenBatch:
-        """One micro batch of whole sequences; of none: a filler."""
+        """Build one micro batch of whole sequences; of none: a filler."""
 
 
 _GOLDEN = 0x9E3779B97F4A7C15
@@ -40,7 +40,7 @@ _MASK = (1 << 64) - 1
 
 @lru_cache(maxsize=2)
 def epoch_order(num_sequences: int, seed: int, epoch: int) -> NDArray[np.int64]:
-    """A permutation of all sequences `[S]` for one epoch; read-only.
+    """Make a permutation of all sequences `[S]` for one epoch; read-only.
 
     Sequences are sorted by a hash of their number. numpy's own shuffles may change from one version
     to another, and with them the course of a resumed run.
@@ -53,7 +53,7 @@ def epoch_order(num_sequences: int, seed: int, epoch: int) -> NDArray[np.int64]:
 
 
 def _mixed(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """SplitMix64's output function: a bijection of 64-bit integers without visible structure."""
+    """Apply SplitMix64's output function: a bijection of 64-bit integers without visible order."""
     values = values + np.uint64(_GOLDEN)
     values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
@@ -63,7 +63,7 @@ def _mixed(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
 def step_sequences(
     num_sequences: int, *, global_batch_size: int, seed: int, step: int
 ) -> NDArray[np.int64]:
-    """The sequences of one optimizer step `[global_batch_size]`.
+    """Choose the sequences of one optimizer step `[global_batch_size]`.
 
     They are cut from the endless run of shuffled epochs; a step at the end of an epoch goes on with
     the next one, so no sequence is left out or taken twice within an epoch.
@@ -86,7 +86,7 @@ def step_sequences(
 
 
 def taken(split: Sequences, *, global_batch_size: int, seed: int, step: int) -> NDArray[np.int64]:
-    """The sequences of one optimizer step of a split `[global_batch_size]`: see step_sequences."""
+    """Choose the sequences of one step of a split `[global_batch_size]`: see `step_sequences`."""
     if split.is_drawn:
         return np.arange(step * global_batch_size, (step + 1) * global_batch_size)
     return step_sequences(
@@ -95,7 +95,7 @@ def taken(split: Sequences, *, global_batch_size: int, seed: int, step: int) -> 
 
 
 def deal(lengths: Sequence[int], num_ranks: int) -> list[list[int]]:
-    """Deals sequences to ranks: as many to each (give or take one), and about as many tokens.
+    """Deal sequences to ranks: the same number to each, give or take one, and similar tokens.
 
     The longest first, each to the rank with the fewest tokens among those with room.
 
@@ -121,7 +121,7 @@ def deal(lengths: Sequence[int], num_ranks: int) -> list[list[int]]:
 def dealt_micro_batches(
     lengths: Sequence[int], *, micro_batch_size: int, dp_rank: int, dp_size: int
 ) -> list[list[int]]:
-    """One rank's micro batches, which hold each of some things once over all ranks.
+    """Deal things to ranks and return one rank's micro batches; each thing is on one rank only.
 
     Args:
         lengths: Tokens of each thing.
@@ -146,7 +146,7 @@ def dealt_groups(
     dp_rank: int,
     dp_size: int,
 ) -> list[list[list[int]]]:
-    """One rank's micro batches of what comes in groups, whose members cost less together.
+    """Deal members of groups, which cost less together, and return one rank's micro batches.
 
     The groups are laid in a row and cut into as many micro batches as are needed, the same number
     for every rank, of as many members as each other: a group is in one of them, or in neighbours.
@@ -190,7 +190,7 @@ def train_batches(
     dp_size: int,
     capacity: int | None = None,
 ) -> list[TokenBatch]:
-    """The micro batches of one data-parallel rank for one optimizer step.
+    """Build the micro batches of one data-parallel rank for one optimizer step.
 
     Args:
         split: The training split.
@@ -227,7 +227,7 @@ def validation_batches(
     max_sequences: int | None = None,
     capacity: int | None = None,
 ) -> list[TokenBatch]:
-    """The micro batches of one rank that, over all ranks, hold each sequence exactly once.
+    """Build one rank's micro batches; those of all ranks hold each sequence exactly once.
 
     Args:
         split: The held-out split.
@@ -254,7 +254,7 @@ def validation_batches(
 def _laid(
     split: Sequences, sequences: NDArray[np.int64], capacity: int | None
 ) -> list[NDArray[np.int64]]:
-    """The sequences of a forward pass, each as those of the split that it is made of."""
+    """Pack sequences of a split into those of a forward pass, each an array of their numbers."""
     if capacity is None:
         return list(sequences[:, None])
     order, bounds = pack(split.lengths(sequences), capacity)

@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 
 def pack(lengths: NDArray[np.int64], capacity: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Packs documents into bins; the longest first, each into the fullest bin that has room.
+    """Pack documents into bins; the longest first, each into the fullest bin that has room.
 
     Deterministic: ties go by document number. The search is a bisection over the distinct free
     rooms, of which there are at most `capacity`.
@@ -49,5 +49,5 @@ def pack(lengths: NDArray[np.int64], capacity: int) -> tuple[NDArray[np.int64], 
 
 
 def starts(counts: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Where each run of `counts` elements starts, and where the last one ends `[len + 1]`."""
+    """Compute where each run of `counts` elements starts, and the last one ends `[len + 1]`."""
     return np.concatenate([np.zeros(1, np.int64), np.cumsum(counts, dtype=np.int64)])

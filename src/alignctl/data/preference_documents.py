@@ -99,7 +99,7 @@ class PreferenceTally:
         return sum(len(part) for part in self.sizes)
 
     def in_words(self) -> str:
-        """The counts that explain why nothing was kept."""
+        """Say the counts that explain why nothing was kept."""
         if not self.rows:
             return "there is no row in it"
         reasons = [f"{self.dropped[key]} dropped: {DROPPED[key]}" for key in sorted(self.dropped)]
@@ -113,7 +113,7 @@ def stream(
     scores: ArrayWriter,
     on_rows: Callable[[int], None],
 ) -> PreferenceTally:
-    """Writes the groups of all rows of some files, the documents of a group one after another.
+    """Write the groups of all rows of some files, the documents of a group one after another.
 
     Args:
         files: Data files; the first row of the first one decides the schema.
@@ -153,7 +153,7 @@ def _select(
     recipe: PreferenceRecipe,
     tally: PreferenceTally,
 ) -> _Selected:
-    """The rows that are not left out, with the answers that are taken."""
+    """Select the rows that are not left out, with the answers that are taken."""
     selected = [
         (row, comparison)
         for row, whole in zip(rows, comparisons, strict=True)
@@ -174,7 +174,7 @@ def _start(selected: _Selected, recipe: PreferenceRecipe) -> Callable[[], list[l
 def _groups(
     selected: _Selected, texts: list[Rendered], recipe: PreferenceRecipe, tally: PreferenceTally
 ) -> list[tuple[Row, Group]]:
-    """The groups of some rows, each with its row; all their answers are tokenised together."""
+    """Tokenise the answers of some rows together; return the groups, each with its row."""
     encoded = iter(encode(texts, recipe.document.tokenizer))
     kept = []
     for row, comparison in selected:
@@ -187,7 +187,7 @@ def _groups(
 def _selected(
     comparison: Comparison, recipe: PreferenceRecipe, tally: PreferenceTally
 ) -> Comparison | None:
-    """The answers that say something, and of those as many as are wanted."""
+    """Select the answers that say something, and of those as many as are wanted."""
     pairs = [
         (answer, score)
         for answer, score in zip(comparison.answers, comparison.scores, strict=True)
@@ -214,7 +214,7 @@ def _says_something(answer: Conversation) -> bool:
 
 
 def _by_preference(pairs: Sequence[tuple[Conversation, float]], select: Select) -> list[int]:
-    """Places of the answers, those that are to be taken first."""
+    """Sort the places of the answers: those that are to be taken come first."""
     places = range(len(pairs))
     if select == "firstk":
         return list(places)
@@ -231,7 +231,7 @@ def _fitted(
     recipe: PreferenceRecipe,
     tally: PreferenceTally,
 ) -> Group | None:
-    """The group with its documents cut to the window, without answers that are there already."""
+    """Cut a group's documents to the window and leave out repeated answers; None if it goes."""
     settings = recipe.document
     if not all(len(document.tokens) for document in encoded):  # a template wrote no answer
         tally.dropped["single"] += 1

@@ -76,7 +76,7 @@ class PreferenceSummary(StoredSummary):
     unread: dict[str, dict[str, int]] = field(default_factory=dict)
 
     def describe(self) -> str:
-        """Say what became of the rows, in one line, and what the user should know, in others."""
+        """Say in one line what became of the rows, and in others what the user should know."""
         counts = [f"{self.rows:,} rows"]
         if self.truncated:
             counts.append(f"{self.truncated:,} truncated")
@@ -122,7 +122,7 @@ class PreferenceSplit(Split):
 
     @override
     def lengths(self, sequences: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Input tokens of some groups, in the shape of their numbers, as many as are computed."""
+        """Return the input tokens to compute for some groups, in the shape of their numbers."""
         if not self.share_prompts:
             return super().lengths(sequences)
         groups = [self._answers(group) for group in sequences.ravel().tolist()]
@@ -133,7 +133,7 @@ class PreferenceSplit(Split):
         return np.asarray(counted, np.int64).reshape(sequences.shape)
 
     def batch(self, sequences: Iterable[int]) -> PreferenceBatch:
-        """One micro batch of whole groups; of none: a filler."""
+        """Build one micro batch of whole groups; of none: a filler."""
         groups = [self._answers(group) for group in sequences]
         return PreferenceBatch.from_groups(
             [[self.document(number) for number in group] for group in groups],
@@ -142,12 +142,12 @@ class PreferenceSplit(Split):
         )
 
     def _answers(self, group: int) -> list[int]:
-        """Document numbers of the answers to a prompt."""
+        """List the document numbers of the answers to a prompt."""
         numbers: list[int] = self.members[self.bounds[group] : self.bounds[group + 1]].tolist()
         return numbers
 
     def best_answers(self) -> Self:
-        """The best answer to each prompt alone: a group of one; of equals the first."""
+        """Return the best answer alone to each prompt: a group of one; of equals the first."""
         scores = self.scores[self.members]
         best = [
             self.members[start + int(np.argmax(scores[start:end]))]
@@ -171,7 +171,7 @@ class PreferenceData(Prepared):
 
     @classmethod
     def open(cls, folder: Path, *, share_prompts: bool = False) -> Self:
-        """Maps the arrays of a prepared folder into memory.
+        """Map the arrays of a prepared folder into memory.
 
         Args:
             folder: The folder.

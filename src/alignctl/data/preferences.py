@@ -34,7 +34,7 @@ def prepare(
     out_dir: Path,
     on_progress: Progress | None = None,
 ) -> Path:
-    """Selects, tokenises, masks, truncates and stores the rows, unless that was done before.
+    """Select, tokenise, mask, truncate and store the rows, unless that was done before.
 
     Held out for validation is what `prepare_folder` says; a share of the training rows is chosen
     by a hash of their prompts, so that a prompt never is on both sides.
@@ -80,7 +80,7 @@ def _stream_sources(
     folder: Path,
     on_rows: Callable[[int], None],
 ) -> tuple[PreferenceTally, PreferenceTally]:
-    """Writes the groups of the training files, then those of the validation files."""
+    """Write the groups of the training files, then those of the validation files."""
     recipe = PreferenceRecipe(
         document=Recipe(
             render=Renderer(settings.template, tokenizer),

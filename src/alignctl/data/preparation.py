@@ -38,7 +38,7 @@ class Sources:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """All files, in the order in which documents refer to them by number."""
+        """Names of all files, in the order in which documents refer to them by number."""
         return tuple(str(file) for file in [*self.train, *self.held_out])
 
 
@@ -54,7 +54,7 @@ def prepare_folder(
     write: Write,
     on_progress: Progress | None,
 ) -> Path:
-    """Writes a folder of prepared data, unless that was done before.
+    """Write a folder of prepared data, unless that was done before.
 
     Held out for validation are, in this order of preference: `settings.validation`; the validation
     file of a training folder; `validation_fraction` of the training rows.
@@ -96,7 +96,7 @@ def _held_out_files(train: Path, validation: Path | None) -> list[Path]:
 def _content_key(
     settings: Rows, state: Mapping[str, object], sources: Sources
 ) -> tuple[str, int | None]:
-    """The folder's name; and the number of rows when all files are plain JSON lines."""
+    """Compute the folder's name; count the rows if all files are plain JSON lines, else None."""
     total: int | None = 0
     hashes: tuple[list[list[str]], list[list[str]]] = ([], [])
     for files, found in zip((sources.train, sources.held_out), hashes, strict=True):
@@ -145,7 +145,7 @@ def _counter(total: int | None, on_progress: Progress | None) -> Callable[[int],
 
 
 def choose_held_out(hashes: NDArray[np.uint64], fraction: float) -> NDArray[np.bool_]:
-    """Which documents are held out: those with the smallest hashes, equal texts together.
+    """Choose the documents to hold out: those with the smallest hashes, equal texts together.
 
     Args:
         hashes: A hash of the text of each document `[N]`.

@@ -13,7 +13,7 @@ _REPLACEMENT = "\ufffd"
 
 
 def pieces(document: Document, tokenizer: Tokenizer) -> list[tuple[str, bool]]:
-    """Decodes runs of tokens that share their mask.
+    """Decode runs of tokens that share their mask.
 
     Every run is decoded together with all before it: bytes of one character may be spread over
     tokens, and some decoders treat the first token in a special way.

@@ -49,7 +49,7 @@ class PromptSummary(StoredSummary):
     unread: dict[str, dict[str, int]] = field(default_factory=dict)
 
     def describe(self) -> str:
-        """Say what became of the rows, in one line, and what the user should know, in others."""
+        """Say in one line what became of the rows, and in others what the user should know."""
         counts = [f"{self.rows:,} rows"]
         limit = f"longer than {self.max_prompt_length:,} tokens"
         if self.dropped:
@@ -105,7 +105,7 @@ class PromptData(Prepared):
 
     @classmethod
     def open(cls, folder: Path) -> Self:
-        """Maps the arrays of a prepared folder into memory, and reads its answers."""
+        """Map the arrays of a prepared folder into memory, and read its answers."""
         summary = PromptSummary.from_json(read_summary(folder))
         answers = json.loads((folder / "answers.json").read_text("utf-8"))
         return cls(

@@ -60,7 +60,7 @@ def prepare(
     eval_funcs: Collection[str],
     on_progress: Progress | None = None,
 ) -> Path:
-    """Writes prompts as the tokenizer's model reads them, unless that was done before.
+    """Write prompts as the tokenizer's model reads them, unless that was done before.
 
     A prompt is tokenised by itself, as a server would that is given its text. Held out for
     validation is what `prepare_folder` says; a share of the training rows is chosen by a hash of
@@ -101,7 +101,7 @@ def prepare(
 def _stream_sources(
     sources: Sources, recipe: _Recipe, folder: Path, on_rows: Callable[[int], None]
 ) -> tuple[_Tally, _Tally]:
-    """Writes the prompts of the training files, then those of the validation files."""
+    """Write the prompts of the training files, then those of the validation files."""
     number_of = {file: number for number, file in enumerate([*sources.train, *sources.held_out])}
     tallies = _Tally(), _Tally()
     with ExitStack() as stack:
@@ -142,7 +142,7 @@ def _kept(
     recipe: _Recipe,
     tally: _Tally,
 ) -> list[tuple[Row, NDArray[np.int32]]]:
-    """The rows that are not left out, each with the tokens of its prompt."""
+    """Select the rows that are not left out, each with the tokens of its prompt."""
     settings, tokenizer = recipe.settings, recipe.tokenizer
     kept, kept_texts = [], []
     encoded = encode_prompts(texts, tokenizer)
@@ -205,7 +205,7 @@ def _check_rule(row: Row, name: str | None, known: Collection[str]) -> None:
 def _write_rest(
     settings: Prompts, tallies: tuple[_Tally, _Tally], sources: Sources, folder: Path
 ) -> PromptSummary:
-    """Writes all that is known only when all rows were read."""
+    """Write all that is known only after all rows were read; return the summary."""
     train, held_out = tallies
     lengths = np.asarray([*train.lengths, *held_out.lengths], np.int64)
     write_array(folder / "offsets.npy", starts(lengths))

@@ -45,7 +45,7 @@ class ReferenceCache:
     file: Path
 
     def read(self, num_documents: int) -> Cached | None:
-        """The numbers of all documents, None when nobody has computed them.
+        """Read the numbers of all documents; None when nobody has computed them.
 
         Raises:
             RunError: The file is damaged, or is not about as many documents.
@@ -62,7 +62,7 @@ class ReferenceCache:
         return Cached(values.astype(np.float64), seconds)
 
     def write(self, values: NDArray[np.float64], seconds: float) -> None:
-        """Keeps the numbers; a reader sees all of them or no file."""
+        """Write the numbers; a reader sees all of them or no file."""
         content = io.BytesIO()
         np.save(content, values, allow_pickle=False)
         with _explain_errors(self.file.parent):
@@ -82,7 +82,7 @@ class ReferenceCache:
 
 
 def choose(data: Path, cache: Path, content: Callable[[], Mapping[str, object]]) -> None:
-    """Decides which file of the cache a run reads or writes.
+    """Decide which file of the cache a run reads or writes.
 
     A run that was started before keeps its file as long as that is there: what decides the content
     of a large model takes minutes to read.
@@ -114,7 +114,7 @@ def choose(data: Path, cache: Path, content: Callable[[], Mapping[str, object]])
 
 
 def chosen(data: Path) -> ReferenceCache:
-    """The file that `choose` has decided for."""
+    """Return the file that `choose` has decided for."""
     return ReferenceCache(Path((data / _POINTER).read_text(encoding="utf-8")))
 
 

@@ -26,7 +26,7 @@ def prepare(
     out_dir: Path,
     on_progress: Progress | None = None,
 ) -> Path:
-    """Tokenises, masks, truncates, packs and stores the rows, unless that was done before.
+    """Tokenise, mask, truncate, pack and store the rows, unless that was done before.
 
     Held out for validation is what `prepare_folder` says; a share of the training documents is
     chosen by a hash of their text, so that they are always the same ones and a text never is on
@@ -70,7 +70,7 @@ def _stream_sources(
     folder: Path,
     on_rows: Callable[[int], None],
 ) -> tuple[Tally, Tally]:
-    """Writes the documents of the training files, then those of the validation files."""
+    """Write the documents of the training files, then those of the validation files."""
     recipe = Recipe(
         render=Renderer(settings.template, tokenizer),
         tokenizer=tokenizer,

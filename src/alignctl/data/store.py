@@ -27,7 +27,7 @@ NO_EOS = (
 
 
 def unread_notes(unread: dict[str, dict[str, int]]) -> list[str]:
-    """Say which keys of each file's rows nothing reads.
+    """Say, file by file, which keys of its rows nothing reads.
 
     Args:
         unread: How many rows have each key, by file.
@@ -49,12 +49,12 @@ class StoredSummary:
     files: tuple[str, ...]
 
     def to_json(self) -> str:
-        """Writes the JSON text of summary.json."""
+        """Write the JSON text of summary.json."""
         return json.dumps(TypeAdapter(type(self)).dump_python(self), indent=2) + "\n"
 
     @classmethod
     def from_json(cls, text: str) -> Self:
-        """Reads what `to_json` wrote."""
+        """Read what `to_json` wrote."""
         return TypeAdapter(cls).validate_python(json.loads(text))
 
 
@@ -108,7 +108,7 @@ class Summary(StoredSummary):
     unread: dict[str, dict[str, int]] = field(default_factory=dict)
 
     def describe(self) -> str:
-        """Say what became of the rows, in one line, and what the user should know, in others."""
+        """Say in one line what became of the rows, and in others what the user should know."""
         counts = [f"{self.rows:,} rows"]
         for number, words in (
             (self.truncated, "truncated"),
@@ -144,12 +144,12 @@ class ArrayWriter:
         self._write_header()
 
     def append(self, values: NDArray[Any]) -> None:
-        """Writes more elements."""
+        """Write more elements."""
         self._stream.write(np.ascontiguousarray(values, self._dtype).tobytes())
         self._length += len(values)
 
     def close(self) -> None:
-        """Writes the length into the header."""
+        """Write the length into the header."""
         # numpy leaves room in the header for a length of any number of digits.
         self._stream.seek(0)
         self._write_header()
@@ -165,27 +165,27 @@ class ArrayWriter:
 
 
 def write_array(file: Path, values: NDArray[Any]) -> None:
-    """Writes one .npy file."""
+    """Write one .npy file."""
     writer = ArrayWriter(file, values.dtype.type)
     writer.append(values)
     writer.close()
 
 
 def read_array(file: Path) -> NDArray[Any]:
-    """Maps one .npy file into memory."""
+    """Map one .npy file into memory."""
     array: NDArray[Any] = np.load(file, mmap_mode="r", allow_pickle=False)
     return array
 
 
 def read_summary(folder: Path) -> str:
-    """The text of a prepared folder's summary.json."""
+    """Read the text of a prepared folder's summary.json."""
     if not (folder / "summary.json").is_file():
         raise UserError(f"{folder}: not a folder of prepared data (no summary.json)")
     return (folder / "summary.json").read_text("utf-8")
 
 
 def split_arrays(folder: Path, name: str) -> dict[str, NDArray[Any]]:
-    """The arrays of a `Split`, by its attributes."""
+    """Map the arrays of a `Split` into memory, by its attributes."""
     return {
         "tokens": read_array(folder / "tokens.npy"),
         "supervised": read_array(folder / "supervised.npy"),
@@ -197,7 +197,7 @@ def split_arrays(folder: Path, name: str) -> dict[str, NDArray[Any]]:
 
 @contextmanager
 def explain_errors(folder: Path) -> Iterator[None]:
-    """Turns a full disk, or a folder that cannot be written, into a message."""
+    """Turn a full disk, or a folder that cannot be written, into a message."""
     try:
         yield
     except OSError as error:
@@ -227,12 +227,12 @@ class Split:
 
     @property
     def is_drawn(self) -> bool:
-        """Whether the order of sequences is a draw of its own; here each epoch shuffles them."""
+        """False: the stored order is not that of training, each epoch shuffles the sequences."""
         return False
 
     @property
     def num_sequences(self) -> int:
-        """Sequences S."""
+        """Number S of sequences."""
         return len(self.bounds) - 1
 
     @cached_property
@@ -242,21 +242,21 @@ class Split:
         return np.add.reduceat(lengths, self.bounds[:-1])
 
     def lengths(self, sequences: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Input tokens of some sequences, in the shape of their numbers."""
+        """Return the input tokens of some sequences, in the shape of their numbers."""
         lengths: NDArray[np.int64] = self.sequence_tokens[sequences]
         return lengths
 
     def first(self) -> Document:
-        """The first document, to be shown."""
+        """Return the first document, to be shown."""
         return self.document(int(self.members[0]))
 
     def document(self, number: int) -> Document:
-        """A document by its number."""
+        """Return a document by its number."""
         where = slice(int(self.offsets[number]), int(self.offsets[number + 1]))
         return Document(self.tokens[where], self.supervised[where], number)
 
     def batch(self, sequences: Iterable[int]) -> TokenBatch:
-        """One micro batch of whole sequences; of none: a filler."""
+        """Build one micro batch of whole sequences; of none: a filler."""
         return TokenBatch.from_documents(
             [
                 self.document(number)
@@ -285,13 +285,13 @@ class Prepared:
     lines: NDArray[np.int64]
 
     def where(self, number: int) -> str:
-        """Says which file and line an entry came from; a document's number is in a batch's rows."""
+        """Say which file and line an entry came from; a document's number is in a batch's rows."""
         file = self.summary.files[int(self.file_numbers[number])]
         return position(Path(file), int(self.lines[number]))
 
 
 def origin_arrays(folder: Path) -> dict[str, NDArray[Any]]:
-    """Maps where each entry came from into memory, by the attributes of `Prepared`."""
+    """Map the origin (file and line) of each entry into memory, by the attributes of `Prepared`."""
     return {name: read_array(folder / f"{name}.npy") for name in ("file_numbers", "lines")}
 
 
@@ -310,7 +310,7 @@ class SFTData(Prepared):
 
     @classmethod
     def open(cls, folder: Path) -> Self:
-        """Maps the arrays of a prepared folder into memory."""
+        """Map the arrays of a prepared folder into memory."""
         summary = Summary.from_json(read_summary(folder))
         return cls(
             folder=folder,

@@ -55,12 +55,12 @@ class Reading:
         return ids[self.skipped_tokens :] if self.skipped_tokens else ids
 
     def token_at(self, character: int) -> int | None:
-        """The first token of a character; None when a normaliser removed the character."""
+        """Find the first token of a character; None when a normaliser removed the character."""
         token: int | None = self.encoding.char_to_token(character + self.skipped_characters)
         return None if token is None else token - self.skipped_tokens
 
     def start(self, token: int) -> int:
-        """The first character of a token."""
+        """Find the first character of a token."""
         characters: tuple[int, int] = self.encoding.token_to_chars(token + self.skipped_tokens)
         return characters[0] - self.skipped_characters
 
@@ -93,7 +93,7 @@ class Tokenizer:
 
     @property
     def eos_token(self) -> str:
-        """The text of EOS."""
+        """Text of EOS."""
         return self.special_tokens["eos_token"]
 
     @property
@@ -110,17 +110,17 @@ class Tokenizer:
 
     @property
     def vocabulary(self) -> dict[str, int]:
-        """All tokens with their ids."""
+        """Ids of all tokens, by their text."""
         tokens: dict[str, int] = self.backend.get_vocab(with_added_tokens=True)
         return tokens
 
     def encode_batch(self, texts: Sequence[str]) -> list[Any]:
-        """Tokenises texts, without adding special tokens; `tokenizers.Encoding` objects."""
+        """Tokenise texts, without adding special tokens; return `tokenizers.Encoding` objects."""
         encodings: list[Any] = self.backend.encode_batch(list(texts), add_special_tokens=False)
         return encodings
 
     def continue_text(self, text: str) -> "Reading":
-        """Tokenises a text that goes on after another one: without what is put before a first word.
+        """Tokenise a text that follows another one: without what is put before a first word.
 
         SentencePiece's tokenizers put a space there, so such a text is read after a character that
         does not join it, whose tokens are left out.
@@ -138,24 +138,24 @@ class Tokenizer:
 
     @cached_property
     def _prefixes(self) -> bool:
-        """Whether a text alone has other tokens than after a line break."""
+        """True if a text alone has other tokens than after a line break."""
         alone, after = self.encode_batch(["a", "\na"])
         alone_ids: list[int] = alone.ids
         return bool(after.ids[-len(alone_ids) :] != alone_ids)
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Text of token ids, special tokens included."""
+        """Decode token ids to text, special tokens included."""
         text: str = self.backend.decode(list(ids), skip_special_tokens=False)
         return text
 
     def decode_answer(self, ids: Sequence[int]) -> str:
-        """Text of token ids without special tokens, as a reader sees an answer."""
+        """Decode token ids to text without special tokens, as a reader sees an answer."""
         text: str = self.backend.decode(list(ids), skip_special_tokens=True)
         return text
 
 
 def load_tokenizer(path: Path) -> Tokenizer:
-    """Reads a tokenizer folder, or the folder of a tokenizer.json or tokenizer.model file.
+    """Read a tokenizer folder, or the folder of a tokenizer.json or tokenizer.model file.
 
     Raises:
         UserError: The folder has no tokenizer, or a file of it is damaged or contradicts another.
@@ -177,7 +177,7 @@ def load_tokenizer(path: Path) -> Tokenizer:
 
 
 def _apply_settings(folder: Path, backend: Any) -> Tokenizer:
-    """Gives the tokenizer with what the files beside tokenizer.json say about it."""
+    """Make the tokenizer from tokenizer.json and what the files beside it say about it."""
     settings = _settings_of(folder / "tokenizer_config.json")
     _add_missing_tokens(backend, settings, folder)
     special = _special_tokens(backend, settings, folder)
@@ -203,7 +203,7 @@ def _apply_settings(folder: Path, backend: Any) -> Tokenizer:
 
 
 def check_fits(tokenizer: Tokenizer, vocab_size: int, hint: str | None = None) -> None:
-    """Refuses a tokenizer with ids beyond the rows of the model's embedding.
+    """Refuse a tokenizer with ids beyond the rows of the model's embedding.
 
     Args:
         tokenizer: The tokenizer of the data.
@@ -243,7 +243,7 @@ def _settings_of(file: Path) -> dict[str, Any]:
 
 
 def _add_missing_tokens(backend: Any, settings: dict[str, Any], folder: Path) -> None:
-    """Adds the tokens that only tokenizer_config.json lists, as transformers does."""
+    """Add the tokens that only tokenizer_config.json lists, as transformers does."""
     from tokenizers import AddedToken
 
     listed = settings.get("added_tokens_decoder") or {}
@@ -263,7 +263,7 @@ def _add_missing_tokens(backend: Any, settings: dict[str, Any], folder: Path) ->
 
 
 def _special_tokens(backend: Any, settings: dict[str, Any], folder: Path) -> dict[str, str]:
-    """tokenizer_config.json, then special_tokens_map.json, then the ids of the model's config."""
+    """Find the special tokens: tokenizer_config.json, special_tokens_map.json, then config.json."""
     others = _settings_of(folder / "special_tokens_map.json")
     model = _settings_of(folder / "config.json")
     special = {}
@@ -307,7 +307,7 @@ def _adds_bos(backend: Any, settings: dict[str, Any], bos_id: int | None, folder
 
 
 def _chat_templates(settings: dict[str, Any], folder: Path) -> dict[str, str]:
-    """Of the places that transformers reads, the first one that has any; files go first."""
+    """Read the first place of those that transformers reads which has a template; files first."""
     if (folder / "chat_template.jinja").is_file():
         others = sorted((folder / "additional_chat_templates").glob("*.jinja"))
         named = {file.stem: read_text(file) for file in others}

@@ -43,7 +43,7 @@ class Row:
 
     @property
     def where(self) -> str:
-        """The position in words, for messages."""
+        """Position in words, for messages."""
         return position(self.file, self.line)
 
     def __str__(self) -> str:
@@ -51,12 +51,12 @@ class Row:
 
 
 def position(file: Path, number: int) -> str:
-    """`file:line` for files of lines, so that editors jump there; `file: row N` for others."""
+    """Write `file:line` for files of lines, which editors can open; `file: row N` for others."""
     return f"{file}:{number}" if ".jsonl" in file.name else f"{file}: row {number}"
 
 
 def find_files(path: Path, role: Role) -> list[Path]:
-    """The data files that a file or folder stands for.
+    """Find the data files that a file or folder stands for.
 
     A file stands for itself. In a folder, `train*` are the training files and, of validation*,
     valid*, val*, dev*, eval* and test*, the first kind present is held out. A folder without a
@@ -111,7 +111,7 @@ def _tell_accepted() -> str:
 
 
 def read_rows(files: Iterable[Path]) -> Iterator[Row]:
-    """Streams the objects of files, in order; blank lines and a byte order mark are passed over."""
+    """Stream the objects of files, in order; blank lines and a byte order mark are skipped."""
     for file in files:
         if holds_lines(file):
             yield from _line_rows(file)
@@ -122,7 +122,7 @@ def read_rows(files: Iterable[Path]) -> Iterator[Row]:
 
 
 def holds_lines(file: Path) -> bool:
-    """Whether a file has an object on each line, whatever its name says."""
+    """Tell whether a file has an object on each line, whatever its name says."""
     if file.name.endswith(".parquet"):
         return False
     return not file.name.endswith(".json") or _first_byte(file) != b"["
@@ -142,7 +142,7 @@ def _line_rows(file: Path) -> Iterator[Row]:
 
 
 def explain_damage(file: Path, line: int, error: DamagedError) -> UserError:
-    """Makes the error for a compressed file that ends early, at or after a line."""
+    """Make the error for a compressed file that ends early, at or after a line."""
     return UserError(
         f"{file}:{line}: the compressed file is damaged or cut short ({error})",
         "copy or download it again, or compress it anew",
@@ -150,7 +150,7 @@ def explain_damage(file: Path, line: int, error: DamagedError) -> UserError:
 
 
 def parse_object(line: bytes, file: Path, number: int) -> dict[str, object]:
-    """The JSON object on a line.
+    """Parse the JSON object on a line.
 
     Args:
         line: The line, without a byte order mark.
@@ -205,7 +205,7 @@ def _lines(file: Path) -> Iterator[bytes]:
 
 
 def check_line(file: Path, number: int, num_bytes: int) -> None:
-    """Refuses a line, or row, that would fill the memory of the machine."""
+    """Refuse a line, or row, that would fill the memory of the machine."""
     if num_bytes > MOST_LINE_BYTES:
         raise UserError(
             f"{position(file, number)}: longer than {MOST_LINE_BYTES >> 20} MiB",

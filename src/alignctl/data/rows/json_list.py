@@ -16,7 +16,7 @@ _WHITE_SPACE = re.compile(r"[ \t\n\r]*")
 
 
 def list_values(file: Path) -> Iterator[object]:
-    """Streams the values of a JSON list.
+    """Stream the values of a JSON list.
 
     Raises:
         UserError: It is not UTF-8, or not JSON; the message has line and column.
@@ -52,7 +52,7 @@ class _Window:
         self._is_whole = False
 
     def peek(self) -> str:
-        """The next character that is not white space; nothing at the end."""
+        """Return the next character that is not white space, without passing it; "" at the end."""
         while True:
             blank = _WHITE_SPACE.match(self._text, self._place)
             assert blank is not None  # it may be empty
@@ -63,7 +63,7 @@ class _Window:
                 return ""
 
     def take(self, allowed: str) -> str:
-        """Passes over the next character, if it is one of these."""
+        """Pass over the next character and return it, if it is one of `allowed`; fail otherwise."""
         found = self.peek()
         if not found or found not in allowed:
             self.fail(f"Expecting {' or '.join(repr(each) for each in allowed)}")
@@ -71,7 +71,7 @@ class _Window:
         return found
 
     def value(self) -> object:
-        """Passes over the next value."""
+        """Pass over the next value and return it."""
         self.peek()
         while True:
             try:
@@ -93,7 +93,7 @@ class _Window:
             return value
 
     def fail(self, message: str) -> NoReturn:
-        """Tells where the file is not JSON."""
+        """Raise the error that says where the file is not JSON."""
         before = self._text[: self._place]
         line = self._line + before.count("\n")
         start = 0 if "\n" in before else self._column
@@ -101,7 +101,7 @@ class _Window:
         raise UserError(f"{self._file}:{line}: not valid JSON: {message} at column {column}")
 
     def _read_on(self) -> bool:
-        """Appends as much as is there, at least; so a long value is not tried too often."""
+        """Read more text, at least as much again: so a long value is parsed only a few times."""
         if self._is_whole:
             return False
         self._forget()
@@ -121,7 +121,7 @@ class _Window:
         return True
 
     def _forget(self) -> None:
-        """Drops what was passed over."""
+        """Drop the text that was passed over."""
         before = self._text[: self._place]
         self._line += before.count("\n")
         start = 0 if "\n" in before else self._column

@@ -33,7 +33,7 @@ class Message:
 
 
 def context_at(row: Row) -> tuple[Message, ...]:
-    """The row's system message and earlier turns, where it has the keys `system` and `history`."""
+    """Read the row's system message and earlier turns, from the keys `system` and `history`."""
     messages = system_at(row)
     pairs = row.record.get("history") or []
     if not isinstance(pairs, list):
@@ -47,7 +47,7 @@ def context_at(row: Row) -> tuple[Message, ...]:
 
 
 def system_at(row: Row) -> tuple[Message, ...]:
-    """The row's system message, where it has the key `system`."""
+    """Read the row's system message, if it has the key `system`."""
     system = row.record.get("system")
     if system is None or system == "":
         return ()
@@ -55,7 +55,7 @@ def system_at(row: Row) -> tuple[Message, ...]:
 
 
 def tools_at(row: Row) -> tuple[object, ...]:
-    """The row's tools: a list, or the text of one, as parquet and ShareGPT files have it."""
+    """Read the row's tools: a list, or its JSON text, as parquet and ShareGPT files have it."""
     tools = row.record.get("tools")
     if isinstance(tools, str) and tools.strip():
         try:
@@ -73,12 +73,12 @@ def tools_at(row: Row) -> tuple[object, ...]:
 
 
 def is_nothing(value: object) -> bool:
-    """Return whether a key says nothing: null, or empty, as the columns of parquet files often."""
+    """Tell whether a value says nothing: null or empty, as often in columns of parquet files."""
     return value is None or value == "" or value == []
 
 
 def refuse_context(row: Row, keys: Sequence[str] = CONTEXT_KEYS) -> None:
-    """Refuses what would change what the model sees, beside a text that has no place for it."""
+    """Refuse context keys that change what the model sees, if the row has no place for them."""
     for key in keys:
         if row.record.get(key):
             beside = ", ".join(sorted(row.record.keys() - set(CONTEXT_KEYS)))
@@ -90,13 +90,13 @@ def refuse_context(row: Row, keys: Sequence[str] = CONTEXT_KEYS) -> None:
 
 
 def chat_at(row: Row, key: str) -> tuple[Message, ...]:
-    """The messages of a chat under a key, after the row's system message."""
+    """Read the messages of a chat under a key, after the row's system message."""
     refuse_context(row, ("history",))
     return after_system(row, key, messages_at(row, key))
 
 
 def after_system(row: Row, key: str, messages: tuple[Message, ...]) -> tuple[Message, ...]:
-    """Messages after the row's system message, which they may begin with themselves."""
+    """Put the row's system message before messages, unless they begin with it already."""
     system = system_at(row)
     if not system or messages[:1] == system:
         return messages
@@ -109,7 +109,7 @@ def after_system(row: Row, key: str, messages: tuple[Message, ...]) -> tuple[Mes
 
 
 def messages_at(row: Row, key: str) -> tuple[Message, ...]:
-    """The messages of a list under a key."""
+    """Read the messages of a list under a key."""
     entries = row.record.get(key)
     if not isinstance(entries, list):
         raise mismatch(row, key, entries, "a list of {role, content}")
@@ -139,7 +139,7 @@ def _message(row: Row, name: str, entry: object) -> Message:
 
 
 def is_learned_at(row: Row, name: str, entry: Mapping[str, object]) -> bool:
-    """Whether the keys of a turn leave it among what is learned; `name` is for messages."""
+    """Tell whether the keys of a turn say that it is learned; `name` is for messages."""
     given = {key: entry[key] for key in _LEARNED_KEYS if entry.get(key) is not None}
     for key, value in given.items():
         if value not in (0, 1):

@@ -80,7 +80,7 @@ def prompt_schema_of(row: Row) -> Schema[Question]:
 
 
 def chat(messages: Sequence[Message], where: str) -> Question:
-    """A chat as a question: what comes before the assistant's next turn.
+    """Make a question of a chat: what comes before the assistant's next turn.
 
     Args:
         messages: The turns so far; the last one is not the assistant's.

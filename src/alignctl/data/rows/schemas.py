@@ -64,16 +64,16 @@ class Rendered:
 
     @property
     def prompt_ends(self) -> list[int]:
-        """Where the assistant's turns start, in their order."""
+        """Places where the assistant's turns start, in their order."""
         starts = [start for start, _ in self.spans]
         return sorted({*self.other_starts, *starts}) if self.other_starts else starts
 
     def keep_last_turn(self) -> "Rendered":
-        """Gives the same text, of which only the last turn is learned."""
+        """Return the same text, of which only the last turn is learned."""
         return replace(self, spans=self.spans[-1:], other_starts=tuple(self.prompt_ends))
 
     def before_last_turn(self) -> "Rendered":
-        """Return what the model sees when it is asked for the last turn."""
+        """Return the text that the model sees when it is asked for the last turn."""
         end = self.spans[-1][0]
         starts = tuple(start for start in self.prompt_ends if start < end)
         return Rendered(self.text[:end], (), append_eos=False, other_starts=starts)
@@ -104,7 +104,7 @@ class Conversation:
 def own_text(
     text: str, spans: Sequence[tuple[int, int]], other_starts: Sequence[int] = ()
 ) -> Rendered:
-    """Text that no chat template wrote: it ends with the last assistant turn that is not blank.
+    """Make a document of text that no template wrote, up to the last assistant turn with text.
 
     A blank turn teaches only to say nothing; what follows the last learned turn teaches nothing.
     EOS comes once, at the end of the document: the prompts of HH-style generation hold no EOS
@@ -119,7 +119,7 @@ def own_text(
 
 
 def find_learned_start(text: str, header_end: int) -> int:
-    """Finds where the turn after a header starts: before the header's last spaces.
+    """Find where the turn after a header starts: before the header's last spaces.
 
     Tokenizers join a space to the word after it. A prompt that ended with the space would end with
     a token that training never saw there, and the model would go on as after a first word. A line
@@ -186,7 +186,7 @@ def _parse_query(row: Row) -> Conversation:
 
 
 def query_turn(row: Row, query: str, response: str) -> Conversation:
-    """A query and its answer in HH's form, after the row's system message and history."""
+    """Put a query and its answer into HH's form, after the row's system message and history."""
     if query.rstrip(_SPACES).endswith(ASSISTANT.rstrip()):
         return single_turn(row, query, response, query)
     messages = (
@@ -198,7 +198,7 @@ def query_turn(row: Row, query: str, response: str) -> Conversation:
 
 
 def single_turn(row: Row, user: str, response: str, prompt: str) -> Conversation:
-    """A question and its answer, whose own text is the prompt, as it is, and the answer.
+    """Make a conversation of a question and its answer; its text is the prompt and the answer.
 
     Where the prompt ends with the marker of an assistant's turn, spaces after it are the turn's.
     """
@@ -215,7 +215,7 @@ def single_turn(row: Row, user: str, response: str, prompt: str) -> Conversation
 
 
 def hh_text(messages: Sequence[Message]) -> Rendered:
-    """Turns in the form of Anthropic's HH data; a system message is the text before them."""
+    """Write turns in the form of Anthropic's HH data; a system message is the text before them."""
     text = ""
     spans, others = [], []
     for message in messages:
@@ -258,7 +258,7 @@ def _parse_text(row: Row) -> Conversation:
 
 
 def hh_conversation(row: Row, text: str) -> Conversation:
-    """A text with `Human:` and `Assistant:` turns; what stands before them is a system message."""
+    """Parse a text with `Human:` and `Assistant:` turns; text before them is a system message."""
     refuse_context(row)
     markers = list(_MARKER.finditer(text))
     ends = [marker.start() for marker in markers[1:]] + [len(text)]

@@ -18,7 +18,7 @@ class DamagedError(Exception):
 
 
 def read_chunks(file: Path) -> Iterator[tuple[bytes, int]]:
-    """The decompressed content of a file.
+    """Read the decompressed content of a file.
 
     Args:
         file: Its name says how it is compressed: `.gz`, `.zst`, or anything else for plain.

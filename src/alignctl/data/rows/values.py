@@ -5,7 +5,7 @@ from alignctl.errors import UserError
 
 
 def text_at(row: Row, key: str) -> str:
-    """The text under a key."""
+    """Read the text under a key."""
     if key not in row.record:
         found = ", ".join(sorted(row.record)) or "none"
         raise UserError(
@@ -16,7 +16,7 @@ def text_at(row: Row, key: str) -> str:
 
 
 def check_text(row: Row, name: str, value: object) -> str:
-    """Gives a value that is text and can be encoded; `name` is what the message calls it."""
+    """Return a value if it is text and can be encoded; `name` is what the message calls it."""
     if not isinstance(value, str):
         raise mismatch(row, name, value, "text")
     try:
@@ -31,7 +31,7 @@ def check_text(row: Row, name: str, value: object) -> str:
 
 
 def mismatch(row: Row, name: str, value: object, expected: str) -> UserError:
-    """The error for a value of another kind than expected."""
+    """Make the error for a value of another kind than expected."""
     kinds = {dict: "an object", list: "a list", str: "text", bool: "a boolean", type(None): "null"}
     return UserError(
         f"{row.where}: {name} is {kinds.get(type(value), 'a number')}, where {expected} is expected"

@@ -34,7 +34,7 @@ class Template:
     special_tokens: dict[str, str]
 
     def documents(self, conversation: Conversation, *, whole: bool = False) -> list[Rendered]:
-        """Writes a conversation: what fine-tuning learns beside the whole, then the whole.
+        """Write a conversation: first what fine-tuning learns beside the whole, then the whole.
 
         Args:
             conversation: The conversation. A turn that stands otherwise once others follow it is
@@ -52,7 +52,7 @@ class Template:
         return [*parts, text]
 
     def _write(self, conversation: Conversation) -> tuple[Rendered, list[int]]:
-        """The text, and the places of the turns in it that stand otherwise when they are last."""
+        """Write the text; list the turns that the template writes otherwise when they are last."""
         messages = list(conversation.messages)
         while messages and not _is_learned(messages[-1]):
             messages.pop()
@@ -86,7 +86,7 @@ class _Writing:
     def _write(
         self, messages: Sequence[Message], *, marked: bool = False, prompt: bool = False
     ) -> tuple[str, list[tuple[int, int]]]:
-        """Renders; also the character ranges inside `{% generation %}` when `render_marked`."""
+        """Render; also return the character ranges inside `{% generation %}` when `marked`."""
         from transformers.utils.chat_template_utils import render_jinja_template
 
         try:
@@ -114,7 +114,7 @@ class _Writing:
         return texts[0], ranges[0] if marked else []
 
     def render_marked(self, messages: Sequence[Message]) -> tuple[Rendered, list[int]]:
-        """Renders the text with the turns that the template marks."""
+        """Render the text with the turns that the template marks."""
         text, ranges = self._write(messages, marked=True)
         eos = self._eos
         turns = [message for message in messages if message.role == "assistant"]
@@ -131,7 +131,7 @@ class _Writing:
         return Rendered(text, tuple(learned), append_eos=False, other_starts=tuple(others)), []
 
     def find_by_prefixes(self, messages: Sequence[Message]) -> tuple[Rendered, list[int]]:
-        """Finds each assistant turn by what its message adds to the text of those before it."""
+        """Find each assistant turn by what its message adds to the text of those before it."""
         whole, _ = self._write(messages)
         eos = self._eos
         spans, others, rewritten = [], [], []
@@ -161,7 +161,7 @@ class _Writing:
         return Rendered(whole[:end], tuple(spans), append_eos, tuple(others)), rewritten
 
     def _turn_start(self, before: Sequence[Message], through: str) -> int | None:
-        """Where the last turn's own text starts in `through`, or None without a stable prefix."""
+        """Find where the last turn's own text starts in `through`; None without a stable prefix."""
         if before and "add_generation_prompt" in self._template.source:
             prompt, _ = self._write(before, prompt=True)
             if through.startswith(prompt):

@@ -37,12 +37,12 @@ class Encoded:
 
     @property
     def has_target(self) -> bool:
-        """Whether a token after the first is learned; nothing precedes the first."""
+        """True if a token after the first is learned; nothing precedes the first."""
         return bool(self.supervised[1:].any())
 
 
 def encode(documents: Sequence[Rendered], tokenizer: Tokenizer) -> list[Encoded]:
-    """Tokenises documents, the texts of all in one batch.
+    """Tokenise documents, the texts of all in one batch.
 
     Each gets exactly one BOS when the tokenizer adds BOS, also when a chat template wrote one
     already; a learned EOS at the end when no template wrote one; and loses the tokens after the
@@ -67,7 +67,7 @@ def _finish(document: Rendered, encoded: Encoded, tokenizer: Tokenizer) -> Encod
 
 
 def encode_prompts(documents: Sequence[Rendered], tokenizer: Tokenizer) -> list[NDArray[np.int32]]:
-    """Tokenises what stands before the last turn of each document, as inference sees it.
+    """Tokenise what stands before the last turn of each document, as inference sees it.
 
     Args:
         documents: Each has a turn at its end that stands for the answer to come.
@@ -84,7 +84,7 @@ def encode_prompts(documents: Sequence[Rendered], tokenizer: Tokenizer) -> list[
 
 
 def _read(documents: Sequence[Rendered], tokenizer: Tokenizer) -> list[Encoded]:
-    """Tokens and masks of texts as they are, without BOS and EOS of ours."""
+    """Tokenise texts as they are, without BOS and EOS of ours, and mask them."""
     encodings = tokenizer.encode_batch([document.text for document in documents])
     return [
         _read_part(document, 0, len(document.text), Reading(encoding), tokenizer)
@@ -95,7 +95,7 @@ def _read(documents: Sequence[Rendered], tokenizer: Tokenizer) -> list[Encoded]:
 def _read_part(
     document: Rendered, start: int, end: int, reading: Reading, tokenizer: Tokenizer
 ) -> Encoded:
-    """Tokens and mask of the characters `[start, end)`, parted where the module says."""
+    """Tokenise and mask the characters `[start, end)`, parted where the module says."""
     cut = _first_changed(document, start, end, reading, tokenizer)
     if cut is None:
         return Encoded(reading.ids, _mask(document, start, end, reading))
@@ -118,7 +118,7 @@ def _read_text(document: Rendered, start: int, end: int, tokenizer: Tokenizer) -
 def _first_changed(
     document: Rendered, start: int, end: int, reading: Reading, tokenizer: Tokenizer
 ) -> int | None:
-    """The first end of a prompt in `(start, end)` where what follows changes the prompt's tokens.
+    """Find the first end of a prompt in `(start, end)` at which later text changes its tokens.
 
     That is so inside a token. It can also be so after white space, which some tokenizers part in
     another way before a word than at the end of a text.
@@ -141,13 +141,13 @@ def _first_changed(
 
 @lru_cache(maxsize=1024)
 def _ids(tokenizer: Tokenizer, text: str) -> list[int]:
-    """Token ids of the end of a prompt; most prompts have one of a few."""
+    """Tokenise the end of a prompt; most prompts have one of a few."""
     ids: list[int] = tokenizer.continue_text(text).ids.tolist()
     return ids
 
 
 def _mask(document: Rendered, start: int, end: int, reading: Reading) -> NDArray[np.bool_]:
-    """Which tokens of the characters `[start, end)` are learned."""
+    """Mark the tokens of the characters `[start, end)` that are learned."""
     supervised = np.zeros(len(reading), np.bool_)
     for first, last in document.spans:
         if first < end and last > start:
@@ -160,7 +160,7 @@ def _mask(document: Rendered, start: int, end: int, reading: Reading) -> NDArray
 
 
 def cut_prompt(tokens: NDArray[np.int32], window: int, bos_id: int | None) -> NDArray[np.int32]:
-    """The last tokens of a prompt, at most `window`, after its BOS if it has one."""
+    """Keep the last tokens of a prompt, at most `window`, after its BOS if it has one."""
     if len(tokens) <= window:
         return tokens
     head = int(tokens[0] == bos_id)
@@ -168,7 +168,7 @@ def cut_prompt(tokens: NDArray[np.int32], window: int, bos_id: int | None) -> ND
 
 
 def _first_token(reading: Reading, character: int, length: int) -> int:
-    """The token of a character, or of the next one when a normaliser removed it; else N."""
+    """Find the token of a character, or of the next one when a normaliser removed it; else N."""
     for place in range(character, length):
         token = reading.token_at(place)
         if token is not None:
@@ -182,7 +182,7 @@ def _put_one_bos(
     tokenizer: Tokenizer,
     ends: Sequence[int] = (),
 ) -> tuple[NDArray[np.int32], NDArray[np.bool_]]:
-    """Tokens and mask after one BOS, where the tokenizer adds it, and before learned `ends`."""
+    """Put one BOS first, where the tokenizer adds it, and learned `ends` last."""
     bos_id = tokenizer.bos_id if tokenizer.adds_bos else None
     if bos_id is None and not ends:
         return tokens, supervised
@@ -199,7 +199,7 @@ def _put_one_bos(
 
 
 def truncate(document: Encoded, window: int, rule: Truncation, bos_id: int | None) -> Encoded:
-    """Cuts a document that is longer than its window.
+    """Cut a document that is longer than its window.
 
     The rules, which all keep a leading BOS where the start is cut:
 
@@ -237,14 +237,14 @@ def truncate(document: Encoded, window: int, rule: Truncation, bos_id: int | Non
 
 
 def _context_start(response_start: int, total: int, room: int, head: int) -> int:
-    """Where `keep_response` begins to keep tokens of a document that has `total`."""
+    """Compute where `keep_response` begins to keep tokens of a document that has `total`."""
     response = total - response_start
     context = room - response if response < room else max(room // 4, 1)
     return max(response_start - context, head)
 
 
 def share_prompt(answers: Sequence[Encoded]) -> tuple[list[Encoded], int]:
-    """Makes the documents of one prompt learn from the same token on.
+    """Make the documents of one prompt learn from the same token on.
 
     That is where their tokens part, or the first token that belongs to an answer, whichever comes
     first: in one document a token may straddle the end of the prompt, while the others have two
@@ -269,7 +269,7 @@ def share_prompt(answers: Sequence[Encoded]) -> tuple[list[Encoded], int]:
 def truncate_answers(
     answers: Sequence[Encoded], prompt: int, window: int, rule: Truncation, bos_id: int | None
 ) -> list[Encoded]:
-    """Cuts the documents of one prompt so that all keep the same part of it.
+    """Cut the documents of one prompt so that all keep the same part of it.
 
     The rules of `truncate`, applied to the longest document:
 
@@ -308,7 +308,7 @@ def truncate_answers(
 
 
 def _slice(document: Encoded, head: int, start: int, end: int) -> Encoded:
-    """The first `head` tokens, then `[start, end)` without an unlearned tail."""
+    """Keep the first `head` tokens, then `[start, end)` without an unlearned tail."""
     learned = np.flatnonzero(document.supervised[start:end])
     end = start + int(learned[-1]) + 1 if len(learned) else start
     return replace(

@@ -25,7 +25,7 @@ class TemplateProcess:
     """A process that writes conversations, and ends when nobody has this object any more."""
 
     def __init__(self) -> None:
-        """Starts the process.
+        """Start the process.
 
         A fresh interpreter, and no fork: a rank's threads and devices stay its own. A session of
         its own keeps the terminal's signals away.
@@ -42,11 +42,11 @@ class TemplateProcess:
 
     @property
     def is_idle(self) -> bool:
-        """Whether it can be asked: it is alive, and nobody has left an answer with it."""
+        """True if it can be asked: it is alive, and all its answers were received."""
         return self._end.alive and not self._asked
 
     def send(self, asked: Sequence[tuple[Template, Conversation]], *, whole: bool) -> None:
-        """Gives it conversations, each with the template that writes it.
+        """Send it conversations, each with the template that writes it.
 
         Args:
             asked: Any number. What was asked before must have been received.
@@ -68,7 +68,7 @@ class TemplateProcess:
             self._process.stdin.flush()
 
     def receive(self) -> list[list[Rendered]]:
-        """Waits for the documents of what was sent.
+        """Wait for the documents of the conversations that were sent, and return them.
 
         Raises:
             UserError: A template refuses its conversation, takes too long, or too much memory.
@@ -106,7 +106,7 @@ _shared: dict[int, TemplateProcess] = {}
 
 
 def template_process() -> TemplateProcess:
-    """The one process of this process that writes conversations; it is started when it is needed.
+    """Return the process that writes conversations for this one; start it if it is needed.
 
     What was asked of it before must have been received, or is given up.
     """

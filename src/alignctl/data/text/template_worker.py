@@ -30,7 +30,7 @@ TIME_OVER = signal.SIGPROF
 
 
 def main() -> None:
-    """Answers tasks until there are no more."""
+    """Answer tasks until there are no more."""
     # Whatever a library prints must not get between the answers.
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8", errors="surrogatepass")
     os.dup2(2, 1)

@@ -39,7 +39,7 @@ class Renderer:
     """Writes the conversations of a run as text."""
 
     def __init__(self, choice: str, tokenizer: Tokenizer) -> None:
-        """Looks at the tokenizer's chat templates.
+        """Check that the tokenizer has the chat template that is chosen.
 
         Args:
             choice: `data.template`.
@@ -86,7 +86,7 @@ class Renderer:
     def start(
         self, conversations: Sequence[Conversation], *, whole: bool = False
     ) -> Callable[[], list[list[Rendered]]]:
-        """Begins to write conversations; another process does what templates do.
+        """Begin to write conversations; another process does what templates do.
 
         Args:
             conversations: Any number.
@@ -130,13 +130,13 @@ class Renderer:
         return [name for name, key in keys.items() if not _names(template, key)]
 
     def _keeps_own(self, conversation: Conversation) -> bool:
-        """Whether no chat template is asked."""
+        """Tell whether a conversation is written without a chat template."""
         if self._choice == "hh" or (self._choice == "auto" and not self._tokenizer.chat_templates):
             return True
         return self._choice in ("auto", "none") and conversation.own is not None
 
     def _own(self, conversation: Conversation) -> Rendered | None:
-        """What no chat template writes; None where one is asked."""
+        """Write a conversation without a chat template; None where one has to write it."""
         for key in self.unread(conversation):
             if key in _NEEDED:
                 raise UserError(
@@ -158,7 +158,7 @@ class Renderer:
         return render_hh(conversation)
 
     def _template(self, tools: Sequence[object]) -> Template:
-        """The chat template that writes a conversation with these tools."""
+        """Choose the chat template that writes a conversation with these tools."""
         templates = self._templates
         if self._choice in templates and self._choice not in CHOICES:
             return templates[self._choice]
@@ -192,5 +192,5 @@ def render_hh(conversation: Conversation) -> Rendered:
 
 @cache
 def _names(template: str, key: str) -> bool:
-    """Whether a template's source has a word."""
+    """Tell whether a template's source has a word."""
     return re.search(rf"\b{re.escape(key)}\b", template) is not None
