@@ -9,23 +9,28 @@ One process, no GPU, one tensor in memory at a time. A Megatron checkpoint is wr
 it gets its name: a folder that is there is complete and right.
 """
 
-import os
 import time
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from alignctl import allocator, atomic, console
+from alignctl.checkpoints import manifest, padding
+from alignctl.checkpoints.companions import code_beside, read_json
+from alignctl.checkpoints.conversion import Target, convert
+from alignctl.checkpoints.find import find
+from alignctl.checkpoints.formats import peft
+from alignctl.checkpoints.identity import recipe_of
+from alignctl.checkpoints.source import Source
+from alignctl.checkpoints.tensors.dtypes import BY_FLAG
+from alignctl.checkpoints.tensors.lazy import LazyTensor
 from alignctl.config.convert import ConvertOptions
+from alignctl.data.tokenizer import check_fits, load_tokenizer
 from alignctl.errors import RunError, TakenError, UserError
+from alignctl.models.families import differences, model_from_hf
 from alignctl.reporting.progress.bytes import BytesProgress
 from alignctl.run_folder import LATEST
-
-if TYPE_CHECKING:
-    from alignctl.checkpoints.conversion import Target
-    from alignctl.checkpoints.source import Source
-    from alignctl.checkpoints.tensors.lazy import LazyTensor
 
 Direction = Literal["hf2mg", "mg2hf", "mg2mg"]
 
@@ -51,13 +56,6 @@ def run(
         RunError: What was written is not what was read. It is removed.
     """
     allocator.keep_freed()
-    # The threads of NumPy, which is imported only now, would wait busily for what to multiply.
-    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-    from alignctl.checkpoints.conversion import Target
-    from alignctl.checkpoints.find import find
-    from alignctl.checkpoints.identity import recipe_of
-    from alignctl.checkpoints.tensors.dtypes import BY_FLAG
-
     source = find(
         options.load,
         vocab_divisor=options.model.vocab_divisor if options.model else 128,
@@ -95,14 +93,12 @@ _SAYS_WHAT = {"format", "dtype", "tp", "pp", "max_shard_size", "verify"}
 """The options that change what is written, or how it is verified."""
 
 
-def _is_there(save: Path, target: "Target") -> bool:
+def _is_there(save: Path, target: Target) -> bool:
     """Whether a folder is what the same conversion has written.
 
     Raises:
         UserError: It is, but a file in it is missing or was changed.
     """
-    from alignctl.checkpoints import manifest
-
     folder = save if target.format == "hf" else save / RELEASE
     if not (folder / manifest.NAME).is_file():
         return False
@@ -114,7 +110,7 @@ def _is_there(save: Path, target: "Target") -> bool:
 
 
 def _convert(
-    options: ConvertOptions, source: "Source", target: "Target", on_wait: atomic.OnWait | None
+    options: ConvertOptions, source: Source, target: Target, on_wait: atomic.OnWait | None
 ) -> None:
     with atomic.new_folder(options.save, on_wait) as partial:
         total = sum(tensor.num_bytes for tensor in source.tensors.values())
@@ -127,10 +123,8 @@ def _convert(
             _verify(source, written, target, is_full=options.verify == "full")
 
 
-def _tell(options: ConvertOptions, source: "Source", target: "Target") -> None:
+def _tell(options: ConvertOptions, source: Source, target: Target) -> None:
     """Says what was written, and what it lacks."""
-    from alignctl.checkpoints.companions import code_beside
-
     console.say(f"to: {options.save} ({_description(target)})")
     if note := _padding(source, target, options.save):
         console.say(f"note: {note}")
@@ -145,7 +139,7 @@ def _tell(options: ConvertOptions, source: "Source", target: "Target") -> None:
     _tell_offset(source, "; it is kept in alignctl.json")
 
 
-def _tell_offset(source: "Source", where: str = "") -> None:
+def _tell_offset(source: Source, where: str = "") -> None:
     """Say what a reward model's scores lack to be centred, and where that is kept."""
     if source.manifest and (offset := source.manifest.score_offset) is not None:
         console.say(
@@ -154,11 +148,8 @@ def _tell_offset(source: "Source", where: str = "") -> None:
         )
 
 
-def _padding(source: "Source", target: "Target", written: Path) -> str | None:
+def _padding(source: Source, target: Target, written: Path) -> str | None:
     """Return what there is to say of a reward model's padding token."""
-    from alignctl.checkpoints import padding
-    from alignctl.checkpoints.companions import read_json
-
     if source.head != "linear" or source.companions is None:
         return None
     config = read_json(source.companions / "config.json")
@@ -177,12 +168,7 @@ def _padding(source: "Source", target: "Target", written: Path) -> str | None:
     )
 
 
-def _write_adapters(
-    options: ConvertOptions, source: "Source", on_wait: atomic.OnWait | None
-) -> None:
-    from alignctl.checkpoints import padding
-    from alignctl.checkpoints.companions import read_json
-    from alignctl.checkpoints.formats import peft
+def _write_adapters(options: ConvertOptions, source: Source, on_wait: atomic.OnWait | None) -> None:
 
     try:
         with atomic.new_folder(options.save, on_wait) as folder:
@@ -206,12 +192,8 @@ def _write_adapters(
     console.emit(str(options.save))
 
 
-def _write(
-    source: "Source", folder: Path, target: "Target", on_bytes: Callable[[int], None]
-) -> None:
+def _write(source: Source, folder: Path, target: Target, on_bytes: Callable[[int], None]) -> None:
     """Writes a model; a Megatron checkpoint in a folder of its own, which the tracker names."""
-    from alignctl.checkpoints.conversion import convert
-
     if target.format == "hf":
         convert(source, folder, target, on_bytes=on_bytes)
         return
@@ -220,16 +202,13 @@ def _write(
     (folder / LATEST).write_text(RELEASE, encoding="utf-8")
 
 
-def _opened(source: "Source", folder: Path, target: "Target") -> "Source":
+def _opened(source: Source, folder: Path, target: Target) -> Source:
     """Opens what was written as a user would, from its top.
 
     Raises:
         UserError: The config that was taken along describes no model, or another one.
         RunError: It is not the model that was read, or no model.
     """
-    from alignctl.checkpoints.find import find
-    from alignctl.models.families import differences
-
     try:
         written = find(folder, vocab_divisor=source.model.vocab_divisor)
     except UserError as error:
@@ -243,15 +222,12 @@ def _opened(source: "Source", folder: Path, target: "Target") -> "Source":
     return written
 
 
-def _check_config(source: "Source") -> None:
+def _check_config(source: Source) -> None:
     """Compares the config beside a checkpoint, which anybody may have edited, with its weights.
 
     Raises:
         UserError: It describes no model, or another one.
     """
-    from alignctl.checkpoints.companions import read_json
-    from alignctl.models.families import differences, model_from_hf
-
     if source.companions is None or not (file := source.companions / "config.json").is_file():
         return
     divisor = source.model.vocab_divisor
@@ -264,7 +240,7 @@ def _check_config(source: "Source") -> None:
         )
 
 
-def _description(target: "Target") -> str:
+def _description(target: Target) -> str:
     return {
         "hf": "Hugging Face",
         "mcore": "Megatron-Core, for any TP and PP",
@@ -272,7 +248,7 @@ def _description(target: "Target") -> str:
     }[target.format]
 
 
-def check(direction: Direction, options: ConvertOptions, source: "Source") -> None:
+def check(direction: Direction, options: ConvertOptions, source: Source) -> None:
     """What can be known before a tensor is read.
 
     Raises:
@@ -280,8 +256,6 @@ def check(direction: Direction, options: ConvertOptions, source: "Source") -> No
             does not fit, the weights are for another role, or the tokenizer is none or has more
             tokens than the embedding has rows.
     """
-    from alignctl.models.families import differences
-
     load = options.load
     if direction == "hf2mg" and source.kind in _MEGATRON:
         raise UserError(
@@ -313,17 +287,15 @@ def check(direction: Direction, options: ConvertOptions, source: "Source") -> No
             else "a reward model cannot speak: give the policy it was made from",
         )
     if options.tokenizer:
-        from alignctl.data.tokenizer import check_fits, load_tokenizer
-
         check_fits(load_tokenizer(options.tokenizer), source.model.vocab_size)
 
 
-def _loadable(source: "Source") -> Path | None:
+def _loadable(source: Source) -> Path | None:
     """Return the folder of a source that transformers can load without us."""
     return source.path if source.kind == "hf" and source.adapted is None else None
 
 
-def _verify(source: "Source", written: "Source", target: "Target", *, is_full: bool) -> None:
+def _verify(source: Source, written: Source, target: Target, *, is_full: bool) -> None:
     """Compares what was written with the source.
 
     Raises:

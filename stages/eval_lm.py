@@ -16,10 +16,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from alignctl import console
+from alignctl.checkpoints.conversion import Target, convert
 from alignctl.checkpoints.tensors.dtypes import BY_FLAG
 from alignctl.config.generation import HarnessOptions
+from alignctl.config.presets.problems import did_you_mean
 from alignctl.errors import RunError, UserError
 from alignctl.evaluation import results
+from alignctl.reporting.progress.bytes import BytesProgress
 
 if TYPE_CHECKING:
     from alignctl.checkpoints.source import Source
@@ -69,8 +72,6 @@ def _tasks(options: HarnessOptions) -> Any:
     known = set(manager.all_tasks)
     unknown = [task for task in options.tasks if task not in known]
     if unknown:
-        from alignctl.config.presets.problems import did_you_mean
-
         raise UserError(
             f"--tasks: lm-evaluation-harness has no task {unknown[0]!r}"
             f"{did_you_mean(unknown[0], known)}",
@@ -85,8 +86,6 @@ def _hf_folder(source: "Source", tokenizer: Path | None) -> Iterator[Path]:
     if source.kind == "hf" and source.adapted is None and tokenizer is None:
         yield source.path
         return
-    from alignctl.checkpoints.conversion import Target, convert
-    from alignctl.reporting.progress.bytes import BytesProgress
 
     with tempfile.TemporaryDirectory(prefix="alignctl-lm-eval-") as folder:
         total = sum(tensor.num_bytes for tensor in source.tensors.values())

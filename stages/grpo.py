@@ -17,24 +17,16 @@ from alignctl.stages.shared.inputs import PROMPTS
 from alignctl.stages.shared.stage import Stage
 
 if TYPE_CHECKING:
-    from alignctl.checkpoints.source import Source
     from alignctl.data.prompt_store import PromptData
     from alignctl.on_policy.loop import Learner
     from alignctl.on_policy.models import Models
-
-
-def open_others(config: GRPOConfig) -> "dict[str, Source]":
-    """Check and return the reward model, if one takes part."""
-    from alignctl.stages.shared import other_models
-
-    return other_models.open_scoring(config)
 
 
 def work(config: GRPOConfig, folder: RunFolder) -> None:
     """Do one rank's work: load or resume, episodes, validate, save."""
     from alignctl.stages.shared import on_policy
 
-    on_policy.run(config, folder, make_learner)
+    on_policy.run(STAGE, config, folder)
 
 
 def make_learner(config: GRPOConfig, models: "Models", data: "PromptData") -> "Learner":
@@ -59,7 +51,6 @@ STAGE = Stage(
     inputs=PROMPTS,
     rows="prompts",
     work=work,
-    open_others=open_others,
     learner=make_learner,
 )
 

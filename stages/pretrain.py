@@ -28,10 +28,9 @@ if TYPE_CHECKING:
 
 def work(config: PretrainConfig, folder: RunFolder) -> None:
     """Do one rank's work: load or resume, train, validate, save."""
-    from alignctl.corpus.samples import PretrainData
     from alignctl.stages.shared import training
 
-    training.run(config, folder, PretrainData.open, make_loss(config), report=_add_perplexity)
+    training.run(STAGE, config, folder, report=_add_perplexity)
 
 
 def make_loss(_: PretrainConfig) -> "Loss":

@@ -14,7 +14,6 @@ the result; every pair of answers with scores as they are, not cut to integers; 
 same in the whole optimizer step; one EOS, not two.
 """
 
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from alignctl import console
@@ -38,14 +37,12 @@ def say_which_head(_: RewardConfig, source: "Source", *__: Any) -> None:
 def work(config: RewardConfig, folder: RunFolder) -> None:
     """Do one rank's work: load or resume, train, validate, save."""
     from alignctl.algorithms.reward import report
-    from alignctl.data.preference_store import PreferenceData
     from alignctl.stages.shared import training
 
     training.run(
+        STAGE,
         config,
         folder,
-        partial(PreferenceData.open, share_prompts=config.batch.share_prompts),
-        make_loss(config),
         report=lambda result: report(result.metrics),
         score_offset=_compute_score_offset,
     )

@@ -22,24 +22,16 @@ from alignctl.stages.shared.inputs import PROMPTS
 from alignctl.stages.shared.stage import Stage
 
 if TYPE_CHECKING:
-    from alignctl.checkpoints.source import Source
     from alignctl.data.prompt_store import PromptData
     from alignctl.on_policy.loop import Learner
     from alignctl.on_policy.models import Models
-
-
-def open_others(config: RLHFConfig) -> "dict[str, Source]":
-    """Check and return the reward model and the value model."""
-    from alignctl.stages.shared import other_models
-
-    return other_models.open_scoring(config) | other_models.open_value(config)
 
 
 def work(config: RLHFConfig, folder: RunFolder) -> None:
     """Do one rank's work: load or resume, episodes, validate, save."""
     from alignctl.stages.shared import on_policy
 
-    on_policy.run(config, folder, make_learner)
+    on_policy.run(STAGE, config, folder)
 
 
 def make_learner(config: RLHFConfig, models: "Models", data: "PromptData") -> "Learner":
@@ -65,7 +57,6 @@ STAGE = Stage(
     inputs=(*PROMPTS, Input("value.load", ("value.load",))),
     rows="prompts",
     work=work,
-    open_others=open_others,
     learner=make_learner,
 )
 

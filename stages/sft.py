@@ -22,10 +22,9 @@ if TYPE_CHECKING:
 
 def work(config: SFTConfig, folder: RunFolder) -> None:
     """Do one rank's work: load or resume, train, validate, save."""
-    from alignctl.data.store import SFTData
     from alignctl.stages.shared import training
 
-    training.run(config, folder, SFTData.open, make_loss(config))
+    training.run(STAGE, config, folder)
 
 
 def make_loss(_: SFTConfig) -> "Loss":

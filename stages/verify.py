@@ -6,7 +6,10 @@ alignctl verify models/llama2-7b runs/llama2-7b-sft
 from pathlib import Path
 
 from alignctl import console
+from alignctl.checkpoints.find import find
+from alignctl.checkpoints.manifest import verify_checksums
 from alignctl.errors import UserError
+from alignctl.models.families import differences
 from alignctl.reporting.progress.bytes import BytesProgress
 
 _SHOWN = 10
@@ -22,9 +25,6 @@ def run(first: Path, second: Path) -> bool:
         UserError: One of them is no model or damaged, or they are models of different shapes.
     """
     from alignctl.checkpoints.comparison import compare
-    from alignctl.checkpoints.find import find
-    from alignctl.checkpoints.manifest import verify_checksums
-    from alignctl.models.families import differences
 
     a, b = find(first), find(second)
     console.say(f"A: {a.description}")

@@ -16,6 +16,7 @@ from alignctl.checkpoints.preflight import (
     check_resumable,
 )
 from alignctl.checkpoints.source import Source
+from alignctl.config.on_policy_run import is_on_policy
 from alignctl.config.run import TrainingConfig
 from alignctl.data.tokenizer import load_tokenizer
 from alignctl.errors import AlignctlError, LostError
@@ -29,6 +30,7 @@ from alignctl.launch.peers import Peers
 from alignctl.models.adapters import describe
 from alignctl.reporting.progress.run import display
 from alignctl.run_folder import RunFolder
+from alignctl.stages.shared.other_models import open_others
 from alignctl.stages.shared.prepared import choose_data
 from alignctl.stages.shared.rows import KINDS
 from alignctl.stages.shared.stage import Stage
@@ -129,11 +131,13 @@ def _check(stage: Stage[Any], config: TrainingConfig, nodes: Nodes) -> dict[str,
 
     folder = RunFolder(config.output)
     config = origin.settled(config, folder)
-    found = stage.open_others(config) if stage.open_others else {}
+    # A run that samples needs the models beside its policy again when it is resumed; others go on
+    # from their own checkpoint alone.
+    found = open_others(config) if is_on_policy(config) else {}
     check_rendezvous(nodes)
     check_engine(config)
     check_devices(config, torch.cuda.device_count())
-    checkpoint = None if stage.open_others else folder.latest_checkpoint()
+    checkpoint = None if is_on_policy(config) else folder.latest_checkpoint()
     found["load"] = check_model(config, roles=stage.starts_from, checkpoint=checkpoint)
     check_resumable(config, folder)
     return found

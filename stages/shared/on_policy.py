@@ -1,6 +1,5 @@
 """A rank's work in the stages whose policy writes the answers itself."""
 
-from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any
 
@@ -10,27 +9,24 @@ from alignctl.config.on_policy_run import OnPolicyConfig
 from alignctl.data.prompt_store import PromptData
 from alignctl.data.tokenizer import load_tokenizer
 from alignctl.on_policy import models
-from alignctl.on_policy.loop import Learner, Loop
-from alignctl.on_policy.models import Models
+from alignctl.on_policy.loop import Loop
 from alignctl.on_policy.scoring import Judge, Scorer
 from alignctl.rewards.workers import RuleWorkers
 from alignctl.run_folder import RunFolder
 from alignctl.stages.shared import training
 from alignctl.stages.shared.prepared import prepared_data
+from alignctl.stages.shared.stage import Stage
 
 
-def run(
-    config: OnPolicyConfig,
-    folder: RunFolder,
-    make_learner: Callable[[Any, Models, PromptData], Learner],
-) -> None:
+def run(stage: Stage[Any], config: OnPolicyConfig, folder: RunFolder) -> None:
     """Do one rank's work: load or resume, episodes, validate, save.
 
     Args:
+        stage: The stage, whose learner learns from the episodes.
         config: The run.
         folder: Its folder.
-        make_learner: Makes what learns from an episode.
     """
+    assert stage.learner is not None
     config = training.initialize(config, folder)
     data = PromptData.open(prepared_data(folder))
     loaded = models.load(config, folder)
@@ -40,7 +36,7 @@ def run(
     with workers or nullcontext():
         judge = Judge(tokenizer, workers) if workers else None
         scorer = Scorer(loaded.models, data, judge)
-        learner = make_learner(config, loaded.models, data)
+        learner = stage.learner(config, loaded.models, data)
         Loop(config, folder, loaded, data, tokenizer, scorer, learner).run()
     loaded.models.rollout.close()
     dist.barrier()

@@ -4,7 +4,7 @@ from alignctl import console
 from alignctl.checkpoints import generation_config
 from alignctl.checkpoints.preflight import open_model
 from alignctl.checkpoints.source import Source, require_reward
-from alignctl.config.on_policy_run import OnPolicyConfig, RLHFConfig
+from alignctl.config.on_policy_run import OnPolicyConfig
 from alignctl.data.tokenizer import load_tokenizer
 from alignctl.errors import UserError
 from alignctl.models.adapters import describe
@@ -12,38 +12,30 @@ from alignctl.on_policy import sources
 from alignctl.rollouts.library import check_vllm
 
 
-def open_scoring(config: OnPolicyConfig) -> dict[str, Source]:
-    """Check the sampler and the reward model, without loading a weight.
+def open_others(config: OnPolicyConfig) -> dict[str, Source]:
+    """Check the sampler and the models beside the policy, without loading a weight.
 
     Returns:
-        The reward model by its key in the configuration, if one takes part.
+        The models, by their keys in the configuration; the value model also where it is made from
+        the reward model.
 
     Raises:
-        UserError: vLLM is missing; the model is missing, is of the wrong role, cannot be cut as the
-            policy is, or reads other tokens; end tokens are named that the policy has not.
+        UserError: vLLM is missing; a model is missing, is of the wrong role, cannot be cut as the
+            policy is, reads other tokens, or cannot have its adapters; end tokens are named that
+            the policy has not.
     """
     if warning := check_vllm(config.model):
         console.say(f"warning: {warning}")
     _check_ends(config)
-    return {"reward_load": _check_reward(config)} if config.needs_reward_model else {}
-
-
-def open_value(config: RLHFConfig) -> dict[str, Source]:
-    """Check the value model, without loading a weight.
-
-    Returns:
-        The value model by its key in the configuration, also where it is made from the reward
-        model.
-
-    Raises:
-        UserError: It is missing, cannot be cut as the policy is, reads other tokens, or cannot have
-            the policy's adapters.
-    """
-    found = sources.open_value(config)
-    if config.value.load is not None:
-        _check_fits(config, found, "value.load")
-    _check_adapters(config, found)
-    return {"value.load": found}
+    found = {}
+    if "reward" in config.roles:
+        found["reward_load"] = _check_reward(config)
+    if "value" in config.roles:
+        found["value.load"] = sources.open_value(config)
+        if config.value_load is not None:
+            _check_fits(config, found["value.load"], "value.load")
+        _check_adapters(config, found["value.load"])
+    return found
 
 
 def _check_ends(config: OnPolicyConfig) -> None:
@@ -69,7 +61,7 @@ def _check_reward(config: OnPolicyConfig) -> Source:
     return source
 
 
-def _check_adapters(config: RLHFConfig, source: Source) -> None:
+def _check_adapters(config: OnPolicyConfig, source: Source) -> None:
     """Check that the value model can have adapters as the policy does, if that gets any."""
     if config.lora is None:
         return

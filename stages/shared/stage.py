@@ -51,9 +51,6 @@ class Stage(Generic[C]):
         rows: What its data are.
         work: What each rank of the torchrun job does: load or resume, train, save.
         starts_from: Roles that the model of `--load` may have.
-        open_others: Checks and returns the models beside that one, by their keys in the
-            configuration; None where there are none. A stage that has such ones needs all of them
-            again when it is resumed; others go on from their own checkpoint alone.
         after_rows: Does what is left to do before the ranks start, when the rows are prepared.
         loss: Makes what is minimised, where rows are learned from; for a simulation too.
         learner: Makes what learns from an episode, where the policy writes the answers itself.
@@ -67,7 +64,6 @@ class Stage(Generic[C]):
     rows: Rows
     work: Callable[[C, RunFolder], None]
     starts_from: tuple[Role, ...] = ("policy",)
-    open_others: "Callable[[C], dict[str, Source]] | None" = None
     after_rows: "Callable[[C, Source, Attempt], None]" = field(default=do_nothing)
     loss: "Callable[[C], Loss] | None" = None
     learner: "Callable[[C, Models, PromptData], Learner] | None" = None

@@ -31,6 +31,7 @@ from alignctl.launch.facts import facts
 from alignctl.reporting.metrics import MetricsWriter, measured, recorded
 from alignctl.run_folder import RunFolder
 from alignctl.stages.shared.prepared import prepared_data
+from alignctl.stages.shared.stage import Rows, Stage
 
 Data = SFTData | PreferenceData | PretrainData
 C = TypeVar("C", bound=TrainingConfig)
@@ -100,11 +101,22 @@ class Progress:
         return progress
 
 
+def _open_preferences(path: Path, config: Any) -> PreferenceData:
+    return PreferenceData.open(path, share_prompts=config.batch.share_prompts)
+
+
+OPENERS: dict[Rows, Callable[[Path, TrainingConfig], Data]] = {
+    "documents": lambda path, _: SFTData.open(path),
+    "preferences": _open_preferences,
+    "datasets": lambda path, _: PretrainData.open(path),
+}
+"""What opens prepared data of each kind."""
+
+
 def run(
+    stage: Stage[Any],
     config: TrainingConfig,
     folder: RunFolder,
-    open_data: Callable[[Path], Data],
-    loss: Loss,
     *,
     report: Callable[[StepMetrics], dict[str, float]] = attrgetter("metrics"),
     score_offset: Callable[[Task], float] | None = None,
@@ -112,20 +124,21 @@ def run(
     """Do one rank's work: load or resume, train, validate, save.
 
     Args:
+        stage: The stage, which says what its data are and what is minimised.
         config: The run.
         folder: Its folder.
-        open_data: Opens the prepared data.
-        loss: What is minimised.
         report: As of `Task`, as is the next.
         score_offset: Computes what is added to the scores of the trained model.
     """
     config = initialize(config, folder)
-    data = open_data(prepared_data(folder))
+    data = OPENERS[stage.rows](prepared_data(folder), config)
     checkpoint, source = newest_model(config, folder)
     # A reward model goes on with the head it has.
     head = source.head if source.role == "reward" else config.roles["model"].head
     engine = build_engine(config, head)
     step = checkpoints.start(engine, source, checkpoint, seed=config.train.seed)
+    assert stage.loss is not None
+    loss = stage.loss(config)
     train(Task(config, folder, engine, source, data, loss, report, score_offset), step)
 
 

@@ -1,5 +1,6 @@
 """What conversions in all directions have in common."""
 
+import os
 from typing import TYPE_CHECKING, Any
 
 from alignctl import console
@@ -32,6 +33,8 @@ def run_conversion(
         console.note_all(not_here(paths))
         console.emit(options.model_dump_json(indent=2))
         return
-    from alignctl.stages import convert  # arrays and files of checkpoints: not for a typo
+    # The threads of NumPy, which is imported only now, would wait busily for what to multiply.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    from alignctl.stages import convert
 
     convert.run(direction, options, on_wait=console.say if wait else None)
