@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from alignctl.algorithms.advantages import (
-    Baseline,
     gae,
     group_advantages,
     sum_discounted,
@@ -20,6 +19,7 @@ from alignctl.algorithms.advantages import (
 )
 from alignctl.algorithms.kl import k1
 from alignctl.algorithms.samples import Segments
+from alignctl.config.on_policy import Baseline
 from tests.algorithms.experience import lengths_of_samples, normal, seeds, segments_of, tokens
 
 SEGMENTS = segments_of(2, 1)

@@ -5,13 +5,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from alignctl.algorithms.online_pairs import Choice, choose_pairs
+from alignctl.algorithms.online_pairs import choose_pairs
+from alignctl.config.on_policy import PairChoice
 from alignctl.data.batch import Pairs
 
 Pair = tuple[int, int, float]
 
 
-def pairs_of(scores: list[float], groups: list[int], choice: Choice) -> tuple[list[Pair], Pairs]:
+def pairs_of(
+    scores: list[float], groups: list[int], choice: PairChoice
+) -> tuple[list[Pair], Pairs]:
     pairs, _ = choose_pairs(np.asarray(scores), np.asarray(groups), choice)
     found = zip(pairs.better.tolist(), pairs.worse.tolist(), pairs.share.tolist(), strict=True)
     return list(found), pairs
@@ -36,7 +39,7 @@ def test_all_strict_pairs_by_hand() -> None:
 
 
 @pytest.mark.parametrize("choice", ["best_worst", "all"])
-def test_a_prompt_without_a_pair_does_not_move_the_others(choice: Choice) -> None:
+def test_a_prompt_without_a_pair_does_not_move_the_others(choice: PairChoice) -> None:
     """Prompt 0 has only ties. The pair is that of samples 3 and 2, not of the samples before."""
     pairs, skipped = choose_pairs(
         np.asarray([1.0, 1.0, 0.0, 4.0]), np.asarray([0, 0, 1, 1]), choice
@@ -45,7 +48,7 @@ def test_a_prompt_without_a_pair_does_not_move_the_others(choice: Choice) -> Non
 
 
 @pytest.mark.parametrize("choice", ["best_worst", "all"])
-def test_ties_everywhere_give_nothing(choice: Choice) -> None:
+def test_ties_everywhere_give_nothing(choice: PairChoice) -> None:
     pairs, skipped = choose_pairs(np.ones(4), np.asarray([0, 0, 1, 1]), choice)
     assert (len(pairs.better), len(pairs.worse), pairs.num_prompts, skipped) == (0, 0, 0, 2)
 
@@ -80,7 +83,7 @@ samples = st.lists(
 
 @given(samples, st.sampled_from(["best_worst", "all"]))
 def test_every_pair_is_right_and_every_prompt_weighs_one(
-    drawn: list[tuple[int, float]], choice: Choice
+    drawn: list[tuple[int, float]], choice: PairChoice
 ) -> None:
     groups, scores = [group for group, _ in drawn], [score for _, score in drawn]
     found, pairs = pairs_of(scores, groups, choice)

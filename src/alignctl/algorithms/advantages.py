@@ -4,15 +4,14 @@ Pure functions of the whole step's samples, so that every rank finds the same. N
 gradient.
 """
 
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from alignctl.algorithms.kl import k1
 from alignctl.algorithms.samples import Segments
-
-Baseline = Literal["group_std", "group_mean", "rloo", "reinforce++"]
+from alignctl.config.on_policy import Baseline
 
 
 def token_rewards(

@@ -1,19 +1,16 @@
 """Preferences among a policy's own samples, from the scores they got."""
 
-from typing import Literal
-
 import numpy as np
 from numpy.typing import NDArray
 
+from alignctl.config.on_policy import PairChoice
 from alignctl.data.batch import Pairs
-
-Choice = Literal["best_worst", "all"]
 
 
 def choose_pairs(
     scores: NDArray[np.float64],
     groups: NDArray[np.int64],
-    choice: Choice,
+    choice: PairChoice,
     may_win: NDArray[np.bool_] | None = None,
 ) -> tuple[Pairs, int]:
     """Choose pairs of samples of one prompt of which one is scored higher; ties are no pairs.
@@ -58,7 +55,7 @@ def choose_pairs(
 
 
 def _pairs_of_one(
-    scores: NDArray[np.float64], may_win: NDArray[np.bool_], choice: Choice
+    scores: NDArray[np.float64], may_win: NDArray[np.bool_], choice: PairChoice
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Find better and worse samples of one prompt, by their places in its scores."""
     if choice == "all":

@@ -32,6 +32,13 @@ Aggregation = Literal["token", "sequence", "constant"]
 """What a loss is the mean over: tokens, answers, or answers of a constant number of tokens."""
 
 
+Baseline = Literal["group_std", "group_mean", "rloo", "reinforce++"]
+"""What an answer's score is compared with, to tell how much better than others it is."""
+
+PairChoice = Literal["best_worst", "all"]
+"""Which answers to a prompt are compared: the best and the worst, or every two that differ."""
+
+
 class Prompts(Rows):
     """What the policy is asked."""
 

@@ -8,11 +8,13 @@ from typing_extensions import TypeIs, override
 
 from alignctl.config.numbers import MaybeNone
 from alignctl.config.on_policy import (
+    Baseline,
     Clipping,
     Episodes,
     Experience,
     GroupClipping,
     GroupScore,
+    PairChoice,
     Penalty,
     Prompts,
     Score,
@@ -315,7 +317,7 @@ class GRPOSettings(OnPolicySettings):
     """The `grpo` section of a preset."""
 
     score: GroupScore = GroupScore()
-    baseline: Literal["group_std", "group_mean", "rloo", "reinforce++"] = "group_std"
+    baseline: Baseline = "group_std"
     """What an answer's score is compared with. group_std: the group's mean, over its deviation
     (GRPO). group_mean: the mean alone (Dr. GRPO). rloo: the mean of the others. reinforce++: mean
     and deviation of all answers of the episode."""
@@ -343,7 +345,7 @@ class GRPOConfig(GRPOSettings, OnPolicyConfig):
 class OnlineDPOSettings(OnPolicySettings):
     """The `online_dpo` section of a preset."""
 
-    pairs: Literal["best_worst", "all"] = "best_worst"
+    pairs: PairChoice = "best_worst"
     """Which answers to a prompt are compared: the best with the worst, or every two of different
     score."""
     loss: DPOLoss = DPOLoss()
