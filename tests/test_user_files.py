@@ -13,6 +13,7 @@ from alignctl.corpus.indexed import IndexedTokens
 from alignctl.errors import RunError, UserError
 from alignctl.evaluation.mt_bench import replies
 from alignctl.evaluation.mt_bench.questions import read_turns
+from alignctl.reporting.page.recorded_run import rows_of
 from alignctl.user_files import opened, read_bytes, read_json, read_text, reading
 
 
@@ -106,6 +107,7 @@ READERS: dict[str, Callable[[Path], object]] = {
     "latest": lambda file: zero.find(file.parent),
     "judge.jsonl": _reply,
     "peeked.jsonl": _peeked,
+    "metrics.jsonl": lambda file: list(rows_of(file, [])),
     "data.idx": lambda file: IndexedTokens.open(file.with_suffix("")),
     "answers.jsonl": lambda file: list(read_turns(file)),
 }

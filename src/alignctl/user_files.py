@@ -20,6 +20,9 @@ MOST_BYTES = 1 << 28
 """Of a file that is read whole. The largest that are known, indexes and tokenizers, have a tenth of
 it."""
 
+MOST_LINE_BYTES = 1 << 26
+"""Of a row, or a line of text. The longest context of any model is a tenth of it."""
+
 _KINDS = {
     stat.S_IFDIR: "a folder",
     stat.S_IFIFO: "a pipe",
@@ -66,6 +69,11 @@ def opened(path: Path) -> BufferedReader:
         raise
 
 
+def is_there(path: Path) -> bool:
+    """Whether there is anything of that name; also a link to what is gone, which cannot be read."""
+    return os.path.lexists(path)
+
+
 def check_regular(path: Path, mode: int) -> None:
     """Refuses what is no regular file, by the mode that `stat` tells of it."""
     if not stat.S_ISREG(mode):
@@ -86,6 +94,20 @@ def read_bytes(path: Path, most_bytes: int = MOST_BYTES) -> bytes:
     if len(content) > most_bytes:
         raise UserError(f"{path}: larger than the {most_bytes:,} bytes that such a file may have")
     return content
+
+
+def read_lines(path: Path, stream: BufferedReader) -> Iterator[bytes]:
+    """Reads an open file line by line; each has its end, but for the last one perhaps.
+
+    Raises:
+        UserError: A line is longer than `MOST_LINE_BYTES`.
+    """
+    number = 0
+    while line := stream.readline(MOST_LINE_BYTES + 1):
+        number += 1
+        if len(line) > MOST_LINE_BYTES:
+            raise UserError(f"{path}:{number}: longer than {MOST_LINE_BYTES >> 20} MiB")
+        yield line
 
 
 def read_text(path: Path, most_bytes: int = MOST_BYTES) -> str:

@@ -51,8 +51,9 @@ class DeepSpeedCase(BaseModel):
     @property
     def reference(self) -> "DeepSpeedCase":
         """The same on Megatron."""
+        same = {"kind": self.kind, "precision": self.precision} if self.kind == "overflow" else {}
         return DeepSpeedCase(
-            loss=self.loss, model=self.model, head=self.head, lora=self.lora, world=0
+            loss=self.loss, model=self.model, head=self.head, lora=self.lora, world=0, **same
         )
 
     @property
@@ -164,10 +165,9 @@ FP16 = tuple(
         ("llama-gqa", 3, True),
     )
 )
-OVERFLOW_REFERENCE = DeepSpeedCase(kind="overflow", world=0, precision="fp16")
 OVERFLOW = tuple(
-    OVERFLOW_REFERENCE.model_copy(
-        update={"world": world, "stage": stage, "offload": offload, "lora": lora}
+    DeepSpeedCase(
+        kind="overflow", precision="fp16", world=world, stage=stage, offload=offload, lora=lora
     )
     for world, stage, offload, lora in (
         (1, 2, False, False),
@@ -266,7 +266,7 @@ _DEEPSPEED = (
 assert set(_DEEPSPEED) >= FAST
 _TRAINED = {each.reference for each in (*SFT, *PREFERENCES, *LORA)}
 _SCORED = {each.reference.model_copy(update={"kind": "document_outputs"}) for each in OUTPUTS}
-_MEGATRON = _TRAINED | _SCORED | {OVERFLOW_REFERENCE}
+_MEGATRON = _TRAINED | _SCORED | {each.reference for each in OVERFLOW}
 ALL = (*sorted(_MEGATRON, key=lambda case: case.name), *_DEEPSPEED)
 """Everything, each case under a name of its own."""
 assert len({case.name for case in ALL}) == len(ALL)

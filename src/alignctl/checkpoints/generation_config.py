@@ -7,6 +7,7 @@ at the tokenizer's EOS too, which is what alignctl trains.
 from pathlib import Path
 from typing import Any
 
+from alignctl import user_files
 from alignctl.checkpoints.companions import read_json
 from alignctl.errors import UserError
 
@@ -98,7 +99,7 @@ def _files(folder: Path | None) -> list[Path]:
     if folder is None:
         return []
     files = [folder / name for name in ("generation_config.json", "config.json")]
-    return [file for file in files if file.is_file()]
+    return [file for file in files if user_files.is_there(file)]
 
 
 def _check_token(token: Any, file: Path, vocab_size: int) -> int:

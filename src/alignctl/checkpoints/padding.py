@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from alignctl import user_files
 from alignctl.checkpoints.companions import read_json, write_config
 from alignctl.data.tokenizer import Tokenizer, load_tokenizer
 
@@ -94,7 +95,7 @@ def _tokens(config: Mapping[str, Any], tokenizer: Tokenizer) -> list[Any]:
 def _write_pad(folder: Path, token: str) -> None:
     """Set the padding token in a tokenizer's settings, where they say something else."""
     for name in ("tokenizer_config.json", "special_tokens_map.json"):
-        old = read_json(folder / name) if (folder / name).is_file() else {}
+        old = read_json(folder / name) if user_files.is_there(folder / name) else {}
         told = old.get("pad_token")
         if (told.get("content") if isinstance(told, dict) else told) == token:
             continue

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from alignctl.data.hf_settings import read_settings
 from alignctl.errors import RunError, UserError
-from alignctl.user_files import read_text, reading
+from alignctl.user_files import is_there, read_text, reading
 
 _MAKE_ONE = (
     "give another folder with --tokenizer DIR; every Llama 2 and Bloom release on the Hugging Face "
@@ -237,7 +237,7 @@ def _read_backend(file: Path) -> Any:
 
 
 def _settings_of(file: Path) -> dict[str, Any]:
-    if not file.exists():
+    if not is_there(file):
         return {}
     return read_settings(file)
 
@@ -308,7 +308,7 @@ def _adds_bos(backend: Any, settings: dict[str, Any], bos_id: int | None, folder
 
 def _chat_templates(settings: dict[str, Any], folder: Path) -> dict[str, str]:
     """Read the first place of those that transformers reads which has a template; files first."""
-    if (folder / "chat_template.jinja").is_file():
+    if is_there(folder / "chat_template.jinja"):
         others = sorted((folder / "additional_chat_templates").glob("*.jinja"))
         named = {file.stem: read_text(file) for file in others}
         return {"default": read_text(folder / "chat_template.jinja"), **named}

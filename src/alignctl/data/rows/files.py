@@ -11,7 +11,7 @@ from typing import Literal
 from alignctl.data.rows.json_list import list_values
 from alignctl.data.rows.streams import DamagedError, read_chunks
 from alignctl.errors import UserError
-from alignctl.user_files import check_regular, opened, reading
+from alignctl.user_files import MOST_LINE_BYTES, check_regular, opened, reading
 
 SUFFIXES = (".jsonl", ".jsonl.zst", ".jsonl.gz", ".json", ".parquet")
 """The kinds of file that are read; `.json` is a list of objects (or, mislabelled, JSON lines)."""
@@ -23,8 +23,6 @@ Role = Literal["train", "validation"]
 _HELD_OUT = ("validation", "valid", "val", "dev", "eval", "test")
 _PARQUET_ROWS = 1024
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
-MOST_LINE_BYTES = 1 << 26
-"""Of a row, or a line of text. The longest context of any model is a tenth of it."""
 
 
 @dataclass(frozen=True)

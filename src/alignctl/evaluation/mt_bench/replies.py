@@ -16,7 +16,6 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from alignctl import atomic, user_files
-from alignctl.data.rows.files import MOST_LINE_BYTES
 from alignctl.errors import RunError, UserError
 
 _FORMAT = 1
@@ -109,8 +108,8 @@ class ReplyCache:
         """Read all lines, and mend the last one if a killed process left half of it."""
         rest = b""
         with open(self._descriptor, "rb", closefd=False) as stream:
-            for number, line in enumerate(iter(lambda: stream.readline(MOST_LINE_BYTES), b""), 1):
-                if not line.endswith(b"\n") and len(line) < MOST_LINE_BYTES:
+            for number, line in enumerate(user_files.read_lines(self._file, stream), 1):
+                if not line.endswith(b"\n"):
                     rest = line
                     break
                 found = _parse(line)

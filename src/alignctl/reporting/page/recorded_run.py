@@ -9,7 +9,6 @@ import math
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from io import TextIOWrapper
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ from numpy.typing import NDArray
 
 from alignctl.errors import UserError
 from alignctl.run_folder import RunFolder, read_object
-from alignctl.user_files import opened, read_bytes, reading
+from alignctl.user_files import opened, read_bytes, read_lines, reading
 
 _NOT_FINITE = ("nan", "inf", "-inf")
 """How `reporting.metrics` writes what JSON does not have."""
@@ -125,15 +124,15 @@ def rows_of(file: Path, damaged: list[int]) -> Iterator[dict[str, Any]]:
     """
     if not file.exists():
         return
-    with opened(file) as raw, TextIOWrapper(raw, "utf-8", "replace") as stream:
-        for number, line in enumerate(stream, 1):
+    with opened(file) as stream:
+        for number, line in enumerate(read_lines(file, stream), 1):
             try:
-                row = json.loads(line, parse_int=_whole)
+                row = json.loads(line.decode("utf-8", "replace"), parse_int=_whole)
             except (ValueError, RecursionError):
                 row = None
             if isinstance(row, dict):
                 yield row
-            elif line.endswith("\n") and line.strip():
+            elif line.endswith(b"\n") and line.strip():
                 damaged.append(number)
 
 
