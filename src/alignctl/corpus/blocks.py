@@ -53,14 +53,14 @@ class Block:
     consumed: int
 
     def lines(self) -> Iterator[tuple[int, bytes]]:
-        """The lines that are not blank, with their numbers, without a byte order mark."""
+        """Yield the lines that are not blank, with their numbers, without a byte order mark."""
         for number, line in enumerate(self.content.split(b"\n"), self.line):
             text = line.removeprefix(BYTE_ORDER_MARK) if number == 1 else line
             if text and not text.isspace():
                 yield number, text
 
     def documents(self, key: str) -> Iterator["Raw"]:
-        """The documents; what is wrong with one stands in its place."""
+        """Yield the documents; for a broken one, its error is in the place of its text."""
         if self.kind == "file":
             yield _attempt(self.content.removeprefix(BYTE_ORDER_MARK), self, 1, key)
             return
@@ -84,7 +84,7 @@ class Raw:
 
 
 def read_blocks(files: Sequence[Path], txt: Kind = "file") -> Iterator[Block]:
-    """Streams files of JSON rows, or of text, in order.
+    """Stream files of JSON rows, or of text, in order.
 
     Args:
         files: `.jsonl` and its compressed forms, `.json`, `.parquet`; `.txt` and its compressed
@@ -104,7 +104,7 @@ def read_blocks(files: Sequence[Path], txt: Kind = "file") -> Iterator[Block]:
 
 
 def find_texts(paths: Sequence[Path]) -> list[Path]:
-    """The files of text, or of rows, that files and folders stand for, in order.
+    """Find the files of text, or of rows, that files and folders stand for, in order.
 
     In a folder, `train*` files are taken, or else all that are not held out.
 
@@ -132,7 +132,7 @@ def _has_rows(path: Path) -> bool:
 
 
 def total_bytes(files: Sequence[Path]) -> int:
-    """What `Block.consumed` adds up to over all files."""
+    """Add up the sizes of all files: the bytes that `Block.consumed` reaches in all."""
     return sum(file.stat().st_size for file in files)
 
 
@@ -222,7 +222,7 @@ def _whole_file(file: Path) -> Iterator[Block]:
 
 
 def _row_blocks(file: Path) -> Iterator[Block]:
-    """Rows of a list or a table, as lines again: workers parse those of all files alike."""
+    """Write the rows of a list or a table as lines: so workers parse all kinds of files alike."""
     lines: list[bytes] = []
     size = 0
     first = 1

@@ -35,7 +35,7 @@ class Indexed:
 
     @classmethod
     def open(cls, prefix: Path) -> Self:
-        """Maps both files and compares them with each other and with the manifest.
+        """Map both files and compare them with each other and with the manifest.
 
         Raises:
             UserError: A file is missing, cut short, or of another dataset than the others.
@@ -72,13 +72,13 @@ class Indexed:
         return self.data.tokens.nbytes
 
     def last_tokens(self, count: int) -> NDArray[Any]:
-        """The last token of each of the first `count` documents that have one."""
+        """Return the last token of each of the first `count` documents that have one."""
         ends = np.cumsum(self.lengths[:count], dtype=np.int64)[self.lengths[:count] > 0] - 1
         last: NDArray[Any] = self.data.tokens[ends]
         return last
 
     def fingerprint(self) -> list[object]:
-        """What tells it from another one: its path, the size of the .bin, and a hash of the .idx.
+        """List what identifies it: its path, the size of the .bin, and a hash of the .idx.
 
         The .bin itself is not read: it may be terabytes.
         """
@@ -87,7 +87,7 @@ class Indexed:
         return [str(self.prefix), self.num_bytes, digest]
 
     def check_ids(self, vocab_size: int, on_bytes: Callable[[int], None] = lambda _: None) -> None:
-        """Refuses token ids that the model has no row for.
+        """Refuse token ids that the model has no row for.
 
         The manifest knows the highest one; without it, every token is read.
 
@@ -117,7 +117,7 @@ class Indexed:
 
 
 def find(path: Path) -> list[Indexed]:
-    """The datasets that a path means: one by its NAME or one of its files, or all of a folder.
+    """Open the datasets that a path means: one by its NAME or one of its files, or all of a folder.
 
     Raises:
         UserError: There is none, or one is damaged.

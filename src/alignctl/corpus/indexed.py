@@ -51,12 +51,12 @@ Dtype = Literal["uint16", "int32"]
 
 
 def dtype_for(vocab_size: int) -> Dtype:
-    """The type that Megatron's builder takes for a vocabulary of this size."""
+    """Choose the type that Megatron's builder takes for a vocabulary of this size."""
     return "uint16" if vocab_size < 65500 else "int32"
 
 
 def write_index(file: Path, lengths: NDArray[np.int32], dtype: Dtype) -> None:
-    """Writes a .idx; the lengths may be a memory-mapped file, which is read in parts.
+    """Write a .idx; the lengths may be a memory-mapped file, which is read in parts.
 
     Args:
         file: The file to write.
@@ -81,7 +81,7 @@ def write_index(file: Path, lengths: NDArray[np.int32], dtype: Dtype) -> None:
 
 
 def _type(index: Path, magic: bytes, version: int, code: int) -> np.dtype[Any]:
-    """Return the type of the tokens, by the head of an index."""
+    """Return the type of the tokens, which the header of an index gives."""
     if magic.startswith(_OLD_MAGIC):
         raise UserError(f"{index}: an index of the kind before MMIDIDX, which is not read", _AGAIN)
     names = {number: name for name, number in _CODES.items()}
@@ -114,7 +114,7 @@ class IndexedTokens:
 
     @classmethod
     def open(cls, prefix: Path) -> Self:
-        """Maps the two files of a prefix.
+        """Map the two files of a prefix.
 
         Raises:
             UserError: One is missing, or is no indexed dataset, or they do not fit each other.
@@ -166,12 +166,12 @@ class IndexedTokens:
         )
 
     def document_lengths(self) -> NDArray[np.int64]:
-        """Tokens of each document `[D]`."""
+        """Count the tokens of each document `[D]`."""
         ends = np.concatenate([[0], np.cumsum(self.lengths, dtype=np.int64)])
         return np.diff(ends[self.boundaries])
 
     def document(self, number: int) -> NDArray[Any]:
-        """Tokens of a document, whose sequences lie end to end."""
+        """Return the tokens of a document, whose sequences lie end to end."""
         first, last = int(self.boundaries[number]), int(self.boundaries[number + 1])
         if first == last:
             return self.tokens[:0]

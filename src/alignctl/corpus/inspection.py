@@ -23,7 +23,7 @@ _PERCENTILES = (5, 50, 95)
 
 
 def describe(prefix: Path, tokenizer: Tokenizer | None, samples: int, verify: bool) -> str:
-    """The text of `alignctl prepare inspect`.
+    """Write the text of `alignctl prepare inspect`.
 
     Args:
         prefix: NAME of the dataset. Without NAME.json it is one of another program: its counts are
@@ -67,7 +67,7 @@ def _head(
 
 
 def describe_lengths(lengths: NDArray[np.int64]) -> Iterator[str]:
-    """Documents by length in tokens `[D]`: percentiles, and a histogram in powers of two."""
+    """Describe documents by length in tokens `[D]`: percentiles, histogram in powers of two."""
     marks = np.percentile(lengths, _PERCENTILES).astype(int).tolist()
     words = ", ".join(f"{p} %: {mark:,}" for p, mark in zip(_PERCENTILES, marks, strict=True))
     yield f"tokens per document: {words}, longest: {int(lengths.max()):,}"

@@ -30,7 +30,7 @@ class Journal:
     def __init__(
         self, folder: Path, key: str, names: Sequence[str], targets: Mapping[str, Path]
     ) -> None:
-        """Describes the journal; nothing is opened yet.
+        """Describe the journal; nothing is opened yet.
 
         Args:
             folder: Where its files lie.
@@ -65,12 +65,12 @@ class Journal:
         self._stack.close()
 
     def append(self, contents: Mapping[str, bytes]) -> None:
-        """Adds to files."""
+        """Add to files."""
         for name, content in contents.items():
             self._files[name].write(content)
 
     def commit(self, state: Mapping[str, Any]) -> None:
-        """Makes what was appended durable, together with what it means."""
+        """Sync what was appended to the disk, and write the state that belongs to it."""
         for file in self._files.values():
             file.flush()
             os.fsync(file.fileno())
@@ -79,11 +79,11 @@ class Journal:
         atomic.write_text(self.folder / _STATE, json.dumps(saved))
 
     def remove(self) -> None:
-        """Takes the folder away, when its files are elsewhere."""
+        """Remove the folder, when its files are elsewhere."""
         shutil.rmtree(self.folder)
 
     def has_moved(self, name: str) -> bool:
-        """Whether a run with this key has brought a file to its target, and was killed then."""
+        """Tell whether a run with this key has moved a file to its target and was killed then."""
         saved, target = self._read_saved(), self._targets[name]
         return (
             saved.get("key") == self.key
@@ -97,7 +97,7 @@ class Journal:
             self._targets[name].rename(self.folder / name)
 
     def _read_saved(self) -> dict[str, Any]:
-        """Reads what was committed last, of whatever key."""
+        """Read what was committed last, of whatever key."""
         try:
             saved: dict[str, Any] = json.loads((self.folder / _STATE).read_text("utf-8"))
         except FileNotFoundError:
@@ -105,7 +105,7 @@ class Journal:
         return saved
 
     def _read_state(self) -> dict[str, Any]:
-        """What was committed, if that is of the same key and still there."""
+        """Read what was committed; empty if it is of another key or a file has been lost."""
         saved = self._read_saved()
         sizes = {name: self._size(name) for name in self._names}
         if saved.get("key") != self.key or any(sizes[n] < saved["sizes"][n] for n in sizes):

@@ -40,7 +40,7 @@ class TokenizerIdentity(_Frozen):
 
     @classmethod
     def of(cls, tokenizer: "Tokenizer") -> Self:
-        """The identity of a tokenizer."""
+        """Return the identity of a tokenizer."""
         return cls(
             name=tokenizer.folder.resolve().name,
             vocab_size=tokenizer.vocab_size,
@@ -94,7 +94,7 @@ class CorpusManifest(_Frozen):
 
 
 def vocabulary_hash(vocabulary: Mapping[str, int]) -> str:
-    """A hash of every token with its id: what moves no id, a chat template say, does not count."""
+    """Hash every token with its id; what moves no id, such as a chat template, does not count."""
     digest = hashlib.sha256()
     for token, number in sorted(vocabulary.items(), key=lambda entry: (entry[1], entry[0])):
         text = token.encode("utf-8", "surrogatepass")
@@ -104,17 +104,17 @@ def vocabulary_hash(vocabulary: Mapping[str, int]) -> str:
 
 
 def prefix_of(path: Path) -> Path:
-    """The prefix NAME of a dataset, given that or any of its three files."""
+    """Return the prefix NAME of a dataset, given that or any of its three files."""
     return path.with_suffix("") if path.suffix in _SUFFIXES else path
 
 
 def name_beside(prefix: Path, suffix: str) -> Path:
-    """Names a file of a dataset: the suffix is added, whatever dots are in the name."""
+    """Name a file of a dataset: the suffix is added, whatever dots are in the name."""
     return prefix.with_name(prefix.name + suffix)
 
 
 def file_record(file: Path, name: str | None = None) -> FileRecord:
-    """Size and checksum of a file."""
+    """Read a file's size and checksum."""
     digest = hashlib.sha256()
     size = 0
     try:
@@ -128,7 +128,7 @@ def file_record(file: Path, name: str | None = None) -> FileRecord:
 
 
 def is_made(folder: Path, recipe: Mapping[str, Any]) -> bool:
-    """Whether a folder of rows is whole, and what this makes: its manifest and its files say so.
+    """Tell whether a folder holds all the rows that this makes, by its manifest and its files.
 
     Args:
         folder: The folder, with a `manifest.json`.
@@ -149,12 +149,12 @@ def is_made(folder: Path, recipe: Mapping[str, Any]) -> bool:
 
 
 def write_manifest(prefix: Path, manifest: CorpusManifest) -> None:
-    """Writes `NAME.json`, whole or not at all."""
+    """Write `NAME.json`, whole or not at all."""
     atomic.write_text(name_beside(prefix, ".json"), manifest.model_dump_json(indent=2) + "\n")
 
 
 def read_manifest(prefix: Path) -> CorpusManifest:
-    """Reads `NAME.json`, and compares the sizes of the two files with it.
+    """Read `NAME.json`, and compare the sizes of the two files with it.
 
     Args:
         prefix: NAME, without a suffix.
@@ -181,7 +181,7 @@ def read_manifest(prefix: Path) -> CorpusManifest:
 
 
 def verify_files(prefix: Path, manifest: CorpusManifest) -> None:
-    """Compares the checksums of .bin and .idx with the manifest; reads both files whole."""
+    """Compare the checksums of .bin and .idx with the manifest; both files are read whole."""
     for suffix, record in zip((".bin", ".idx"), manifest.files, strict=True):
         file = name_beside(prefix, suffix)
         if file_record(file).sha256 != record.sha256:
@@ -193,7 +193,7 @@ def verify_files(prefix: Path, manifest: CorpusManifest) -> None:
 
 
 def check_tokenizer(prefix: Path, manifest: CorpusManifest, identity: TokenizerIdentity) -> None:
-    """Refuses a dataset whose ids are those of another tokenizer.
+    """Refuse a dataset whose ids are those of another tokenizer.
 
     Args:
         prefix: The dataset, for the message.

@@ -22,7 +22,7 @@ SetupT = TypeVar("SetupT")
 
 
 def available_cores() -> int:
-    """Cores that this process may use."""
+    """Count the cores that this process may use."""
     return len(os.sched_getaffinity(0))
 
 
@@ -33,7 +33,7 @@ def map_in_order(
     begin: Callable[[SetupT], None],
     setup: SetupT,
 ) -> Iterator[ResultT]:
-    """Applies a function to items; few are in memory at a time.
+    """Apply a function to items; few are in memory at a time.
 
     Args:
         work: A module's function: processes import it.
@@ -102,7 +102,7 @@ class _Worker(Generic[ItemT, ResultT]):
         theirs.close()
 
     def apply(self, item: ItemT) -> ResultT:
-        """The result of an item; waits for it."""
+        """Compute the result of an item in the worker, and wait for it."""
         if self.first is not None:
             self._call(*self.first)
             self.first = None
@@ -150,7 +150,7 @@ def _results(
 
 
 def _serve(connection: Connection, parent: int) -> None:
-    """In a worker: calls what it is sent, and answers with the result or what was raised."""
+    """Call, in a worker, what it is sent, and answer with the result or what was raised."""
     # Ctrl-C reaches every process of the terminal; the parent ends the workers in good order.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)

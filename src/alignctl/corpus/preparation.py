@@ -41,7 +41,7 @@ class Share:
 
 
 def prepare(config: PretrainConfig, tokenizer: Tokenizer, out_dir: Path) -> Path:
-    """Checks the datasets of a run and computes its sequences, unless that was done before.
+    """Check the datasets of a run and compute its sequences, unless that was done before.
 
     Args:
         config: The run.
@@ -78,7 +78,7 @@ def prepare(config: PretrainConfig, tokenizer: Tokenizer, out_dir: Path) -> Path
 
 
 def _shares(config: PretrainConfig) -> list[Share]:
-    """The datasets to train on, each of them once."""
+    """Find the datasets to train on, each of them once."""
     if config.data.blend is None:
         assert config.data.train is not None
         return [Share(config.data.train, None, find(config.data.train))]
@@ -97,7 +97,7 @@ def _shares(config: PretrainConfig) -> list[Share]:
 
 
 def _check(datasets: Sequence[Indexed], config: PretrainConfig, tokenizer: Tokenizer) -> None:
-    """Looks at whose token ids they are, and at where documents end."""
+    """Check that the token ids are the tokenizer's, and, if needed, that documents end with EOS."""
     identity = TokenizerIdentity.of(tokenizer)
     for dataset in datasets:
         if dataset.manifest is not None:
@@ -114,7 +114,7 @@ def _check(datasets: Sequence[Indexed], config: PretrainConfig, tokenizer: Token
 
 
 def _check_ids(datasets: Sequence[Indexed], vocab_size: int) -> None:
-    """Makes sure that the model has a row for each token id.
+    """Check that the model has a row for each token id.
 
     Of datasets without a manifest every token is read, behind a progress bar.
     """
@@ -129,7 +129,7 @@ def _check_ids(datasets: Sequence[Indexed], vocab_size: int) -> None:
 
 
 def _check_ends(dataset: Indexed, eod: int) -> None:
-    """Makes sure that documents can be told apart by the token that ends them."""
+    """Check that documents can be told apart by the token that ends them."""
     ends = dataset.last_tokens(_LOOKED_AT)
     if without := int((ends != eod).sum()):
         raise UserError(
@@ -171,7 +171,7 @@ def _datasets(shares: Sequence[Share]) -> list[Indexed]:
 
 
 def _parts(share: Share, split: str) -> list[Part]:
-    """The datasets of one path with their weights, by size within a folder.
+    """List the datasets of one path with their weights, by size within a folder.
 
     Raises:
         UserError: The split leaves none of their documents to train on.
@@ -211,7 +211,7 @@ def _documents(datasets: Sequence[Indexed]) -> str:
 def _describe(
     recipe: Recipe, train: Sequence[Share], held_out: Sequence[Indexed], per_step: int
 ) -> None:
-    """Says what will be read, and how often."""
+    """Say what will be read, and how often."""
     datasets = _datasets(train)
     tokens = {each.prefix: tokens_of(each, recipe.split, "train") for each in datasets}
     validated = (

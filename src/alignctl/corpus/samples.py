@@ -81,26 +81,26 @@ class SampleSplit:
 
     @property
     def is_drawn(self) -> bool:
-        """True: Megatron has put them into an order."""
+        """True: Megatron has put the sequences into an order."""
         return True
 
     def lengths(self, sequences: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Input tokens of some sequences, in the shape of their numbers."""
+        """Return the input tokens of some sequences, in the shape of their numbers."""
         return np.full_like(sequences, self.seq_length)
 
     def batch(self, sequences: Iterable[int]) -> TokenBatch:
-        """One micro batch of whole sequences, every token of them learned; of none: a filler."""
+        """Build one micro batch of whole sequences, every token learned; of none: a filler."""
         return TokenBatch.from_documents(
             [piece for number in sequences for piece in self._pieces(number)]
         )
 
     def first(self) -> Document:
-        """The beginning of the first sequence, to be shown."""
+        """Return the beginning of the first sequence, to be shown."""
         tokens = self._tokens(0)[:_SHOWN]
         return Document(tokens, np.ones(len(tokens), np.bool_), 0)
 
     def _pieces(self, number: int) -> Iterator[Document]:
-        """A sequence, cut after each end of a document where that is wanted.
+        """Yield a sequence, cut after each end of a document where that is wanted.
 
         What follows the end of a document cannot be predicted from it, so the end is a target and
         never an input; a piece of one token has nothing to predict.
@@ -112,7 +112,7 @@ class SampleSplit:
                 yield Document(piece, np.ones(len(piece), np.bool_), number)
 
     def _tokens(self, number: int) -> NDArray[np.int32]:
-        """The inputs of a sequence and the target of the last one `[L + 1]`."""
+        """Return the inputs of a sequence and the target of the last one `[L + 1]`."""
         sample = self.dataset[number]
         length = int(sample["loss_mask"].sum())  # the last sequence of a pass is padded
         tokens, targets = sample["tokens"][:length].numpy(), sample["labels"][:length].numpy()
@@ -136,7 +136,7 @@ class PretrainData:
 
     @classmethod
     def open(cls, folder: Path) -> Self:
-        """Maps the indices of a prepared folder and the datasets into memory.
+        """Map the indices of a prepared folder and the datasets into memory.
 
         Raises:
             UserError: The folder is none, or an index is not one of numbers.
@@ -163,7 +163,7 @@ class PretrainData:
         )
 
     def where(self, sequence: int) -> str:
-        """The dataset, and the first document, that a training sequence came from."""
+        """Say from which dataset, and which first document, a training sequence came."""
         dataset = self.train.dataset
         if hasattr(dataset, "datasets"):
             sequence, dataset = (
@@ -175,13 +175,13 @@ class PretrainData:
 
 
 def write(recipe: Recipe, folder: Path) -> None:
-    """Computes the indices of a recipe and writes them, and it, into an empty folder."""
+    """Compute the indices of a recipe; write them and the recipe into an empty folder."""
     PretrainData._build(recipe, folder / _INDEX)
     (folder / RECIPE).write_text(recipe.model_dump_json(indent=2) + "\n", encoding="utf-8")
 
 
 def tokens_of(dataset: Indexed, split: str, which: Literal["train", "valid"]) -> int:
-    """Tokens that a split gives to training or to validation.
+    """Count the tokens that a split gives to training or to validation.
 
     Args:
         dataset: The dataset.
@@ -218,7 +218,7 @@ class _Tokenizer:
 
 
 def _dataset(recipe: Recipe, which: Literal["train", "valid"], index: Path) -> Any:
-    """Megatron's dataset of a split, its indices read from a folder or written there; or None."""
+    """Build Megatron's dataset of a split, or None; its indices are read or written."""
     from megatron.core.datasets.blended_dataset import BlendedDataset
     from megatron.core.datasets.gpt_dataset import GPTDataset, GPTDatasetConfig
     from megatron.core.datasets.utils import Split
@@ -273,14 +273,14 @@ def _normalise(weights: Sequence[float]) -> list[float]:
 
 
 def _sizes(num_samples: int, shares: Sequence[float]) -> list[int]:
-    """Sequences to have ready of each dataset of a blend; of a single one just what is taken."""
+    """Compute how many sequences each dataset has to hold: for a single one just what is taken."""
     if len(shares) == 1:
         return [num_samples]
     return [math.ceil(math.ceil(num_samples * share) * _SURPLUS) for share in shares]
 
 
 def _refuse_objects(index: Path) -> None:
-    """Makes sure that Megatron, which would unpickle arrays of objects, finds none."""
+    """Refuse arrays of objects, which Megatron would unpickle."""
     for file in index.glob("*.npy"):
         try:
             np.load(file, mmap_mode="r", allow_pickle=False)

@@ -63,7 +63,7 @@ def shard(
     on_progress: Callable[[int, int], None] | None = None,
     on_wait: atomic.OnWait | None = None,
 ) -> list[Shard]:
-    """Writes `train-00000.jsonl.zst`, ... and `manifest.json` into a new folder.
+    """Write `train-00000.jsonl.zst`, ... and `manifest.json` into a new folder.
 
     Args:
         options: What to do.
@@ -87,7 +87,7 @@ def shard(
 
 
 def _lines(options: Options, on_progress: Callable[[int, int], None] | None) -> Iterator[bytes]:
-    """All rows, each of which is looked at: a broken one would be found much later."""
+    """Yield all rows and check each of them: a broken one would be found much later."""
     before = size = 0
     file: Path | None = None
     for block in read_blocks(options.files, "file"):
@@ -152,7 +152,7 @@ def _fits(writer: LineWriter, line: bytes, options: Options) -> bool:
 
 
 def recipe(options: Options) -> dict[str, Any]:
-    """All that decides what is written."""
+    """Collect all that decides what is written."""
     return {
         "format": 1,
         "settings": {

@@ -94,7 +94,7 @@ def tokenize(
     on_resume: OnProgress | None = None,
     on_wait: atomic.OnWait | None = None,
 ) -> CorpusManifest:
-    """Writes NAME.bin, NAME.idx and NAME.json.
+    """Write NAME.bin, NAME.idx and NAME.json.
 
     Each document is BOS, where the tokenizer puts one, its text, and EOS, if that is asked for.
     What was done of an interrupted run on the same files is not done again; where all was, the
@@ -135,7 +135,7 @@ def _tokenize(
     on_progress: OnProgress | None,
     on_resume: OnProgress | None,
 ) -> CorpusManifest:
-    """What `tokenize` does once nobody else does it."""
+    """Do the work of `tokenize`, once no other process does it."""
     prefix = options.prefix
     bin_file, idx_file, json_file = (
         name_beside(prefix, suffix) for suffix in (".bin", ".idx", ".json")
@@ -169,7 +169,7 @@ def _refuse_taken(file: Path) -> None:
 
 
 def _find_finished(prefix: Path, key: str, folder: Path) -> CorpusManifest:
-    """Finds what the same command has written before.
+    """Find what the same command has written before.
 
     Raises:
         UserError: It was another command, or a file is missing or another one.
@@ -196,7 +196,7 @@ def _not_written(prefix: Path, folder: Path, error: OSError) -> AlignctlError:
 
 
 def _key(options: Options, tokenizer: Tokenizer, source: tuple[FileRecord, ...]) -> str:
-    """A hash of all that decides the bytes."""
+    """Hash all that decides the bytes."""
     state = [
         _FORMAT,
         tokenizer.fingerprint,
@@ -232,7 +232,7 @@ def _append_blocks(
 
 
 def _rest(options: Options, done: int) -> Iterator["_Placed"]:
-    """The blocks that are not done, each with the bytes of the files before its own."""
+    """Yield the blocks that are not done, each with the bytes of the files before its own."""
     sizes = {file: file.stat().st_size for file in options.files}
     before = dict(zip(options.files, np.cumsum([0, *sizes.values()]).tolist(), strict=False))
     for block in islice(read_blocks(options.files), done, None):
@@ -294,14 +294,14 @@ _encoders: list[_Encoder] = []
 
 
 def begin_encoding(setup: _Setup) -> None:
-    """Prepares a process for `encode_block`."""
+    """Prepare a process for `encode_block`."""
     # Processes, not the tokenizer's threads, share the work: so parsing is shared as well.
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     _encoders[:] = [_Encoder(setup)]
 
 
 def encode_block(placed: _Placed) -> _Part:
-    """Tokenises the documents of a block, in a process that is prepared for it."""
+    """Tokenise the documents of a block, in a process that is prepared for it."""
     encoder = _encoders[0]
     texts = []
     for document in placed.block.documents(encoder.key):
@@ -335,7 +335,7 @@ def _finish(
     journal: Journal,
     counts: Counts,
 ) -> CorpusManifest:
-    """Writes the index, gives the files their names, and writes the manifest."""
+    """Write the index, give the files their names, and write the manifest."""
     folder = journal.folder
     dtype = dtype_for(tokenizer.vocab_size)
     write_index(folder / "index", np.memmap(folder / "lengths", np.int32, "r"), dtype)

@@ -48,7 +48,7 @@ class LineWriter:
     """
 
     def __init__(self, file: Path) -> None:
-        """Takes the name; `__enter__` opens the file."""
+        """Remember the name; `__enter__` opens the file."""
         self._file = file
         self._stack = ExitStack()
         self.lines = 0
@@ -72,17 +72,17 @@ class LineWriter:
         self._stack.close()
 
     def write_line(self, line: bytes) -> None:
-        """Adds a line, which has no line break of its own."""
+        """Add a line, which has no line break of its own."""
         self._sink.write(line + b"\n")
         self.lines += 1
         self.text_bytes += len(line) + 1
 
     def write_row(self, row: object) -> None:
-        """Adds a row as JSON."""
+        """Add a row as JSON."""
         self.write_line(json.dumps(row, ensure_ascii=False).encode("utf-8"))
 
     def record(self) -> FileRecord:
-        """The file, once it is closed."""
+        """Return name, size and checksum of the file, once it is closed."""
         return FileRecord(
             name=self._file.name, bytes=self._raw.size, sha256=self._raw.digest.hexdigest()
         )

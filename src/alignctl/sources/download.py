@@ -15,7 +15,7 @@ _NOT_READ = ("red-team-attempts", "socratic")
 
 
 def locate(given: str, hub: str) -> Path:
-    """The path that was given, or the folder into which its name on the hub is downloaded.
+    """Return the path that was given, or download its name from the hub and return that folder.
 
     Args:
         given: A file, a folder, or a name such as `openai/gsm8k`.
@@ -49,7 +49,7 @@ def locate(given: str, hub: str) -> Path:
 
 
 def files_of(paths: Sequence[Path], role: Role) -> list[Path]:
-    """The files of training or of held-out rows below some paths, at any depth."""
+    """Find the files of training or of held-out rows below some paths, at any depth."""
     files: list[Path] = []
     for path in paths:
         if path.is_file():
@@ -72,7 +72,7 @@ def _holds_data(folder: Path) -> bool:
 
 
 def _in_folder(folder: Path, top: Path, role: Role) -> list[Path]:
-    """Of MATH, whose folders `train` and `test` say what its files are, all files of a folder."""
+    """Find the files of a role in a folder; below MATH's `train` and `test` all are of one role."""
     held_out = {"test", "dev", "validation"} & set(folder.relative_to(top.parent).parts)
     if held_out or "train" in folder.relative_to(top.parent).parts:
         wanted = role == "validation" if held_out else role == "train"
@@ -90,7 +90,7 @@ def _has_training_rows(folder: Path) -> bool:
 
 
 def rows_of(files: Sequence[Path]) -> Iterator[Row]:
-    """The rows of files; a `.json` file may also hold one object over many lines, as MATH's do."""
+    """Read the rows of files; a `.json` file may be one object over many lines, as MATH's are."""
     for file in files:
         record = _single_object(file) if file.suffix == ".json" else None
         if record is not None:
@@ -110,7 +110,7 @@ def _single_object(file: Path) -> dict[str, object] | None:
 
 
 def license_of(paths: Sequence[Path]) -> str | None:
-    """The licence that a data card (README.md of a download) names."""
+    """Read the licence that a data card (README.md of a download) names."""
     for path in paths:
         folder = path if path.is_dir() else path.parent
         for parent in (folder, folder.parent):

@@ -110,7 +110,7 @@ def _hh(row: Row) -> Made | str:
 
 
 def _prompt_and_answer(conversation: Conversation) -> tuple[str, str]:
-    """The text before and in the last turn, with the marker's one space in the former."""
+    """Return the text before the last turn, with the marker's one space, and that in it."""
     rendered = conversation.own
     assert rendered is not None  # HH texts have text of their own
     if not rendered.spans:
@@ -184,7 +184,7 @@ def _sharegpt(row: Row) -> Made | str:
 def _alternating(
     head: list[dict[str, Any]], turns: list[dict[str, Any]], context: dict[str, object]
 ) -> Made | str:
-    """A chat from the first user turn to the last assistant turn; exports are cut anywhere."""
+    """Cut a chat to its first user and last assistant turn; exports begin and end anywhere."""
     if turns and turns[0]["role"] == "assistant":
         turns = turns[1:]
     if turns and turns[-1]["role"] == "user":
@@ -218,7 +218,7 @@ FORMATS: dict[Name, Format] = {
 
 
 def check_keys(row: Row, name: Name) -> None:
-    """Refuses a (first) row that is not of a data set, and names the one that it is of."""
+    """Refuse a (first) row that is not of a data set, and name the one that it is of."""
     if all(key in row.record for key in FORMATS[name].keys):
         return
     found = ", ".join(sorted(row.record)) or "none"

@@ -61,7 +61,7 @@ class Outcome:
     unread: dict[str, dict[str, int]]
 
     def describe(self) -> str:
-        """Say what became of the rows, in one line, and which keys were not read, in others."""
+        """Say in one line what became of the rows, and in others which keys were not read."""
         words = [f"{self.rows:,} rows"]
         words += [
             f"{number:,} dropped: {DROPPED[reason]}"
@@ -73,7 +73,7 @@ class Outcome:
 
 
 def prepare(options: Options, on_wait: atomic.OnWait | None = None) -> Outcome:
-    """Writes `KIND/train.jsonl` and `KIND/dev.jsonl` for each kind, and `manifest.json`.
+    """Write `KIND/train.jsonl` and `KIND/dev.jsonl` for each kind, and `manifest.json`.
 
     Held out are the rows of the download's test or validation files. Where it has none, a hash of
     its prompt decides for each row, so that these are always the same ones, whatever else is in the
@@ -125,7 +125,7 @@ def _made(
     unread: Unread,
     seen: set[bytes],
 ) -> Iterator[tuple[Made, bool]]:
-    """Every row that is not left out, and whether it is held out; held-out rows come first.
+    """Yield every row that is not left out, and whether it is held out; held-out rows come first.
 
     So of a row that is on both sides of a download, the one to train on is left out.
     """
@@ -153,7 +153,7 @@ def _digest(text: str) -> bytes:
 
 
 def _share(prompt: str) -> float:
-    """A number in [0, 1) that looks random and depends on the text alone."""
+    """Compute a number in [0, 1) that looks random and depends on the text alone."""
     return int.from_bytes(_digest(prompt.strip()), "little") / 2**64
 
 
@@ -191,7 +191,7 @@ class _Writers:
 
 
 def recipe(options: Options) -> dict[str, Any]:
-    """All that decides what is written."""
+    """Collect all that decides what is written."""
     files = [*files_of(options.paths, "train"), *files_of(options.paths, "validation")]
     return {
         "format": 1,

@@ -63,7 +63,7 @@ class Cleaner:
     """Cleans texts by rules; what is clean stays as it is."""
 
     def __init__(self, rules: Rules) -> None:
-        """Compiles the rules.
+        """Compile the rules.
 
         Raises:
             UserError: The policy is neither a name nor a character class.
@@ -73,7 +73,7 @@ class Cleaner:
         self._url = re.compile(_PAI_URL if rules.policy == "pai" else _URL)
 
     def clean(self, text: str) -> str:
-        """The clean text.
+        """Clean a text by the rules.
 
         What one rule takes away can make another one apply: a character that is not kept may have
         stood inside a link. So the rules are applied until they change nothing.
@@ -97,7 +97,7 @@ def _normalise(text: str) -> str:
 
 
 def _match_unwanted(policy: str) -> str:
-    """Makes the pattern that matches what a policy does not keep."""
+    """Make the pattern that matches what a policy does not keep."""
     kept = _NAMED.get(policy, policy)
     if not re.fullmatch(r"\[\^?\]?(?:\\.|[^\]\\])+\]", kept, re.DOTALL):
         near = difflib.get_close_matches(policy, _NAMED, n=1)

@@ -24,13 +24,13 @@ _ROWS_AT_ONCE = 1 << 14
 
 
 def text_hashes(texts: Sequence[str]) -> NDArray[np.uint64]:
-    """A hash of each text `[N]`."""
+    """Hash each text `[N]`."""
     digests = (hashlib.blake2b(text.encode("utf-8"), digest_size=8).digest() for text in texts)
     return np.frombuffer(b"".join(digests), np.dtype("<u8")).astype(np.uint64)
 
 
 def signatures(texts: Sequence[str]) -> NDArray[np.uint32]:
-    """The MinHash signature of each text `[N, NUM_HASHES]`."""
+    """Compute the MinHash signature of each text `[N, NUM_HASHES]`."""
     from rensa import RMinHash
 
     if not texts:
@@ -48,7 +48,7 @@ def _runs(text: str) -> list[str]:
 
 
 def rows_per_band(threshold: float) -> int:
-    """Numbers of a signature that must agree for two documents to be compared.
+    """Compute how many numbers of a signature must agree for two documents to be compared.
 
     With r rows in each of b = NUM_HASHES / r bands, a pair of similarity s is found with
     probability 1 - (1 - s^r)^b: the largest r for which that is 99 % at the threshold.
@@ -63,7 +63,7 @@ def rows_per_band(threshold: float) -> int:
 
 
 def band_hashes(signature: NDArray[np.uint32], rows: int) -> NDArray[np.uint64]:
-    """One number for each band of each signature `[NUM_HASHES / rows, N]`."""
+    """Compute one number for each band of each signature `[NUM_HASHES / rows, N]`."""
     odd = np.random.default_rng(_SEED).integers(1 << 63, size=rows, dtype=np.uint64) * 2 + 1
     bands = signature.reshape(len(signature), NUM_HASHES // rows, rows).astype(np.uint64)
     mixed: NDArray[np.uint64] = (bands * odd).sum(axis=2, dtype=np.uint64)
@@ -71,7 +71,7 @@ def band_hashes(signature: NDArray[np.uint32], rows: int) -> NDArray[np.uint64]:
 
 
 def repeats(hashes: NDArray[np.uint64]) -> NDArray[np.bool_]:
-    """Whether an earlier document has the same hash `[N]`."""
+    """Mark the documents for which an earlier one has the same hash `[N]`."""
     repeated = np.zeros(len(hashes), np.bool_)
     members, _ = _groups(hashes, np.arange(len(hashes)))
     repeated[members] = True
@@ -84,7 +84,7 @@ def near_repeats(
     threshold: float,
     dropped: NDArray[np.bool_],
 ) -> NDArray[np.bool_]:
-    """Whether an earlier document is nearly the same `[N]`; of a chain of such pairs one stays.
+    """Mark documents nearly the same as an earlier one `[N]`; of a chain of such pairs one stays.
 
     Args:
         bands: For each band, the number of each document `[N]`.
@@ -105,7 +105,7 @@ def near_repeats(
 def _groups(
     values: NDArray[np.uint64], documents: NDArray[np.int64]
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Documents whose value an earlier one has too, and the first one that has it."""
+    """Find documents whose value an earlier one has too, and the first one that has it."""
     if not len(documents):
         return documents, documents
     order = documents[np.argsort(values[documents], kind="stable")]

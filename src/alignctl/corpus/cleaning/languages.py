@@ -12,13 +12,13 @@ _CHARACTERS = 2000
 
 
 def language_of(text: str) -> str:
-    """The code of the language that a text is most likely in."""
+    """Return the code of the language that a text is most likely in."""
     code: str = _identifier().classify(text[:_CHARACTERS])[0]
     return code
 
 
 def check_languages(codes: Sequence[str]) -> None:
-    """Refuses codes of languages that are not told apart."""
+    """Refuse codes of languages that the library does not recognise."""
     known: list[str] = sorted(_identifier().labels)
     for code in codes:
         if code not in known:

@@ -22,7 +22,7 @@ _ID_CHECKS = "10X98765432"
 
 
 def mask(text: str) -> str:
-    """Puts `<EMAIL>`, `<IP>`, `<ID>`, `<CARD>` and `<PHONE>` where such things stand."""
+    """Mask addresses and numbers by `<EMAIL>`, `<IP>`, `<ID>`, `<CARD>` and `<PHONE>`."""
     text = _EMAIL.sub("<EMAIL>", text)
     text = _IP.sub("<IP>", text)
     text = _CHINESE_ID.sub(lambda found: "<ID>" if _is_chinese_id(found[0]) else found[0], text)
@@ -31,13 +31,13 @@ def mask(text: str) -> str:
 
 
 def _is_card(text: str) -> bool:
-    """Luhn's check: every second digit from the right is doubled, its digits are added."""
+    """Check a number by Luhn's rule: double every second digit from the right, add the digits."""
     digits = [int(character) for character in text if character.isdigit()]
     doubled = [sum(divmod(2 * digit, 10)) for digit in digits[-2::-2]]
     return (sum(digits[-1::-2]) + sum(doubled)) % 10 == 0
 
 
 def _is_chinese_id(text: str) -> bool:
-    """The check digit of GB 11643: weighted digits modulo 11."""
+    """Check the last digit of an ID number by GB 11643: weighted digits modulo 11."""
     total = sum(int(digit) * weight for digit, weight in zip(text, _ID_WEIGHTS, strict=False))
     return _ID_CHECKS[total % 11] == text[-1].upper()

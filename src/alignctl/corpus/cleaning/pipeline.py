@@ -95,7 +95,7 @@ class Outcome:
     rejected: tuple[str, ...]
 
     def describe(self) -> str:
-        """One line for the user."""
+        """Say in one line what became of the documents."""
         words = [f"{self.documents:,} documents"]
         words += [
             f"{number:,} dropped: {DROPPED[reason]}"
@@ -115,7 +115,7 @@ def clean(
     on_progress: OnProgress | None = None,
     on_wait: atomic.OnWait | None = None,
 ) -> Outcome:
-    """Writes a folder: `train.jsonl` with `{"text"}` rows, `manifest.json`, `rejected.jsonl`.
+    """Write a folder: `train.jsonl` with `{"text"}` rows, `manifest.json`, `rejected.jsonl`.
 
     Args:
         options: What to do.
@@ -152,7 +152,7 @@ def clean(
 
 
 def _found_key(options: Options) -> str:
-    """The key under which the first readable row has its text."""
+    """Find the key under which the first readable row has its text."""
     for block in read_blocks(options.files, options.txt):
         if block.kind != "json":
             return TEXT_KEYS[0]
@@ -214,12 +214,12 @@ _workers: list[tuple[_Work, Cleaner]] = []
 
 
 def begin_cleaning(work: _Work) -> None:
-    """Prepares a process for `clean_block`."""
+    """Prepare a process for `clean_block`."""
     _workers[:] = [(work, Cleaner(work.options.rules))]
 
 
 def clean_block(block: Block) -> _Part:
-    """Cleans and judges the documents of a block, in a process that is prepared for it."""
+    """Clean and judge the documents of a block, in a process that is prepared for it."""
     work, cleaner = _workers[0]
     options = work.options
     texts: list[str] = []
@@ -261,7 +261,7 @@ def clean_block(block: Block) -> _Part:
 
 
 def _reason(text: str, options: Options) -> str | None:
-    """Why a clean text is left out, if it is."""
+    """Return the reason why a clean text is left out; None if it stays."""
     if not text.strip():
         return "empty"
     if len(text) < options.min_characters:
@@ -315,7 +315,7 @@ def _note(total: _Total, part: _Part) -> None:
 
 
 def _find_duplicates(options: Options, partial: Path, total: _Total) -> NDArray[np.bool_]:
-    """Which of the documents written so far are left out `[N]`."""
+    """Mark the documents written so far that are left out as duplicates `[N]`."""
     counts = [len(part) for part in total.hashes]
     dropped = np.zeros(sum(counts), np.bool_)
     if options.exact_duplicates and len(dropped):
@@ -341,7 +341,7 @@ def _find_duplicates(options: Options, partial: Path, total: _Total) -> NDArray[
 
 
 def _bands(file: Path, counts: list[int]) -> Iterator[NDArray[np.uint64]]:
-    """Each band of all documents, from parts that hold all bands of some `[bands, n]`."""
+    """Read each band of all documents, from parts that hold all bands of some `[bands, n]`."""
     total = sum(counts)
     height = file.stat().st_size // (total * np.dtype(np.uint64).itemsize)
     starts = np.cumsum([0, *counts]).tolist()
@@ -357,7 +357,7 @@ def _bands(file: Path, counts: list[int]) -> Iterator[NDArray[np.uint64]]:
 def _copy_kept(
     file: Path, lengths: list[NDArray[np.int64]], dropped: NDArray[np.bool_], writer: LineWriter
 ) -> int:
-    """Writes the lines that are not left out; returns their characters."""
+    """Write the lines that are not left out; return their characters."""
     characters = 0
     with file.open("rb") as stream:
         sizes = np.concatenate([np.empty(0, np.int64), *lengths])
@@ -370,7 +370,7 @@ def _copy_kept(
 
 
 def recipe(options: Options) -> dict[str, Any]:
-    """All that decides what is written."""
+    """Collect all that decides what is written."""
     settings: dict[str, Any] = asdict(options) | {"key": options.key or _found_key(options)}
     for where in ("files", "folder", "workers"):
         del settings[where]
