@@ -10,7 +10,7 @@ class Follower:
     """Hands out the rows that were added since the last look, each once."""
 
     def __init__(self, path: Path, *, since: float) -> None:
-        """Prepares to follow a file; it need not exist yet.
+        """Prepare to follow a file; it need not exist yet.
 
         Args:
             path: The file of JSON lines.
@@ -23,7 +23,7 @@ class Follower:
         self._offset = 0
 
     def rows(self) -> list[dict[str, Any]]:
-        """The complete rows that are new."""
+        """Read the new rows that are complete."""
         try:
             stream = self._path.open("rb")
         except FileNotFoundError:

@@ -38,7 +38,7 @@ class MetricsWriter:
     """
 
     def __init__(self, folder: RunFolder, *, enabled: bool, step: int = 0) -> None:
-        """Opens the metrics of a run.
+        """Open the metrics of a run.
 
         Args:
             folder: The run folder.
@@ -56,35 +56,35 @@ class MetricsWriter:
             self._events = _open_events(folder, last_kept)
 
     def start(self, step: int, total: int) -> None:
-        """Says where this attempt begins, and how many steps the whole run has."""
+        """Record where this attempt begins, and how many steps the whole run has."""
         self._write("start", step, {"total": total})
 
     def train(self, step: int, **values: float) -> None:
-        """Records the measurements of one optimizer step."""
+        """Record the measurements of one optimizer step."""
         self._write("train", step, values)
         self._add_scalars("train", step, values)
 
     def validation(self, step: int, **values: float) -> None:
-        """Records the measurements on held-out rows after a step."""
+        """Record the measurements on held-out rows after a step."""
         self._write("validation", step, values)
         self._add_scalars("validation", step, values)
 
     def checkpoint(self, step: int, path: object) -> None:
-        """Records that a checkpoint is complete, and brings all scalars up to it to the disk."""
+        """Record that a checkpoint is complete, and write all scalars up to it to the disk."""
         self._write("checkpoint", step, {"path": str(path)})
         if self._events is not None:
             self._events.flush()
 
     def note(self, text: str) -> None:
-        """Records a remark for the reader of the log, at the latest step."""
+        """Record a remark for the reader of the log, at the latest step."""
         self._write("note", self._step, {"text": text})
 
     def preview(self, pieces: Sequence[tuple[str, bool]]) -> None:
-        """Records the decoded tokens of one sample, each with whether it is learned."""
+        """Record the decoded tokens of one sample, each with whether it is learned."""
         self._write("preview", self._step, {"pieces": [list(piece) for piece in pieces]})
 
     def close(self) -> None:
-        """Writes out what is pending; further calls are errors."""
+        """Write out what is pending; further calls are errors."""
         if self._lines is not None:
             self._lines.close()
         if self._events is not None:
@@ -147,12 +147,12 @@ def _open_events(folder: RunFolder, last_kept: int) -> "EventFileWriter":
 
 
 def measured(row: Mapping[str, Any]) -> dict[str, Any]:
-    """What a row says besides its kind, step and time."""
+    """Return the values of a row without its kind, step and time."""
     return {name: value for name, value in row.items() if name not in ("kind", "step", "time")}
 
 
 def recorded(folder: RunFolder, *, until: int) -> list[dict[str, Any]]:
-    """The rows of a run up to a step; a line that a killed process left unfinished is no row.
+    """Read the rows of a run up to a step; skip a line that a killed process left unfinished.
 
     Args:
         folder: The run folder; it may have no metrics yet.
@@ -172,7 +172,7 @@ def _is_kept(line: str, step: int) -> bool:
 
 
 def cut_after(folder: RunFolder, step: int) -> None:
-    """Removes the rows after a step, and a last line that a killed process left unfinished.
+    """Remove the rows after a step, and a last line that a killed process left unfinished.
 
     Args:
         folder: The run folder; it may have no metrics yet.

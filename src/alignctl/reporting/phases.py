@@ -15,7 +15,7 @@ class Phases:
 
     @contextmanager
     def __call__(self, name: str) -> Iterator[None]:
-        """Measures a block; blocks of one name add up."""
+        """Measure a block; blocks of one name add up."""
         import torch
 
         is_gpu = torch.cuda.is_available()
@@ -34,6 +34,6 @@ class Phases:
 
     @property
     def row(self) -> dict[str, float]:
-        """As entries of a row: `seconds_NAME` and `memory_gib_NAME`."""
+        """Entries of a row of metrics: `seconds_NAME` and `memory_gib_NAME`."""
         times = {f"seconds_{name}": value for name, value in self.seconds.items()}
         return times | {f"memory_gib_{name}": value for name, value in self.peak_gib.items()}

@@ -12,7 +12,7 @@ CLOSING = "]]"
 
 
 def render(pieces: Sequence[tuple[str, bool]]) -> Text:
-    """The sample for a terminal.
+    """Write the sample for a terminal.
 
     Args:
         pieces: The decoded tokens in order, each with whether the model learns to say it.
@@ -27,14 +27,14 @@ def render(pieces: Sequence[tuple[str, bool]]) -> Text:
 
 
 def plain(pieces: Sequence[tuple[str, bool]]) -> str:
-    """The sample without colour: learned stretches stand between `[[` and `]]`."""
+    """Write the sample without colour: learned stretches stand between `[[` and `]]`."""
     return "".join(
         f"{OPENING}{run}{CLOSING}" if is_supervised else run for is_supervised, run in _runs(pieces)
     )
 
 
 def visible(text: str) -> str:
-    r"""Makes every character show: a newline as `\n` and a new line, a tab as `\t`, and so on.
+    r"""Make every character visible: a newline as `\n` and a new line, a tab as `\t`, and so on.
 
     Whatever cannot be printed is escaped. That also keeps a data file from sending control
     sequences to the terminal.

@@ -55,7 +55,7 @@ class _Column:
 def side_by_side(
     runs: Sequence[RecordedRun], files: Sequence[tuple[str, Path]], damaged: dict[Path, list[int]]
 ) -> list[Asked]:
-    """Prompts that most columns have answered, then others; a column is an episode or a file.
+    """Collect prompts with the answer of each column (episode or file), most answered first.
 
     Args:
         runs: Those reported; stages that do not sample have no answers.
@@ -92,7 +92,7 @@ def _episodes(runs: Sequence[RecordedRun]) -> Iterator[_Column]:
 def _spread(
     ranked: Sequence[tuple[str, dict[int, Answer]]], num_columns: int
 ) -> list[tuple[str, dict[int, Answer]]]:
-    """The first prompts; but if each has one answer, as many of every column as there is room."""
+    """Choose the first prompts; if each has one answer, take equally many of every column."""
     if not ranked or len(ranked[0][1]) > 1 or num_columns == 1:
         return list(ranked[:_PROMPTS])
     each = max(1, _PROMPTS // num_columns)

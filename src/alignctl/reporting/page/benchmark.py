@@ -38,7 +38,7 @@ class Judged:
     failures: int
 
     def score(self, category: str) -> float:
-        """The mark in a category, NaN where there is none."""
+        """Return the mark in a category, NaN where there is none."""
         return self.scores.get(category, math.nan)
 
 
@@ -56,12 +56,12 @@ class Benchmark:
 
     @property
     def categories(self) -> list[str]:
-        """Those that any model has: MT-Bench's in their order, then others by name."""
+        """Categories that any model has: MT-Bench's in their order, then others by name."""
         found = {category for model in self.models for category in model.scores}
         return [c for c in CATEGORIES if c in found] + sorted(found - set(CATEGORIES))
 
     def best(self, category: str | None) -> float:
-        """The highest mark in a category, or on average; NaN where there is none."""
+        """Find the highest mark in a category, or on average; NaN where there is none."""
         known = [
             score
             for model in self.models
@@ -71,7 +71,7 @@ class Benchmark:
 
 
 def read(files: Sequence[Path]) -> Benchmark:
-    """Reads results; of models with one name in several files, later ones are told apart.
+    """Read results; if several files name the same model, add the folder to later names.
 
     Raises:
         UserError: A file is damaged, or holds something else.

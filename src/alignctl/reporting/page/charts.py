@@ -67,7 +67,7 @@ class Line:
 
 
 def choose(runs: Sequence[RecordedRun]) -> tuple[list[Chart], list[Chart]]:
-    """The charts for which some run has numbers: those of `MAIN`, and all others by name."""
+    """Choose the charts for which some run has numbers: those of `MAIN`, and others by name."""
     names = {name for run in runs for name in (*run.train, *run.validation)}
     main = [chart for chart in MAIN if chart.metric in names]
     others = sorted(names - {chart.metric for chart in MAIN})
@@ -75,7 +75,7 @@ def choose(runs: Sequence[RecordedRun]) -> tuple[list[Chart], list[Chart]]:
 
 
 def lines(chart: Chart, runs: Sequence[RecordedRun], window: int | None) -> Iterator[Line]:
-    """What a chart shows.
+    """Yield the lines of a chart.
 
     Args:
         chart: The measurement.
@@ -102,7 +102,7 @@ def _line(run: int, series: Series, window: int | None, *, is_validation: bool) 
 
 
 def smooth_mean(values: NDArray[np.float64], window: int) -> NDArray[np.float64]:
-    """Means of the values around each place: no lag, and fewer values at the ends.
+    """Compute means of the values around each place: no lag, and fewer values at the ends.
 
     Args:
         values: [N]; NaN are left out of the means.
@@ -125,7 +125,7 @@ def smooth_mean(values: NDArray[np.float64], window: int) -> NDArray[np.float64]
 
 
 def thin(series: Series, limit: int = _POINTS) -> Series:
-    """Keeps about `limit` points: lowest and highest of each stretch, so no spike is lost.
+    """Keep about `limit` points: lowest and highest of each stretch, so no spike is lost.
 
     A stretch without a known value leaves one NaN, which is a gap in the line.
     """

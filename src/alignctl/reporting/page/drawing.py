@@ -81,7 +81,7 @@ _FONT = re.compile(r"; font-family: [^;\"]*|font-family: [^;\"]*; ?")
 
 
 def variables(palette: Palette) -> dict[str, str]:
-    """CSS variables and their values."""
+    """Name the colours of a palette as CSS variables."""
     named = {"ink": palette.ink, "muted": palette.muted, "grid": palette.grid, "bad": palette.bad}
     return named | {f"run-{n}": color for n, color in enumerate(palette.runs)}
 
@@ -89,7 +89,7 @@ def variables(palette: Palette) -> dict[str, str]:
 def draw(
     chart: Chart, lines: Sequence[Line], *, unit: str, names: Sequence[str] | None = None
 ) -> Figure:
-    """A chart of runs over their steps.
+    """Draw a chart of runs over their steps.
 
     Args:
         chart: What is drawn.
@@ -118,7 +118,7 @@ def draw(
 def _add_legend(
     figure: Figure, lines: Sequence[Line], names: Sequence[str], palette: Palette
 ) -> None:
-    """Whose line is whose; those with dots are of held-out rows."""
+    """Add a legend that names each run's line; dotted lines are of held-out rows."""
     shown = sorted({line.run for line in lines})
     handles = [
         Line2D([], [], color=palette.runs[run % COLORS], ls="-" if run < COLORS else "-.")
@@ -138,7 +138,7 @@ def draw_radar(
     *,
     with_legend: bool,
 ) -> Figure:
-    """Scores from 0 to 10 of several models, one spoke for each category.
+    """Draw scores from 0 to 10 of several models, one spoke for each category.
 
     Args:
         categories: Three or more.
@@ -179,7 +179,7 @@ def draw_bars(
     even: float | None,
     title: str | None = None,
 ) -> Figure:
-    """Percentages of several models beside each other, with their intervals.
+    """Draw percentages of several models beside each other, with their intervals.
 
     Args:
         groups: What was measured, to a bar for each model that has it; the first one is on top.
@@ -216,7 +216,7 @@ def draw_bars(
 
 
 def svg(figure: Figure, label: str, salt: str) -> str:
-    """A figure as an element for a page: its colours are the page's variables, its text is text.
+    """Write a figure as an SVG element with the page's colour variables and with text as text.
 
     Args:
         figure: Drawn in marker colours.
@@ -245,7 +245,7 @@ def svg(figure: Figure, label: str, salt: str) -> str:
 
 
 def png(figure: Figure) -> bytes:
-    """A figure as a picture of 960 pixels and more."""
+    """Write a figure as a PNG file, 960 pixels wide or more."""
     stream = io.BytesIO()
     figure.savefig(stream, format="png", dpi=200)
     return stream.getvalue()
@@ -329,7 +329,7 @@ def _add(axes: Axes, line: Line, palette: Palette) -> None:
 
 
 def _spans_decades(lines: Sequence[Line]) -> bool:
-    """Whether values are positive, and so far apart that a straight scale would hide most of them.
+    """Tell whether values are positive and so far apart that they need a logarithmic scale.
 
     Without the outermost hundredths: one tiny value is no reason to draw all others crowded.
     """

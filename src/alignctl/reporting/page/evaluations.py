@@ -40,7 +40,7 @@ class Measure:
 
     @property
     def best(self) -> float:
-        """The highest value; NaN where there is none."""
+        """Highest value; NaN where there is none."""
         return max((share.value for share in self.shares if share), default=math.nan)
 
 
@@ -66,7 +66,7 @@ class Evaluation:
 
 
 def is_result(folder: Path) -> bool:
-    """Whether a folder holds a result of `alignctl eval`, and not that of a run.
+    """Tell whether a folder holds a result of `alignctl eval`, and not that of a run.
 
     Raises:
         UserError: There is a result, but it cannot be read.
@@ -77,7 +77,7 @@ def is_result(folder: Path) -> bool:
 
 
 def read(folders: Sequence[Path]) -> list[Evaluation]:
-    """Reads results.
+    """Read results.
 
     Raises:
         UserError: One is damaged, or of a kind that is not known.
@@ -115,7 +115,7 @@ def _data(result: Mapping[str, Any]) -> str:
 def _numbers(
     models: Mapping[str, dict[str, Any]], *, without: str | None = None
 ) -> tuple[list[Measure], list[Row]]:
-    """Shares, which have their intervals with them, and all other numbers.
+    """Read shares, which have their intervals with them, and all other numbers.
 
     Args:
         models: Name to what was measured.
@@ -147,7 +147,7 @@ def _share(value: object) -> Share | None:
 
 
 def _read_harness(models: Mapping[str, dict[str, Any]]) -> tuple[list[Measure], list[Row]]:
-    """Reads a measure for each task and metric; what is no share, as perplexity, is a number."""
+    """Read a measure for each task and metric; what is no share, as perplexity, is a number."""
     measures, others = [], []
     for task, key in dict.fromkeys(_metrics(models)):
         metric, _, kind = key.partition(",")
@@ -168,7 +168,7 @@ def _read_harness(models: Mapping[str, dict[str, Any]]) -> tuple[list[Measure], 
 
 
 def _metrics(models: Mapping[str, dict[str, Any]]) -> Iterator[tuple[str, str]]:
-    """Tasks and their metrics, which the harness writes as `acc,none` and `acc_stderr,none`."""
+    """Yield tasks and metrics, which the harness writes as `acc,none` and `acc_stderr,none`."""
     for entry in models.values():
         for task in _object(entry, "results"):
             for key, value in _object(entry, "results", task).items():
@@ -178,7 +178,7 @@ def _metrics(models: Mapping[str, dict[str, Any]]) -> Iterator[tuple[str, str]]:
 
 
 def _around(value: object, error: object) -> Share | None:
-    """A share with the interval that its standard error makes."""
+    """Make a share with the interval that its standard error gives."""
     if not _is_number(value):
         return None
     if not _is_number(error):
@@ -187,7 +187,7 @@ def _around(value: object, error: object) -> Share | None:
 
 
 def _object(value: Mapping[str, Any], *keys: str) -> dict[str, Any]:
-    """What is nested below some keys; nothing where something else is."""
+    """Find the object below some keys; return an empty one where something else is."""
     found: Any = value
     for key in keys:
         found = found.get(key) if isinstance(found, dict) else None

@@ -54,7 +54,7 @@ class Material:
     window: int | None = None
 
     def unit(self, lines: Sequence[charts.Line]) -> str:
-        """What the steps of a chart are called."""
+        """Say what the steps of a chart are called."""
         return " or ".join(sorted({self.runs[line.run].unit for line in lines}, reverse=True))
 
     @property
@@ -74,7 +74,7 @@ class Material:
 
     @property
     def title(self) -> str:
-        """What the page is about."""
+        """Title of the page."""
         names = " / ".join(run.name for run in self.runs)
         return names or ("MT-Bench" if not self.evaluations else "Evaluations")
 
@@ -88,13 +88,13 @@ class _Drawn:
 
 
 def is_ours(file: Path) -> bool:
-    """Whether a file is a page that this module wrote."""
+    """Tell whether a file is a page that this module wrote."""
     with opened(file) as stream:
         return _SIGN.encode() in stream.read(4096)
 
 
 def render(material: Material) -> str:
-    """The whole page."""
+    """Write the whole page."""
     environment = Environment(
         loader=PackageLoader("alignctl.reporting.page", "templates"),
         autoescape=True,
@@ -142,7 +142,7 @@ def render(material: Material) -> str:
 
 
 def pictures(material: Material) -> Mapping[str, bytes]:
-    """The same charts as PNG files: name to content."""
+    """Draw the same charts as PNG files: name to content."""
     found = {}
     main, others = charts.choose(material.runs)
     for chart in (*main, *others):
@@ -161,7 +161,7 @@ def pictures(material: Material) -> Mapping[str, bytes]:
 
 
 def status(run: RecordedRun) -> str:
-    """How far a run has come."""
+    """Say how far a run has come."""
     if run.result is not None:
         return "finished"
     if run.total is None:
@@ -170,7 +170,7 @@ def status(run: RecordedRun) -> str:
 
 
 def progress(main: Sequence[charts.Chart], runs: Sequence[RecordedRun]) -> list[tables.Row]:
-    """First and last measurement on held-out rows of what the first charts show."""
+    """Tabulate first and last measurements on held-out rows, for the first charts."""
     rows = []
     for chart in main:
         series = [run.validation.get(chart.metric) for run in runs]
@@ -188,12 +188,12 @@ def _ends(values: Sequence[float]) -> str:
 
 
 def mark(value: float) -> str:
-    """A mark of a judge in two decimals, as the tutorials' tables have it, or a dash."""
+    """Write a judge's mark in two decimals, as the tutorials' tables have it; a dash for none."""
     return "-" if math.isnan(value) else f"{value:.2f}"
 
 
 def duration(times: tuple[float, float] | None) -> str:
-    """From the first measurement to the last, breaks between attempts included."""
+    """Write the time from first to last measurement, breaks between attempts included."""
     if times is None:
         return "-"
     minutes, seconds = divmod(round(times[1] - times[0]), 60)
@@ -202,7 +202,7 @@ def duration(times: tuple[float, float] | None) -> str:
 
 
 def date(seconds: float) -> str:
-    """A moment, as people here write it."""
+    """Write a moment as local date and time."""
     return time.strftime("%Y-%m-%d %H:%M %Z", time.localtime(seconds))
 
 
@@ -240,7 +240,7 @@ def _radar_figure(material: Material, *, with_legend: bool) -> Any:
 
 
 def _drawn_measures(evaluation: Evaluation) -> list[Measure]:
-    """Those that any model has, as many as a chart can show."""
+    """Choose the measures that any model has, as many as a chart can show."""
     return [each for each in evaluation.measures if any(each.shares)][:_MAX_MEASURES]
 
 

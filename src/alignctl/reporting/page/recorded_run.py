@@ -71,22 +71,22 @@ class RecordedRun:
 
     @property
     def stage(self) -> str:
-        """The subcommand, as the configuration has it."""
+        """Subcommand, as the configuration has it."""
         return str(self.config.get("stage", "?"))
 
     @property
     def unit(self) -> str:
-        """What its steps are called."""
+        """Name of its steps."""
         return "episode" if "experience" in self.config else "step"
 
     @property
     def warnings(self) -> list[str]:
-        """Those of the notes that warn, each text once."""
+        """Notes that warn, each text once."""
         return list(dict.fromkeys(note for note in self.notes if note.startswith("warning")))
 
 
 def read(path: Path, name: str) -> RecordedRun:
-    """Reads a run folder.
+    """Read a run folder.
 
     Raises:
         UserError: The folder is no run, or a file of it that should be JSON is not.
@@ -105,7 +105,7 @@ def read(path: Path, name: str) -> RecordedRun:
 
 
 def short_names(paths: Sequence[Path], separator: str = "/") -> list[str]:
-    """The shortest ends of paths that tell them apart, in words between separators."""
+    """Shorten paths to the shortest ends that tell them apart."""
     parts = [path.absolute().parts for path in paths]
     for depth in range(1, max(map(len, parts), default=0)):
         names = [separator.join(each[-depth:]) for each in parts]
@@ -115,7 +115,7 @@ def short_names(paths: Sequence[Path], separator: str = "/") -> list[str]:
 
 
 def rows_of(file: Path, damaged: list[int]) -> Iterator[dict[str, Any]]:
-    """The objects of a file of JSON lines.
+    """Read the objects of a file of JSON lines.
 
     Args:
         file: The file; it may be absent.
@@ -140,7 +140,7 @@ _DRAWN = 1e100
 
 
 def _whole(digits: str) -> int | float:
-    """A number without a fraction; one that counts nothing any more is a float, or infinite."""
+    """Read a whole number; one with 19 digits or more becomes a float, perhaps infinite."""
     return int(digits) if len(digits) < 19 else float(digits)
 
 

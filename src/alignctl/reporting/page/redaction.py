@@ -31,12 +31,12 @@ _SHAPES = re.compile(
 
 
 def hide(name: str, value: Any) -> Any:
-    """A value as it may be shown under a dotted name."""
+    """Return a value as it may be shown under a dotted name."""
     if value is not None and _SECRET_NAME.search(name):
         return HIDDEN
     return _SHAPES.sub(HIDDEN, value) if isinstance(value, str) else value
 
 
 def hide_in_commands(text: str) -> str:
-    """Command lines as they may be shown."""
+    """Return command lines as they may be shown."""
     return str(hide("", _ASSIGNED.sub(lambda found: f"{found['name']}{HIDDEN}", text)))

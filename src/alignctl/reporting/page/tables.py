@@ -19,19 +19,19 @@ class Row:
 
     @property
     def is_same(self) -> bool:
-        """Whether all runs have the same."""
+        """True if all runs have the same value."""
         return len(set(self.values)) == 1
 
 
 def percent(share: float, interval: tuple[float, float] | None = None) -> str:
-    """A share in percent, with its interval."""
+    """Write a share in percent, with its interval."""
     if interval is None:
         return f"{100 * share:.1f}"
     return f"{100 * share:.1f} [{100 * interval[0]:.1f}, {100 * interval[1]:.1f}]"
 
 
 def table(columns: Sequence[dict[str, Any]]) -> list[Row]:
-    """Rows of all names that any column has, in the order in which they are first met."""
+    """Make rows of all names that any column has, in the order in which they are first met."""
     flat = [dict(flatten(column)) for column in columns]
     names = dict.fromkeys(name for column in flat for name in column)
     return [
@@ -41,7 +41,7 @@ def table(columns: Sequence[dict[str, Any]]) -> list[Row]:
 
 
 def flatten(value: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Dotted names and plain values; what looks like a key or a password is hidden."""
+    """Yield dotted names and plain values; what looks like a key or a password is hidden."""
     for key, each in value.items():
         name = f"{prefix}{key}"
         shown = hide(name, each)

@@ -9,7 +9,7 @@ class AnswersProgress:
     """Counts answered prompts and their tokens, and says so every few seconds."""
 
     def __init__(self, verb: str, total: int, done: int = 0) -> None:
-        """Starts the clock.
+        """Start the clock.
 
         Args:
             verb: What is being done, as "generating".
@@ -21,7 +21,7 @@ class AnswersProgress:
         self._watch = Stopwatch()
 
     def advance(self, num_tokens: int) -> None:
-        """Counts one more prompt, and the tokens of its answers."""
+        """Count one more prompt, and the tokens of its answers."""
         self._done += 1
         self._tokens += num_tokens
         if self._watch.take_turn():
@@ -43,5 +43,5 @@ class AnswersProgress:
 
     @property
     def tokens_per_second(self) -> float:
-        """Of all answers since the start."""
+        """Tokens per second of all answers since the start."""
         return self._tokens / self.seconds

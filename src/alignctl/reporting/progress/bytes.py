@@ -21,7 +21,7 @@ class BytesProgress:
     """Counts bytes towards a total; use it as a context manager."""
 
     def __init__(self, verb: str, total: int) -> None:
-        """Starts at zero.
+        """Start at zero.
 
         Args:
             verb: What is being done, for the label.
@@ -45,7 +45,7 @@ class BytesProgress:
         self._task = self._bar.add_task(verb, total=total)
 
     def advance(self, num_bytes: int) -> None:
-        """Counts bytes that are done."""
+        """Count bytes that are done."""
         self._done += num_bytes
         self._bar.advance(self._task, num_bytes)
 

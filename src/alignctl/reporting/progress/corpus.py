@@ -8,7 +8,7 @@ class CorpusProgress:
     """Says how far the work is, every few seconds; call it after every block."""
 
     def __init__(self, verb: str, total_bytes: int) -> None:
-        """Starts the clock.
+        """Start the clock.
 
         Args:
             verb: What is being done, as "tokenising".
@@ -20,13 +20,13 @@ class CorpusProgress:
         self._before: tuple[int, int, int] = (0, 0, 0)
 
     def resume(self, consumed: int, text_bytes: int, tokens: int) -> None:
-        """Takes what an earlier run did out of the speed."""
+        """Leave out of the speed what an earlier run did."""
         self._before = (consumed, text_bytes, tokens)
         share = 100 * consumed / max(self._total, 1)
         console.say(f"{self._verb}: going on after {share:.0f} %, which an earlier run did")
 
     def __call__(self, consumed: int, text_bytes: int, tokens: int = 0) -> None:
-        """Takes note of what is done so far: bytes of files, bytes of text, and tokens."""
+        """Note what is done so far: bytes of files, bytes of text, and tokens."""
         if not self._watch.take_turn():
             return
         share = 100 * consumed / max(self._total, 1)
@@ -38,7 +38,7 @@ class CorpusProgress:
         console.say(f"{self._verb}: {share:.0f} %, {self.speed(text_bytes, tokens)}{left}")
 
     def speed(self, text_bytes: int, tokens: int = 0) -> str:
-        """Says the speed of this run in words."""
+        """Say the speed of this run."""
         seconds = self._watch.seconds
         words = f"{(text_bytes - self._before[1]) / 1e6 / seconds:.1f} MB/s"
         if tokens:

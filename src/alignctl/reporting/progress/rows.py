@@ -8,7 +8,7 @@ class RowsProgress:
     """Says how many rows are done and how long the rest takes; call it after every batch."""
 
     def __init__(self, verb: str) -> None:
-        """Starts the clock.
+        """Start the clock.
 
         Args:
             verb: What is being done, as "tokenising".
@@ -17,7 +17,7 @@ class RowsProgress:
         self._watch = Stopwatch()
 
     def __call__(self, done: int, total: int | None) -> None:
-        """Takes note of the rows done so far; the total is None where nobody knows it."""
+        """Note the rows done so far; the total is None where nobody knows it."""
         if not self._watch.take_turn():
             return
         if total is None:

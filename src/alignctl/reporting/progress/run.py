@@ -39,10 +39,10 @@ class Display(Protocol):
     """What the launcher tells the user while ranks are working; use it as a context manager."""
 
     def show(self, row: Row) -> None:
-        """Shows one row of the metrics."""
+        """Show one row of the metrics."""
 
     def note(self, text: str) -> None:
-        """Shows a remark that stays."""
+        """Show a remark that stays."""
 
     def __enter__(self) -> Self: ...
 
@@ -55,7 +55,7 @@ class Display(Protocol):
 
 
 def display(stream: TextIO | None = None) -> Display:
-    """The display that fits where the words go.
+    """Choose the display that fits the stream: a bar for a terminal, lines for others.
 
     Args:
         stream: Where to write; by default stderr.
@@ -76,7 +76,7 @@ class Pace:
         self._seconds_per_step: float | None = None
 
     def observe(self, step: int, seconds: float) -> None:
-        """Takes note of when a step was completed.
+        """Note when a step was completed.
 
         Args:
             step: Completed steps.
@@ -93,7 +93,7 @@ class Pace:
         self._latest = (step, seconds)
 
     def seconds_left(self, total: int) -> float | None:
-        """Time until all steps are done, None before there is anything to go by."""
+        """Estimate the seconds until all steps are done, None before enough steps were seen."""
         if self._latest is None or self._seconds_per_step is None:
             return None
         return max(0.0, self._seconds_per_step * (total - self._latest[0]))
@@ -108,7 +108,7 @@ class PlainDisplay:
         self._total = 0
 
     def show(self, row: Row) -> None:
-        """Writes one row as a line."""
+        """Write one row as a line."""
         match row["kind"]:
             case "start":
                 self._total = row["total"]
@@ -123,7 +123,7 @@ class PlainDisplay:
                 self.note(remark(row))
 
     def note(self, text: str) -> None:
-        """Writes a line."""
+        """Write a line."""
         self._stream.write(f"{shown(text)}\n")
         self._stream.flush()
 
@@ -159,7 +159,7 @@ class LiveDisplay:
         self._total = 0
 
     def show(self, row: Row) -> None:
-        """Moves the bar, or writes a line that stays above it."""
+        """Move the bar, or write a line that stays above it."""
         match row["kind"]:
             case "start":
                 self._start(row)
@@ -171,7 +171,7 @@ class LiveDisplay:
                 self.note(remark(row))
 
     def note(self, text: str) -> None:
-        """Writes a line that stays above the bar."""
+        """Write a line that stays above the bar."""
         self._print(shown(text))
 
     def __enter__(self) -> Self:
@@ -208,13 +208,13 @@ class LiveDisplay:
 
 
 def measures(row: Row) -> str:
-    """The measurements of a training step that are worth a glance, in a fixed order."""
+    """Write the main measurements of a training step, in a fixed order."""
     # Values that are not finite come as text, see `alignctl.reporting.metrics`.
     return "  ".join(form.format(float(row[name])) for name, form in _MEASURES if name in row)
 
 
 def remark(row: Row) -> str:
-    """A row that is not a training step, as a line."""
+    """Write a row that is not a training step as a line."""
     match row["kind"]:
         case "note":
             return str(row["text"])
@@ -226,7 +226,7 @@ def remark(row: Row) -> str:
 
 
 def duration(seconds: float | None) -> str:
-    """Hours, minutes and seconds; a dash when unknown."""
+    """Write hours, minutes and seconds; a dash when unknown."""
     if seconds is None:
         return "-"
     minutes, rest = divmod(round(seconds), 60)

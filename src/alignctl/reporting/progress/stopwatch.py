@@ -9,7 +9,7 @@ class Stopwatch:
     """Measures how long work takes, and says when its next line of progress is due."""
 
     def __init__(self) -> None:
-        """Starts at zero."""
+        """Start at zero."""
         self._started = self._last_line = time.monotonic()
 
     @property
@@ -18,7 +18,7 @@ class Stopwatch:
         return max(time.monotonic() - self._started, 1e-9)
 
     def take_turn(self) -> bool:
-        """Tells whether a line is due, and if so starts to wait for the next one."""
+        """Tell whether a line is due, and if so start to wait for the next one."""
         now = time.monotonic()
         if now - self._last_line < _SECONDS_BETWEEN_LINES:
             return False
