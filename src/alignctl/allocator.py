@@ -9,7 +9,7 @@ _M_ARENA_MAX = -8
 
 
 def keep_freed() -> None:
-    """Lets a step reuse the memory of the one before, as the CUDA allocator does on a GPU.
+    """Let a step reuse the memory of the one before, as the CUDA allocator does on a GPU.
 
     By itself glibc gives every large block back to the kernel, which clears its pages one by one
     when they are wanted again: up to a tenth of the time of a training step, and a third of that

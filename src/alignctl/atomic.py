@@ -21,12 +21,12 @@ OnWait = Callable[[str], None]
 
 
 def write_text(path: Path, text: str) -> None:
-    """Replaces a file's content, as UTF-8: see `write_bytes`."""
+    """Replace a file's content, as UTF-8: see `write_bytes`."""
     write_bytes(path, text.encode("utf-8"))
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Replaces a file's content so that a reader or a crash sees the old one or the new one.
+    """Replace a file's content so that a reader or a crash sees the old one or the new one.
 
     Args:
         path: The file; its folder must exist.
@@ -50,7 +50,7 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 
 def fsync_folder(path: Path) -> None:
-    """Makes the names in one folder durable: what was created, renamed or removed there."""
+    """Sync the names in one folder to the disk: what was created, renamed or removed there."""
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(descriptor)
@@ -59,7 +59,7 @@ def fsync_folder(path: Path) -> None:
 
 
 def fsync_tree(path: Path) -> None:
-    """Makes every file and folder under a folder durable, the folder itself last."""
+    """Sync every file and folder under a folder to the disk, the folder itself last."""
     for parent, _, names in os.walk(path, topdown=False):
         for name in names:
             descriptor = os.open(Path(parent, name), os.O_RDONLY)
@@ -71,7 +71,7 @@ def fsync_tree(path: Path) -> None:
 
 
 def commit_folder(partial: Path, final: Path) -> None:
-    """Gives a finished folder its name, once everything in it is on the disk.
+    """Give a finished folder its name, once everything in it is on the disk.
 
     Args:
         partial: The complete folder, beside the final one (a rename cannot cross file systems).
@@ -90,7 +90,7 @@ def commit_folder(partial: Path, final: Path) -> None:
 
 @contextlib.contextmanager
 def fill_folder(partial: Path, final: Path) -> Iterator[None]:
-    """Makes a folder anew that the block fills, and gives it its name when no error ends the block.
+    """Make an empty folder for the block to fill; give it its name if the block has no error.
 
     Args:
         partial: The folder to fill, beside the final one. What a killed attempt left there goes;
@@ -109,7 +109,7 @@ def fill_folder(partial: Path, final: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def new_folder(final: Path, on_wait: OnWait | None = None) -> Iterator[Path]:
-    """A folder to fill that gets its name only when the block ends without an error.
+    """Make a folder to fill that gets its name only when the block ends without an error.
 
     Args:
         final: The name it gets; nothing, or an empty folder, may be there.
@@ -157,7 +157,7 @@ def _refuse_taken(final: Path) -> None:
 
 @contextlib.contextmanager
 def locked(path: Path, on_wait: OnWait | None = None) -> Iterator[None]:
-    """Keeps other processes from writing what is to get a name, until the block ends.
+    """Keep other processes from writing what is to get a name, until the block ends.
 
     The kernel drops the lock of a process that dies.
 
@@ -196,7 +196,7 @@ def locked(path: Path, on_wait: OnWait | None = None) -> Iterator[None]:
 
 
 def _wait(path: Path, descriptor: int, tell: OnWait | None, *, is_wanted: bool) -> None:
-    """Takes a lock when its holder has ended, or says who that is."""
+    """Take a lock when its holder has ended, or say who that is."""
     holder = os.pread(descriptor, 200, 0).decode("utf-8", "replace").strip() or "just starting"
     said = f"{path} is being written by another command ({holder})"
     if not is_wanted:
@@ -207,7 +207,7 @@ def _wait(path: Path, descriptor: int, tell: OnWait | None, *, is_wanted: bool) 
 
 
 def _is_still_at(file: Path, descriptor: int) -> bool:
-    """Whether an open file has its name still: the holder of a lock removes it when it is done."""
+    """Tell whether an open file still has its name: a lock's holder removes it in the end."""
     try:
         return os.path.samestat(file.stat(), os.fstat(descriptor))
     except FileNotFoundError:
@@ -215,7 +215,7 @@ def _is_still_at(file: Path, descriptor: int) -> bool:
 
 
 def free_space(path: Path) -> str:
-    """What is left of the disk that a path is on, in words, for messages about a full one."""
+    """Say how much of the disk that a path is on is free, for messages about a full one."""
     mount = path.resolve()
     while not mount.is_mount():
         mount = mount.parent
@@ -224,7 +224,7 @@ def free_space(path: Path) -> str:
 
 
 def is_disk_full(error: BaseException | None) -> bool:
-    """Whether a failure comes from a full disk, or a full quota.
+    """Tell whether a failure comes from a full disk, or a full quota.
 
     Looks through the chain of causes: libraries wrap the system's error into their own, or fail
     over what they could not write.

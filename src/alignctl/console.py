@@ -36,12 +36,12 @@ def note_all(lines: Iterable[str]) -> None:
 
 
 def report(error: AlignctlError) -> int:
-    """Explain a failure on stderr; returns the exit code it calls for."""
+    """Explain a failure on stderr; return the exit code it calls for."""
     return explain(error.message, error.hint, error.exit_code)
 
 
 def explain(message: str, hint: str | None, exit_code: int) -> int:
-    """Print `error:` and `hint:` lines; returns `exit_code`."""
+    """Print `error:` and `hint:` lines; return `exit_code`."""
     print(f"{_painted('error:', '1;31')} {shown(message)}", file=sys.stderr)
     if hint:
         print(f"{_painted('hint:', '1;36')} {shown(hint)}", file=sys.stderr)
@@ -49,7 +49,7 @@ def explain(message: str, hint: str | None, exit_code: int) -> int:
 
 
 def report_bug(error: Exception) -> int:
-    """Explain a failure that nobody foresaw; returns the exit code it calls for."""
+    """Explain a failure that nobody foresaw; return the exit code it calls for."""
     say("".join(traceback.format_exception(error)).rstrip())
     return explain(
         f"unexpected {type(error).__name__}: {error}",
@@ -60,7 +60,7 @@ def report_bug(error: Exception) -> int:
 
 
 def _painted(text: str, code: str) -> str:
-    """The text in colour, if someone looks at it and has not asked for plain text."""
+    """Colour a text, if someone looks at it and has not asked for plain text."""
     if os.environ.get("NO_COLOR") or not sys.stderr.isatty():
         return text
     return f"\x1b[{code}m{text}\x1b[0m"

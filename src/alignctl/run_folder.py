@@ -30,27 +30,27 @@ class RunFolder:
 
     @property
     def config(self) -> Path:
-        """The resolved configuration; its presence is what makes a folder a run."""
+        """File of the resolved configuration; its presence is what makes a folder a run."""
         return self.path / "config.json"
 
     @property
     def command(self) -> Path:
-        """The command lines that started the run, one for each attempt."""
+        """File of the command lines that started the run, one for each attempt."""
         return self.path / "command.txt"
 
     @property
     def environment(self) -> Path:
-        """Versions and devices of the latest attempt."""
+        """File of versions and devices of the latest attempt."""
         return self.path / "environment.json"
 
     @property
     def metrics(self) -> Path:
-        """One JSON object per line: see `alignctl.reporting.metrics`."""
+        """File with a JSON object on each line: see `alignctl.reporting.metrics`."""
         return self.path / "metrics.jsonl"
 
     @property
     def result(self) -> Path:
-        """Written last, once, when the run is complete."""
+        """File of the result, written last, once, when the run is complete."""
         return self.path / "result.json"
 
     @property
@@ -75,40 +75,40 @@ class RunFolder:
 
     @property
     def origin(self) -> Path:
-        """What the run started from: see `alignctl.checkpoints.origin`."""
+        """Folder of what the run started from: see `alignctl.checkpoints.origin`."""
         return self.path / "origin"
 
     @property
     def stop_file(self) -> Path:
-        """While it exists, ranks finish their step, save and leave."""
+        """File that stops the run: when it exists, ranks finish their step, save and leave."""
         return self.path / "stop"
 
     def node_file(self, node_rank: int) -> Path:
-        """What one node of several shows the others: see `alignctl.launch.peers`."""
+        """Name the file by which one of several nodes reports to others: see `launch.peers`."""
         return self.path / "nodes" / f"node_{node_rank}.json"
 
     def torchrun_log(self, node_rank: int) -> Path:
-        """What one node's torchrun says, and its ranks until they have reached their own log."""
+        """Name the log of one node's torchrun, and of its ranks until they open their own."""
         return self.logs / f"torchrun_node_{node_rank}.log"
 
     def rank_log(self, rank: int) -> Path:
-        """Everything that one rank printed, attempt after attempt."""
+        """Name the log of everything that one rank printed, attempt after attempt."""
         return self.logs / f"rank_{rank}.log"
 
     def rank_error(self, rank: int) -> Path:
-        """Why a rank failed, as JSON; there only when it did."""
+        """Name the JSON file that says why a rank failed; there only when it did."""
         return self.logs / f"error_rank_{rank}.json"
 
     def rank_reserve(self, rank: int) -> Path:
-        """Disk space set aside for the error of a rank, so that it can be told on a full disk."""
+        """Name the file that keeps disk space for a rank's error, in case the disk is full."""
         return self.logs / f".error_rank_{rank}.reserve"
 
     def rank_ended(self, rank: int) -> Path:
-        """There when a rank of the latest attempt has left in good order."""
+        """Name the file that is there when a rank of the latest attempt has left in good order."""
         return self.logs / f"ended_rank_{rank}"
 
     def latest_checkpoint(self) -> Path | None:
-        """The newest complete checkpoint, or None when nothing was saved yet.
+        """Find the newest complete checkpoint; None when nothing was saved yet.
 
         Raises:
             UserError: When the file that names it is damaged or names a folder that is gone.
@@ -131,12 +131,12 @@ class RunFolder:
         return folder
 
     def latest_step(self) -> int:
-        """The step of the newest complete checkpoint, 0 when nothing was saved yet."""
+        """Return the step of the newest complete checkpoint, 0 when nothing was saved yet."""
         checkpoint = self.latest_checkpoint()
         return 0 if checkpoint is None else int(checkpoint.name.removeprefix("iter_"))
 
     def remove_unfinished(self) -> None:
-        """Removes what killed saves and removals of checkpoints have left: their hidden folders.
+        """Remove hidden folders that killed saves and removals of checkpoints have left.
 
         No rank may be saving: the one who names checkpoints, rank 0, does this, or the launcher
         of its node when no rank is running.
@@ -145,7 +145,7 @@ class RunFolder:
             shutil.rmtree(left)
 
     def read_config(self) -> dict[str, Any]:
-        """The resolved configuration as plain values.
+        """Read the resolved configuration as plain values.
 
         Raises:
             UserError: When the folder is no run, or its configuration cannot be read.
@@ -153,7 +153,7 @@ class RunFolder:
         return read_object(self.config)
 
     def read_result(self) -> dict[str, Any] | None:
-        """The result of a finished run, None as long as it is not finished.
+        """Read the result of a finished run, None as long as it is not finished.
 
         Raises:
             UserError: When the file is there but cannot be read.
@@ -162,12 +162,12 @@ class RunFolder:
         return read_object(self.result) if is_there else None
 
     def write_result(self, result: dict[str, Any]) -> None:
-        """Marks the run as finished; everything it refers to must be on the disk by now."""
+        """Mark the run as finished; everything the result refers to must be on the disk by now."""
         atomic.write_text(self.result, json.dumps(result, indent=2) + "\n")
 
 
 def read_object(path: Path) -> dict[str, Any]:
-    """Reads a JSON object from a file of a run folder.
+    """Read a JSON object from a file of a run folder.
 
     Raises:
         UserError: When the file is missing, unreadable or holds something else.

@@ -34,7 +34,7 @@ _KINDS = {
 
 @contextmanager
 def reading(where: object, hint: str | None = None) -> Iterator[None]:
-    """Turns whatever is raised while a user's file is read or checked into one message.
+    """Turn whatever is raised while a user's file is read or checked into one message.
 
     Args:
         where: The file, with its line or key where they are known.
@@ -52,7 +52,7 @@ def reading(where: object, hint: str | None = None) -> Iterator[None]:
 
 
 def opened(path: Path) -> BufferedReader:
-    """Opens a regular file to read it.
+    """Open a regular file to read it.
 
     Raises:
         UserError: It is something else, such as a pipe or a device.
@@ -75,7 +75,7 @@ def is_there(path: Path) -> bool:
 
 
 def check_regular(path: Path, mode: int) -> None:
-    """Refuses what is no regular file, by the mode that `stat` tells of it."""
+    """Refuse what is no regular file, by the mode that `stat` tells of it."""
     if not stat.S_ISREG(mode):
         found = _KINDS.get(stat.S_IFMT(mode), "something else")
         hint = "name a file in it" if stat.S_ISDIR(mode) else "write its content to a file first"
@@ -83,7 +83,7 @@ def check_regular(path: Path, mode: int) -> None:
 
 
 def read_bytes(path: Path, most_bytes: int = MOST_BYTES) -> bytes:
-    """Reads a regular file whole.
+    """Read a regular file whole.
 
     Raises:
         UserError: It is no regular file, or a larger one.
@@ -111,7 +111,7 @@ def read_lines(path: Path, stream: BufferedReader) -> Iterator[bytes]:
 
 
 def read_text(path: Path, most_bytes: int = MOST_BYTES) -> str:
-    """Reads a regular file whole, as UTF-8.
+    """Read a regular file whole, as UTF-8.
 
     Raises:
         UserError: It cannot be read, is no regular file, too large, or no text.
@@ -121,7 +121,7 @@ def read_text(path: Path, most_bytes: int = MOST_BYTES) -> str:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Reads a regular file that is one JSON object.
+    """Read a regular file that is one JSON object.
 
     Raises:
         UserError: It cannot be read, or is something else.
@@ -135,7 +135,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def _in_words(error: Exception) -> str:
-    """What an exception says, on one line; the kinds that say nothing to a user in other words."""
+    """Explain an exception on one line; reword those that would say nothing to a user."""
     if isinstance(error, OSError):
         return f"cannot be read: {error.strerror or error}"
     if isinstance(error, json.JSONDecodeError):

@@ -45,7 +45,7 @@ def main() -> None:
 
 
 def _about_file(error: OSError) -> AlignctlError:
-    """A failure of the system's over a file or folder, which whoever named it can mend."""
+    """Make an error of the system's failure over a file or folder, which the user can mend."""
     name = str(error.filename)
     shown = name if len(name) <= 200 else f"{name[:200]}..."
     message = f"{shown}: {error.strerror or error}"
@@ -53,7 +53,7 @@ def _about_file(error: OSError) -> AlignctlError:
 
 
 def _missing_library(error: ModuleNotFoundError) -> UserError | None:
-    """What to install for a library that is not here; None where one of its modules is missing."""
+    """Say what to install for a library that is not here; None if only its module is missing."""
     name = (error.name or "alignctl").partition(".")[0]
     if importlib.util.find_spec(name) is not None:
         return None

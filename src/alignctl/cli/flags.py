@@ -149,5 +149,5 @@ OverridesArgument = Annotated[
 
 
 def example(*lines: str) -> str:
-    """Text for the end of a command's help; the mark keeps its line breaks."""
+    """Write examples for the end of a command's help; the mark keeps their line breaks."""
     return "\b\nExample:\n" + "\n".join(f"  {line}" for line in lines)

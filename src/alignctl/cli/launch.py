@@ -249,6 +249,6 @@ def _read(context: typer.Context, words: list[str], name: str | None) -> Planned
 
 
 def _program() -> str:
-    """This environment's alignctl, which the nodes find at the same place."""
+    """Find this environment's alignctl, which the nodes find at the same place."""
     beside = Path(sys.executable).with_name("alignctl")
     return str(beside) if beside.exists() else shutil.which("alignctl") or "alignctl"

@@ -73,7 +73,7 @@ def _plan(
 
 
 def _table(rows: list[dict[str, Any]]) -> str:
-    """The layouts, the best of them marked."""
+    """Write the layouts as a table, the best of them marked."""
     head = ["", "TP", "PP", "DP", "micro batch", "recompute", "offload", "GiB", "s/step"]
     lines = [[*head, "tokens/s/GPU", "MFU"]]
     for number, row in enumerate(rows):

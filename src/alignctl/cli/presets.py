@@ -98,7 +98,7 @@ def show_preset(
 
 
 def _stage_first(words: list[str]) -> tuple[str | None, list[str]]:
-    """Tell the section of the stage that stands before the overrides, if one does, from them."""
+    """Split words into the section of a stage, None if none is named, and the overrides."""
     if not words or "=" in words[0]:
         return None, words
     if section_of(words[0]) not in STAGES:

@@ -62,7 +62,7 @@ class Request:
     simulated_gpu_gib: float | None
 
     def resolve(self, nnodes: int | None) -> TrainingConfig:
-        """Resolve the configuration, for so many nodes where no flag says how many."""
+        """Resolve the configuration; `nnodes` counts where no flag gives the number of nodes."""
         output = self.flags["output"] or Path("runs") / f"{Path(self.preset).stem}-{self.name}"
         nnodes = self.nodes.nnodes or nnodes
         flags = {**self.flags, "output": output, "launch.nnodes": nnodes}
@@ -72,7 +72,7 @@ class Request:
 
     @property
     def name(self) -> str:
-        """The subcommand."""
+        """Subcommand."""
         return self.stage.name
 
 

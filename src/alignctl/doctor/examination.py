@@ -88,7 +88,7 @@ _TRIALS = {
 
 
 def examine() -> tuple[str, bool]:
-    """Look at everything; returns the report and whether the stages can run here."""
+    """Look at everything; return the report and whether the stages can run here."""
     libraries, problems, advice = _libraries()
     machine, machine_problems = _machine()
     problems += machine_problems + _package_problems()
@@ -111,7 +111,7 @@ def examine() -> tuple[str, bool]:
 
 
 def _libraries() -> tuple[list[str], list[str], list[str]]:
-    """The table of versions, what must be installed, and what could be."""
+    """List the versions as a table, what must be installed, and what could be."""
     rows = [("library", "found", "tested", "for")]
     problems: list[str] = []
     advice: list[str] = []
@@ -134,13 +134,13 @@ def _libraries() -> tuple[list[str], list[str], list[str]]:
 
 
 def _pinned(library: Library) -> str:
-    """What to tell pip: the tested version, of the build that suits this machine."""
+    """Write what to give pip: the tested version, of the build that suits this machine."""
     name = library.on_cpu if library.on_cpu and not gpu_names() else library.name
     return library.options + (f"{name}=={library.tested}" if library.tested else name)
 
 
 def _public(version: str | None) -> str:
-    """A version without the local part that builds for a device add, such as +cpu."""
+    """Return a version without the local part that builds for a device add, such as +cpu."""
     return (version or "").partition("+")[0]
 
 
@@ -152,7 +152,7 @@ def _version(name: str) -> str | None:
 
 
 def _machine() -> tuple[list[str], list[str]]:
-    """Processors, devices, memory and disk; and what is wrong with torch, if it is installed."""
+    """Describe processors, devices, memory and disk; list what is wrong with an installed torch."""
     lines = [f"cpu: {cpu_name()}, {len(os.sched_getaffinity(0))} cores usable"]
     problems: list[str] = []
     if _version("torch"):
@@ -175,7 +175,7 @@ def _machine() -> tuple[list[str], list[str]]:
 
 
 def _trials() -> list[str]:
-    """What does not work although it is installed: each tried in a process of its own."""
+    """List what does not work although it is installed; try each in a process of its own."""
     on_cpu = {library.name: library.on_cpu for library in LIBRARIES}
     tried = {
         name: subprocess.Popen(
@@ -208,7 +208,7 @@ def _devices(torch: dict[str, object]) -> list[str]:
 
 
 def _memory() -> tuple[int, int]:
-    """Bytes of memory: all of it, and what programs can still have."""
+    """Read the bytes of memory: all of it, and what programs can still have."""
     lines = Path("/proc/meminfo").read_text(encoding="utf-8").splitlines()
     sizes = {
         name: int(rest.split()[0]) * 1024 for name, _, rest in (x.partition(":") for x in lines)
@@ -217,7 +217,7 @@ def _memory() -> tuple[int, int]:
 
 
 def _package_problems() -> list[str]:
-    """Whether the package's links survived the checkout; without them it has no stages."""
+    """List what is wrong with the package's links; without them it has no stages."""
     package = Path(alignctl.__file__).parent
     problems = []
     if not (package / "stages" / "sft.py").is_file() or not presets.names():

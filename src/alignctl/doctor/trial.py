@@ -30,7 +30,7 @@ _TOKENS = (1, 5, 7, 9, 2)
 
 
 def megatron() -> None:
-    """A forward step by Megatron-Core's layers."""
+    """Run a forward pass by Megatron-Core's layers."""
     from alignctl.engines.megatron import cpu as megatron_cpu
 
     megatron_cpu.load()
@@ -43,7 +43,7 @@ def megatron() -> None:
 
 
 def deepspeed() -> None:
-    """The same by DeepSpeed, on transformers' layers."""
+    """Run a forward pass by DeepSpeed, on transformers' layers."""
     from alignctl.engines.deepspeed import engine as engines
 
     engines.initialize(seed=1, timeout_minutes=1)
@@ -54,7 +54,7 @@ def deepspeed() -> None:
 
 
 def vllm() -> None:
-    """Imports what samples; an engine of vLLM takes its room on the device, and is not started."""
+    """Import what samples; vLLM's engine, which takes memory on the device, is not started."""
     from alignctl.rollouts import library
 
     library.set_environment()
@@ -69,7 +69,7 @@ def _batch() -> TokenBatch:
 
 
 def main(name: str) -> None:
-    """Runs a trial in a process group of this process alone."""
+    """Run a trial in a process group of this process alone."""
     from alignctl.rollouts import alone
 
     stay_on_loopback()

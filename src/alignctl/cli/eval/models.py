@@ -25,7 +25,7 @@ _OVERRIDE = re.compile(r"[a-z_][a-z0-9_.]*=")
 
 
 def split_models(arguments: Sequence[str]) -> tuple[list[Path], list[str]]:
-    """Models and overrides, which a command line holds in any order.
+    """Separate models from overrides, which a command line holds in any order.
 
     Raises:
         UserError: There is no model, or one is there twice.

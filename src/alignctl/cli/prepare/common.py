@@ -36,13 +36,13 @@ def refuse_inside_inputs(output: Path, inputs: Sequence[Path]) -> None:
 
 
 def waiting(is_wanted: bool) -> Callable[[str], None] | None:
-    """Return who is told what is waited for; None where nobody waits."""
+    """Return the function that is told what is waited for; None where nobody waits."""
     return console.say if is_wanted else None
 
 
 @contextmanager
 def unless_made(folder: Path, recipe: Callable[[], dict[str, Any]]) -> Iterator[None]:
-    """Say where a folder is what the block would write, in the place of refusing it."""
+    """Say that a folder is complete, instead of refusing it, if it holds what the block makes."""
     try:
         yield
     except TakenError:
