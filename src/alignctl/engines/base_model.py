@@ -9,7 +9,7 @@ from alignctl.checkpoints.source import Source
 
 
 def verify_share(source: Source) -> None:
-    """Compares the checksums of this rank's share of a model's files.
+    """Compare the checksums of this rank's share of a model's files.
 
     Raises:
         UserError: A file is damaged.
@@ -18,7 +18,7 @@ def verify_share(source: Source) -> None:
 
 
 def base_of(source: Source) -> Base:
-    """What a checkpoint with adapters will say of the model below them; all ranks share the work.
+    """Describe the model below adapters, for their checkpoint; all ranks share the work.
 
     The weight files of other programs are read once: they have no checksums yet.
     """
@@ -30,7 +30,7 @@ def base_of(source: Source) -> Base:
 
 
 def gather_records(mine: dict[str, FileRecord]) -> dict[str, FileRecord]:
-    """Gathers the records of all ranks."""
+    """Gather the records of all ranks."""
     everybody: list[dict[str, FileRecord]] = [{} for _ in range(dist.get_world_size())]
     dist.all_gather_object(everybody, mine)
     return {name: found for records in everybody for name, found in records.items()}

@@ -12,23 +12,23 @@ from alignctl.run_folder import LATEST, RunFolder
 
 
 def final_name(checkpoints: Path, step: int) -> Path:
-    """Where the checkpoint of a step is once it is complete."""
+    """Return the path of a step's checkpoint once it is complete."""
     return checkpoints / f"iter_{step:07d}"
 
 
 def partial_name(checkpoints: Path, step: int) -> Path:
-    """Where the checkpoint of a step is while it is written."""
+    """Return the path of a step's checkpoint while it is written."""
     return checkpoints / f".iter_{step:07d}.partial"
 
 
 def start(checkpoints: Path, step: int) -> None:
-    """Makes the folder that a checkpoint is written into; what killed saves have left goes."""
+    """Make the folder that a checkpoint is written into; remove what killed saves have left."""
     RunFolder(checkpoints.parent).remove_unfinished()
     partial_name(checkpoints, step).mkdir(parents=True)
 
 
 def finish(checkpoints: Path, step: int, *, keep: int | None) -> None:
-    """Gives a checkpoint its name, points to it, and removes the oldest.
+    """Give a checkpoint its name, point to it, and remove the oldest.
 
     Args:
         checkpoints: The folder of checkpoints.
@@ -46,7 +46,7 @@ def finish(checkpoints: Path, step: int, *, keep: int | None) -> None:
 
 
 def go_back(checkpoints: Path, step: int) -> None:
-    """Makes an older checkpoint the newest again; what is later is saved anew, not taken as done.
+    """Make an older checkpoint the newest again; later ones are saved anew, not taken as done.
 
     Args:
         checkpoints: The folder of checkpoints; it may not exist yet.
@@ -59,7 +59,7 @@ def go_back(checkpoints: Path, step: int) -> None:
 
 
 def _remove(checkpoint: Path, *, unless_held: bool = False) -> None:
-    """Removes a checkpoint: its name goes first, so that no half of it can pass for a whole."""
+    """Remove a checkpoint: rename it first, so that a part of it is never taken for a whole."""
     if not checkpoint.exists() or (unless_held and holds.is_held(checkpoint)):
         return
     hidden = checkpoint.rename(checkpoint.with_name(f".{checkpoint.name}.removed"))
@@ -70,7 +70,7 @@ def _remove(checkpoint: Path, *, unless_held: bool = False) -> None:
 
 
 def _remove_old(checkpoints: Path, step: int, keep: int | None) -> None:
-    """Removes all but the newest, and those that other runs need.
+    """Remove all checkpoints but the newest, and those that other runs need.
 
     One of a later step, which nobody points to, does not count.
     """

@@ -38,7 +38,7 @@ class Checkpoints:
     keep: int | None = None
 
     def save(self, engine: Engine, step: int, *, score_offset: float | None = None) -> Path:
-        """Writes a checkpoint that is either complete or absent, then points to it.
+        """Write a checkpoint that is either complete or absent, then point to it.
 
         Args:
             engine: The model, between two steps.
@@ -87,7 +87,7 @@ class Checkpoints:
 
 
 def start(engine: Engine, source: Source, checkpoint: Path | None, *, seed: int) -> int:
-    """Loads the weights to start from, or resumes a checkpoint; returns the steps it has taken.
+    """Load the weights to start from, or resume a checkpoint; return the steps it has taken.
 
     Args:
         engine: The model, its weights not set.
@@ -105,7 +105,7 @@ def start(engine: Engine, source: Source, checkpoint: Path | None, *, seed: int)
 
 
 def resume(engine: Engine, checkpoint: Path) -> int:
-    """Restores weights, optimizer and random states; returns the number of steps taken.
+    """Restore weights, optimizer and random states; return the number of steps taken.
 
     Raises:
         UserError: The checkpoint was saved at another layout or on another kind of device, or it

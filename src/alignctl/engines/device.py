@@ -13,7 +13,7 @@ DEVICE = torch.device("cuda" if IS_GPU else "cpu")
 
 
 def stay_on_loopback() -> None:
-    """Lets process groups whose ranks are all on this machine listen where no other reaches them.
+    """Make process groups listen on loopback alone, where all ranks are on this machine.
 
     To be called before there is one; what the user has set already stays.
     """
@@ -22,7 +22,7 @@ def stay_on_loopback() -> None:
 
 
 def join(timeout_minutes: float) -> None:
-    """Takes this rank's GPU and joins the job's process group, if it has not done so.
+    """Take this rank's GPU and join the job's process group, if it has not done so.
 
     Args:
         timeout_minutes: How long a rank waits for the others in one collective.

@@ -17,7 +17,7 @@ class Offloaded:
     """
 
     def __init__(self, kept: Iterable[Tensor], dropped: Iterable[Tensor] = ()) -> None:
-        """Moves tensors away.
+        """Move tensors to the memory of the CPU.
 
         Args:
             kept: Tensors whose values come back; several may share a storage.
@@ -37,7 +37,7 @@ class Offloaded:
         return sum(host.nbytes for _, host in self._kept) + sum(size for _, size in self._dropped)
 
     def restore(self) -> None:
-        """Brings everything back to where it was."""
+        """Bring everything back to where it was."""
         for storage, host in self._kept:
             storage.resize_(host.nbytes)
             _copy_from_host(storage, host)
@@ -50,7 +50,7 @@ class Offloaded:
 
 
 def _storages(tensors: Iterable[Tensor]) -> list[UntypedStorage]:
-    """The storages of tensors, each once, without those that hold nothing."""
+    """List the storages of tensors, each once, without those that hold nothing."""
     found = {each.untyped_storage()._cdata: each.untyped_storage() for each in tensors}
     return [storage for storage in found.values() if storage.nbytes()]
 

@@ -43,7 +43,7 @@ class Engine(Protocol):
 
     @property
     def head(self) -> Head:
-        """What is on top: losses get `Output` from "lm", `Scores` from the others."""
+        """Top of the model: losses get `Output` from "lm", `Scores` from the others."""
 
     architecture: Model
     """The model that it holds."""
@@ -59,7 +59,7 @@ class Engine(Protocol):
 
     @property
     def checkpoint_format(self) -> Literal["mcore", "hf"]:
-        """What `write` writes."""
+        """Format that `write` writes."""
 
     @property
     def padded_vocab_size(self) -> int:
@@ -67,33 +67,33 @@ class Engine(Protocol):
 
     @property
     def layout(self) -> dict[str, int | bool]:
-        """What a checkpoint must have been saved at to be read."""
+        """Layout at which a checkpoint must have been saved to be read."""
 
     @property
     def data_parallel_rank(self) -> int:
-        """Which share of each batch is this rank's."""
+        """Number of the share of each batch that is this rank's."""
 
     @property
     def data_parallel_size(self) -> int:
-        """How many shares there are."""
+        """Number of shares of each batch."""
 
     @property
     def loss_scale(self) -> float | None:
-        """What losses are multiplied by at present, so that float16 holds their gradients.
+        """Factor by which losses are multiplied at present, so that float16 holds their gradients.
 
         None in other precisions.
         """
 
     @property
     def skipped_steps(self) -> int:
-        """How many of the steps so far were left out, because float16 could not hold the gradient.
+        """Number of steps so far that were left out: float16 could not hold the gradient.
 
         Such a step moves neither weights nor moments, nor the learning rate along its course, but
         it counts, and its batch is not seen again: as in Megatron-LM. The loss scale follows.
         """
 
     def load_weights(self, source: Source, *, seed: int = 0) -> None:
-        """Fills the model from a checkpoint of any kind and layout; no optimizer state.
+        """Fill the model from a checkpoint of any kind and layout; no optimizer state.
 
         Args:
             source: The checkpoint.
@@ -105,7 +105,7 @@ class Engine(Protocol):
         """
 
     def create_optimizer(self) -> None:
-        """Creates AdamW over the weights as they are."""
+        """Create AdamW over the weights as they are."""
 
     def train_step(
         self,
@@ -115,7 +115,7 @@ class Engine(Protocol):
         learning_rate: float,
         is_stop_requested: bool = False,
     ) -> StepMetrics:
-        """One optimizer step over this rank's micro batches; every rank has as many.
+        """Take one optimizer step over this rank's micro batches; every rank has as many.
 
         Raises:
             NonFiniteError: The loss or the gradient norm is not finite, in float16 at the smallest
@@ -123,12 +123,12 @@ class Engine(Protocol):
         """
 
     def evaluate(self, micro_batches: Sequence[TokenBatch], loss: Loss) -> StepMetrics:
-        """The same numbers without an update; every rank has as many micro batches."""
+        """Compute loss and metrics without an update; every rank has as many micro batches."""
 
     def document_outputs(
         self, micro_batches: Sequence[TokenBatch], num_documents: int
     ) -> NDArray[np.float64]:
-        """One number per document: the summed log-probability of its targets, or its score.
+        """Compute one number per document: the summed log-probability of its targets, or its score.
 
         Nothing is dropped out and nothing is learned; computed in float32.
 
@@ -141,7 +141,7 @@ class Engine(Protocol):
         """
 
     def write(self, folder: Path, source: Source, tokenizer: Path | None) -> dict[str, FileRecord]:
-        """Writes a checkpoint's files, all but its manifest: weights, state, companions.
+        """Write a checkpoint's files, all but its manifest: weights, state, companions.
 
         Args:
             folder: Where to, which is there and empty.
@@ -153,7 +153,7 @@ class Engine(Protocol):
         """
 
     def read(self, checkpoint: Path) -> None:
-        """Restores what `write` wrote: weights, or adapters on their base, and the state.
+        """Restore what `write` wrote: weights, or adapters on their base, and the state.
 
         The state is the optimizer's and the random generators'.
 

@@ -28,7 +28,7 @@ _MAX_SHOWN = 6
 
 
 def join(facts: Mapping[str, str], *, start_seconds: float, timeout_minutes: float) -> None:
-    """Meets the other ranks and makes the job's process group, once per process.
+    """Meet the other ranks and make the job's process group, once per process.
 
     Args:
         facts: What has to be the same on every rank, by name.
@@ -63,7 +63,7 @@ def join(facts: Mapping[str, str], *, start_seconds: float, timeout_minutes: flo
 def meet(
     store: Any, rank: int, size: int, facts: Mapping[str, str], *, start_seconds: float
 ) -> None:
-    """The roll call: rank 0 waits for all, compares, and tells the others what it found."""
+    """Make rank 0 wait for all ranks, compare them, and tell the others what it found."""
     own = {"host": socket.gethostname(), "facts": {**facts, "device": DEVICE.type}}
     store.set(f"roll/{rank}", json.dumps(own))
     if rank == 0:
@@ -115,7 +115,7 @@ def check_groups(
     start_seconds: float,
     give_up: Callable[[AlignctlError], None],
 ) -> None:
-    """One all-reduce in each group that this rank is in.
+    """Run one all-reduce in each group that this rank is in.
 
     Args:
         groups: By name, such as "tensor-parallel"; the same names in the same order on all ranks.
@@ -146,7 +146,7 @@ def check_groups(
 
 
 def _silent(store: Any, name: str, members: list[int]) -> LostError:
-    """Who keeps a collective from ending: who did not come, else who did not get out."""
+    """Name the ranks that keep a collective from ending: those that did not come, or that hang."""
     absent = [rank for rank in members if not store.check([f"answer/{name}/{rank}/in"])]
     stuck = [rank for rank in members if not store.check([f"answer/{name}/{rank}/out"])]
     what = f"{_ranks(absent)} did not come to" if absent else f"{_ranks(stuck)} did not get through"

@@ -23,7 +23,7 @@ def step_metrics(
     *,
     is_stop_requested: bool,
 ) -> StepMetrics:
-    """Adds up loss, weight and metrics over micro batches and ranks: one all-reduce.
+    """Add up loss, weight and metrics over micro batches and ranks: one all-reduce.
 
     Args:
         terms: Of this rank's micro batches; none where another rank has the same ones.
@@ -54,7 +54,7 @@ def step_metrics(
 
 
 def reduce_documents(output: Output | Scores | Values, batch: TokenBatch) -> Tensor:
-    """Gives each document of a batch a number `[D]`: its score, or its log-probabilities' sum."""
+    """Return one number per document of a batch `[D]`: its score, or its log-probabilities' sum."""
     if isinstance(output, Scores):
         return output.scores[: len(batch.rows)]  # engines may fill a batch up at its end
     assert isinstance(output, Output)
@@ -62,7 +62,7 @@ def reduce_documents(output: Output | Scores | Values, batch: TokenBatch) -> Ten
 
 
 def select_targets(output: Output | Scores | Values, batch: TokenBatch) -> Tensor:
-    """Gives each learned target of a batch, in order, its log-probability or its value."""
+    """Select, for each learned target of a batch in order, its log-probability or its value."""
     assert not isinstance(output, Scores)
     values = output.logprobs if isinstance(output, Output) else output.values
     return values[torch.from_numpy(batch.learned).to(values.device)]
@@ -71,7 +71,7 @@ def select_targets(output: Output | Scores | Values, batch: TokenBatch) -> Tenso
 def gather_documents(
     found: Sequence[tuple[TokenBatch, Tensor]], num_documents: int
 ) -> NDArray[np.float64]:
-    """Gathers the numbers of all ranks' documents, by their numbers in the prepared data.
+    """Gather the numbers of all ranks' documents, by their numbers in the prepared data.
 
     Args:
         found: Batches and the numbers of their documents `[D]`; none where another rank has the
@@ -92,7 +92,7 @@ def gather_documents(
 def gather_targets(
     found: Sequence[tuple[TokenBatch, Tensor]], segments: Segments
 ) -> NDArray[np.float64]:
-    """Gathers the numbers of all ranks' learned targets, laid end to end by sample.
+    """Gather the numbers of all ranks' learned targets, laid end to end by sample.
 
     Args:
         found: Batches and the numbers of their learned targets, in order; none where another rank
@@ -110,7 +110,7 @@ def gather_targets(
 
 
 def _put_together(placed: Sequence[tuple[Tensor, Tensor]], size: int) -> NDArray[np.float64]:
-    """Numbers at their places `[size]`, over all ranks, each of which has different places."""
+    """Put numbers at their places `[size]`, over all ranks, each of which has different places."""
     both = torch.zeros(2, size, dtype=torch.float64)
     for places, values in placed:
         both[0, places] = values

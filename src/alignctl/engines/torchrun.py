@@ -32,7 +32,7 @@ _SECONDS_FOR_NODES = 600
 def open_store(
     name: str, port: int, num_clients: int | None, timeout: timedelta = timedelta(minutes=5)
 ) -> TCPStore:
-    """Opens a store that listens at one address of this machine.
+    """Open a store that listens at one address of this machine.
 
     Args:
         name: Name or address.
@@ -86,7 +86,7 @@ def _handler(parameters: RendezvousParameters) -> RendezvousHandler:
 
 @record
 def main() -> None:
-    """Runs one node's part of a job, as torchrun does when it is given these flags."""
+    """Run one node's part of a job, as torchrun does when it is given these flags."""
     for name in [name for name in os.environ if name.startswith("PET_")]:
         del os.environ[name]  # Kubeflow's defaults for flags; `launch.nodes` has read what counts
     rendezvous_handler_registry.register(_NAME, _handler)

@@ -42,7 +42,7 @@ _BUCKET_ELEMENTS = 50_000_000
 
 
 def initialize(*, seed: int, timeout_minutes: float) -> None:
-    """Joins the job's process group, once per process.
+    """Join the job's process group, once per process.
 
     Args:
         seed: Of everything random; each rank has random numbers of its own.
@@ -57,7 +57,7 @@ def initialize(*, seed: int, timeout_minutes: float) -> None:
 
 @cache
 def _alone() -> dist.ProcessGroup:
-    """A group of this rank only; all ranks ask for theirs together."""
+    """Make a group of this rank only; all ranks ask for theirs together."""
     groups: list[dist.ProcessGroup] = [
         dist.new_group([rank]) for rank in range(dist.get_world_size())
     ]
@@ -94,7 +94,7 @@ class DeepSpeedEngine(DeepSpeedState):
         head: Head = "lm",
         lora: Lora | None = None,
     ) -> None:
-        """Builds the model; its weights are to be loaded before use.
+        """Build the model; its weights are to be loaded before use.
 
         Args:
             architecture: The model.
@@ -133,7 +133,7 @@ class DeepSpeedEngine(DeepSpeedState):
         self._deepspeed: Any = None
 
     def _set_mode(self, *, is_training: bool) -> None:
-        """Prepares for forward passes: with dropout, or without.
+        """Prepare for forward passes: with dropout, or without.
 
         Before there is an optimizer, DeepSpeed is needed only to put partitioned weights together.
         """
@@ -145,7 +145,7 @@ class DeepSpeedEngine(DeepSpeedState):
 
     @property
     def checkpoint_format(self) -> Literal["mcore", "hf"]:
-        """What `write` writes."""
+        """Format that `write` writes."""
         return "hf"
 
     @property
@@ -155,7 +155,7 @@ class DeepSpeedEngine(DeepSpeedState):
 
     @property
     def layout(self) -> dict[str, int | bool]:
-        """What a checkpoint must have been saved at to be read."""
+        """Layout at which a checkpoint must have been saved to be read."""
         return {
             "zero_stage": self.zero.zero_stage,
             "dp": self.data_parallel_size,
@@ -163,7 +163,7 @@ class DeepSpeedEngine(DeepSpeedState):
         }
 
     def create_optimizer(self) -> None:
-        """Creates AdamW with master weights taken from the model: call it once they are loaded."""
+        """Create AdamW with master weights taken from the model: call it once they are loaded."""
         settings = self._settings
         assert settings is not None
         shapes = hf_shapes(weight_map(self.architecture, self.head), self.architecture)
@@ -192,7 +192,7 @@ class DeepSpeedEngine(DeepSpeedState):
 
     @property
     def loss_scale(self) -> float | None:
-        """What losses are multiplied by at present; None where none is; see `Engine`."""
+        """Factor of losses at present; None where they are not scaled; see `Engine`."""
         scaler = None if self.optimizer is None else self.optimizer.scaler
         return None if scaler is None else float(scaler.cur_scale)
 
@@ -204,7 +204,7 @@ class DeepSpeedEngine(DeepSpeedState):
         learning_rate: float,
         is_stop_requested: bool = False,
     ) -> StepMetrics:
-        """One optimizer step over this rank's micro batches; see `Engine`."""
+        """Take one optimizer step over this rank's micro batches; see `Engine`."""
         assert self.optimizer is not None
         self._set_mode(is_training=True)
         terms: list[LossTerms] = []
@@ -234,7 +234,7 @@ class DeepSpeedEngine(DeepSpeedState):
         return StepMetrics(**{**vars(result), "grad_norm": grad_norm})
 
     def evaluate(self, micro_batches: Sequence[TokenBatch], loss: Loss) -> StepMetrics:
-        """The same numbers without an update; see `Engine`."""
+        """Compute loss and metrics without an update; see `Engine`."""
         self._set_mode(is_training=False)
         with torch.no_grad():
             terms = [self._terms(batch, loss) for batch in micro_batches]
@@ -243,7 +243,7 @@ class DeepSpeedEngine(DeepSpeedState):
     def document_outputs(
         self, micro_batches: Sequence[TokenBatch], num_documents: int
     ) -> NDArray[np.float64]:
-        """Summed log-probability or score of each document `[D]`; see `Engine`."""
+        """Compute the summed log-probability or score of each document `[D]`; see `Engine`."""
         self._set_mode(is_training=False)
         with torch.no_grad():
             found = [
@@ -252,7 +252,7 @@ class DeepSpeedEngine(DeepSpeedState):
         return gather_documents(found, num_documents)
 
     def logits(self, batch: TokenBatch) -> Tensor:
-        """Logits of one micro batch `[T, vocabulary]`, for verification."""
+        """Compute the logits of one micro batch `[T, vocabulary]`, for verification."""
         self._set_mode(is_training=False)
         with torch.no_grad():
             (logits,) = self._run(batch, None)
@@ -268,7 +268,7 @@ class DeepSpeedEngine(DeepSpeedState):
         return found
 
     def _output(self, batch: TokenBatch) -> tuple[Output | Scores, Tensor]:
-        """What losses read of one micro batch, and its targets `[T]`."""
+        """Compute what losses read of one micro batch, and its targets `[T]`."""
         targets = torch.from_numpy(batch.targets).to(DEVICE)
         found = self._run(batch, targets)
         return Output(*found) if self.head == "lm" else Scores(*found), targets
@@ -287,7 +287,7 @@ class DeepSpeedEngine(DeepSpeedState):
         )
 
     def _partition(self) -> AbstractContextManager[Any]:
-        """Spreads the parameters of modules that are made in it over the ranks."""
+        """Return a context in which the parameters of new modules are spread over the ranks."""
         context: AbstractContextManager[Any] = deepspeed.zero.Init(
             config_dict_or_path=self._config(
                 is_trained=False
@@ -296,7 +296,7 @@ class DeepSpeedEngine(DeepSpeedState):
         return context
 
     def _config(self, *, is_trained: bool) -> dict[str, Any]:
-        """DeepSpeed's settings; accumulation over micro batches is counted here, not there."""
+        """Build DeepSpeed's settings; it does not count the micro batches: the engine does."""
         zero: dict[str, Any] = {
             "stage": self.zero.zero_stage,
             "reduce_bucket_size": _BUCKET_ELEMENTS,
@@ -318,7 +318,7 @@ class DeepSpeedEngine(DeepSpeedState):
 
 
 def _remove(engine: Any) -> None:
-    """Takes DeepSpeed's engine off a model, which another one is to go around."""
+    """Remove DeepSpeed's engine from a model that is to get another one."""
     engine.destroy()
     engine.module_forward_pre_hook.remove()
     engine.module_forward_post_hook.remove()

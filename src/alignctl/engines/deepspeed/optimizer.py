@@ -26,7 +26,7 @@ class ZeroOptimizer:
     """
 
     def __init__(self, engine: Any, adamw: torch.optim.AdamW, loss_scale: LossScale | None) -> None:
-        """Looks at an engine that was just initialised.
+        """Take over the optimizer of an engine that was just initialised.
 
         Args:
             engine: DeepSpeed's own engine.
@@ -50,7 +50,7 @@ class ZeroOptimizer:
             self._grow_as_megatron()
 
     def step(self, divisor: float, *, learning_rate: float) -> float | None:
-        """Divides the gradients, clips them, and takes a step.
+        """Divide the gradients, clip them, and take a step.
 
         Args:
             divisor: Of the gradients that were accumulated.
@@ -82,12 +82,12 @@ class ZeroOptimizer:
         return norm if math.isfinite(norm) else None
 
     def _grow_as_megatron(self) -> None:
-        """Has the scale double a step earlier: DeepSpeed does not count the first finite one."""
+        """Let the scale double a step earlier: DeepSpeed does not count the first finite one."""
         self.scaler.last_overflow_iter -= 1
 
     @property
     def masters(self) -> list[Tensor]:
-        """This rank's shares of the float32 weights, flat; those of other layouts differ."""
+        """Flat float32 weights, this rank's shares; other layouts cut them differently."""
         for name in (
             "fp32_partitioned_groups_flat",
             "fp32_groups_flat_partition",
@@ -98,7 +98,7 @@ class ZeroOptimizer:
         raise AssertionError(type(self._zero))
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Master weights, moments, step counters and loss scale by name; tensors are not copies.
+        """Collect master weights, moments, step counters and loss scale by name, without copies.
 
         Moments are made in the first step only; before it they are those that it begins with.
         """
@@ -119,7 +119,7 @@ class ZeroOptimizer:
         return found
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Restores what `state_dict` gave, and the model's weights from the master weights."""
+        """Restore what `state_dict` gave, and the model's weights from the master weights."""
         with torch.no_grad():
             for number, master in enumerate(self.masters):
                 master.copy_(state[f"{number}.master"])
@@ -136,7 +136,7 @@ class ZeroOptimizer:
                 setattr(self.scaler, name, value)
 
     def _refresh_weights(self) -> None:
-        """Copies the master weights of all ranks into the model, as the end of a step does."""
+        """Copy the master weights of all ranks into the model, as the end of a step does."""
         if not self._is_partitioned:
             self._zero.update_lp_params()
             return

@@ -75,11 +75,11 @@ class DeepSpeedState:
 
     @property
     def is_partitioned(self) -> bool:
-        """Whether each rank holds only a share of every weight."""
+        """True if each rank holds only a share of every weight."""
         return self.zero.zero_stage == 3
 
     def load_weights(self, source: Source, *, seed: int = 0) -> None:
-        """Fills the engine's model from a checkpoint of any kind and layout; no optimizer state.
+        """Fill the engine's model from a checkpoint of any kind and layout; no optimizer state.
 
         The first rank reads one full tensor at a time and tells the others. A policy has no score
         head: a reward model that starts from it gets a new one. So does every model get new
@@ -111,7 +111,7 @@ class DeepSpeedState:
         dist.barrier()
 
     def write(self, folder: Path, source: Source, tokenizer: Path | None) -> dict[str, FileRecord]:
-        """Writes a checkpoint but for its manifest; see `Engine`."""
+        """Write a checkpoint but for its manifest; see `Engine`."""
         (folder / FOLDER).mkdir(exist_ok=True)
         with Recorder() as recorder:
             if self.lora:
@@ -125,7 +125,7 @@ class DeepSpeedState:
         return records
 
     def read(self, checkpoint: Path) -> None:
-        """Restores what `write` wrote; see `Engine`."""
+        """Restore what `write` wrote; see `Engine`."""
         assert self.optimizer is not None
         file = _rank_file(checkpoint)
         stored = safetensors_file.read(file)
@@ -139,7 +139,7 @@ class DeepSpeedState:
 
 
 def _fill(engine: DeepSpeedState, parameter: Tensor, part: Tensor | None) -> None:
-    """Gives a parameter the first rank's values; the other ranks pass None."""
+    """Give a parameter the first rank's values; the other ranks pass None."""
     with torch.no_grad(), _whole(engine, parameter, is_changed=True):
         if part is not None:
             parameter.copy_(part)
@@ -150,7 +150,7 @@ def _fill(engine: DeepSpeedState, parameter: Tensor, part: Tensor | None) -> Non
 def _whole(
     engine: DeepSpeedState, parameter: Tensor, *, is_changed: bool = False
 ) -> AbstractContextManager[Any]:
-    """Makes a parameter whole for a while; all ranks get what the first one changed in it."""
+    """Make a parameter whole for a while; all ranks get what the first one changed in it."""
     if not engine.is_partitioned:
         return nullcontext()
     gather_records: AbstractContextManager[Any] = deepspeed.zero.GatheredParameters(
@@ -160,7 +160,7 @@ def _whole(
 
 
 def _state(engine: DeepSpeedState) -> dict[str, Tensor]:
-    """What this rank needs to go on, by name."""
+    """Collect the tensors that this rank needs to go on, by name."""
     assert engine.optimizer is not None
     states = engine.optimizer.state_dict() | {"random.cpu": torch.get_rng_state()}
     states["skipped_steps"] = torch.tensor(engine.skipped_steps)
@@ -172,7 +172,7 @@ def _rank_file(checkpoint: Path) -> Path:
 
 
 def _write_weights(engine: DeepSpeedState, folder: Path, prefix: str, recorder: Recorder) -> None:
-    """Writes the model's weights on the first rank; the others help it to make them whole."""
+    """Write the model's weights on the first rank; the others help it to make them whole."""
     model, rows = engine.architecture, engine.rows
     fulls = {
         name: Spec(full_shape(row, model), dtype_of(engine.dtype)) for name, row in rows.items()
@@ -195,7 +195,7 @@ def _tensors(engine: DeepSpeedState, parameters: Sequence[Tensor]) -> Iterator[T
 
 
 def _write_adapters(engine: DeepSpeedState, folder: Path, recorder: Recorder) -> None:
-    """Writes what is trained, on the first rank, under PEFT's names."""
+    """Write what is trained, on the first rank, under PEFT's names."""
     assert engine.lora is not None
     names = peft.names(engine.architecture, engine.lora, engine.head)
     parameters = hf_parameters(engine.model)
@@ -212,7 +212,7 @@ def _write_adapters(engine: DeepSpeedState, folder: Path, recorder: Recorder) ->
 def _write_companions(
     engine: DeepSpeedState, source: Source, folder: Path, tokenizer: Path | None
 ) -> None:
-    """Writes config and tokenizer, beside whole weights or, with adapters, in a folder below."""
+    """Write config and tokenizer, beside whole weights or, with adapters, in a folder below."""
     if engine.lora is None:
         target = conversion.Target("hf", tokenizer=tokenizer)
         conversion.write_companions(source, dtype_of(engine.dtype), folder, target)
@@ -234,7 +234,7 @@ def _write_tensors(state: Mapping[str, Tensor], file: Path, recorder: Recorder) 
 
 
 def _compare(file: Path, shapes: Mapping[str, tuple[int, ...]], engine: DeepSpeedState) -> None:
-    """Makes sure that a file holds what this rank's optimizer needs."""
+    """Check that a file holds what this rank's optimizer needs."""
     assert engine.optimizer is not None
     for number, master in enumerate(engine.optimizer.masters):
         for name in ("master", "exp_avg", "exp_avg_sq"):

@@ -61,7 +61,7 @@ _installed: _CudaMeansCpu | None = None
 
 
 def load() -> None:
-    """Imports Megatron-Core; call it before the first module that does so.
+    """Import Megatron-Core; call it before the first module that does so.
 
     Without a GPU nothing of it is compiled, but its fused functions are decorated with
     `torch.compile`, which imports the compiler: 1.5 to 2 seconds of processor time, and 70 MB, of
@@ -80,7 +80,7 @@ def load() -> None:
 
 
 def install() -> None:
-    """Makes Megatron-Core's "cuda" mean the CPU in this process, once and for good."""
+    """Make Megatron-Core's "cuda" mean the CPU in this process, once and for good."""
     global _installed
     if _installed is not None:
         return

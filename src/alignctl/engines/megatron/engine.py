@@ -84,7 +84,7 @@ class MegatronEngine(MegatronState):
         temperature: float = 1.0,
         with_entropy: bool = False,
     ) -> None:
-        """Builds the model; its weights are to be loaded before use.
+        """Build the model; its weights are to be loaded before use.
 
         Args:
             architecture: The model.
@@ -125,7 +125,7 @@ class MegatronEngine(MegatronState):
         self._offloaded: Offloaded | None = None
 
     def _build_model(self) -> LanguageModel:
-        """Builds this rank's part on the device, with its adapters; most weights are undefined."""
+        """Build this rank's part on the device, with its adapters; most weights are undefined."""
         model: LanguageModel = build(
             self.architecture,
             self._config,
@@ -140,7 +140,7 @@ class MegatronEngine(MegatronState):
         return model
 
     def _wrap_model(self, *, is_trained: bool) -> Any:
-        """Puts Megatron's wrappers around the model: for narrow floats, and for gradients."""
+        """Put Megatron's wrappers around the model: for 16-bit floats, and for gradients."""
         self._mark_sharded_parameters()
         wrapped: Any = self.model
         if self.dtype != torch.float32:
@@ -157,7 +157,7 @@ class MegatronEngine(MegatronState):
         return wrapped
 
     def _mark_sharded_parameters(self) -> None:
-        """Says which parameters are cut: Megatron counts the others once in the gradient norm.
+        """Mark the parameters that are cut: Megatron counts others once in the gradient norm.
 
         Its layers do this themselves only when they also draw random weights.
         """
@@ -167,7 +167,7 @@ class MegatronEngine(MegatronState):
                 tensor_parallel.set_tensor_model_parallel_attributes(parameter, True, layout.dim, 1)
 
     def create_optimizer(self) -> None:
-        """Creates AdamW with master weights taken from the model: call it once they are loaded."""
+        """Create AdamW with master weights taken from the model: call it once they are loaded."""
         self._wrapped.broadcast_params()
         self.optimizer = megatron_optimizer.create(
             self._wrapped,
@@ -180,14 +180,14 @@ class MegatronEngine(MegatronState):
             self._config.grad_scale_func = self.optimizer.scale_loss
 
     def fill_optimizer(self) -> None:
-        """Has the optimizer make its state, by a step: for a rank whose tensors have no numbers."""
+        """Create the optimizer's state by a step: for a rank whose tensors have no numbers."""
         self._wrapped.zero_grad_buffer()
         self.optimizer.prepare_grads()
         self.optimizer.step_with_ready_grads()
 
     @property
     def loss_scale(self) -> float | None:
-        """What losses are multiplied by at present; None where none is; see `Engine`."""
+        """Factor of losses at present; None where they are not scaled; see `Engine`."""
         is_scaled = self.optimizer is not None and self.dtype == torch.float16
         return float(self.optimizer.get_loss_scale()) if is_scaled else None
 
@@ -200,7 +200,7 @@ class MegatronEngine(MegatronState):
         is_stop_requested: bool = False,
         segments: Segments | None = None,
     ) -> StepMetrics:
-        """Takes one optimizer step over this rank's micro batches; see `Engine`.
+        """Take one optimizer step over this rank's micro batches; see `Engine`.
 
         Args:
             micro_batches: This rank's share; every rank has as many.
@@ -244,13 +244,13 @@ class MegatronEngine(MegatronState):
         return replace(result, grad_norm=grad_norm)
 
     def evaluate(self, micro_batches: Sequence[TokenBatch], loss: Loss) -> StepMetrics:
-        """The same numbers without an update; every rank has as many micro batches."""
+        """Compute loss and metrics without an update; every rank has as many micro batches."""
         self._wrapped.eval()
         with torch.no_grad():
             return self._run(micro_batches, loss, forward_only=True, flag=False)
 
     def logits(self, batch: TokenBatch) -> Tensor | None:
-        """Logits of one micro batch `[T, vocabulary]` on the last stage, None on the others.
+        """Compute the logits of one micro batch `[T, vocabulary]`; None before the last stage.
 
         For verification: the vocabulary is gathered, which training never does.
         """
@@ -265,13 +265,13 @@ class MegatronEngine(MegatronState):
     def document_outputs(
         self, micro_batches: Sequence[TokenBatch], num_documents: int
     ) -> NDArray[np.float64]:
-        """Summed log-probability or score of each document `[D]`; see `Engine`."""
+        """Compute the summed log-probability or score of each document `[D]`; see `Engine`."""
         return gather_documents(self._outputs(micro_batches, reduce_documents), num_documents)
 
     def target_outputs(
         self, micro_batches: Sequence[TokenBatch], segments: Segments
     ) -> NDArray[np.float64]:
-        """One number per learned target: its log-probability at the temperature, or its value.
+        """Compute one number per learned target: its log-probability at the temperature, or value.
 
         Nothing is dropped out and nothing is learned; computed in float32.
 
@@ -285,12 +285,12 @@ class MegatronEngine(MegatronState):
         return gather_targets(self._outputs(micro_batches, select_targets), segments)
 
     def without_adapters(self) -> AbstractContextManager[None]:
-        """The time that it computes what its base does."""
+        """Return a context in which the model computes what its base does."""
         assert self.lora is not None
         return without_adapters(self.model)
 
     def offload(self) -> int:
-        """Gives the device's memory back until `onload`; returns how many bytes.
+        """Give the device's memory back until `onload`; return how many bytes.
 
         Weights and the optimizer's state wait in the CPU's memory; gradients are dropped.
         """
@@ -302,14 +302,14 @@ class MegatronEngine(MegatronState):
         return self._offloaded.num_bytes
 
     def gradient_buffers(self) -> list[Tensor]:
-        """What gradients are added up in, in float32; nothing where nothing is trained."""
+        """List the float32 buffers that sum up gradients; none where nothing is trained."""
         if not isinstance(self._wrapped, DistributedDataParallel):
             return []
         buffers = [*self._wrapped.buffers, *self._wrapped.expert_parallel_buffers]
         return [buffer.grad_data for buffer in buffers]
 
     def onload(self) -> None:
-        """Takes the memory again that `offload` gave back; nothing where it did not."""
+        """Take the memory again that `offload` gave back; do nothing where it did not."""
         if self._offloaded is not None:
             self._offloaded.restore()
             self._offloaded = None
@@ -319,7 +319,7 @@ class MegatronEngine(MegatronState):
         micro_batches: Sequence[TokenBatch],
         read: Callable[[Output | Scores | Values, TokenBatch], Tensor],
     ) -> list[tuple[TokenBatch, Tensor]]:
-        """Reads a number of each target or document; gives nothing on ranks that do not count."""
+        """Read a number of each target or document; return nothing on ranks that do not count."""
         found = self._collect(
             micro_batches,
             lambda output, batch: read(self._name_output(output), batch),
@@ -334,7 +334,7 @@ class MegatronEngine(MegatronState):
         *,
         with_labels: bool,
     ) -> list[tuple[TokenBatch, Tensor]]:
-        """Runs micro batches forward; collects what is read of the last stage's output, if here."""
+        """Run micro batches forward; collect what is read of the last stage's output, if here."""
         self._wrapped.eval()
         found: list[tuple[TokenBatch, Tensor]] = []
 
@@ -355,11 +355,11 @@ class MegatronEngine(MegatronState):
 
     @property
     def has_numbers(self) -> bool:
-        """Whether this rank counts: only the last stage has numbers, and one of its copies does."""
+        """True if this rank's numbers count: those of one rank of the last stage do."""
         return self.is_last_stage and parallel_state.get_tensor_model_parallel_rank() == 0
 
     def _name_output(self, output: Any) -> Output | Scores | Values:
-        """Names what the model's last stage returns, for losses to read."""
+        """Name what the model's last stage returns, for losses to read."""
         if self.head == "lm":
             return Output(*output)
         return Values(*output) if self.is_value else Scores(*output)
@@ -373,7 +373,7 @@ class MegatronEngine(MegatronState):
         flag: bool,
         observed: list[tuple[TokenBatch, Tensor]] | None = None,
     ) -> StepMetrics:
-        """Runs the schedule and sums what the last stage found over all ranks.
+        """Run the schedule and sum what the last stage found over all ranks.
 
         What it found for each learned target is put into `observed`, where one is given.
         """
@@ -402,7 +402,7 @@ class MegatronEngine(MegatronState):
         batches: Sequence[TokenBatch],
         learned: LossPass | None = None,
     ) -> None:
-        """Runs Megatron's schedule for this layout: 1F1B with stages, else one after the other.
+        """Run Megatron's schedule for this layout: 1F1B with stages, else one after the other.
 
         Args:
             forward: Takes the next micro batch through the model.
@@ -430,7 +430,7 @@ class MegatronEngine(MegatronState):
         )
 
     def _forward(self, batch: TokenBatch, model: Any, *, with_labels: bool) -> tuple[Any, Tensor]:
-        """Runs one micro batch; also returns its targets `[T]` as the output has them."""
+        """Run one micro batch; also return its targets `[T]` as the output has them."""
         tokens, targets = torch.from_numpy(batch.tokens), torch.from_numpy(batch.targets)
         pieces = batch.pieces
         if self._config.sequence_parallel and (extra := -len(tokens) % self.parallel.tp):
@@ -450,7 +450,7 @@ class MegatronEngine(MegatronState):
 
 
 def _zero_vocabulary_padding(model: LanguageModel) -> None:
-    """Gives vocabulary tables defined rows everywhere: loading fills only those of real tokens."""
+    """Fill the vocabulary tables with zeros: loading sets only the rows of real tokens."""
     if model.pre_process:
         torch.nn.init.zeros_(model.embedding.word_embeddings.weight)
     is_policy = not isinstance(model, RewardModel)

@@ -17,10 +17,10 @@ class Observer(Protocol):
     """Is told where Megatron's schedule is, and changes nothing."""
 
     def start_pass(self, batches: Sequence[TokenBatch], *, forward_only: bool) -> None:
-        """Hears which micro batches the schedule is about to take."""
+        """Take note of the micro batches that the schedule is about to run."""
 
     def finish_batches(self) -> None:
-        """Hears that all of them went backward; the gradients are not yet reduced over ranks."""
+        """Take note that all of them went backward; gradients are not yet reduced over ranks."""
 
 
 @dataclass(eq=False)
@@ -46,7 +46,7 @@ class LossPass:
     def compute(
         self, output: Output | Scores | Values, targets: Tensor, batch: TokenBatch
     ) -> Tensor:
-        """Computes the loss of one micro batch, a sum `[]`, and keeps its terms."""
+        """Compute the loss of one micro batch, a sum `[]`, and keep its terms."""
         found = self.loss(output, targets, batch)
         self.terms.append(
             LossTerms(
@@ -58,7 +58,7 @@ class LossPass:
         return found.total
 
     def sum_terms(self) -> StepMetrics:
-        """Adds up loss, weight and metrics over micro batches and ranks, once for the pass."""
+        """Add up loss, weight and metrics over micro batches and ranks, once for the pass."""
         if self.result is None:
             self.result = step_metrics(
                 self.terms if self.is_counted else [],
@@ -69,7 +69,7 @@ class LossPass:
         return self.result
 
     def finalize_gradients(self, model: list[Any], num_tokens: Tensor | None, **kw: Any) -> None:
-        """Reduces gradients over ranks, then divides them once by the global weight."""
+        """Reduce gradients over ranks, then divide them once by the global weight."""
         finalize_model_grads(model, None, **kw)
         if weight := self.sum_terms().weight:
             for chunk in model:

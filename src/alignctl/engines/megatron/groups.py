@@ -10,7 +10,7 @@ from alignctl.engines.megatron import cpu as megatron_cpu
 
 
 def initialize(parallel: Parallel, *, seed: int, timeout_minutes: float) -> None:
-    """Joins the job's process group and lays out Megatron's groups over it, once per process.
+    """Join the job's process group and lay out Megatron's groups over it, once per process.
 
     Args:
         parallel: The layout.
@@ -24,7 +24,7 @@ def initialize(parallel: Parallel, *, seed: int, timeout_minutes: float) -> None
 
 
 def lay_out(parallel: Parallel, *, seed: int, timeout_minutes: float) -> None:
-    """Lays Megatron's groups over the job's ranks, in place of those of an earlier layout."""
+    """Lay Megatron's groups over the job's ranks, in place of those of an earlier layout."""
     if parallel_state.is_initialized():
         parallel_state.destroy_model_parallel()
     # Megatron's groups have a timeout of their own, half an hour unless it is told.
@@ -36,7 +36,7 @@ def lay_out(parallel: Parallel, *, seed: int, timeout_minutes: float) -> None:
 
 
 def groups() -> dict[str, dist.ProcessGroup]:
-    """This rank's groups of more than one rank, by name, in an order that all ranks share."""
+    """List this rank's groups of more than one rank, by name, in an order that all ranks share."""
     found = {
         "tensor-parallel": parallel_state.get_tensor_model_parallel_group(),
         "pipeline-parallel": parallel_state.get_pipeline_model_parallel_group(),
@@ -46,5 +46,5 @@ def groups() -> dict[str, dist.ProcessGroup]:
 
 
 def leave() -> None:
-    """Ends Megatron's groups, so that they can be laid over another process group."""
+    """End Megatron's groups, so that they can be laid over another process group."""
     parallel_state.destroy_model_parallel()

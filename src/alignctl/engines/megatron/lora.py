@@ -19,7 +19,7 @@ from alignctl.models.weight_map import Sliced, Weight
 def describe_trained(
     model: LanguageModel, rows: Mapping[str, Weight], global_name: Callable[[str], str]
 ) -> dict[str, ShardedTensor]:
-    """Describes this rank's adapters, and its score head, as Megatron saves and loads them.
+    """Describe this rank's adapters, and its score head, as Megatron saves and loads them.
 
     Args:
         model: This rank's part of the model.

@@ -21,7 +21,7 @@ def create(
     is_distributed: bool,
     loss_scale: LossScale,
 ) -> Any:
-    """AdamW over the weights as they are, with float32 master weights for smaller ones.
+    """Create AdamW over the weights as they are, with float32 master weights for smaller ones.
 
     Args:
         wrapped: The model in Megatron's DistributedDataParallel.
@@ -60,13 +60,13 @@ def create(
 
 
 def adamws(optimizer: Any) -> list[torch.optim.AdamW]:
-    """The optimizers that are torch's own; Transformer Engine's keep their state differently."""
+    """List the optimizers that are torch's own; Transformer Engine's keep other state."""
     found = [each.optimizer for each in optimizer.chained_optimizers]
     return [each for each in found if isinstance(each, torch.optim.AdamW)]
 
 
 def allocate_moments(optimizer: Any) -> None:
-    """Gives an optimizer that has not taken a step the moments that it would begin with.
+    """Give an optimizer that has not taken a step the moments that it would begin with.
 
     They are made in the first step only; a checkpoint before it is to hold them too, and room for
     them is needed where one is loaded. (The policy of `rlhf` waits while the value model learns.)
@@ -87,14 +87,14 @@ def allocate_moments(optimizer: Any) -> None:
 
 
 def clip(optimizer: Any, settings: Optimizer, grad_norm: float) -> None:
-    """Scales all gradients down to the largest norm that is allowed, if there is one."""
+    """Scale all gradients down to the largest norm that is allowed, if there is one."""
     parameters = optimizer.get_parameters()
     if settings.clip_grad is not None and parameters:
         clip_grad_by_total_norm_fp32(parameters, settings.clip_grad, grad_norm)
 
 
 def tensors(optimizer: Any) -> Iterator[Tensor]:
-    """The master weights and moments that this rank holds."""
+    """Yield the master weights and moments that this rank holds."""
     for group in optimizer.param_groups:
         yield from group["params"]
     for _, state in optimizer.state.items():  # the state of chained ones has no `values`

@@ -28,7 +28,7 @@ from alignctl.errors import UserError
 
 
 def load(state: dict[str, Any], checkpoint: Path) -> dict[str, Any]:
-    """What a checkpoint holds of a state; tensors are written into those that are described.
+    """Load what a checkpoint holds of a state; write tensors into those that are described.
 
     Args:
         state: This rank's part, described.
@@ -89,7 +89,7 @@ def _object(part: ShardedObject, index: Index, checkpoint: Path) -> Any:
 
 
 def _made(tree: Any, where: Path) -> Any:
-    """The same with tensors in memory and torch's own types; all else has to be plain."""
+    """Make tensors and torch's own types of what a tree describes; all else has to be plain."""
     if isinstance(tree, LazyTensor):
         return tree.make()
     if isinstance(tree, DType):

@@ -60,7 +60,7 @@ class MegatronState:
 
     @property
     def checkpoint_format(self) -> Literal["mcore", "hf"]:
-        """What `write` writes."""
+        """Format that `write` writes."""
         return "mcore"
 
     @property
@@ -70,7 +70,7 @@ class MegatronState:
 
     @property
     def layout(self) -> dict[str, int | bool]:
-        """What a checkpoint must have been saved at to be read."""
+        """Layout at which a checkpoint must have been saved to be read."""
         return {
             "tp": self.parallel.tp,
             "pp": self.parallel.pp,
@@ -80,7 +80,7 @@ class MegatronState:
         }
 
     def global_name(self, local: str) -> str:
-        """A parameter's name in the whole model: each stage counts its layers from 0."""
+        """Return a parameter's name in the whole model: each stage counts its layers from 0."""
         if local == "output_layer.weight" and self.architecture.tie_embeddings:
             return "embedding.word_embeddings.weight"
         prefix, *rest = local.split("decoder.layers.")
@@ -91,7 +91,7 @@ class MegatronState:
         return f"{prefix}decoder.layers.{number}.{name}"
 
     def load_weights(self, source: Source, *, seed: int = 0) -> None:
-        """Fills the engine's model from a checkpoint of any kind and layout; no optimizer state.
+        """Fill the engine's model from a checkpoint of any kind and layout; no optimizer state.
 
         Each rank reads the full tensors it has a part of, one at a time: no layout is written down
         on the way. A policy has no score head: a reward model that starts from it gets a new one.
@@ -123,7 +123,7 @@ class MegatronState:
         dist.barrier()
 
     def write(self, folder: Path, source: Source, tokenizer: Path | None) -> dict[str, FileRecord]:
-        """Writes a checkpoint but for its manifest; see `Engine`."""
+        """Write a checkpoint but for its manifest; see `Engine`."""
         megatron_optimizer.allocate_moments(self.optimizer)
         dist_checkpointing.save(
             _unshare(_state(self, is_loading=False)),
@@ -138,7 +138,7 @@ class MegatronState:
         return _gather_records(folder)
 
     def read(self, checkpoint: Path) -> None:
-        """Restores what `write` wrote; see `Engine`."""
+        """Restore what `write` wrote; see `Engine`."""
         megatron_optimizer.allocate_moments(self.optimizer)
         loaded = megatron_reader.load(_state(self, is_loading=True), checkpoint)
         self.model.load_state_dict(loaded["model"], strict=False)
@@ -150,7 +150,7 @@ class MegatronState:
 
 
 def _model_state(engine: MegatronState) -> dict[str, Any]:
-    """A description of this rank's parameters, of those that are trained, for Megatron.
+    """Describe this rank's parameters, of those that are trained, for Megatron.
 
     Megatron's own, without the empty extra states; but it knows nothing of adapters.
     """
@@ -161,7 +161,7 @@ def _model_state(engine: MegatronState) -> dict[str, Any]:
 
 
 def _random_state() -> dict[str, ShardedTensor]:
-    """This rank's random states as tensors, each under a name of its own."""
+    """Collect this rank's random states as tensors, each under a name of its own."""
     states = {"cpu": torch.get_rng_state()}
     if IS_GPU:
         states["cuda"] = torch.cuda.get_rng_state()
@@ -204,7 +204,7 @@ def _state(engine: MegatronState, *, is_loading: bool) -> dict[str, Any]:
 
 
 def _unshare(tree: Any) -> Any:
-    """Copies containers, so that none is in two places; values stay the same.
+    """Copy containers, so that none is in two places; values stay the same.
 
     The groups of a new optimizer share their betas, those that were read back do not, and a pickle
     shows that: a run that was resumed would write other bytes.
@@ -221,14 +221,14 @@ def _unshare(tree: Any) -> Any:
 
 
 def _gather_records(partial: Path) -> dict[str, FileRecord]:
-    """Checksums of all ranks' files; each rank reads those that it wrote."""
+    """Compute the checksums of all ranks' files; each rank reads those that it wrote."""
     return gather_records(
         {file.name: manifest.record(file) for file in partial.glob(f"__{dist.get_rank()}_*.distcp")}
     )
 
 
 def _set_step_counters(engine: MegatronState) -> None:
-    """Counts on from the saved step, which the distributed optimizer leaves in the groups.
+    """Set step counters to the saved step, which the distributed optimizer leaves in the groups.
 
     Megatron-Core 0.16.1 writes the counters of the state it allocated, zeros, over it.
     """
@@ -239,7 +239,7 @@ def _set_step_counters(engine: MegatronState) -> None:
 
 
 def _zero_gaps(tree: Any) -> None:
-    """Gives the gaps between parameters in the distributed optimizer's buffers a defined content.
+    """Fill the gaps between parameters in the distributed optimizer's buffers with zeros.
 
     Megatron describes them as uninitialised memory; equal runs are to write equal files.
     """

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 def hf_weights(
     engine: "MegatronEngine", dtype: torch.dtype | None = None
 ) -> Iterator[tuple[str, Tensor]]:
-    """Every Hugging Face tensor, whole, on every rank, in model order; adapters are merged.
+    """Yield each Hugging Face tensor, whole, on every rank, in model order, adapters merged.
 
     Collective: all ranks go through the stream together, to its end.
 
@@ -53,7 +53,7 @@ def hf_weights(
 def _whole(
     engine: "MegatronEngine", mine: dict[str, Tensor], row: Weight, shape: tuple[int, ...]
 ) -> Tensor:
-    """One full tensor on every rank: gathered on the stage that has it, then sent to the others."""
+    """Gather one full tensor on the stage that has it, and send it to the other ranks."""
     stage = _stage(engine, row)
     if parallel_state.get_pipeline_model_parallel_rank() == stage:
         full = _gather(engine, mine[row.megatron], row)
@@ -77,7 +77,7 @@ def _gather(engine: "MegatronEngine", shard: Tensor, row: Weight) -> Tensor:
 
 
 def _stage(engine: "MegatronEngine", row: Weight) -> int:
-    """The pipeline stage that has a tensor; of a tied embedding, the first."""
+    """Find the pipeline stage that has a tensor; of a tied embedding, the first."""
     if row.place == "layer":
         layer = int(row.megatron.removeprefix("decoder.layers.").partition(".")[0])
         return layer // (engine.architecture.num_layers // engine.parallel.pp)

@@ -66,7 +66,7 @@ class InProcessStrategy(TorchDistSaveShardedStrategy):
         super().__init__("torch_dist", 1)
 
     def save(self, sharded_state_dict: Any, checkpoint_dir: str | Path) -> None:
-        """Writes this rank's shards; every rank must call it.
+        """Write this rank's shards; every rank must call it.
 
         Raises:
             OSError: A rank could not write; raised on all of them.

@@ -40,7 +40,7 @@ what the layer adds is not lost beside them."""
 
 @dataclass(frozen=True)
 class Difference:
-    """How far two tensors that should be equal lie apart.
+    """Distance between two tensors that should be equal.
 
     Attributes:
         place: What was compared: "embedding", "layer 3" (counted from 0), "logits" or "scores".
@@ -54,20 +54,20 @@ class Difference:
 
     @property
     def relative(self) -> float:
-        """The difference as a part of the largest value."""
+        """Difference as a part of the largest value."""
         if self.absolute == 0:
             return 0.0
         return self.absolute / self.largest if 0 < self.largest < math.inf else math.inf
 
     @property
     def is_rounding(self) -> bool:
-        """Whether it is no more than rounding makes."""
+        """True if it is no more than rounding makes."""
         return self.relative <= TOLERANCE
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """What `compare` found.
+    """Result of `compare`.
 
     Attributes:
         output: Of the logits or scores.
@@ -88,12 +88,12 @@ class Comparison:
 
     @property
     def is_same(self) -> bool:
-        """Whether both compute the same, up to rounding, at every place that was compared."""
+        """True if both compute the same, up to rounding, at every place that was compared."""
         parts = (self.output, self.hidden, *([self.texts] if self.texts else []))
         return all(part.is_rounding for part in parts)
 
     def describe(self) -> str:
-        """One line for the user."""
+        """Describe the result in one line, for the user."""
         output, hidden = self.output, self.hidden
         columns = f" x {self.num_columns} rows" if output.place == "logits" else ""
         found = (
@@ -122,7 +122,7 @@ def compare(
     folder: Path | None = None,
     is_padded: bool = False,
 ) -> Comparison:
-    """Runs both and compares them; needs memory for the largest tensor, in its type and float32.
+    """Run both and compare them; memory holds the largest tensor, in its type and in float32.
 
     Both run in float32. The source is first rounded to the types that were written: the conversion
     is compared, not the rounding that was asked for.
@@ -179,7 +179,7 @@ def _run_both(
     random: Tensor | None,
     on_layer: Callable[[int], None],
 ) -> tuple[list[Difference], Tensor, Tensor]:
-    """Runs both sides layer by layer, and compares what leaves the embedding and each layer.
+    """Run both sides layer by layer, and compare what leaves the embedding and each layer.
 
     Args:
         theirs: Transformers' side.
@@ -207,7 +207,7 @@ def _run_both(
 def _compare_texts(
     theirs: FolderForward | TransformersForward, found: Tensor, probe: Probe
 ) -> Difference | None:
-    """Compares the scores of texts in a batch with padding with those of their last tokens."""
+    """Compare the scores of texts in a batch with padding with those of their last tokens."""
     if not isinstance(theirs, FolderForward) or theirs.pooled is None:
         return None
     last = found[torch.tensor(probe.ends) - 1, 0]
@@ -234,7 +234,7 @@ def _random_hidden(num_tokens: int, hidden_size: int) -> Tensor:
 def _sum_up(
     output: Difference, hidden: Sequence[Difference], shape: Sequence[int], texts: Difference | None
 ) -> Comparison:
-    """Puts together what was compared; the outputs have a shape `[T, columns]`."""
+    """Put together what was compared; the outputs have a shape `[T, columns]`."""
     wrong = [each for each in hidden if not each.is_rounding]
     return Comparison(
         output=output,

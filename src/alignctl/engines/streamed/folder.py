@@ -56,7 +56,7 @@ class FolderForward:
         random: Tensor | None,
         is_padded: bool,
     ) -> None:
-        """Loads the model and runs it; under `no_grad`.
+        """Load the model and run it; under `no_grad`.
 
         Args:
             folder: The folder.
@@ -104,19 +104,19 @@ class FolderForward:
         self.pooled: Tensor | None = found.logits.squeeze(1) if is_padded else None
 
     def embed(self) -> Tensor:
-        """What enters the first layer `[T, H]`."""
+        """Return what enters the first layer `[T, H]`."""
         return self._hidden[-1]
 
     def layer(self, number: int, _: Tensor) -> Tensor:
-        """What left a layer, counted from 0: `[T, H]`."""
+        """Return what left a layer, counted from 0: `[T, H]`."""
         return self._hidden[number]
 
     def output(self, _: Tensor) -> Tensor:
-        """Logits `[T, R]` or scores `[T, 1]`."""
+        """Return logits `[T, R]` or scores `[T, 1]`."""
         return self._output
 
     def _watch(self, base: Any, layers: Any, numbers: Sequence[int], random: Tensor | None) -> None:
-        """Keeps what leaves the embedding and each layer, and gives them other inputs if wanted."""
+        """Keep what leaves the embedding and each layer, and give them other inputs if wanted."""
 
         def enter(number: int, hidden: Tensor) -> Tensor:
             if number == 0:
@@ -138,7 +138,7 @@ class FolderForward:
             norm.register_forward_pre_hook(lambda _, args: (random.expand_as(args[0]),))
 
     def _stream(self, module: Any, base: Any, probe: Probe) -> None:
-        """Makes weights float32 while they are used, and takes some rows of tables."""
+        """Make weights float32 while they are used, and take some rows of tables."""
         embedding, top = base.get_input_embeddings(), module.get_output_embeddings()
         table = embedding.weight.data
         embedding.forward = lambda tokens: table[tokens].to(self._dtype).float()
@@ -166,14 +166,14 @@ def _set(module: Module, parameters: Mapping[str, Parameter]) -> None:
 
 
 def _keep(base: Any, layers: Any, numbers: Sequence[int]) -> None:
-    """Leaves the layers of some numbers in a model."""
+    """Keep only the layers of some numbers in a model."""
     kept = ModuleList([layers[number] for number in numbers])
     if len(kept) < len(layers):
         base.set_submodule("layers" if hasattr(base, "layers") else "h", kept)
 
 
 def _load(folder: Path, head: Head, dtype: torch.dtype, *, num_labels: int | None) -> Any:
-    """Return transformers' model of a folder, its weights mapped, in evaluation mode."""
+    """Load transformers' model of a folder, its weights mapped, in evaluation mode."""
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     labels = {"num_labels": num_labels} if head == "linear" and num_labels else {}
@@ -207,7 +207,7 @@ def _alone(probe: Probe) -> dict[str, Tensor]:
 
 
 def _pad_documents(folder: Path, probe: Probe, config: Any) -> dict[str, Tensor]:
-    """Lays out the probe's documents as a batch `[B, T]`, the longest one first.
+    """Lay out the probe's documents as a batch `[B, T]`, the longest one first.
 
     They are padded by the folder's tokenizer, or without one with the config's token.
     """

@@ -34,7 +34,7 @@ MAX_ROWS = 4096
 
 @dataclass(frozen=True)
 class Probe:
-    """What is run: the same for every model of one vocabulary.
+    """Tokens and vocabulary rows that are run: the same for every model of one vocabulary.
 
     Attributes:
         rows: The vocabulary rows that are kept `[R]`, ascending.
@@ -48,7 +48,7 @@ class Probe:
 
     @classmethod
     def of(cls, model: Model, *, stop: int | None = None) -> "Probe":
-        """The first and the last rows, where special and added tokens are, and random others.
+        """Choose the first and last rows, where special and added tokens are, and random others.
 
         The tokens are spread over the rows, first and last included, in a random order.
 
@@ -77,7 +77,7 @@ class Probe:
 
     @property
     def token_ids(self) -> Tensor:
-        """The sequence `[T]`, as ids of the whole vocabulary."""
+        """Sequence `[T]`, as ids of the whole vocabulary."""
         return self.rows[self.tokens]
 
 
@@ -91,7 +91,7 @@ class Scratch:
         self._room = torch.empty(0)
 
     def convert_to_float(self, parts: Sequence[Tensor]) -> list[Tensor]:
-        """Gives the parts in float32, written over those before; what is float32 stays in place."""
+        """Convert parts to float32, over those of the call before; float32 ones stay in place."""
         if all(part.dtype == torch.float32 for part in parts):
             return [*parts]
         sizes = [part.numel() for part in parts]
@@ -118,7 +118,7 @@ class StreamedForward(ABC):
         probe: Probe,
         scratch: Scratch,
     ) -> None:
-        """Arranges for the weights of a module.
+        """Arrange that the weights of a module are filled before use, and emptied after it.
 
         Args:
             module: The model that `one_layer` describes, its parameters on the meta device.
@@ -141,31 +141,31 @@ class StreamedForward(ABC):
 
     @abstractmethod
     def embed(self) -> Tensor:
-        """What enters the first layer `[T, H]`."""
+        """Compute what enters the first layer `[T, H]`."""
 
     def layer(self, number: int, hidden: Tensor) -> Tensor:
-        """One layer, counted from 0: `[T, H]` -> `[T, H]`."""
+        """Run one layer, counted from 0: `[T, H]` -> `[T, H]`."""
         self._number = number
         return self._run_layer(hidden)
 
     @abstractmethod
     def output(self, hidden: Tensor) -> Tensor:
-        """Final norm and head: `[T, H]` -> logits `[T, R]` or scores `[T, 1]`."""
+        """Run final norm and head: `[T, H]` -> logits `[T, R]` or scores `[T, 1]`."""
 
     @abstractmethod
     def _run_layer(self, hidden: Tensor) -> Tensor:
-        """The module's one layer: `[T, H]` -> `[T, H]`."""
+        """Run the module's one layer: `[T, H]` -> `[T, H]`."""
 
     @abstractmethod
     def _names(self, row: Weight) -> Sequence[str]:
-        """The module's parameters that a row fills, in the order they are used."""
+        """List the module's parameters that a row fills, in the order they are used."""
 
     @abstractmethod
     def _parts(self, row: Weight, full: Tensor) -> Sequence[Tensor]:
-        """What a row's full tensor is for each of them."""
+        """Split a row's full tensor into the values of those parameters."""
 
     def _attach(self, row: Weight, places: Sequence[tuple[Module, str]]) -> None:
-        """Fills a row's parameters before the first of them is used, empties them after the last.
+        """Fill a row's parameters before the first of them is used, empty them after the last.
 
         A module that ran without its weights would fail: nothing can be computed on meta.
         """
@@ -174,7 +174,7 @@ class StreamedForward(ABC):
         places[-1][0].register_forward_hook(lambda *_: _fill(places, empty))
 
     def _make(self, row: Weight) -> list[Parameter]:
-        """A row's parameters for the layer that runs now."""
+        """Make a row's parameters for the layer that runs now."""
         name = row.megatron.replace("layers.0.", f"layers.{self._number}.", 1)
         if row.megatron == "output_layer.weight" and self._model.tie_embeddings:
             name = "embedding.word_embeddings.weight"
@@ -196,13 +196,13 @@ class StreamedForward(ABC):
 
 
 def one_layer(model: Model, probe: Probe) -> Model:
-    """The model that is built: one layer, the probe's rows, an output layer of its own."""
+    """Describe the model that is built: one layer, the probe's rows, an output layer of its own."""
     changes = {"num_layers": 1, "vocab_size": len(probe.rows), "vocab_divisor": 1}
     return model.model_copy(update={**changes, "tie_embeddings": False})
 
 
 def _place(module: Module, name: str) -> tuple[Module, str]:
-    """The submodule that a parameter belongs to, and the parameter's name there."""
+    """Find the submodule that a parameter belongs to, and the parameter's name there."""
     owner, _, attribute = name.rpartition(".")
     return module.get_submodule(owner), attribute
 

@@ -33,7 +33,7 @@ class TransformersForward(StreamedForward):
         probe: Probe,
         scratch: Scratch,
     ) -> None:
-        """Builds it. The arguments are those of `StreamedForward`."""
+        """Build the model. The arguments are those of `StreamedForward`."""
         self._is_bloom = model.family == "bloom"
         kind: Any = BloomForCausalLM if self._is_bloom else LlamaForCausalLM
         content = FAMILIES[model.family].to_hf(one_layer(model, probe))
@@ -45,7 +45,7 @@ class TransformersForward(StreamedForward):
         super().__init__(self._module, tensors, model, head, probe, scratch)
 
     def _layer_arguments(self, config: Any, num_tokens: int) -> dict[str, Any]:
-        """What every layer is told: the causal mask `[1, 1, T, T]`, and how positions count."""
+        """Build the arguments of every layer: causal mask `[1, 1, T, T]`, and position terms."""
         mask = torch.full((1, 1, num_tokens, num_tokens), _MASKED).triu(1)
         if self._is_bloom:
             alibi = self._base.build_alibi_tensor(

@@ -27,7 +27,7 @@ from alignctl.models.weight_map import Weight
 
 @contextmanager
 def single_rank() -> Iterator[None]:
-    """Megatron's parallel state over this process alone, made only where there is none."""
+    """Set up Megatron's parallel state over this process alone, where there is none."""
     with ExitStack() as stack:
         if not dist.is_initialized():
             stay_on_loopback()
@@ -53,7 +53,7 @@ class MegatronForward(StreamedForward):
         probe: Probe,
         scratch: Scratch,
     ) -> None:
-        """Builds it; inside of `single_rank`. The arguments are those of `StreamedForward`."""
+        """Build the model, inside of `single_rank`. Arguments are those of `StreamedForward`."""
         one, num_tokens = one_layer(model, probe), len(probe.tokens)
         config = transformer_config(
             one, Parallel(), dtype=torch.float32, use_cpu_initialization=True
@@ -71,7 +71,7 @@ class MegatronForward(StreamedForward):
         super().__init__(self._module, tensors, model, head, probe, scratch)
 
     def _rotary_angles(self, num_tokens: int) -> Tensor | None:
-        """The angles `[T, 1, 1, D]`; None where there are none (Bloom).
+        """Compute the angles `[T, 1, 1, D]`; None where there are none (Bloom).
 
         Megatron's own `get_emb` says the same, but only on a GPU, or once `megatron_cpu` has
         changed torch and the allocator for good, which would keep all memory that was ever freed.
