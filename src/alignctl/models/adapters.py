@@ -54,7 +54,7 @@ class Adapter:
 
 
 def adapters(model: Model, lora: Lora) -> list[Adapter]:
-    """Every adapter of a model, in model order.
+    """List the adapters of a model, in model order.
 
     Tensor parallelism cuts the outer side of each, as it cuts the weight: rows of B where the
     weight's rows are cut, columns of A where its columns are; every rank has the inner side whole.
@@ -77,12 +77,12 @@ def adapters(model: Model, lora: Lora) -> list[Adapter]:
 
 
 def adapter_map(model: Model, lora: Lora) -> dict[str, Weight]:
-    """The rows of the weight map for all adapters, by our Megatron names."""
+    """Build the rows of the weight map for all adapters, by our Megatron names."""
     return {row.megatron: row for each in adapters(model, lora) for row in (each.a, each.b)}
 
 
 def adapter_shapes(model: Model, lora: Lora) -> dict[str, tuple[int, int]]:
-    """The full shape of every A and B, by our Megatron names."""
+    """Compute the full shape of every A and B, by our Megatron names."""
     found = {}
     for each in adapters(model, lora):
         outputs, inputs = each.shape
@@ -92,7 +92,7 @@ def adapter_shapes(model: Model, lora: Lora) -> dict[str, tuple[int, int]]:
 
 
 def describe(model: Model, lora: Lora) -> str:
-    """How many parameters are trained, of which layers; a score head is not counted."""
+    """Say how many parameters are trained, of which layers; a score head is not counted."""
     trained = sum(rows * columns for rows, columns in adapter_shapes(model, lora).values())
     shapes = hf_shapes(weight_map(model), model).values()
     total = sum(map(math.prod, shapes))
@@ -105,7 +105,7 @@ def describe(model: Model, lora: Lora) -> str:
 
 
 def new_adapter(name: str, shape: tuple[int, int], *, seed: int) -> Tensor:
-    """A full A or B as training starts with it, fp32: A random, B zero.
+    """Make a full A or B as training starts with it, fp32: A random, B zero.
 
     A is uniform within 1 / sqrt(inputs) of 0, as PEFT has it (Kaiming with a = sqrt(5)).
 
@@ -124,7 +124,7 @@ def new_adapter(name: str, shape: tuple[int, int], *, seed: int) -> Tensor:
 
 
 def group_by_weight(model: Model, lora: Lora) -> dict[str, list[Adapter]]:
-    """Groups the adapters by the matrix of ours that they belong to, by its Megatron name."""
+    """Group the adapters by the matrix of ours that they belong to, by its Megatron name."""
     found: dict[str, list[Adapter]] = {}
     for each in adapters(model, lora):
         found.setdefault(each.weight, []).append(each)
@@ -139,7 +139,7 @@ def add_adapters(
     own: Iterable[Adapter],
     tensors: Mapping[str, Tensor],
 ) -> Tensor:
-    """A full matrix of ours with its adapters merged into it, computed in fp32, not rounded.
+    """Merge adapters into a full matrix of ours; the result is computed in fp32, not rounded.
 
     Args:
         full: The matrix `[outputs, inputs]`.

@@ -40,7 +40,7 @@ class Documents(PackedSeqParams):
 
     @classmethod
     def at(cls, pieces: Pieces, device: torch.device) -> "Documents":
-        """Those that are made of these pieces."""
+        """Describe the documents that are made of these pieces."""
         cu_seqlens = torch.tensor(pieces.boundaries, dtype=torch.int32, device=device)
         longest = max(pieces.document_lengths)
         positions = torch.from_numpy(pieces.positions).to(device) if pieces.parents else None
@@ -84,7 +84,7 @@ class DocumentAttention(MegatronModule):
         attention_bias: Tensor | None = None,
         packed_seq_params: Documents | None = None,
     ) -> Tensor:
-        """Attends; query `[T, H, D]`, key and value `[T, G, D]` -> `[T, H, D]`."""
+        """Attend; query `[T, H, D]`, key and value `[T, G, D]` -> `[T, H, D]`."""
         assert packed_seq_params is not None
         assert attention_bias is None
         rank, heads = parallel_state.get_tensor_model_parallel_rank(), query.shape[1]
@@ -101,7 +101,7 @@ def attend_documents(
     *,
     alibi: Alibi | None = None,
 ) -> Tensor:
-    """Attends in a layer, with its dropout; query `[T, H, D]`, the others `[T, G, D]`."""
+    """Attend in a layer, with its dropout; query `[T, H, D]`, the others `[T, G, D]`."""
     dropout = layer.config.attention_dropout if layer.training else 0.0
     return attend(query, key, value, documents.pieces, dropout=dropout, alibi=alibi)
 

@@ -55,7 +55,7 @@ HEAD = Weight("output_layer.weight", ("lm_head.weight",), VOCABULARY, "head")
 
 
 def from_hf(config: Mapping[str, Any], *, where: str, vocab_divisor: int) -> Model:
-    """Reads a transformers `BloomConfig`, old key names included.
+    """Read a transformers `BloomConfig`, old key names included.
 
     Raises:
         UserError: The residual connection comes after the norm (no published Bloom has that), two
@@ -96,7 +96,7 @@ def from_hf(config: Mapping[str, Any], *, where: str, vocab_divisor: int) -> Mod
 
 
 def to_hf(model: Model) -> dict[str, Any]:
-    """The transformers config of a model that has none of its own."""
+    """Build the transformers config of a model that has none of its own."""
     return {
         "architectures": ["BloomForCausalLM"],
         "model_type": HF_MODEL_TYPE,

@@ -20,7 +20,7 @@ from alignctl.data.batch import Pieces
 
 
 class Alibi(NamedTuple):
-    """Which heads attend, as ALiBi's slopes need to know.
+    """Heads that attend, as ALiBi's slopes need to know.
 
     Attributes:
         num_heads: Heads of the layer, over all tensor-parallel ranks.
@@ -40,7 +40,7 @@ def attend(
     dropout: float = 0.0,
     alibi: Alibi | None = None,
 ) -> Tensor:
-    """Causal attention inside each document: they do not see each other, nothing is padded.
+    """Compute causal attention inside each document: they do not see each other; no padding.
 
     A piece that several documents begin with attends once, to itself; what continues it, to it and
     to itself. Nothing is computed between those that continue the same piece.
@@ -81,7 +81,7 @@ def _joined(parts: Sequence[Tensor], chain: Sequence[int]) -> Tensor:
 def _attend(
     query: Tensor, key: Tensor, value: Tensor, *, dropout: float, alibi: Alibi | None
 ) -> Tensor:
-    """The end of a document to the whole of it: `[H, L, D]`, `[H, S, D]` twice -> `[H, L, D]`."""
+    """Attend from a document's end to all of it: `[H, L, D]`, `[H, S, D]` twice -> `[H, L, D]`."""
     is_whole = query.shape[1] == key.shape[1]
     # A leading batch dimension of one, of the bias too, keeps torch on its fused kernels.
     bias = None if alibi is None and is_whole else _bias_of(query, key, alibi)[None]
@@ -98,7 +98,7 @@ def _attend(
 
 
 def alibi_slopes(num_heads: int) -> Tensor:
-    """Slope of each head `[num_heads]`, fp32 (Press et al., arXiv 2108.12409, section 3).
+    """Compute each head's slope `[num_heads]`, fp32 (Press et al., arXiv 2108.12409, section 3).
 
     For a power of two n, head i (from 1) has 2^(-8i/n). Otherwise the first heads take the slopes
     of the power of two below, the rest every second slope of the power of two above.
@@ -110,7 +110,7 @@ def alibi_slopes(num_heads: int) -> Tensor:
 
 
 def _bias_of(query: Tensor, key: Tensor, alibi: Alibi | None) -> Tensor:
-    """What is added to the scores `[H or 1, L, S]`: -inf where a key comes after a query."""
+    """Build what is added to the scores `[H or 1, L, S]`: -inf where a key comes after a query."""
     length, total = query.shape[1], key.shape[1]
     # A power of two serves documents of many lengths; only differences of positions count.
     side = 1 << (total - 1).bit_length()
@@ -124,7 +124,7 @@ def _bias_of(query: Tensor, key: Tensor, alibi: Alibi | None) -> Tensor:
 
 @lru_cache(maxsize=16)
 def _causal_bias(length: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Bias `[1, length, length]`; one tensor serves all layers."""
+    """Build the causal bias `[1, length, length]`; one tensor serves all layers."""
     positions = torch.arange(length, device=device)
     bias = torch.zeros(1, length, length, dtype=dtype, device=device)
     return bias.masked_fill(positions[None, :] > positions[:, None], float("-inf"))
@@ -134,7 +134,7 @@ def _causal_bias(length: int, dtype: torch.dtype, device: torch.device) -> Tenso
 def _alibi_bias(
     num_heads: int, first: int, heads: int, length: int, dtype: torch.dtype, device: torch.device
 ) -> Tensor:
-    """Bias `[heads, length, length]` of heads from `first` on; one tensor serves all layers.
+    """Build the bias `[heads, length, length]` of heads from `first` on, for all layers.
 
     The shorter lengths together take a third of the longest one's memory.
     """
@@ -146,6 +146,6 @@ def _alibi_bias(
 
 
 def forget_biases() -> None:
-    """Gives the memory of the biases back."""
+    """Give the memory of the biases back."""
     _alibi_bias.cache_clear()
     _causal_bias.cache_clear()

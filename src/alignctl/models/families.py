@@ -15,7 +15,7 @@ FAMILIES: dict[str, ModuleType] = {"llama2": llama2, "bloom": bloom}
 
 
 def weight_map(model: Model, head: Head = "lm") -> dict[str, Weight]:
-    """Every weight of a model by its Megatron name, in model order.
+    """List the weights of a model by their Megatron names, in model order.
 
     Args:
         model: The architecture.
@@ -28,7 +28,7 @@ def weight_map(model: Model, head: Head = "lm") -> dict[str, Weight]:
 
 
 def head_of(names: Collection[str]) -> Head:
-    """What is on top of a model, by the tensors that are there; their names are everybody's."""
+    """Find what is on top of a model, by the tensors that are there; formats share their names."""
     heads: tuple[Head, ...] = ("linear", "pooler")
     for head in heads:
         if any(row.megatron in names for row in SCORE_HEADS[head]):
@@ -37,7 +37,7 @@ def head_of(names: Collection[str]) -> Head:
 
 
 def config_of_head(model: Model, head: Head, config: Mapping[str, Any]) -> dict[str, Any]:
-    """What a transformers config must say about a head, where it says something else.
+    """List what a transformers config must say about a head, where it says something else.
 
     A linear score is transformers' own class for sequences with one label. For two layers it has
     none: the layers are loaded as a model without a head.
@@ -61,7 +61,7 @@ def config_of_head(model: Model, head: Head, config: Mapping[str, Any]) -> dict[
 
 
 def model_from_hf(config: Mapping[str, Any], *, where: str, vocab_divisor: int = 128) -> Model:
-    """Reads the architecture from a transformers config.
+    """Read the architecture from a transformers config.
 
     Args:
         config: The parsed `config.json`.
@@ -91,14 +91,14 @@ def model_from_hf(config: Mapping[str, Any], *, where: str, vocab_divisor: int =
 
 
 def _first_problem(error: ValidationError) -> str:
-    """What is wrong, by our name of the knob, which is close to the config's."""
+    """Explain what is wrong, by our name of the knob, which is close to the config's."""
     first = error.errors()[0]
     key = ".".join(str(part) for part in first["loc"])
     return f"{key}: {first['msg']} ({first['input']!r})" if key else first["msg"]
 
 
 def differences(ours: Model, theirs: Model) -> list[str]:
-    """Where two architectures disagree, as `key: ours != theirs`.
+    """List where two architectures disagree, as `key: ours != theirs`.
 
     What does not change a weight or its meaning (dropout, vocabulary padding, the position limit
     of a model without position weights) is not compared.

@@ -53,7 +53,7 @@ _HARMLESS: Mapping[str, tuple[Callable[[Any], bool], str]] = {
 
 
 def check(config: Mapping[str, Any], where: str) -> None:
-    """Refuses what changes the computation beyond what a family of ours has.
+    """Refuse what changes the computation beyond what a family of ours has.
 
     Args:
         config: The parsed `config.json`.

@@ -64,7 +64,7 @@ HEAD = Weight("output_layer.weight", ("lm_head.weight",), VOCABULARY, "head")
 
 
 def from_hf(config: Mapping[str, Any], *, where: str, vocab_divisor: int) -> Model:
-    """Reads a transformers `LlamaConfig`.
+    """Read a transformers `LlamaConfig`.
 
     Raises:
         UserError: The config asks for something that Llama 2 does not have (scaled rotary
@@ -150,7 +150,7 @@ def _rotary_base(config: Mapping[str, Any], where: str) -> float:
 
 
 def to_hf(model: Model) -> dict[str, Any]:
-    """The transformers config of a model that has none of its own."""
+    """Build the transformers config of a model that has none of its own."""
     return {
         "architectures": ["LlamaForCausalLM"],
         "model_type": HF_MODEL_TYPE,

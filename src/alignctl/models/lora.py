@@ -57,7 +57,7 @@ class Adapters(Module):
         config: TransformerConfig,
         like: Tensor,
     ) -> None:
-        """Makes them.
+        """Make the adapters of one layer, not set.
 
         Args:
             own: The layer's adapters.
@@ -82,7 +82,7 @@ class Adapters(Module):
         self.register_buffer("order", order, persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """What is added to the layer's output, from its input, both as this rank has them.
+        """Compute what is added to the layer's output, from its input, both as this rank has them.
 
         Column-parallel: `[T or T / tp, 1, inputs]` -> `[T, 1, outputs / tp]`; row-parallel:
         `[T, 1, inputs / tp]` -> `[T or T / tp, 1, outputs]`.
@@ -104,7 +104,7 @@ class Adapters(Module):
         return self.scale * linear(inner, outer)
 
     def _inner(self, x: Tensor, a: Sequence[Tensor]) -> Tensor:
-        """A x of every adapter, `[..., adapters x rank]`; each drops elements of its own."""
+        """Compute A x of all adapters, `[..., adapters x rank]`; each drops elements of its own."""
         if not (self.training and self.dropout):
             return linear(x, torch.cat(tuple(a)))
         with self._random_numbers():
@@ -113,7 +113,7 @@ class Adapters(Module):
             )
 
     def _random_numbers(self) -> AbstractContextManager[Any]:
-        """Those that tensor-parallel ranks share where their inputs are the same; else their own.
+        """Choose random numbers: those that ranks share if their inputs are the same; else own.
 
         Megatron keeps both in its checkpoints, and draws them again where layers are recomputed.
         """
@@ -124,7 +124,7 @@ class Adapters(Module):
 
 
 def _row_order(own: Sequence[Adapter], row: Weight, model: Model, tp: int) -> Tensor | None:
-    """For each of the layer's rows on a rank `[outputs / tp]`, its row among those of all B.
+    """Find, for each of the layer's rows on a rank `[outputs / tp]`, its row among those of all B.
 
     A row without an adapter gets the one behind the last, which is zero. None where the order is
     the same. A rank's rows are those of a smaller model, with fewer heads of the same width.
@@ -144,7 +144,7 @@ def _row_order(own: Sequence[Adapter], row: Weight, model: Model, tp: int) -> Te
 
 
 def add_lora(built: LanguageModel, model: Model, lora: Lora) -> None:
-    """Puts adapters on this rank's layers and freezes the rest, but for a score head.
+    """Put adapters on this rank's layers and freeze the rest, but for a score head.
 
     Their parameters are named as in `models.adapters.adapter_map`, and not set.
     """
@@ -167,7 +167,7 @@ def add_lora(built: LanguageModel, model: Model, lora: Lora) -> None:
 
 @contextmanager
 def without_adapters(built: LanguageModel) -> Iterator[None]:
-    """The time that a model computes what it did before it had adapters."""
+    """Make a model compute, within the context, what it did before it had adapters."""
     own = [module for module in built.modules() if isinstance(module, Adapters)]
     for each in own:
         each.is_on = False
@@ -179,7 +179,7 @@ def without_adapters(built: LanguageModel) -> Iterator[None]:
 
 
 def _add(module: Module, inputs: tuple[Tensor, ...], output: tuple[Tensor, Any]) -> Any:
-    """A linear layer's output and bias, with what its adapters make of its input added."""
+    """Add to a linear layer's output what its adapters make of its input; its bias stays."""
     adapters = cast(Adapters, module.lora)
     if not adapters.is_on:
         return output

@@ -60,7 +60,7 @@ def _mark_sequence_parallel(norm: torch.nn.Module, config: TransformerConfig) ->
 
 
 def gelu_tanh(x: Tensor) -> Tensor:
-    """Bloom's GELU: the tanh approximation."""
+    """Compute Bloom's GELU: the tanh approximation."""
     return gelu(x, approximate="tanh")
 
 
@@ -92,7 +92,7 @@ class LanguageModel(GPTModel):
             self.output_layer.allreduce_dgrad = size > 1
 
     def _preprocess(self, **kwargs: Any) -> Any:
-        """GPTModel's, whose angles of rotary positions count from each piece's beginning."""
+        """Do as GPTModel, but take each token's rotary angles by its position in its document."""
         embedded, angles, *others = super()._preprocess(**kwargs)
         positions = kwargs["packed_seq_params"].positions
         if angles is not None and positions is not None:
@@ -100,7 +100,7 @@ class LanguageModel(GPTModel):
         return embedded, angles, *others
 
     def _postprocess(self, hidden_states: Tensor, **kwargs: Any) -> Any:
-        """Hidden states on inner stages; on the last one what `labels` asks for.
+        """Return hidden states on inner stages; on the last one what `labels` asks for.
 
         With labels `[1, T]`: (log-probabilities `[T]` fp32, most likely `[T]` bool, entropies `[T]`
         fp32 if they are wanted), all zero where the label is IGNORE. Without: this rank's logits
@@ -132,7 +132,7 @@ class LanguageModel(GPTModel):
         )
 
     def _gather(self, hidden_states: Tensor) -> Tensor:
-        """Gathers all hidden states `[T, H]` on every rank, from this one's `[T or T / tp, 1, H]`.
+        """Gather all hidden states `[T, H]` on every rank, from this one's `[T or T / tp, 1, H]`.
 
         What follows has the same gradient on every rank (the output layer's backward sums over
         ranks itself), so sequence parallelism only cuts it here and does not sum it once more.
@@ -144,7 +144,7 @@ class LanguageModel(GPTModel):
         return hidden_states.squeeze(1)
 
     def _logits(self, hidden_states: Tensor) -> Tensor:
-        """Logits of this rank's vocabulary `[N, hidden]` -> `[N, V / tp]`."""
+        """Compute the logits of this rank's vocabulary `[N, hidden]` -> `[N, V / tp]`."""
         tied = self.share_embeddings_and_output_weights
         weight = self.shared_embedding_or_output_weight() if tied else None
         logits: Tensor
@@ -154,7 +154,7 @@ class LanguageModel(GPTModel):
 
 
 def _find_learned(labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Positions whose label is learned `[N]`, and whether each of them really is `[N]`.
+    """Find the positions whose label is learned `[N]`, and whether each of them really is `[N]`.
 
     Where nothing is learned there is one position with a gradient of zero: ranks take part in
     collectives evenly.
@@ -166,7 +166,7 @@ def _find_learned(labels: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _spread(values: Tensor, places: Tensor, like: Tensor) -> Tensor:
-    """Values `[N]` at their places, zeros elsewhere, in the shape of `like`."""
+    """Put values `[N]` at their places, zeros elsewhere, in the shape of `like`."""
     return values.new_zeros(like.shape).index_put((places,), values)
 
 
@@ -198,7 +198,7 @@ class RewardModel(LanguageModel):
             self._score = HEAD_MODULES[head]
 
     def _postprocess(self, hidden_states: Tensor, **kwargs: Any) -> Any:
-        """Hidden states on inner stages; on the last one `(scores,)`, `[D]` fp32.
+        """Return hidden states on inner stages; on the last one `(scores,)`, `[D]` fp32.
 
         A score is that of the document's last input: `packed_seq_params` tells where it is. A value
         model returns `(values,)`, `[T]` fp32.
@@ -216,7 +216,7 @@ class RewardModel(LanguageModel):
         return (scores.squeeze(1),)
 
     def sharded_state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """Megatron's description of the weights; GPTModel's own would look for an output layer."""
+        """Describe the weights for Megatron; GPTModel's own would look for an output layer."""
         state: dict[str, Any] = MegatronModule.sharded_state_dict(self, *args, **kwargs)
         return state
 
@@ -224,7 +224,7 @@ class RewardModel(LanguageModel):
 def transformer_config(
     model: Model, parallel: Parallel, *, dtype: torch.dtype, **training: Any
 ) -> TransformerConfig:
-    """Megatron's view of the model and its layout.
+    """Build Megatron's view of the model and its layout.
 
     Args:
         model: The architecture.
@@ -291,7 +291,7 @@ def _layer_spec(model: Model) -> ModuleSpec:
 
 
 def _transformer_engine_attention() -> type | None:
-    """Transformer Engine's attention with packed sequences, where it is installed."""
+    """Find Transformer Engine's attention with packed sequences, where it is installed."""
     try:
         import transformer_engine  # noqa: F401
     except ImportError:
@@ -317,7 +317,7 @@ def build(
     head: Head = "lm",
     is_value: bool = False,
 ) -> LanguageModel:
-    """Builds this rank's part of the model, its weights not set.
+    """Build this rank's part of the model, its weights not set.
 
     Megatron's parallel state must be initialised. Pipeline stages hold equal shares of layers.
     """

@@ -22,7 +22,7 @@ class Float32Linear(Linear):
 
 
 def score_head(head: Head, hidden_size: int, **where: Any) -> Module:
-    """A head `[..., H]` -> `[..., 1]` fp32, its weights named as in the weight map and not set.
+    """Make a head `[..., H]` -> `[..., 1]` fp32, its weights named as in the weight map, not set.
 
     Args:
         head: "linear" or "pooler".
@@ -43,7 +43,7 @@ def score_head(head: Head, hidden_size: int, **where: Any) -> Module:
 
 
 def new_weights(head: Head, model: Model, *, seed: int) -> dict[str, Tensor]:
-    """A head for a policy that has none: full tensors by their names, fp32.
+    """Draw a head for a policy that has none: full tensors by their names, fp32.
 
     Matrices are drawn from N(0, 1 / (hidden_size + 1)), so that the first scores have a deviation
     near 1 (Stiennon et al. 2020, their code; Huang et al. 2024, detail 5); biases are 0.

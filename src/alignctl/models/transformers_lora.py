@@ -9,7 +9,7 @@ from alignctl.models.weight_map import HEAD_MODULES
 
 
 def add_peft(model: Module, layers: Module, architecture: Model, lora: Lora) -> None:
-    """Puts PEFT's adapters on the layers and freezes the rest, but for a score head.
+    """Put PEFT's adapters on the layers and freeze the rest, but for a score head.
 
     Args:
         model: The whole model.
@@ -33,7 +33,7 @@ def add_peft(model: Module, layers: Module, architecture: Model, lora: Lora) -> 
 
 
 def hf_parameters(model: Module) -> dict[str, Tensor]:
-    """A model's parameters by the names that they have on disk.
+    """List a model's parameters by the names that they have on disk.
 
     With adapters around it, a layer's own weight still has Hugging Face's name; A and B have those
     of an adapter file.

@@ -51,7 +51,7 @@ class TransformersModel(Module):
         recompute: str,
         alone: dist.ProcessGroup,
     ) -> None:
-        """Builds the model; its weights are not set.
+        """Build the model; its weights are not set.
 
         Args:
             architecture: The model.
@@ -87,7 +87,7 @@ class TransformersModel(Module):
         pieces: Pieces,
         targets: Tensor | None,
     ) -> tuple[Tensor, ...]:
-        """Runs one micro batch.
+        """Run one micro batch.
 
         Args:
             tokens: Inputs `[T]`.
@@ -113,7 +113,7 @@ class TransformersModel(Module):
         return (self.lm_head(hidden),) if targets is None else self._logprobs(hidden, targets)
 
     def _logprobs(self, hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """Log-probabilities `[T]` fp32 and hits `[T]`, both zero where nothing is learned."""
+        """Compute log-probabilities `[T]` fp32 and hits `[T]`; zero where nothing is learned."""
         learned = (targets != IGNORE).nonzero()[:, 0]
         if learned.numel() == 0:
             # Every rank must use every weight: one row with a gradient of zero does.
@@ -141,7 +141,7 @@ def build(
     device: torch.device,
     partitioned: Callable[[], AbstractContextManager[Any]] | None = None,
 ) -> TransformersModel:
-    """Builds a model without spending time on random weights.
+    """Build a model without spending time on random weights.
 
     Args:
         architecture: The model.
@@ -194,7 +194,7 @@ class _Attend:
         dropout: float,
         alibi: Alibi | None = None,
     ) -> Tensor:
-        """As transformers has it: `[1, H, T, D]`, `[1, G, T, D]` twice -> `[1, T, H, D]`."""
+        """Attend as transformers has it: `[1, H, T, D]`, `[1, G, T, D]` twice -> `[1, T, H, D]`."""
         parts = [part.squeeze(0).transpose(0, 1) for part in (query, key, value)]
         run = partial(attend, pieces=self.pieces, dropout=dropout, alibi=alibi)
         if self._is_recomputed and query.requires_grad:
@@ -205,7 +205,7 @@ class _Attend:
 def _llama_attention(
     module: Any, query: Tensor, key: Tensor, value: Tensor, _: Any, *, dropout: float, **__: Any
 ) -> tuple[Tensor, None]:
-    """What transformers' LlamaAttention calls between its projections."""
+    """Attend between the projections of transformers' LlamaAttention, which calls this."""
     return module.documents(query, key, value, dropout=dropout), None
 
 
@@ -216,7 +216,7 @@ class _BloomAttention(BloomAttention):
 
     @override
     def forward(self, hidden_states: Tensor, residual: Tensor, **_: Any) -> tuple[Tensor, None]:
-        """`[1, T, hidden]` twice -> `[1, T, hidden]`; the positions are those of the documents."""
+        """Attend: `[1, T, hidden]` twice -> `[1, T, hidden]`; documents give the positions."""
         context = self.documents(
             *self._reshape(self.query_key_value(hidden_states)),
             dropout=self.attention_dropout.p if self.training else 0.0,
@@ -227,7 +227,7 @@ class _BloomAttention(BloomAttention):
 
 
 def _layers(architecture: Model, documents: _Attend) -> Any:
-    """The model of transformers without a head, which attends as `documents` does."""
+    """Build the model of transformers without a head, which attends as `documents` does."""
     told = FAMILIES[architecture.family].to_hf(architecture)
     is_llama = architecture.family == "llama2"
     config_class, model_class = (LlamaConfig, LlamaModel) if is_llama else (BloomConfig, BloomModel)

@@ -102,12 +102,12 @@ class _VocabParallel(torch.autograd.Function):
 
 
 def _accumulator(logits: Tensor) -> torch.dtype:
-    """fp32, or fp64 for fp64 logits, so that the gradient can be checked by finite differences."""
+    """Return fp32, or fp64 for fp64 logits: then finite differences can check the gradient."""
     return torch.promote_types(logits.dtype, torch.float32)
 
 
 def _shift(logits: Tensor, by: Tensor, temperature: float) -> Tensor:
-    """Gives logits / temperature - by `[rows, columns]`, in the dtype of `by` `[rows]`; a copy."""
+    """Compute logits / temperature - by `[rows, columns]` in the dtype of `by` `[rows]`; a copy."""
     scaled = logits.to(by.dtype)
     if temperature != 1:
         scaled = scaled / temperature
@@ -115,7 +115,7 @@ def _shift(logits: Tensor, by: Tensor, temperature: float) -> Tensor:
 
 
 def _chunks(logits: Tensor) -> list[slice]:
-    """Row ranges of at most `CHUNK_ELEMENTS` logits."""
+    """List row ranges of at most `CHUNK_ELEMENTS` logits."""
     step = max(1, CHUNK_ELEMENTS // max(1, logits.shape[1]))
     return [slice(start, start + step) for start in range(0, logits.shape[0], step)]
 
@@ -128,7 +128,7 @@ def vocab_parallel_logprobs(
     vocab_size: int,
     temperature: float = 1.0,
 ) -> tuple[Tensor, Tensor]:
-    """Log-probability of each target, and whether it was the most likely token.
+    """Compute the log-probability of each target, and whether it was the most likely token.
 
     Args:
         logits: This rank's columns `[N, V]`, any float dtype. The last ranks may hold padding.
@@ -156,7 +156,7 @@ def vocab_parallel_logprobs_and_entropy(
     vocab_size: int,
     temperature: float = 1.0,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """As `vocab_parallel_logprobs`; and the entropy of each position's distribution.
+    """Do as `vocab_parallel_logprobs`, and compute the entropy of each position too.
 
     Returns:
         Log-probabilities `[N]`, booleans `[N]`, and entropies `[N]` in nats, differentiable and in

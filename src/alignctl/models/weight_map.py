@@ -38,7 +38,7 @@ def _join(parts: Sequence[Array], dim: int = 0) -> Array:
 
 
 def _cut(whole: Array, number: int, count: int, dim: int = 0) -> Array:
-    """One of so many equal parts, which share the memory of the whole."""
+    """Cut out one of so many equal parts, which share the memory of the whole."""
     size = whole.shape[dim] // count
     return whole[(slice(None),) * dim + (slice(number * size, (number + 1) * size),)]
 
@@ -51,28 +51,28 @@ class Layout:
     """
 
     def merge(self, parts: Sequence[Array], model: Model) -> Array:
-        """Makes the full Megatron tensor from its Hugging Face tensors, in the order of `hf`."""
+        """Make the full Megatron tensor from its Hugging Face tensors, in the order of `hf`."""
         (part,) = parts
         return part
 
     def split(self, full: Array, model: Model) -> list[Array]:
-        """The inverse of `merge`."""
+        """Undo `merge`."""
         return [full]
 
     def shard(self, full: Array, rank: int, size: int) -> Array:
-        """The part of `full` that tensor-parallel rank `rank` of `size` holds."""
+        """Cut out the part of `full` that tensor-parallel rank `rank` of `size` holds."""
         return full
 
     def unshard(self, shards: Sequence[Array]) -> Array:
-        """The inverse of `shard`, from all ranks' parts in rank order."""
+        """Undo `shard`, from all ranks' parts in rank order."""
         return shards[0]
 
     def shard_shape(self, full: tuple[int, ...], size: int) -> tuple[int, ...]:
-        """The shape of `shard`'s result, of which `size` has to be a divisor."""
+        """Compute the shape of `shard`'s result; `size` has to divide the dimension that is cut."""
         return full
 
     def unshard_shape(self, shard: tuple[int, ...], size: int) -> tuple[int, ...]:
-        """The shape of `unshard`'s result."""
+        """Compute the shape of `unshard`'s result."""
         return shard
 
 
@@ -204,7 +204,7 @@ class Weight:
     place: Literal["embedding", "layer", "head"]
 
     def fill_layer(self, layer: int) -> Weight:
-        """This row with the placeholder filled in; a row without one stays as it is."""
+        """Fill in the placeholder of this row; a row without one stays as it is."""
         return Weight(
             self.megatron.format(layer=layer),
             tuple(name.format(layer=layer) for name in self.hf),
@@ -233,7 +233,7 @@ HEAD_MODULES = {"linear": "score", "pooler": "pooler_head"}
 
 
 def expand(weights: Sequence[Weight], num_layers: int) -> dict[str, Weight]:
-    """The map of a whole model: Megatron parameter name to its row, in model order."""
+    """Build the map of a whole model: Megatron parameter name to its row, in model order."""
     rows: list[Weight] = [row for row in weights if row.place == "embedding"]
     for layer in range(num_layers):
         rows += [row.fill_layer(layer) for row in weights if row.place == "layer"]
@@ -242,7 +242,7 @@ def expand(weights: Sequence[Weight], num_layers: int) -> dict[str, Weight]:
 
 
 def pad_rows(full: Array, rows: int) -> Array:
-    """Adds zero rows at the end up to `rows`: the vocabulary padding of Megatron's embedding."""
+    """Add zero rows at the end up to `rows`: the vocabulary padding of Megatron's embedding."""
     if (missing := rows - full.shape[0]) <= 0:
         return full
     if isinstance(full, np.ndarray):
@@ -253,7 +253,7 @@ def pad_rows(full: Array, rows: int) -> Array:
 
 
 def hf_shapes(rows: Mapping[str, Weight], model: Model) -> dict[str, tuple[int, ...]]:
-    """The shape every Hugging Face tensor must have, by name; no memory is taken for them."""
+    """Compute the shape of every Hugging Face tensor, by name; no memory is taken for them."""
     shapes: dict[str, tuple[int, ...]] = {}
     for row in rows.values():
         full = np.broadcast_to(np.uint8(0), full_shape(row, model))
@@ -263,7 +263,7 @@ def hf_shapes(rows: Mapping[str, Weight], model: Model) -> dict[str, tuple[int, 
 
 
 def full_shape(row: Weight, model: Model) -> tuple[int, ...]:
-    """The shape of a row's full Megatron tensor (vocabulary not padded)."""
+    """Compute the shape of a row's full Megatron tensor (vocabulary not padded)."""
     hidden, ffn = model.hidden_size, model.ffn_hidden_size
     name, kind = row.megatron.removesuffix(".weight").removesuffix(".bias"), row.megatron
     outputs, inputs = {
