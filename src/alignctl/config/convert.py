@@ -18,7 +18,7 @@ _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "ki": 2**10, "mi": 2**20, "
 
 
 def _bytes(value: object) -> object:
-    """A size as people write it: 5GB, 500MB, 2GiB, or a number of bytes."""
+    """Read a size as people write it: 5GB, 500MB, 2GiB, or a number of bytes."""
     if not isinstance(value, str):
         return value
     match = re.fullmatch(r"(\d{1,18}(?:\.\d{1,18})?)\s*([kmg]i?)?b?", value.strip().lower())
@@ -32,7 +32,7 @@ Bytes = Annotated[int, Field(ge=1, le=10**18), BeforeValidator(_bytes)]
 
 
 def size_in_bytes(flag: str, text: str) -> int:
-    """The size that a flag was given, as 500MB."""
+    """Read the size that a flag was given, as 500MB."""
     try:
         return TypeAdapter(Bytes).validate_python(text)
     except ValidationError as error:

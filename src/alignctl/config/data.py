@@ -53,7 +53,7 @@ class Documents(Rows):
 
 
 def _packing(value: Any) -> Any:
-    """What true and false meant, which is all there was to say before `step`."""
+    """Translate true and false, the only values before `step` was added."""
     return {True: "all", False: "none"}[value] if isinstance(value, bool) else value
 
 

@@ -62,17 +62,17 @@ class Generation(rollout.Drawing):
 
     @property
     def is_greedy(self) -> bool:
-        """Whether nothing is left to chance."""
+        """True if nothing is left to chance."""
         return self.temperature == 0
 
     def longest(self, model: Model) -> int:
-        """Most tokens of prompt and answer together."""
+        """Return the most tokens of prompt and answer together."""
         if self.max_prompt_length is not None:
             return self.max_prompt_length + self.max_new_tokens
         return min(model.max_position_embeddings, USUAL_LENGTH)
 
     def fitted(self, model: Model) -> Self:
-        """The same, but the default of `max_new_tokens`, where none was given, suits the model."""
+        """Copy these settings; fit `max_new_tokens` to the model where it is the default."""
         if "max_new_tokens" in self.model_fields_set:
             return self
         if self.max_prompt_length is None:
@@ -87,7 +87,7 @@ class Generation(rollout.Drawing):
         return self.model_copy(update={"max_new_tokens": most})
 
     def problems(self, model: Model) -> list[str]:
-        """Why a model cannot answer like this, one line per reason."""
+        """List the reasons why a model cannot answer like this, one line per reason."""
         if problems := model.layout_problems(self.tp, 1, prefix=""):
             return problems
         limit, longest = model.max_position_embeddings, self.longest(model)
@@ -108,7 +108,7 @@ class Generation(rollout.Drawing):
         return []
 
     def rollout(self, model: Model) -> rollout.Rollout:
-        """What of it concerns vLLM."""
+        """Make vLLM's section of these settings."""
         # Keys and values of one sequence, in float32.
         per_token = 8 * model.num_layers * model.num_query_groups * model.head_dim
         gib = (self.longest(model) + 16) * per_token / 2**30

@@ -47,18 +47,18 @@ class Input:
 
     @property
     def flag(self) -> str:
-        """The flag, as messages name it."""
+        """Flag, as messages name it."""
         return self.flags[0]
 
     def paths(self, config: TrainingConfig) -> list[Path]:
-        """The paths that a configuration names."""
+        """List the paths that a configuration names."""
         value = attrgetter(self.key)(config)
         if isinstance(value, Mapping):
             return list(value)
         return [value] if isinstance(value, Path) else []
 
     def missing(self, config: TrainingConfig) -> list[str]:
-        """A line where it has to be there and is not named."""
+        """Return a line if the input is needed and not named."""
         if self.paths(config) or not self.is_needed(config):
             return []
         return [f"{self.flag} is missing: {self.meaning.format(config=config)}"]
@@ -130,7 +130,7 @@ def refuse_inside(flag: str, output: Path, inputs: Iterable[tuple[str, Path | No
 
 
 def not_here(paths: Iterable[tuple[str, Path | None]]) -> list[str]:
-    """A line for each of some paths that is named, with its flag, but is not on this machine."""
+    """List, with its flag, each path that is named but is not on this machine."""
     return [
         f"{flag} {path}: not found here{_similar(path)}"
         for flag, path in paths
@@ -139,7 +139,7 @@ def not_here(paths: Iterable[tuple[str, Path | None]]) -> list[str]:
 
 
 def _is_dataset(path: Path) -> bool:
-    """Whether an indexed dataset of this name is there."""
+    """Tell whether an indexed dataset of this name is there."""
     return path.with_name(f"{path.name}.idx").exists()
 
 
@@ -152,7 +152,7 @@ def _unreadable(path: Path) -> list[str]:
 
 
 def _similar(path: Path) -> str:
-    """A clause with the neighbour that has almost this name, or nothing."""
+    """Write a clause with the neighbour that has almost this name, or nothing."""
     try:
         names = [each.name for each in path.parent.iterdir()]
     except OSError:

@@ -170,7 +170,7 @@ class Score(Section):
 
     @property
     def needs_model(self) -> bool:
-        """Whether a reward model takes part."""
+        """True if a reward model takes part."""
         return self.source != "sparse_only"
 
     @property

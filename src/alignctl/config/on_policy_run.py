@@ -60,7 +60,7 @@ class OnPolicyConfig(OnPolicySettings, TrainingConfig):
 
     @property
     def needs_reward_model(self) -> bool:
-        """Whether a model takes part in scoring."""
+        """True if a model takes part in scoring."""
         return self.score.needs_model
 
     @property
@@ -80,7 +80,7 @@ class OnPolicyConfig(OnPolicySettings, TrainingConfig):
 
     @property
     def value_load(self) -> Path | None:
-        """Where a value model starts, if there is one and not from the reward model."""
+        """Path that a value model starts from, if it is not the reward model's."""
         return None
 
     @property
@@ -114,15 +114,15 @@ class OnPolicyConfig(OnPolicySettings, TrainingConfig):
 
     @property
     def units_per_step(self) -> int:
-        """What batch.global_batch_size counts, of one episode: answers, or groups of them."""
+        """Units of batch.global_batch_size in one episode: answers, or groups of them."""
         return self.samples_per_step // self.answers_compared
 
     def without_warmup(self) -> Self:
-        """The same run, in which all that learns does so from the first episode on."""
+        """Copy the run so that all that learns does so from the first episode on."""
         return self
 
     def num_episodes(self, num_prompts: int) -> int:
-        """Episodes of the whole run, with so many prompts to train on."""
+        """Count the episodes of the whole run, with so many prompts to train on."""
         if self.train.steps is not None:
             return self.train.steps
         assert self.train.epochs is not None
@@ -222,7 +222,7 @@ class OnPolicyConfig(OnPolicySettings, TrainingConfig):
         return self._course_problems("optimizer", self.optimizer)
 
     def _course_problems(self, key: str, optimizer: Optimizer) -> list[str]:
-        """A warm-up counts updates, of which an episode has several."""
+        """List problems of the learning rate; a warm-up counts updates, several in an episode."""
         steps = self.train.steps
         updates = None if steps is None else steps * self.updates_per_step
         described = f"the {updates} updates of train.steps {steps} episodes"
@@ -279,7 +279,7 @@ class RLHFConfig(RLHFSettings, OnPolicyConfig):
         return self.model_copy(update={"value": value})
 
     def value_warmup(self, num_episodes: int) -> int:
-        """Episodes in which only the value model learns, of so many."""
+        """Count the episodes in which only the value model learns, of so many."""
         if self.value.warmup_steps is not None:
             return self.value.warmup_steps
         return share_of(self.value.warmup_fraction or 0.0, num_episodes)

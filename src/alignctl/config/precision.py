@@ -37,7 +37,7 @@ class LossScale(Section):
     it doubles."""
 
     def problems(self, precision: Precision) -> list[str]:
-        """Settings that have no effect or exclude each other, one line each."""
+        """List settings that have no effect or exclude each other, one line each."""
         if precision != "fp16":
             return [
                 f"loss_scale.{name} {getattr(self, name):g} has no effect with precision "

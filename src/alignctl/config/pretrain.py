@@ -98,7 +98,7 @@ class PretrainConfig(PretrainSettings, GrowingConfig):
 
     @property
     def _counts_tokens(self) -> bool:
-        """Whether tokens say how long the run is."""
+        """True if the length of the run is given in tokens."""
         train = self.train
         return train.steps is None and train.epochs is None and train.tokens is not None
 

@@ -19,7 +19,7 @@ class ModelRole:
 
     @property
     def is_trained(self) -> bool:
-        """Whether it learns."""
+        """True if it learns."""
         return self.optimizer is not None
 
 

@@ -60,7 +60,7 @@ class Rollout(Drawing):
     """After every push of weights, compare the sum of every tensor's bits on both sides."""
 
     def problems(self, model: Model, *, seq_length: int, world_size: int) -> list[str]:
-        """Why a policy cannot be sampled from like this, one line per reason.
+        """List the reasons why a policy cannot be sampled from like this, one line per reason.
 
         Args:
             model: The policy.

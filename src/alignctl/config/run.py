@@ -79,7 +79,7 @@ class RunConfig(Settings):
         return self
 
     def _problems(self) -> list[str]:
-        """Every rule between sections that is broken, each in one line with its numbers."""
+        """List every broken rule between sections, each in one line with its numbers."""
         return self._layout_problems()
 
     def _layout_problems(self) -> list[str]:
@@ -117,7 +117,7 @@ class TrainingConfig(TrainingSettings, RunConfig):
 
     @property
     def architecture(self) -> Model:
-        """The model as it is trained."""
+        """Model as it is trained."""
         return self.model
 
     @property
@@ -127,17 +127,17 @@ class TrainingConfig(TrainingSettings, RunConfig):
 
     @property
     def schedule(self) -> Optimizer:
-        """The course of the learning rate, counted in optimizer steps."""
+        """Course of the learning rate, counted in optimizer steps."""
         return self.optimizer
 
     @property
     def roles(self) -> dict[str, ModelRole]:
-        """The models of the run by their roles, in the order in which they are made."""
+        """Models of the run by their roles, in the order in which they are made."""
         return {"model": ModelRole(optimizer=self.optimizer)}
 
     @property
     def needs_reference(self) -> bool:
-        """Whether the policy is compared with what it was at the start."""
+        """True if the policy is compared with what it was at the start."""
         return False
 
     @property
@@ -147,17 +147,17 @@ class TrainingConfig(TrainingSettings, RunConfig):
 
     @property
     def longest_batch(self) -> LongestBatch:
-        """The longest micro batch there can be."""
+        """Longest micro batch there can be."""
         length = self.batch.seq_length
         return LongestBatch(self.batch.micro_batch_size, length, length)
 
     @property
     def step_size(self) -> tuple[int, str]:
-        """How much an optimizer step takes of the data, and in which unit."""
+        """Size of an optimizer step in the data, and its unit."""
         return self.batch.global_batch_size, "rows"
 
     def total_steps(self, num_sequences: int) -> int:
-        """Optimizer steps of the whole run.
+        """Count the optimizer steps of the whole run.
 
         Args:
             num_sequences: Sequences of one pass over the training data.
@@ -218,7 +218,7 @@ class TrainingConfig(TrainingSettings, RunConfig):
 
     @property
     def training_layout(self) -> dict[str, int | bool]:
-        """The layout that a checkpoint must have been saved at to be resumed."""
+        """Layout that a checkpoint must have been saved at to be resumed."""
         if self.engine == "deepspeed":
             return {"zero_stage": self.deepspeed.zero_stage, "dp": self.data_parallel_size}
         return {

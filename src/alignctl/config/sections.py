@@ -107,12 +107,12 @@ class Model(Section):
         return self.hidden_size // self.num_attention_heads
 
     def padded_vocab_size(self, tp: int) -> int:
-        """Rows of the embedding as Megatron holds it, over all `tp` ranks."""
+        """Count the rows of the embedding as Megatron holds it, over all `tp` ranks."""
         multiple = self.vocab_divisor * tp
         return -(-self.vocab_size // multiple) * multiple
 
     def layout_problems(self, tp: int, pp: int, *, prefix: str = "parallel.") -> list[str]:
-        """Why this model cannot be cut into `tp` x `pp` parts, one line per reason.
+        """List the reasons why this model cannot be cut into `tp` x `pp` parts, one per line.
 
         Args:
             tp: Tensor-parallel ranks.
@@ -157,7 +157,7 @@ class Model(Section):
         return self
 
     def _bloom_problems(self) -> list[str]:
-        """What Hugging Face's Bloom cannot express, so that it could never be written back."""
+        """List what Hugging Face's Bloom cannot express, so that it could never be written back."""
         problems = []
         if self.rotary_base is not None:
             problems.append(f"rotary_base {self.rotary_base} has no effect: bloom uses ALiBi")
@@ -268,7 +268,7 @@ class DPOLoss(Section):
     """Weight of the better answer's own loss per token (RPO), which keeps it likely."""
 
     def problems(self) -> list[str]:
-        """Settings that have no effect beside each other, one line each."""
+        """List settings that have no effect beside each other, one line each."""
         if self.variant == "ipo" and self.label_smoothing:
             return [
                 f"loss.label_smoothing {self.label_smoothing} has no effect with loss.variant "
@@ -318,7 +318,7 @@ class Optimizer(Section):
     def problems(
         self, key: str, total: int | None, described: str, *, warmup: str | None = None
     ) -> list[str]:
-        """Why the learning rate cannot take this course, one line per reason.
+        """List the reasons why the learning rate cannot take this course, one line per reason.
 
         Args:
             key: What the user writes before the names of these knobs.
@@ -340,7 +340,7 @@ class Optimizer(Section):
         return problems + one_warmup(key, self)
 
     def warmup(self, total_steps: int) -> int:
-        """Optimizer steps of the warm-up in a run of so many."""
+        """Count the optimizer steps of the warm-up in a run of so many."""
         if self.warmup_steps is not None:
             return self.warmup_steps
         return share_of(self.warmup_fraction or 0.0, self.decay_steps or total_steps)
@@ -351,14 +351,14 @@ WARMUPS = ("warmup_steps", "warmup_fraction", "warmup_tokens")
 
 
 def one_warmup(key: str, section: Section) -> list[str]:
-    """A line if a section, which the user calls `key`, has several of them."""
+    """Return a line if a section, which the user calls `key`, has several warm-up lengths."""
     values = {name: getattr(section, name, None) for name in WARMUPS}
     given = [f"{key}.{name} {value}" for name, value in values.items() if value is not None]
     return [f"{' and '.join(given)}: give one (null unsets)"] if len(given) > 1 else []
 
 
 def share_of(fraction: float, total: int) -> int:
-    """A share of steps, rounded down; 0.29 of 100 are 29, though the float 0.29 is less."""
+    """Take a share of steps, rounded down; 0.29 of 100 are 29, though the float 0.29 is less."""
     return math.floor(fractions.Fraction(str(fraction)) * total)
 
 
@@ -397,7 +397,7 @@ class Lora(Section):
     such as [q_proj, v_proj]."""
 
     def modules(self, family: str) -> tuple[str, ...]:
-        """Hugging Face's names of the targets, in the order of a layer."""
+        """List Hugging Face's names of the targets, in the order of a layer."""
         groups = LORA_TARGETS[family]
         return tuple(
             name
@@ -407,7 +407,7 @@ class Lora(Section):
         )
 
     def problems(self, model: Model) -> list[str]:
-        """Why this model cannot have these adapters, one line per reason."""
+        """List the reasons why this model cannot have these adapters, one line per reason."""
         groups = LORA_TARGETS[model.family]
         names = [name for each in groups.values() for name in each]
         known = {"all", *groups, *names}

@@ -37,7 +37,7 @@ class GRPO:
 
     @property
     def state(self) -> dict[str, Any]:
-        """Nothing is remembered."""
+        """Nothing: this learner keeps no values between episodes."""
         return {}
 
     def restore(self, state: dict[str, Any]) -> None:

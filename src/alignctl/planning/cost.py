@@ -57,12 +57,12 @@ class Job:
 
     @property
     def gpus(self) -> int:
-        """Of the job."""
+        """GPUs of the job."""
         return self.tp * self.pp * self.dp
 
     @property
     def tokens(self) -> int:
-        """Of a step, over all copies."""
+        """Tokens of a step, over all copies."""
         return self.micro_batch_tokens * self.micro_batches * self.dp
 
 
@@ -94,7 +94,7 @@ class Cost:
 
     @property
     def seconds(self) -> float:
-        """Of a step."""
+        """Seconds of a step."""
         return (
             self.compute
             + self.memory
@@ -107,7 +107,7 @@ class Cost:
 
 
 def flops_per_token(model: Model, document_tokens: int) -> tuple[float, float]:
-    """Floating-point operations of a forward pass: of matrix products, and of causal attention."""
+    """Count floating-point operations of a forward pass: matrix products, and causal attention."""
     weights = model.num_layers * layer_parameters(model, 1)
     products = 2 * (weights + model.padded_vocab_size(1) * model.hidden_size)
     # Scores and weighted values: 2 x 2 L H of every query, of which the causal half is computed.
@@ -116,7 +116,7 @@ def flops_per_token(model: Model, document_tokens: int) -> tuple[float, float]:
 
 
 def estimate(job: Job, device: Device) -> Cost:
-    """Seconds of an optimizer step."""
+    """Estimate the seconds of an optimizer step."""
     per_micro_batch = _micro_batch(job, device)
     compute, memory, inside, between = (job.micro_batches * each for each in per_micro_batch)
     share = (job.pp - 1) / job.virtual_stages / job.micro_batches
@@ -130,7 +130,7 @@ def estimate(job: Job, device: Device) -> Cost:
 
 
 def _micro_batch(job: Job, device: Device) -> tuple[float, float, float, float]:
-    """Seconds of a micro batch forward and backward on one stage, none of them waiting."""
+    """Estimate the seconds of a micro batch on one stage, forward and backward, without waiting."""
     model, tokens = job.model, job.micro_batch_tokens
     products, attention = flops_per_token(model, job.document_tokens)
     passes = 4 if job.recompute == "full" else 3
@@ -164,13 +164,13 @@ def _micro_batch(job: Job, device: Device) -> tuple[float, float, float, float]:
 
 
 def _between_stages(job: Job, device: Device) -> float:
-    """Bytes per second between two stages."""
+    """Return the bytes per second between two stages."""
     is_inside = job.tp * job.pp <= GPUS_PER_NODE
     return (device.link_gbs if is_inside else device.network_gbs) * 1e9
 
 
 def _once(job: Job, device: Device) -> tuple[float, float]:
-    """Seconds of what a step does once: traffic between copies, and the optimizer."""
+    """Estimate the seconds of what a step does once: traffic between copies, and the optimizer."""
     model = job.model
     count = model.num_layers // job.pp * layer_parameters(model, job.tp)
     count += model.padded_vocab_size(job.tp) // job.tp * model.hidden_size

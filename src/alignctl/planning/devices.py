@@ -26,13 +26,13 @@ class Device(Section):
 
 @cache
 def devices() -> dict[str, Device]:
-    """All GPUs that are known, by name."""
+    """Read all GPUs that are known, by name."""
     text = resources.files("alignctl.planning").joinpath("devices.yaml").read_text("utf-8")
     return TypeAdapter(dict[str, Device]).validate_python(yaml.safe_load(text))
 
 
 def device(name: str) -> Device:
-    """A GPU by its name.
+    """Find a GPU by its name.
 
     Raises:
         UserError: It is not known.

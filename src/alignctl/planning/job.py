@@ -22,7 +22,7 @@ from alignctl.planning.sampler import sampler
 
 
 def predict(config: TrainingConfig, *, gpu_memory_gib: float = 80.0) -> Report:
-    """The report of a job, by arithmetic."""
+    """Compute the report of a job, by arithmetic."""
     ranks = tuple(
         _episode(config, kind, stage, gpu_memory_gib)
         if is_on_policy(config)
@@ -39,7 +39,7 @@ def predict(config: TrainingConfig, *, gpu_memory_gib: float = 80.0) -> Report:
 
 
 def describe(config: TrainingConfig) -> str:
-    """A job in a line."""
+    """Describe a job in a line."""
     parallel, batch = config.parallel, config.batch
     return (
         f"{config.preset} {config.stage}: {config.world_size} GPUs, TP {parallel.tp} x "
@@ -50,7 +50,7 @@ def describe(config: TrainingConfig) -> str:
 
 
 def kinds_of_ranks(config: TrainingConfig) -> dict[str, int]:
-    """The pipeline stages that differ, by name: the first, one in the middle, the last.
+    """List the pipeline stages that differ, by name: the first, one in the middle, the last.
 
     Of the middle ones it is the one that has most micro batches under way.
     """
@@ -62,7 +62,7 @@ def kinds_of_ranks(config: TrainingConfig) -> dict[str, int]:
 
 
 def answers_together(config: OnPolicyConfig, size: int) -> int:
-    """How many of the answers in a batch of `size` are to one prompt that is computed once.
+    """Count the answers in a batch of `size` that are to one prompt, which is computed once.
 
     As many as are in every batch that a group of `experience.samples` may be cut into, at least.
     """
@@ -70,7 +70,7 @@ def answers_together(config: OnPolicyConfig, size: int) -> int:
 
 
 def tokens_of_batch(config: TrainingConfig) -> Tokens:
-    """A micro batch of full length.
+    """Count the tokens of a micro batch of full length.
 
     What rows of preferences have in common is not known without them: nothing, it is supposed.
     """
@@ -82,7 +82,7 @@ def tokens_of_batch(config: TrainingConfig) -> Tokens:
 
 
 def _answers(config: OnPolicyConfig, count: int, length: int) -> Tokens:
-    """Answers of the greatest length to the longest prompts, so many tokens together."""
+    """Count tokens of answers of the greatest length to the longest prompts."""
     learned = count * config.rollout.max_new_tokens
     # The last token of a prompt predicts the first one of each answer.
     together, shared = answers_together(config, count), config.data.max_prompt_length - 1
@@ -93,7 +93,7 @@ def _answers(config: OnPolicyConfig, count: int, length: int) -> Tokens:
 
 
 def micro_batches_under_way(config: TrainingConfig, stage: int) -> int:
-    """In 1F1B a stage has pp - stage of them forward and not yet backward, if there are as many."""
+    """Count micro batches that are forward and not yet backward: in 1F1B pp - stage at most."""
     return min(config.num_micro_batches, config.parallel.pp - stage)
 
 
@@ -102,7 +102,7 @@ def _part(config: TrainingConfig, stage: int, head: Head) -> Part:
 
 
 def _training(config: TrainingConfig, kind: str, stage: int) -> RankReport:
-    """`sft`, `reward` and `dpo`: one model."""
+    """Report on a rank of `sft`, `reward` or `dpo`: one model."""
     part = _part(config, stage, config.roles["model"].head)
     kept = held(part, config.data_parallel_size, is_trained=True, lora=config.lora)
     tokens = tokens_of_batch(config)
@@ -118,7 +118,7 @@ def _training(config: TrainingConfig, kind: str, stage: int) -> RankReport:
 
 
 def _episode(config: OnPolicyConfig, kind: str, stage: int, gpu_memory_gib: float) -> RankReport:
-    """`rlhf`, `online-dpo` and `grpo`: several models, which take turns."""
+    """Report on a rank of `rlhf`, `online-dpo` or `grpo`: several models, which take turns."""
     policy, other = _part(config, stage, "lm"), _part(config, stage, "linear")
     dp = config.data_parallel_size
     models = {
@@ -153,13 +153,13 @@ def _episode(config: OnPolicyConfig, kind: str, stage: int, gpu_memory_gib: floa
 
 
 def waiting(config: OnPolicyConfig, models: Mapping[str, Held]) -> int:
-    """Bytes of the CPU's memory: gradients do not wait, they are dropped."""
+    """Count the bytes of the CPU's memory: gradients are not kept there, they are dropped."""
     found = sum(each.weights + each.optimizer for each in models.values())
     return found if config.offload else 0
 
 
 def _at_start(model: Held, config: OnPolicyConfig) -> int:
-    """Before the first step, which makes the moments, 8 of the 12 bytes (8 of 8 in fp32)."""
+    """Count bytes before the first step, which makes the moments, 8 of the 12 (8 of 8 in fp32)."""
     masters = 0 if config.precision == "fp32" else model.optimizer // 3
     return model.weights + model.gradients + masters
 

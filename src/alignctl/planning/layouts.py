@@ -33,7 +33,7 @@ class Plan:
 
     @property
     def overrides(self) -> list[str]:
-        """What makes the preset this run."""
+        """Settings that make the preset this run."""
         parallel, launch = self.config.parallel, self.config.launch
         found = {
             "launch.nproc_per_node": launch.nproc_per_node,
@@ -50,7 +50,7 @@ class Plan:
         return [f"{key}={str(value).lower()}" for key, value in found.items()]
 
     def row(self) -> dict[str, Any]:
-        """As JSON has it."""
+        """Describe the plan as a row for JSON."""
         parallel = self.config.parallel
         return {
             "tp": parallel.tp,
@@ -70,7 +70,7 @@ class Plan:
 
 
 def look_at(config: TrainingConfig, device: Device, gpu_memory_gib: float) -> Plan:
-    """One layout: the run as it is configured."""
+    """Report on one layout: the run as it is configured."""
     tokens = tokens_of_batch(config)
     job = Job(
         config.architecture,
@@ -89,7 +89,7 @@ def look_at(config: TrainingConfig, device: Device, gpu_memory_gib: float) -> Pl
 def fitting(
     config: TrainingConfig, device: Device, *, gpus: int, gpu_memory_gib: float
 ) -> list[Plan]:
-    """The layouts that fit, the fastest first; of those alike in all but the micro batch, one.
+    """List layouts that fit, the fastest first; of those alike in all but the micro batch, one.
 
     Args:
         config: The run; its layout and micro batch are not looked at.
@@ -110,7 +110,7 @@ def fitting(
 
 
 def _candidates(config: TrainingConfig, gpus: int) -> Iterator[TrainingConfig]:
-    """Every layout that the rules between sections allow."""
+    """Yield every layout that the rules between sections allow."""
     tree = config.model_dump()
     per_node = min(gpus, GPUS_PER_NODE)
     stages = [

@@ -37,7 +37,7 @@ class Held:
 
     @property
     def total(self) -> int:
-        """All of it."""
+        """Sum of weights, gradients and optimizer."""
         return self.weights + self.gradients + self.optimizer
 
 
@@ -61,27 +61,27 @@ class Part:
 
     @property
     def is_first(self) -> bool:
-        """Whether it has the embedding."""
+        """True if it has the embedding."""
         return self.stage == 0
 
     @property
     def is_last(self) -> bool:
-        """Whether it has the head."""
+        """True if it has the head."""
         return self.stage == self.parallel.pp - 1
 
     @property
     def layers(self) -> int:
-        """Layers of it."""
+        """Layers of the part."""
         return self.model.num_layers // self.parallel.pp
 
     @property
     def bytes_per_number(self) -> int:
-        """B."""
+        """Bytes of a number of weights and activations, b."""
         return bytes_of_number(self.precision)
 
     @property
     def sequence_cut(self) -> int:
-        """S."""
+        """Parts into which the sequence is cut, s."""
         return self.parallel.tp if self.parallel.sequence_parallel else 1
 
     @property
@@ -90,7 +90,7 @@ class Part:
         return self.model.padded_vocab_size(self.parallel.tp) // self.parallel.tp
 
     def parameters(self) -> int:
-        """Weights on one rank."""
+        """Count the weights on one rank."""
         model, hidden = self.model, self.model.hidden_size
         count = self.layers * layer_parameters(model, self.parallel.tp)
         table = self.vocabulary * hidden
@@ -109,7 +109,7 @@ class Part:
 
 
 def layer_parameters(model: Model, tp: int) -> int:
-    """Weights of one layer on one of `tp` ranks."""
+    """Count the weights of one layer on one of `tp` ranks."""
     hidden, ffn = model.hidden_size, model.ffn_hidden_size
     heads, groups = model.num_attention_heads // tp, model.num_query_groups // tp
     qkv, attention = (heads + 2 * groups) * model.head_dim, heads * model.head_dim
@@ -120,7 +120,7 @@ def layer_parameters(model: Model, tp: int) -> int:
 
 
 def held(part: Part, dp: int, *, is_trained: bool, lora: Lora | None = None) -> Held:
-    """What a part keeps of a model that is cut into `dp` copies.
+    """Count the bytes that a part keeps of a model that is cut into `dp` copies.
 
     Of each weight b bytes; of each that is trained also 4 of the gradient, and of the optimizer 8
     of moments and, unless weights are float32, 4 of a master copy, which the distributed optimizer
@@ -136,7 +136,7 @@ def held(part: Part, dp: int, *, is_trained: bool, lora: Lora | None = None) -> 
 
 
 def adapter_parameters(part: Part, lora: Lora) -> int:
-    """Weights of the adapters on one rank, and of the head that is trained with them."""
+    """Count weights of the adapters on one rank, and of the head that is trained with them."""
     model, tp = part.model, part.parallel.tp
     hidden, ffn = model.hidden_size, model.ffn_hidden_size
     kv = model.head_dim * model.num_query_groups
@@ -181,7 +181,7 @@ class Tokens:
 
 
 def kept_of_shared(part: Part, tokens: Tokens) -> int:
-    """Bytes that a layer keeps of shared beginnings: copies of keys and values for each document.
+    """Count bytes that a layer keeps of shared beginnings: keys and values for each document.
 
     None where attention is computed again.
     """
@@ -192,7 +192,7 @@ def kept_of_shared(part: Part, tokens: Tokens) -> int:
 
 
 def kept_by_layer(part: Part, tokens: int) -> int:
-    """Bytes that a layer keeps of a micro batch for its backward pass.
+    """Count the bytes that a layer keeps of a micro batch for its backward pass.
 
     Outputs of both norms and both sums of the residual stream (4 T H / s); the outputs of the
     projection to q, k and v; of attention, twice; and of the feed-forward block's first matrix and
@@ -217,7 +217,7 @@ def kept_by_layer(part: Part, tokens: int) -> int:
 
 
 def kept_by_dropout(part: Part, tokens: int, lora: Lora | None) -> int:
-    """Bytes that a layer's adapters keep beyond others where they drop elements of their inputs.
+    """Count bytes that a layer's adapters keep more where they drop elements of their inputs.
 
     Each of them its own input without those, and a byte for each element of it; not the input
     itself, which those of one matrix share.
@@ -247,7 +247,7 @@ def training_activations(
     trains_head: bool = True,
     lora: Lora | None = None,
 ) -> int:
-    """Bytes beyond what is held, at the peak of a training step.
+    """Count the bytes beyond what is held, at the peak of a training step.
 
     Args:
         part: The stage's part of the model.
@@ -274,7 +274,7 @@ def training_activations(
 
 
 def _head_peak(part: Part, tokens: Tokens, is_trained: bool) -> int:
-    """Beside the rows that logits are made of, the more of two.
+    """Count bytes beside the rows that logits are made of: the more of two.
 
     Logits, their gradient and a chunk of both in float32; or their gradient and what follows from
     it, that of the rows and that of the output layer.
@@ -288,7 +288,7 @@ def _head_peak(part: Part, tokens: Tokens, is_trained: bool) -> int:
 
 
 def _bias(part: Part, tokens: Tokens) -> int:
-    """What is added to scores, of a power of two of positions, for all layers.
+    """Count bytes of what is added to scores, of a power of two of positions, for all layers.
 
     ALiBi's of each head; without it one for all heads, and only where documents share something.
     """
@@ -301,7 +301,7 @@ def _bias(part: Part, tokens: Tokens) -> int:
 
 
 def forward_activations(part: Part, tokens: Tokens) -> int:
-    """Bytes beyond what is held, at the peak of a pass without gradients."""
+    """Count the bytes beyond what is held, at the peak of a pass without gradients."""
     model, b, tp = part.model, part.bytes_per_number, part.parallel.tp
     stream = tokens.total * model.hidden_size * b
     gathered = stream if part.sequence_cut > 1 else 0
@@ -315,7 +315,7 @@ def forward_activations(part: Part, tokens: Tokens) -> int:
 
 
 def push_work(part: Part) -> int:
-    """Bytes beyond what is held, while weights go to the sampler one tensor at a time.
+    """Count bytes beyond what is held, while weights go to the sampler one tensor at a time.
 
     The largest tensor as a whole; where it comes from, the shards it is made of as well.
     """

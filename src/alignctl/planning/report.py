@@ -45,7 +45,7 @@ class RankReport:
 
     @property
     def peak(self) -> int:
-        """The most that is on the device at any time."""
+        """Most bytes that are on the device at any time."""
         return max(phase.peak for phase in self.phases.values())
 
 
@@ -69,17 +69,17 @@ class Report:
 
     @property
     def peak_gib(self) -> float:
-        """Of the rank that takes most."""
+        """GiB at the peak of the rank that takes most."""
         return max(rank.peak for rank in self.ranks) / GIB
 
     @property
     def fits(self) -> bool:
-        """Whether every rank has room enough, and the sampler for one sequence at least."""
+        """True if every rank has room, and the sampler has room for one sequence at least."""
         has_room = self.sampler is None or self.sampler.sequences >= 1
         return has_room and self.peak_gib <= self.gpu_memory_gib - RESERVED_GIB
 
     def render(self) -> str:
-        """The report as a person reads it."""
+        """Write the report as text."""
         lines = [self.job, ""]
         for role in self.ranks[0].models:
             lines += _table(f"{role}, GiB of a GPU", self._held(role), self._kinds)
@@ -92,7 +92,7 @@ class Report:
 
     @property
     def verdict(self) -> str:
-        """One line: whether it fits."""
+        """Verdict in one line: it fits, or it does not."""
         room = self.gpu_memory_gib - RESERVED_GIB
         of = (
             f"{self.peak_gib:.1f} GiB of {room:g} ({self.gpu_memory_gib:g}, less {RESERVED_GIB:g} "
@@ -153,7 +153,7 @@ class Report:
 
 
 def _table(title: str, rows: Mapping[str, Iterable[int]], columns: list[str]) -> list[str]:
-    """Lines of a table of bytes, in GiB; the part of a name after two spaces is set in."""
+    """Format a table of bytes in GiB, by lines; the part of a name after two spaces is set in."""
     widths = [max(9, len(column)) for column in columns]
     head = "  ".join(column.rjust(width) for column, width in zip(columns, widths, strict=True))
     lines = [f"{title:<34}{head}"]

@@ -37,7 +37,7 @@ class Sampler:
 
 
 def sampler(config: OnPolicyConfig, gpu_memory_gib: float) -> Sampler:
-    """The sampler of a run, on GPUs of so much memory."""
+    """Estimate the memory of a run's sampler, on GPUs of so much memory."""
     model, settings = config.model, config.rollout
     tp, hidden = settings.tp, model.hidden_size
     b = bytes_of_number(config.precision)

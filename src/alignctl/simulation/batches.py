@@ -9,7 +9,7 @@ _TOKEN = 1
 
 
 def training_batch(config: TrainingConfig) -> TokenBatch:
-    """A micro batch of `sft`, `reward` or `dpo`; preferences are all of document number 0."""
+    """Make a micro batch of `sft`, `reward` or `dpo`; preferences are all of document number 0."""
     size, length = config.batch.micro_batch_size, config.batch.seq_length
     answers = config.answers_compared
     if answers == 1:

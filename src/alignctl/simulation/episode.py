@@ -80,7 +80,7 @@ class SimulatedModels(Models):
 
     @property
     def by_role(self) -> dict[str, MegatronEngine]:
-        """Those that take part, by role."""
+        """Models that take part, by role."""
         roles = {
             "policy": self.policy,
             "reference": self.reference,
@@ -91,21 +91,21 @@ class SimulatedModels(Models):
 
     @contextmanager
     def on_device(self, engine: MegatronEngine) -> Iterator[MegatronEngine]:
-        """As of the stage."""
+        """Hold a model on the device, as the stage does, and measure the phase."""
         (role,) = [role for role, each in self.by_role.items() if each is engine]
         name = "push" if self.is_syncing else role
         with super().on_device(engine), self.book.phase(name):
             yield engine
 
     def sync_weights(self) -> None:
-        """As of the stage."""
+        """Give the policy's weights to the sampler, as the stage does, and measure it."""
         self.is_syncing = True
         super().sync_weights()
         self.is_syncing = False
 
 
 def _shortened(config: OnPolicyConfig, stage: int) -> OnPolicyConfig:
-    """The same run with an episode of one update, and of as few micro batches as show its peak."""
+    """Shorten the run to an episode of one update and as few micro batches as show its peak."""
     count = micro_batches(config, stage)
     units = count * config.batch.micro_batch_size * config.data_parallel_size
     size, samples, prompts = config.batch.micro_batch_size, config.answers_compared, units
@@ -129,7 +129,7 @@ def _shortened(config: OnPolicyConfig, stage: int) -> OnPolicyConfig:
 
 
 def _assembled(config: OnPolicyConfig, rank: Rank, book: Book, gpu_memory: int) -> SimulatedModels:
-    """Makes all models, in the order in which the stage makes them."""
+    """Make all models, in the order in which the stage makes them."""
     rollout: Any = SimulatedRollout(config, rank.ledger, gpu_memory)
     with book.phase("start"):
         models = _build(config, rank, rollout, book)
@@ -157,7 +157,7 @@ def _build(config: OnPolicyConfig, rank: Rank, rollout: Any, book: Book) -> Simu
 
 
 def _longest_prompts(config: OnPolicyConfig) -> PromptData:
-    """As many as an episode asks, of the greatest length."""
+    """Make as many prompts as an episode asks, of the greatest length."""
     count, length = config.experience.prompts, config.data.max_prompt_length
     lists = TokenLists(np.ones(count * length, np.int32), np.arange(count + 1) * length)
     return PromptData(
@@ -174,7 +174,7 @@ def _longest_prompts(config: OnPolicyConfig) -> PromptData:
 
 
 def _score_full_batches(config: OnPolicyConfig, models: SimulatedModels) -> None:
-    """One batch of every model that gives numbers without learning, at its full size."""
+    """Run one batch of full size through every model that gives numbers without learning."""
     dp = models.policy.data_parallel_size
     count = min(config.experience.score_batch_size * dp, config.samples_per_step)
     samples = _longest_samples(count, config)

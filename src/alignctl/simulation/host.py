@@ -28,7 +28,7 @@ class HostNumbers(TorchFunctionMode):
 
     @contextmanager
     def building(self) -> Iterator[None]:
-        """The time that models are built."""
+        """Mark the time in which models are built."""
         self.is_building = True
         yield
         self.is_building = False

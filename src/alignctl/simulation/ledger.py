@@ -80,12 +80,12 @@ class Ledger(TorchDispatchMode):
     _peaks: list[Peak] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        """A dataclass does not call it by itself."""
+        """Call the other base's `__init__`, which a dataclass does not do by itself."""
         super().__init__()  # type: ignore[no-untyped-call]
 
     @contextmanager
     def peak(self) -> Iterator[Peak]:
-        """Measures a part of the program; parts may lie inside each other."""
+        """Measure a part of the program; parts may lie inside each other."""
         found = Peak(self.live, self.live)
         self._peaks.append(found)
         self._compare()
@@ -93,13 +93,13 @@ class Ledger(TorchDispatchMode):
         self._peaks.remove(found)
 
     def hold(self, num_bytes: int) -> None:
-        """Says that something that is no tensor takes so much of the device from now on."""
+        """Count memory of the device that is no tensor's, such as vLLM's, from now on."""
         self.live += num_bytes - self._held
         self._held = num_bytes
         self._compare()
 
     def resized(self, storage: UntypedStorage) -> None:
-        """Notes the new size of memory that is given back, or taken again, in its place."""
+        """Note the new size of a storage that was emptied, or filled again, in its place."""
         key = storage._cdata
         if key in self._sizes:
             self.live += storage.nbytes() - self._sizes[key]
@@ -144,7 +144,7 @@ class Ledger(TorchDispatchMode):
     def _on_host(
         self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], tensors: list[Tensor]
     ) -> Any:
-        """Really runs an operator on real tensors."""
+        """Run an operator on real tensors."""
         with unset_fake_temporarily():
             out = func(*args, **kwargs)
             if func.namespace == "c10d":
@@ -153,7 +153,7 @@ class Ledger(TorchDispatchMode):
         return out
 
     def _note(self, tensor: Tensor) -> None:
-        """Puts a storage that was not there before into the books."""
+        """Count a storage that was not there before."""
         storage = tensor.untyped_storage()
         key = storage._cdata
         if key in self._sizes:
@@ -176,7 +176,7 @@ class Ledger(TorchDispatchMode):
             self._live_logits -= size
 
     def _number(self, tensor: Tensor) -> float | int | bool:
-        """What the host reads of a tensor of the device."""
+        """Return the number that the host reads of a tensor of the device."""
         known = self._known.get(tensor.untyped_storage()._cdata)
         if known is not None:
             return known[int(tensor.storage_offset())]
@@ -211,7 +211,7 @@ def _one(dtype: torch.dtype) -> float | int | bool:
 
 
 def _as_places(index: Tensor | None) -> Tensor | None:
-    """The places where a mask of the host is True: only so their number is known."""
+    """Find the places where a mask of the host is True: only so their number is known."""
     if index is None or isinstance(index, FakeTensor) or index.dtype != torch.bool:
         return index
     with unset_fake_temporarily():
@@ -219,7 +219,7 @@ def _as_places(index: Tensor | None) -> Tensor | None:
 
 
 def _tensors(tree: Any) -> Iterator[Tensor]:
-    """The tensors in tuples, lists and dictionaries; torch's own tree_leaves takes far longer."""
+    """Yield the tensors in tuples, lists and dictionaries; torch's tree_leaves takes far longer."""
     if isinstance(tree, Tensor):
         yield tree
     elif isinstance(tree, (tuple, list)):

@@ -18,7 +18,7 @@ from alignctl.simulation.ledger import Ledger
 
 
 def held(engine: MegatronEngine) -> Held:
-    """What a model keeps between its steps; the optimizer's state must be there."""
+    """Measure what a model keeps between its steps; the optimizer's state must be there."""
     weights = list(engine.model.parameters())
     gradients = engine.gradient_buffers()
     optimizer = [] if engine.optimizer is None else megatron_optimizer.tensors(engine.optimizer)
@@ -28,7 +28,7 @@ def held(engine: MegatronEngine) -> Held:
 
 
 def make_state(engine: MegatronEngine) -> None:
-    """Has the optimizer make its moments, which it does in its first step."""
+    """Make the optimizer's moments, which it makes by itself only in its first step."""
     engine.fill_optimizer()
 
 
@@ -46,7 +46,7 @@ class Book:
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """Measures a part of the step; of parts with one name the largest counts."""
+        """Measure a part of the step; of parts with one name the largest counts."""
         before = Counter(self.ledger.sent)
         with self.ledger.peak() as peak:
             yield
@@ -62,7 +62,7 @@ class Book:
 
 
 def micro_batches(config: TrainingConfig, stage: int) -> int:
-    """As many as show the peak.
+    """Count as many micro batches as show the peak.
 
     In 1F1B a stage has pp - stage of them under way, never more. When it takes the one after these,
     Megatron's schedule still has names for what it got and sent for the one before.
@@ -92,7 +92,7 @@ class _Watch:
     count: int = 1
 
     def start_pass(self, batches: Sequence[TokenBatch], *, forward_only: bool) -> None:
-        """Tells the ledger the shapes of what this stage will receive."""
+        """Set the shapes of what this stage will receive."""
         parallel = self.config.parallel
         tp = parallel.tp if parallel.sequence_parallel else 1
         shapes = [(-(-batch.num_tokens // tp), 1, self.hidden_size) for batch in batches]
@@ -101,18 +101,18 @@ class _Watch:
         self.before, self.count = Counter(self.ledger.sent), len(batches)
 
     def finish_batches(self) -> None:
-        """Counts what the micro batches sent for those that were left out."""
+        """Count what the micro batches sent for those that were left out."""
         left_out = self.config.num_micro_batches - self.count
         for kind, total in (self.ledger.sent - self.before).items():
             self.ledger.sent[kind] += total * left_out // self.count
 
 
 def watch_schedule(engine: MegatronEngine, config: TrainingConfig, ledger: Ledger) -> None:
-    """Has the ledger know what the engine's pipeline stage exchanges; see `_Watch`."""
+    """Note in the ledger what the engine's pipeline stage exchanges; see `_Watch`."""
     engine.observer = _Watch(engine.architecture.hidden_size, config, ledger)
 
 
 def _storages(tensors: Iterable[Tensor]) -> dict[int, int]:
-    """Bytes of each storage, by its identity."""
+    """Count the bytes of each storage, by its identity."""
     storages = [each.untyped_storage() for each in tensors]
     return {each._cdata: each.nbytes() for each in storages}

@@ -42,7 +42,7 @@ class Rank:
 
 @contextmanager
 def playing(config: TrainingConfig, stage: int, *, is_gpu: bool = True) -> Iterator[Rank]:
-    """The time that this process is the first rank of a pipeline stage.
+    """Make this process the first rank of a pipeline stage while the block lasts.
 
     Its other ranks are not there: collectives are counted and return at once. Nothing that was
     made meanwhile may be used afterwards.
@@ -76,7 +76,7 @@ def playing(config: TrainingConfig, stage: int, *, is_gpu: bool = True) -> Itera
 
 
 def _groups() -> dict[str, str]:
-    """What each process group is for, by its name."""
+    """Name the purpose of each process group, by the group's name."""
     groups = {
         "DP": parallel_state.get_data_parallel_group(),
         "PP": parallel_state.get_pipeline_model_parallel_group(),
@@ -88,7 +88,7 @@ def _groups() -> dict[str, str]:
 
 
 def _replacements(ledger: Ledger, *, is_gpu: bool) -> list[tuple[Any, str, Any]]:
-    """What is not an operator, and so has to be told of tensors without numbers."""
+    """List what is no operator, and has to be replaced where tensors have no numbers."""
     resize, create_group = UntypedStorage.resize_, parallel_state.create_group
 
     def resize_and_note(storage: UntypedStorage, size: int) -> UntypedStorage:
@@ -134,7 +134,7 @@ def _replacements(ledger: Ledger, *, is_gpu: bool) -> list[tuple[Any, str, Any]]
 
 
 def _convert(self: Module, function: Callable[[Tensor], Tensor], recurse: bool = True) -> Module:
-    """`Module._apply`, for Module.to and its like: new parameters take the places of fake ones.
+    """Convert a module as `Module._apply` does; new parameters take the places of fake ones.
 
     torch would swap their contents, which it refuses for tensors with weak references.
     """

@@ -15,7 +15,7 @@ LOGPROB = 1.0
 
 
 def different_answers(count: int, length: int) -> list[NDArray[np.int32]]:
-    """Makes token ids of answers, of which no two begin alike."""
+    """Make token ids of answers, of which no two begin alike."""
     return [np.full(length, 1 + number, np.int32) for number in range(count)]
 
 
@@ -34,14 +34,14 @@ class SimulatedRollout:
         self.has_weights = False
 
     def load_weights(self, stream: Iterable[tuple[str, Tensor]]) -> None:
-        """Takes all weights, one at a time."""
+        """Take all weights, one at a time."""
         for _ in stream:
             pass
         self._version += 1
         self.has_weights = True
 
     def generate(self, requests: Sequence[Request], sampling: Sampling) -> Generated:
-        """Answers of the greatest length, which end there: of cut ones none would be preferred.
+        """Make answers of the greatest length that end there: no cut one would be preferred.
 
         They differ from their first token on, so that they have no more than a prompt in common.
         """
@@ -54,11 +54,11 @@ class SimulatedRollout:
         return Generated(answers, 0, 0, self._version)
 
     def sleep(self) -> None:
-        """Gives the memory back."""
+        """Give the memory back."""
         if self._settings.sleep:
             self._ledger.hold(0)
             self.has_weights = False
 
     def wake(self) -> None:
-        """Takes it again."""
+        """Take the memory again."""
         self._ledger.hold(self._share)

@@ -89,7 +89,7 @@ for _tag, _pattern, _first in _SCALARS:
 
 
 def read_yaml(path: Path) -> Document:
-    """The tree of a YAML file, with the file and line of every key.
+    """Read a YAML file, with the file and line of every key.
 
     Raises:
         UserError: When the file cannot be read, is not YAML, is not a mapping, or repeats a key.
@@ -106,7 +106,7 @@ def read_yaml(path: Path) -> Document:
 
 
 def parse_value(text: str, source: str, *, may_be_mapping: bool = False) -> Any:
-    """A number, word, truth value, null, list or mapping, as YAML would read it.
+    """Read a number, word, truth value, null, list or mapping, as YAML would read it.
 
     Args:
         text: What was typed.
@@ -126,14 +126,14 @@ def parse_value(text: str, source: str, *, may_be_mapping: bool = False) -> Any:
 
 
 def shown(path: Path) -> str:
-    """The path as messages show it: relative when it lies below the working directory."""
+    """Write the path as messages show it: relative when it lies below the working directory."""
     absolute = path.absolute()
     here = Path.cwd()
     return str(absolute.relative_to(here) if absolute.is_relative_to(here) else path)
 
 
 def shortened(value: object) -> str:
-    """A value as Python writes it, cut where it is too long for a message."""
+    """Write a value as Python does, cut where it is too long for a message."""
     try:
         text = repr(value)
     except ValueError:  # of an integer with more digits than Python writes
@@ -167,7 +167,7 @@ class _Reader:
         self._loader = _Loader("")
 
     def value(self, node: yaml.Node, path: KeyPath) -> Any:
-        """The value of a node that lies at `path`."""
+        """Return the value of a node that lies at `path`."""
         if isinstance(node, yaml.MappingNode):
             return {key: self.value(item, at) for key, item, at in self._items(node, path)}
         if isinstance(node, yaml.SequenceNode):

@@ -122,7 +122,7 @@ def merge(
 
 
 def bases(document: Document) -> list[str]:
-    """The names and paths that a file extends, as it writes them.
+    """Return the names and paths that a file extends, as it writes them.
 
     Raises:
         UserError: When they are neither a word nor a list of words.
@@ -165,7 +165,7 @@ def copy(name_or_file: str, target: Path) -> None:
 
 
 def _in_order(path: Path) -> list[Document]:
-    """The files that a preset consists of, each once, after those that it extends."""
+    """Read the files that a preset consists of, each once, after those that it extends."""
     found: dict[Path, Document] = {}
     trail: list[Path] = []
 
@@ -203,7 +203,7 @@ def _find(name: str, file: Path, here: str) -> Path:
 
 
 def _layout_of(file: Document) -> Document:
-    """The `layout` of a file, checked by itself: what is wrong there is said once, not by stage."""
+    """Check the `layout` of a file by itself, so that its mistakes are said once, not by stage."""
     if "layout" not in file.tree:
         return Document({}, {})
     try:
@@ -216,7 +216,7 @@ def _layout_of(file: Document) -> Document:
 
 
 def part(document: Document, section: str) -> Document:
-    """One section of a document by itself."""
+    """Take one section of a document by itself."""
     origins = {at[1:]: origin for at, origin in document.origins.items() if at[0] == section}
     origins.pop((), None)
     return Document(document.tree[section], origins)
@@ -230,7 +230,7 @@ def _without(document: Document, sections: Collection[str]) -> Document:
 
 
 def _told(layout: Document, section: str, stages: Mapping[str, type[BaseModel]]) -> Document:
-    """What a layout tells a section, as a document with that section alone."""
+    """Make a document with one section: what a layout says to that section."""
     if section == "convert":
         layout = part(layout, "parallel") if layout.tree.get("parallel") else Document({}, {})
         layout = _without(layout, set(layout.tree) - {"tp", "pp"})

@@ -68,12 +68,12 @@ class Chapter:
 
 
 def render_knobs() -> str:
-    """Renders the page, as Markdown in ASCII."""
+    """Render the page, as Markdown in ASCII."""
     return "\n".join([_PREFACE, *(_render(chapter) for chapter in gather_chapters())])
 
 
 def gather_chapters() -> list[Chapter]:
-    """Gathers the knobs of all stages, those that stages share once."""
+    """Gather the knobs of all stages, those that stages share once."""
     chapters: dict[tuple[type[BaseModel], tuple[str, ...]], Chapter] = {}
     for stage, model in _roots():
         for declared, path, key, row in _walk(model, ()):
@@ -94,7 +94,7 @@ def _roots() -> Iterator[tuple[str, type[BaseModel]]]:
 def _walk(
     model: type[BaseModel], path: tuple[str, ...]
 ) -> Iterator[tuple[type[BaseModel], tuple[str, ...], str, str]]:
-    """Yields for each knob below `model` its class, its path, its key and its row of the table."""
+    """Yield for each knob below `model` its class, its path, its key and its row of the table."""
     texts = describe_fields(model)
     schemas = model.model_json_schema()["properties"]
     for name, info in model.model_fields.items():
@@ -115,7 +115,7 @@ def _row(name: str, schema: Mapping[str, Any], text: str) -> str:
 
 
 def describe_values(schema: Mapping[str, Any]) -> str:
-    """Says in words what a key may be.
+    """Describe in words what values a key may have.
 
     Args:
         schema: Its JSON schema.

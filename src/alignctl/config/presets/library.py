@@ -11,28 +11,28 @@ ALIASES = {"bloom-7b1": "bloom-7b"}
 
 
 def folder() -> Path:
-    """The folder of the presets that come with the package."""
+    """Return the folder of the presets that come with the package."""
     return Path(str(files("alignctl").joinpath("presets")))
 
 
 def names() -> list[str]:
-    """The presets that come with the package, sorted."""
+    """List the presets that come with the package, sorted."""
     return sorted(path.stem for path in folder().glob("*.yaml"))
 
 
 def recipes() -> list[str]:
-    """What presets of one family have in common, by names such as recipes/llama2, sorted."""
+    """List what presets of one family share, by names such as recipes/llama2, sorted."""
     return sorted(f"recipes/{path.stem}" for path in (folder() / "recipes").glob("*.yaml"))
 
 
 def title(name: str) -> str:
-    """The first line of a preset's header comment: what model it is for."""
+    """Read the first line of a preset's header comment, which names its model."""
     with (folder() / f"{name}.yaml").open(encoding="utf-8") as file:
         return file.readline().lstrip("# ").rstrip()
 
 
 def find(name_or_file: str, beside: Path = Path()) -> Path:
-    """The file of a preset or a recipe.
+    """Find the file of a preset or a recipe.
 
     Args:
         name_or_file: A name such as llama2-7b or recipes/llama2, or the path of a YAML file.

@@ -89,7 +89,7 @@ def resolve(
     flags: Mapping[str, Any],
     overrides: Sequence[str] = (),
 ) -> Config:
-    """The configuration of a stage: the preset, then the flags, then the overrides.
+    """Make the configuration of a stage: the preset, then the flags, then the overrides.
 
     Args:
         config_class: The stage's class, such as SFTConfig.
@@ -140,7 +140,7 @@ def settle(
 def _validated(
     config_class: type[Config], document: Document, path: Path, problems: list[str]
 ) -> Config | None:
-    """The configuration that a document says; None if it says none, and `problems` why."""
+    """Make the configuration that a document describes; add to `problems` if it has any."""
     try:
         return config_class.model_validate(document.tree)
     except ValidationError as error:
@@ -149,7 +149,7 @@ def _validated(
 
 
 def load_preset(name_or_file: str) -> Preset:
-    """A preset, with each of its stages checked as a run would check it.
+    """Read a preset, and check each of its stages as a run would check it.
 
     Raises:
         UserError: With every problem of the file.
@@ -185,7 +185,7 @@ def check_preset(whole: Document, name_or_file: str) -> Preset:
 def convert_options(
     preset_name: str | None, *, tp: int | None = None, pp: int | None = None, **flags: Any
 ) -> ConvertOptions:
-    """The options of a conversion: the flags, and what the preset says where there is no flag.
+    """Make the options of a conversion: the flags, and what the preset says where there is none.
 
     Args:
         preset_name: Name or path of a preset, or None to rely on the folder that is read.
@@ -214,7 +214,7 @@ def convert_options(
 def options(
     options_class: type[Options], flags: Mapping[str, Any], overrides: Sequence[str]
 ) -> Options:
-    """The options of a command that trains nothing: its flags, and knobs as `key=value`.
+    """Make the options of a command that trains nothing: its flags, and knobs as `key=value`.
 
     Args:
         options_class: Such as GenerateOptions.
@@ -242,7 +242,7 @@ def options(
 
 
 def resolve_all(name_or_file: str, overrides: Sequence[str]) -> dict[str, TrainingConfig]:
-    """The configuration of each stage that a preset has a section for, by that section.
+    """Make the configuration of each stage for which a preset has a section, by that section.
 
     Args:
         name_or_file: Name or path of the preset.
@@ -256,7 +256,7 @@ def resolve_all(name_or_file: str, overrides: Sequence[str]) -> dict[str, Traini
 def settle_all(
     whole: Document, preset: Preset, name_or_file: str, overrides: Sequence[str]
 ) -> dict[str, tuple[TrainingConfig, dict[KeyPath, Origin]]]:
-    """The same of a preset that was read and checked, each with the origins of its keys."""
+    """Do as `resolve_all` with a preset already read and checked; add the origins of keys."""
     present = {stage: known_keys(STAGES[stage]) for stage in STAGES if getattr(preset, stage)}
     settled = {}
     for stage, known in present.items():
@@ -271,7 +271,7 @@ def settle_all(
 def _stage_document(
     whole: Document, path: Path, config_class: type[RunConfig], preset: str
 ) -> Document:
-    """The part of a preset that a stage reads: the model, and its own section at the top."""
+    """Take the part of a preset that a stage reads: the model, and its own section at the top."""
     stage = config_class.model_fields["stage"].default
     section = section_of(stage)
     settings = whole.tree.get(section)

@@ -36,7 +36,7 @@ _FOLLOWS = dict.fromkeys(("ranks", "processes"), ("launch.nproc_per_node", "laun
 
 
 def known_keys(model: type[BaseModel], prefix: str = "") -> list[str]:
-    """Every key of a model and of its sections, with dots."""
+    """List every key of a model and of its sections, with dots."""
     keys: list[str] = []
     for name, field in model.model_fields.items():
         key = f"{prefix}{name}"
@@ -47,7 +47,7 @@ def known_keys(model: type[BaseModel], prefix: str = "") -> list[str]:
 
 
 def did_you_mean(key: str, known: Iterable[str]) -> str:
-    """A clause with the known key that resembles `key` most, or nothing."""
+    """Write a clause with the known key that resembles `key` most, or nothing."""
     known = list(known)
     matches = get_close_matches(key, known, n=1, cutoff=0.7)
     if not matches:
@@ -66,7 +66,7 @@ def describe(
     *,
     is_part: bool = False,
 ) -> list[str]:
-    """One line for each thing that is wrong, led by where it was written.
+    """Describe each thing that is wrong in one line, led by where it was written.
 
     Args:
         error: What Pydantic found.
@@ -93,7 +93,7 @@ def describe(
 
 
 def refuse(problems: list[str], hint: str | None = None) -> UserError:
-    """The error that lists all problems."""
+    """Make the error that lists all problems."""
     if len(problems) == 1:
         return UserError(problems[0], hint=hint)
     listed = "\n".join(f"  {problem}" for problem in problems)
@@ -120,12 +120,12 @@ def _sentence(detail: ErrorDetails, known: list[str]) -> str:
 
 
 def _plain(bound: float) -> str:
-    """A bound with all its digits, as long as they can be read."""
+    """Write a bound with all its digits, as long as they can be read."""
     return str(int(bound)) if bound == int(bound) and abs(bound) < 1e15 else f"{bound:g}"
 
 
 def quoted(value: Any) -> str:
-    """A value as the user would write it, with its quotes when it is text."""
+    """Write a value as the user would, with its quotes when it is text."""
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
     if isinstance(value, dict):
@@ -134,7 +134,7 @@ def quoted(value: Any) -> str:
 
 
 def _nearest(path: KeyPath, origins: Mapping[KeyPath, Origin], fallback: Origin) -> Origin:
-    """The origin of a key, or of the innermost section around it."""
+    """Find the origin of a key, or of the innermost section around it."""
     for length in range(len(path), 0, -1):
         if path[:length] in origins:
             return origins[path[:length]]
@@ -144,7 +144,7 @@ def _nearest(path: KeyPath, origins: Mapping[KeyPath, Origin], fallback: Origin)
 def _culprit(
     rule: str, path: KeyPath, origins: Mapping[KeyPath, Origin], fallback: Origin
 ) -> Origin:
-    """Of the keys a broken rule names, the one to blame.
+    """Find the origin of the key to blame, of those that a broken rule names.
 
     That is what was typed, else what the nearest file says, and of several the first.
     """
@@ -157,7 +157,7 @@ def _culprit(
 
 
 def sections_of(annotation: Any) -> list[type[BaseModel]]:
-    """The models that a field of this type may hold."""
+    """List the models that a field of this type may hold."""
     candidates = (annotation, *get_args(annotation))
     return [each for each in candidates if isinstance(each, type) and issubclass(each, BaseModel)]
 

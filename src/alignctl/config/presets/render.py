@@ -51,7 +51,7 @@ def _lines(
     path: KeyPath,
     typed: Origin | None = None,
 ) -> Iterator[str]:
-    """Lines of YAML; after each value its file and line, or that it is the default.
+    """Yield lines of YAML; after each value its file and line, or that it is the default.
 
     Args:
         tree: What to write.
@@ -71,7 +71,7 @@ def _lines(
 
 
 def _word(value: Any) -> str:
-    """A value on one line. PyYAML writes text as YAML 1.1 needs it, so 1e5 without quotes."""
+    """Write a value on one line. PyYAML quotes as YAML 1.1 needs it, so 1e5 has no quotes."""
     text = yaml.safe_dump(value, default_flow_style=True, width=float("inf"))
     text = text.removesuffix("\n").removesuffix("\n...")
     if isinstance(value, str | list) and parse_value(text, "a value") != value:
@@ -80,7 +80,7 @@ def _word(value: Any) -> str:
 
 
 def _short(origin: Origin | None) -> str:
-    """Where a value was written; of our own files the name alone."""
+    """Write where a value was written; of our own files the name alone."""
     if origin is None:
         return "default"
     text = origin.text.removeprefix(f"{shown(presets.folder())}/")

@@ -31,7 +31,7 @@ def preset_schema() -> str:
 
 
 def describe_fields(model: type[BaseModel]) -> dict[str, str]:
-    """The text below each field of a model and of the models it inherits from."""
+    """Read the text below each field of a model and of the models it inherits from."""
     documents: dict[str, str] = {}
     for each in reversed(model.__mro__):
         if issubclass(each, BaseModel) and each is not BaseModel:
@@ -56,7 +56,7 @@ def _texts_below_fields(model: type[Any]) -> dict[str, str]:
 
 
 def _models(model: type[BaseModel]) -> set[type[BaseModel]]:
-    """A model and all the sections below it."""
+    """Collect a model and all the sections below it."""
     found = {model}
     for field in model.model_fields.values():
         for section in sections_of(field.annotation):
