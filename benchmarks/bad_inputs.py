@@ -78,7 +78,7 @@ class Input:
 
 
 def mutate_bytes(data: bytes, rng: random.Random) -> tuple[bytes, bool, str]:
-    """Content that is changed, whether no reader of text can make sense of it, and how."""
+    """Change content; tell whether no reader of text can make sense of it, and name the change."""
     place = rng.randrange(len(data) + 1)
     kind = rng.choice(["cut", "flip", "insert", "repeat", "deep", "utf16", "bom", "nul", "latin"])
     if kind == "cut":
@@ -102,7 +102,7 @@ def mutate_bytes(data: bytes, rng: random.Random) -> tuple[bytes, bool, str]:
 
 
 def mutate_tree(tree: Any, rng: random.Random) -> tuple[Any, bool, str]:
-    """A tree of which one value is of another kind; whether it is of a kind that cannot be."""
+    """Make one value of a tree one of another kind; tell whether that kind is impossible."""
     places = list(_places(tree))
     path = rng.choice(places)
     value = _at(tree, path)
@@ -140,7 +140,7 @@ def _at(tree: Any, path: tuple[Any, ...]) -> Any:
 
 
 def special(name: str, rng: random.Random) -> tuple[Callable[[Path], None], str]:
-    """A pipe, device, folder, loop, or file of a terabyte under a name."""
+    """Put a pipe, device, folder, loop, or file of a terabyte under a name."""
     kind = rng.choice(["pipe", "zero", "null", "folder", "loop", "sparse", "unreadable", "gone"])
 
     def change(folder: Path) -> None:
@@ -164,7 +164,7 @@ def special(name: str, rng: random.Random) -> tuple[Callable[[Path], None], str]
 
 
 def of_file(name: str, arguments: list[str], rng: random.Random) -> Input:
-    """A command that reads a file, which is changed as text, as a tree, or into no file."""
+    """Make a command that reads a file changed as text or as a tree, or replaced by no file."""
     roll = rng.random()
     if roll < 0.1:
         change, told = special(name, rng)
@@ -222,7 +222,7 @@ COMMANDS = [
 
 
 def presets(rng: random.Random) -> Input:
-    """A preset file that is changed."""
+    """Change a preset file."""
     commands = [["presets", "validate", "tiny.yaml"], ["presets", "show", "tiny.yaml"], CHECK]
     each = of_file("tiny.yaml", rng.choice([*commands, [*SFT, "--dry-run"]]), rng)
     # A stage does not look at the sections of others.
@@ -230,7 +230,7 @@ def presets(rng: random.Random) -> Input:
 
 
 def overrides(rng: random.Random) -> Input:
-    """A key with a value that is odd."""
+    """Set a key to an odd value."""
     from alignctl.config.presets.load import STAGES
     from alignctl.config.presets.problems import known_keys
 
@@ -247,7 +247,7 @@ def overrides(rng: random.Random) -> Input:
 
 
 def flags(rng: random.Random) -> Input:
-    """A word of a command that is replaced, or one more."""
+    """Replace a word of a command, or add one."""
     arguments = list(rng.choice(COMMANDS))
     places = range(1, len(arguments))
     place, word = rng.choice(places), rng.choice(WORDS)
@@ -260,7 +260,7 @@ def flags(rng: random.Random) -> Input:
 
 
 def rows(rng: random.Random) -> Input:
-    """A file of rows that is changed."""
+    """Change a file of rows."""
     name, command = rng.choice(
         [
             ("train.jsonl", CHECK),
@@ -281,7 +281,7 @@ def rows(rng: random.Random) -> Input:
 
 
 def tokenizers(rng: random.Random) -> Input:
-    """A file of a tokenizer that is changed."""
+    """Change a file of a tokenizer."""
     name = rng.choice(["tokenizer.json", "tokenizer_config.json", "config.json"])
     each = of_file(f"hf/{name}", CHECK, rng)
     # Of the model's config only the ids of special tokens are read here.
@@ -302,7 +302,7 @@ TEMPLATES = [
 
 
 def templates(rng: random.Random) -> Input:
-    """A chat template that is none, or does not end."""
+    """Make a chat template that is none, or does not end."""
     command = ["prepare", "check", "sft", "chat.jsonl", *CHECK[4:], "data.template=tokenizer"]
     template: Any = rng.choice(TEMPLATES) if rng.random() < 0.7 else rng.choice(ODD)
     if rng.random() < 0.3:
@@ -323,7 +323,7 @@ def templates(rng: random.Random) -> Input:
 
 
 def models(rng: random.Random) -> Input:
-    """A file of a Hugging Face model that is changed."""
+    """Change a file of a Hugging Face model."""
     name = rng.choice(["config.json", "config.json", "model.safetensors", "generation_config.json"])
     if name == "model.safetensors" and rng.random() < 0.7:
         data = (WORKSPACE / "hf" / name).read_bytes()
@@ -342,14 +342,14 @@ def models(rng: random.Random) -> Input:
 
 
 def megatron(rng: random.Random) -> Input:
-    """A file of a Megatron checkpoint that is changed."""
+    """Change a file of a Megatron checkpoint."""
     files = [f for f in (WORKSPACE / "mg").rglob("*") if f.is_file()]
     name = str(rng.choice(files).relative_to(WORKSPACE))
     return of_file(name, MG2HF, rng)
 
 
 def runs(rng: random.Random) -> Input:
-    """A file of a run folder that is changed."""
+    """Change a file of a run folder."""
     names = ["config.json", "result.json", "metrics.jsonl", "environment.json", "command.txt"]
     name = rng.choice([*names, "metrics.jsonl"])
     each = of_file(f"run/{name}", ["report", "run", "--output", "new.html"], rng)
@@ -359,7 +359,7 @@ def runs(rng: random.Random) -> Input:
 
 
 def questions(rng: random.Random) -> Input:
-    """A file of MT-Bench that is changed."""
+    """Change a file of MT-Bench."""
     return of_file(rng.choice(["questions.jsonl", "answers.jsonl", "judge.jsonl"]), BENCH, rng)
 
 
@@ -373,7 +373,7 @@ WORKSPACE = Path()
 
 
 def make_workspace(folder: Path) -> None:
-    """A file of every kind that commands read, all of them as they should be."""
+    """Write a file of every kind that commands read, all of them as they should be."""
     import gzip
 
     import pyarrow
@@ -413,7 +413,7 @@ def make_workspace(folder: Path) -> None:
 
 
 def attempt(each: Input, folder: Path) -> tuple[str, str]:
-    """Runs a command in a fork, in a copy of the workspace; the outcome and what was said."""
+    """Run a command in a fork, in a copy of the workspace; return the outcome and its output."""
     shutil.copytree(WORKSPACE, folder)
     each.change(folder)
     pid = os.fork()
@@ -439,7 +439,7 @@ def attempt(each: Input, folder: Path) -> tuple[str, str]:
 
 
 def _run(arguments: list[str], folder: Path) -> None:
-    """In the fork: the command, with what it says in a file."""
+    """Run the command in the fork, with its output in a file."""
     os.setsid()
     os.chdir(folder)
     said = os.open(".said", os.O_WRONLY | os.O_CREAT)
@@ -464,7 +464,7 @@ def _run(arguments: list[str], folder: Path) -> None:
 
 
 def fault_seconds(folder: Path) -> float:
-    """The most processor time of a fault of the configuration, in fresh processes."""
+    """Measure the most processor time of a mistake in the configuration, in fresh processes."""
     most = 0.0
     for arguments in (
         [*SFT, "optimizer.lr=abc"],
@@ -486,7 +486,7 @@ def fault_seconds(folder: Path) -> float:
 
 
 def main() -> int:
-    """Prints the table; returns 1 where there are tracebacks, hangs or accepted nonsense."""
+    """Print the table; return 1 where there are tracebacks, hangs or accepted nonsense."""
     global WORKSPACE
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--count", type=int, default=1500)
@@ -508,7 +508,7 @@ def main() -> int:
 
 
 def attack(names: list[str], count: int, seed: int, scratch: Path) -> dict[str, Counter[str]]:
-    """Tries so many inputs, of all classes in turn; prints those that are faults of ours."""
+    """Try so many inputs, of all classes in turn; print those that are faults of ours."""
     found: dict[str, Counter[str]] = defaultdict(Counter)
     for number in range(count):
         name = names[number % len(names)]

@@ -43,7 +43,7 @@ class Timing:
 
 
 def timed(*command: object) -> Timing:
-    """Runs a command to its end and syncs."""
+    """Run a command to its end and sync."""
     os.sync()
     started = time.perf_counter()
     process = subprocess.Popen(
@@ -60,7 +60,7 @@ def timed(*command: object) -> Timing:
 
 
 def main() -> None:
-    """Makes the model, converts it there and back in both formats, prints the table."""
+    """Make the model, convert it there and back in both formats, print the table."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
     parser.add_argument("--size", choices=[*SHAPES], default="1b", help="parameters of the model")
     parser.add_argument("--repeats", type=int, default=1, help="turns; the fastest one is shown")
@@ -105,7 +105,7 @@ def measure(
     target: str,
     flags: tuple[object, ...],
 ) -> None:
-    """One direction: copy and conversion in turns, then the conversion with its verification."""
+    """Measure one direction: copy and conversion in turns, then conversion with verification."""
     copies, conversions = [], []
     for _ in range(options.repeats):
         copies.append(timed("cp", "-r", folder / source, folder / "copy"))

@@ -27,7 +27,7 @@ PHASES = ("rollout", "scoring", "training", "push")
 
 
 def main() -> None:
-    """Makes the workload, runs the contenders in turns, prints the two tables."""
+    """Make the workload, run the contenders in turns, print the two tables."""
     parser = turns.flags(__doc__.split("\n", 1)[0], documents=64)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="alignctl-bench-") as name:
@@ -95,7 +95,7 @@ def _trl(name: str, workload: Workload, engine: str) -> Contender:
 
 
 def _phases(folder: Path) -> list[dict[str, float]]:
-    """Rows of the first rank, which have `seconds_PHASE`."""
+    """Read the rows of the first rank, which have `seconds_PHASE`."""
     if (folder / "run").is_dir():
         rows = json_lines(folder / "run" / "metrics.jsonl")
         return [row for row in rows if row["kind"] == "train"]
@@ -103,7 +103,7 @@ def _phases(folder: Path) -> list[dict[str, float]]:
 
 
 def _cause(error: RuntimeError) -> str:
-    """The last line of a traceback in a program's output."""
+    """Find the last line of a traceback in a program's output."""
     lines = [line.rpartition("]: ")[2].strip() for line in str(error).splitlines()]
     return next((line for line in lines if re.match(r"\w*Error: ", line)), lines[-1])
 

@@ -66,7 +66,7 @@ class Module:
 
 
 def main() -> None:
-    """Measures a package and prints a line for each figure."""
+    """Measure a package and print a line for each figure."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
     parser.add_argument("--package", type=Path, default=ROOT / "src" / "alignctl")
     parser.add_argument("--tests", type=Path, default=ROOT / "tests")
@@ -82,7 +82,7 @@ def main() -> None:
 
 
 def read_package(package: Path) -> list[Module]:
-    """Reads all modules of a package; a folder that is a link is followed."""
+    """Read all modules of a package; a folder that is a link is followed."""
     files = {
         ".".join(file.relative_to(package).with_suffix("").parts).removesuffix(".__init__"): file
         for file in sorted(_files(package))
@@ -127,7 +127,7 @@ def _read(name: str, file: Path, package: str, names: set[str]) -> Module:
 
 
 def _imported(node: ast.AST, name: str, package: str) -> Iterator[str]:
-    """Yields what an import names, below the package."""
+    """Yield what an import names, below the package."""
     if isinstance(node, ast.Import):
         for alias in node.names:
             if alias.name.startswith(f"{package}."):
@@ -144,14 +144,14 @@ def _imported(node: ast.AST, name: str, package: str) -> Iterator[str]:
 
 
 def _prefixes(name: str) -> Iterator[str]:
-    """Yields a name and those of the packages around it, the innermost first."""
+    """Yield a name and those of the packages around it, the innermost first."""
     parts = name.split(".")
     for count in range(len(parts), 0, -1):
         yield ".".join(parts[:count])
 
 
 def measure(modules: list[Module], tests: Path, readme: Path) -> Iterator[tuple[str, str]]:
-    """Yields the figures of a package with their names."""
+    """Yield the figures of a package with their names."""
     lines = [module.lines for module in modules]
     total = sum(lines)
     functions = [function for module in modules for function in module.functions]
@@ -202,7 +202,7 @@ def measure(modules: list[Module], tests: Path, readme: Path) -> Iterator[tuple[
 
 
 def measure_presets(folder: Path) -> Iterator[str]:
-    """Yields a line for each preset, and one for all: lines, not blank, distinct, their share."""
+    """Yield a line for each preset, and one for all: lines, not blank, distinct, their share."""
     whole: list[str] = []
     for file in sorted(folder.rglob("*.yaml")):
         lines = file.read_text(encoding="utf-8").splitlines()
@@ -241,12 +241,12 @@ def _is_no_verb(word: str) -> bool:
 
 
 def _percent(values: Sequence[T], holds: Callable[[T], bool]) -> str:
-    """Says of how many of the values something holds."""
+    """Write the share of the values for which something holds."""
     return f"{100 * sum(map(holds, values)) / max(1, len(values)):.1f} %"
 
 
 def _spread(values: list[int], parts: int, place: int) -> str:
-    """Says median, a quantile and maximum."""
+    """Write median, a quantile and maximum."""
     return f"{median(values):g} / {quantiles(values, n=parts)[place - 1]:g} / {max(values)}"
 
 

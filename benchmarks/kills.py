@@ -89,7 +89,7 @@ class Kill:
     time: float
 
     def is_over(self, seconds: float) -> bool:
-        """Whether it is so long ago."""
+        """Tell whether it is so long ago."""
         return time.monotonic() > self.time + seconds
 
 
@@ -137,7 +137,7 @@ def _line(name: str, found: Found) -> str:
 
 
 def _kill_often(stage: Stage, folder: Path, count: int, seed: int) -> Found:
-    """Kills a stage so many times; a run that was over by then is no kill, and is started anew."""
+    """Kill a stage so many times; a run that was over by then does not count, and is repeated."""
     chance, found = random.Random(f"{seed} {stage.name}"), Found()
     # The name of the output is in some files: it is the same in all runs.
     work = folder / "work"
@@ -180,7 +180,7 @@ def _start(stage: Stage, work: Path) -> "subprocess.Popen[bytes]":
 
 
 def _log(work: Path) -> Path:
-    """What the latest command said, beside its folder, which holds what it wrote and no more."""
+    """Name the file of the latest command's output, beside its folder, so that nothing is added."""
     return work.with_name(f"{work.name}.log")
 
 
@@ -189,7 +189,7 @@ def _said(work: Path) -> str:
 
 
 def _kill(stage: Stage, work: Path, seconds: float, chance: random.Random) -> Kill | None:
-    """Starts the command, and kills; None when it was over by then.
+    """Start the command, and kill; None when it was over by then.
 
     A launcher whose process was killed is waited for, since it ends by itself.
     """
@@ -221,7 +221,7 @@ def _kill(stage: Stage, work: Path, seconds: float, chance: random.Random) -> Ki
 def _wait_for_save(
     stage: Stage, work: Path, process: "subprocess.Popen[bytes]", number: int
 ) -> None:
-    """Waits until so many things have been seen that are there only while something is saved."""
+    """Wait until so many things have been seen that are there only while something is saved."""
     seen: set[Path] = set()
     while len(seen) < number and process.poll() is None:
         with suppress(FileNotFoundError):
@@ -230,7 +230,7 @@ def _wait_for_save(
 
 
 def _go_on(stage: Stage, work: Path, untouched: Untouched, kill: Kill, found: Found) -> str:
-    """Looks at what a kill has left, goes on and compares; says what is wrong, if anything is."""
+    """Check what a kill has left, go on and compare; return what is wrong, if anything is."""
     wrong = false_claims(work, stage.finished, untouched.content)
     found.false += bool(wrong)
     code = _end_of(_start(stage, work) if kill.code else None, kill, found)
@@ -252,7 +252,7 @@ def _go_on(stage: Stage, work: Path, untouched: Untouched, kill: Kill, found: Fo
 
 
 def _end_of(process: "subprocess.Popen[bytes] | None", kill: Kill, found: Found) -> int:
-    """The exit code of the command that goes on, where there is one; looks for slow ranks then."""
+    """Wait for the command that goes on, if there is one; return its exit code, note slow ranks."""
     while not kill.is_over(SLOW_SECONDS):
         time.sleep(0.05)
     found.slow += any(is_alive(pid) for pid in kill.below)

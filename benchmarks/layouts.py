@@ -33,7 +33,7 @@ from tests.parallel.jobs import Result  # noqa: E402
 
 
 def main() -> None:
-    """Runs the jobs of one, two and four ranks and prints the tables."""
+    """Run the jobs of one, two and four ranks and print the tables."""
     with tempfile.TemporaryDirectory(prefix="alignctl-layouts-") as name:
         folder = Path(name)
         _make_models(folder)
@@ -47,7 +47,7 @@ def main() -> None:
 
 
 def _make_models(folder: Path) -> None:
-    """Makes the models; what the conversions say belongs to nobody here."""
+    """Make the models; the output of the conversions is dropped."""
     from tests.parallel import reference
 
     with (
@@ -59,7 +59,7 @@ def _make_models(folder: Path) -> None:
 
 
 def logits_table(found: dict[str, Result]) -> str:
-    """Max |logit difference| per model and layout."""
+    """Make the table of max |logit difference| per model and layout."""
     rows = [
         [
             f"{layout}, {load}",
@@ -77,7 +77,7 @@ def logits_table(found: dict[str, Result]) -> str:
 
 
 def training_table(found: dict[str, Result]) -> str:
-    """Relative difference of loss and gradient norm per model and variation."""
+    """Make the table of relative differences of loss and gradient norm, per model and variation."""
     baseline = {case.model: found[case.name] for case in BASELINES}
 
     def cell(case: Case) -> str:
@@ -94,7 +94,7 @@ def training_table(found: dict[str, Result]) -> str:
 
 
 def following_table(found: dict[str, Result], folder: Path) -> str:
-    """Relative difference to the plain loop over twenty steps."""
+    """Make the table of relative differences to the plain loop over twenty steps."""
     rows = []
     for case in FOLLOWING:
         plain = json.loads((folder / case.model / "follow.json").read_text())

@@ -23,7 +23,7 @@ STAGES = ("rlhf", "online-dpo", "grpo")
 
 
 def main() -> int:
-    """Runs them all and prints a table; returns the exit code of the first that fails."""
+    """Run them all and print a table; return the exit code of the first that fails."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--demo", type=Path, default=Path("demo"), help="what `make demo` made")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
@@ -47,7 +47,7 @@ def main() -> int:
 
 
 def learn(stage: str, seed: int, demo: Path, output: Path) -> int:
-    """One run; one that is finished already is not repeated."""
+    """Start one run; one that is finished already is not repeated."""
     model = demo / "tiny-llama"
     reward = () if stage == "grpo" else ("--reward-load", str(model / "reward"))
     command = [
@@ -60,7 +60,7 @@ def learn(stage: str, seed: int, demo: Path, output: Path) -> int:
 
 
 def outcome(output: Path) -> tuple[str, str, str, str]:
-    """Accuracy before and after, KL and time, from a run's metrics."""
+    """Read accuracy before and after, KL and time, from a run's metrics."""
     lines = (output / "metrics.jsonl").read_text("utf-8").splitlines()
     rows: list[dict[str, Any]] = [json.loads(line) for line in lines]
     validations = [row["accuracy"] for row in rows if row["kind"] == "validation"]

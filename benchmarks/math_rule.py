@@ -23,7 +23,7 @@ SECONDS = 3.0
 
 
 def main() -> None:
-    """Prints the table of the labelled rows, each row that is judged otherwise, and GSM8K's."""
+    """Print the table of the labelled rows, each row that is judged otherwise, and GSM8K's."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--gsm8k", type=Path, help="JSON lines of question and answer")
     arguments = parser.parse_args()
@@ -34,7 +34,7 @@ def main() -> None:
 
 
 def print_labelled(workers: RuleWorkers) -> None:
-    """Prints for each class of answers how many are judged otherwise than they are labelled."""
+    """Print for each class of answers how many are judged otherwise than they are labelled."""
     classes = tomllib.loads(TABLE.read_text(encoding="utf-8"))
     others: list[str] = []
     totals = [0, 0, 0, 0]
@@ -54,7 +54,7 @@ def print_labelled(workers: RuleWorkers) -> None:
 
 
 def print_gsm8k(workers: RuleWorkers, path: Path) -> None:
-    """Prints how GSM8K's own solutions are judged."""
+    """Print how GSM8K's own solutions are judged."""
     rows = [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
     texts = [row["answer"] for row in rows]
     answers = [text.rpartition("####")[2].strip().replace(",", "") for text in texts]

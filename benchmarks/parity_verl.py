@@ -69,7 +69,7 @@ class Row:
 
 
 def main() -> int:
-    """Prints the table; 1 if a difference is above the tolerance."""
+    """Print the table; return 1 if a difference is above the tolerance."""
     if len(sys.argv) != 2:
         print(__doc__, file=sys.stderr)
         return 0  # `make bench` runs this without verl
@@ -101,18 +101,18 @@ def main() -> int:
 
 
 def padded(values: Tensor) -> Tensor:
-    """Numbers of tokens `[N]` as verl has them `[S, longest]`."""
+    """Pad numbers of tokens `[N]` as verl has them `[S, longest]`."""
     return values.new_zeros(REAL.shape).masked_scatter(REAL, values)
 
 
 def difference(ours: Tensor, theirs: Tensor) -> float:
-    """The largest, of numbers of tokens `[N]` or of anything of one shape."""
+    """Compute the largest difference, of numbers of tokens `[N]` or of anything of one shape."""
     theirs = theirs[REAL] if theirs.shape == REAL.shape else theirs
     return (ours - theirs).abs().max().item()
 
 
 def of_advantages(core: Any, functional: Any) -> Iterator[Row]:
-    """Rewards, GAE, whitening, and the baselines of groups."""
+    """Compare rewards, GAE, whitening, and the baselines of groups."""
     at_end = padded(torch.zeros(COUNT, dtype=torch.float64))
     at_end[torch.arange(SAMPLES), LENGTHS - 1] = SCORES
     rewards = adv.token_rewards(SCORES, OLD, REFERENCE, SEGMENTS, kl_coef=0.05)
@@ -167,7 +167,7 @@ def of_advantages(core: Any, functional: Any) -> Iterator[Row]:
 
 
 def of_penalties(core: Any) -> Iterator[Row]:
-    """Estimators of the KL, their gradients, and the adaptive coefficient."""
+    """Compare estimators of the KL, their gradients, and the adaptive coefficient."""
     for name, estimate in (("k1", kl.k1), ("k2", kl.k2), ("k3", kl.k3), ("k3+", kl.kl_loss)):
         ours, theirs = NEW.clone().requires_grad_(), NEW.clone().requires_grad_()
         mine = estimate(ours, REFERENCE)
@@ -185,7 +185,7 @@ def of_penalties(core: Any) -> Iterator[Row]:
 
 
 def of_policy_losses(core: Any) -> Iterator[Row]:
-    """Clipped losses under every mean, with masks."""
+    """Compare clipped losses under every mean, with masks."""
     means: tuple[tuple[str, dict[str, Any]], ...] = (
         ("token-mean", {}),
         ("seq-mean-token-mean", {"aggregation": "sequence"}),
@@ -215,7 +215,7 @@ def of_policy_losses(core: Any) -> Iterator[Row]:
 def _policy(
     core: Any, name: str, theirs: str, mode: str, mine: dict[str, Any], settings: dict[str, Any]
 ) -> Row:
-    """Value and gradient of one loss."""
+    """Compare value and gradient of one loss."""
     from verl.workers.config import ActorConfig
 
     is_weighed = "weights" in mine  # a correction weighs tokens or leaves them out
@@ -244,7 +244,7 @@ def _policy(
 
 
 def of_value_losses(core: Any) -> Iterator[Row]:
-    """The clipped loss of values."""
+    """Compare the clipped loss of values."""
     for clip in (0.1, 0.5):
         loss = ValueLoss(SEGMENTS, VALUES, RETURNS, KEPT, clip=clip)
         moved = VALUES + normal(9, COUNT, 0.3)
@@ -258,7 +258,7 @@ def of_value_losses(core: Any) -> Iterator[Row]:
 
 
 def of_mismatch(helper: Any) -> Iterator[Row]:
-    """Trainer and sampler: measures, weights, the band."""
+    """Compare what trainer and sampler differ by: measures, weights, the band."""
     sampler = OLD + normal(10, COUNT, 0.5)
     measured = mismatch.measure(OLD, sampler)
     theirs = helper.compute_offpolicy_metrics(padded(OLD), padded(sampler), MASK)
@@ -275,7 +275,7 @@ def of_mismatch(helper: Any) -> Iterator[Row]:
 
 
 def _ours(loss: Any, numbers: Tensor, output_of: Callable[..., Any]) -> tuple[float, Tensor]:
-    """Value and gradient as an engine has them: sums over micro batches, divided once."""
+    """Compute value and gradient as an engine does: sums over micro batches, divided once."""
     numbers = numbers.clone().requires_grad_()
     terms = []
     for samples in (range(SAMPLES // 2, SAMPLES), range(SAMPLES // 2)):

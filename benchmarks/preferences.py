@@ -24,7 +24,7 @@ METHODS = ("reward", "dpo")
 
 
 def main() -> None:
-    """Makes the workload, runs the contenders in turns, prints a table for each method."""
+    """Make the workload, run the contenders in turns, print a table for each method."""
     parser = turns.flags(__doc__.split("\n", 1)[0], documents=64)
     parser.add_argument("--method", choices=METHODS, action="append", help="of these only")
     parser.add_argument("--micro-batch", type=int, default=2, help="pairs at once, of alignctl")
@@ -63,7 +63,7 @@ def main() -> None:
 
 
 def all_contenders(workload: Workload, method: str, micro_batch: int) -> list[Contender]:
-    """alignctl, and TRL with little padding in several ways, on two processes of one thread."""
+    """List alignctl, and TRL with little padding in several ways: two processes of one thread."""
     return [
         _alignctl(workload, method, micro_batch),
         _trl("TRL, a pair at a time", workload, method, micro_batch=1),

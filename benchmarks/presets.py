@@ -49,7 +49,10 @@ class Course:
 
 
 def tutorial(name: str, stage: str, folder: Path, tokenizer: Path) -> Course | None:
-    """What the scripts of ChatLearn (v0.2.0 Bloom, v1.0.3 Llama 2) and PAI-Megatron-Patch do."""
+    """Compute what the scripts of ChatLearn and PAI-Megatron-Patch do.
+
+    ChatLearn is of v0.2.0 for Bloom, of v1.0.3 for Llama 2.
+    """
     is_llama = name.startswith("llama2")
     if name not in SOURCES or (stage not in ("pretrain", "sft", "reward", "rlhf") and not is_llama):
         return None
@@ -70,7 +73,7 @@ def tutorial(name: str, stage: str, folder: Path, tokenizer: Path) -> Course | N
 
 
 def _answer_tokens(folder: Path, tokenizer: Path, *keys: str) -> list[int]:
-    """Tokens of each answer with its end, as the scripts find them: by the length of the prompt."""
+    """Count tokens of each answer with its end, as the scripts do: by the length of the prompt."""
     backend = Backend.from_file(str(tokenizer / "tokenizer.json"))
     file = folder / ("sft" if len(keys) == 1 else "alignment") / "train.jsonl"
     rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
@@ -84,7 +87,7 @@ def _answer_tokens(folder: Path, tokenizer: Path, *keys: str) -> list[int]:
 
 
 def counted(config: TrainingConfig, folder: Path, tokenizer: Path) -> Course:
-    """What the batches of the first steps hold."""
+    """Count what the batches of the first steps hold."""
     if isinstance(config, PretrainConfig):
         tokens = config.tokens_per_step
         return Course(config.total_steps(0) * tokens, tokens)
@@ -127,7 +130,7 @@ def _prepared(config: TrainingConfig, folder: Path, tokenizer: Path) -> SFTData 
 
 
 def before(revision: str, name: str, stage: str) -> TrainingConfig:
-    """A stage of a preset as an older version had it: its batches, its length, its packing."""
+    """Read a stage of a preset as an older version had it: its batches, length and packing."""
     old = yaml.safe_load(_shown(revision, f"presets/{name}.yaml"))
     if "extends" in old:
         values = json.loads(_shown(revision, "tests/config/resolved.json"))
@@ -155,7 +158,7 @@ def _shown(revision: str, file: str) -> bytes:
 
 
 def main() -> None:
-    """Prints the table."""
+    """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path, help="as `alignctl prepare hh` writes it")
     parser.add_argument("--tokenizer", type=Path, required=True)

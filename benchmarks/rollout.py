@@ -28,7 +28,7 @@ VOCAB_SIZE = 8192
 
 
 def main() -> None:
-    """Runs every layout in a job of its own and prints a table."""
+    """Run every layout in a job of its own and print a table."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--layers", type=int, default=6)
     parser.add_argument("--width", type=int, default=512)
@@ -67,7 +67,7 @@ def _run(folder: Path, world: int, numbers: list[int]) -> dict[str, float]:
 
 
 def work(results: Path, tp: int, pp: int, rollout_tp: int, layers: int, width: int) -> None:
-    """What every rank runs."""
+    """Do the work of every rank."""
     import numpy as np
     import torch
     import torch.distributed as dist

@@ -23,7 +23,7 @@ BIN = Path(sys.executable).parent
 
 
 def main() -> None:
-    """Makes the workload, runs the contenders in turns, prints the table."""
+    """Make the workload, run the contenders in turns, print the table."""
     options = turns.flags(__doc__.split("\n", 1)[0], documents=1024).parse_args()
     with tempfile.TemporaryDirectory(prefix="alignctl-bench-") as folder:
         workload = Workload(
@@ -52,7 +52,7 @@ def main() -> None:
 
 
 def all_contenders(workload: Workload) -> list[Contender]:
-    """Both trainers, each with one process of two threads and with two processes of one."""
+    """List both trainers, each with one process of two threads and with two processes of one."""
     return [
         _alignctl("alignctl, data parallel", workload, ranks=2),
         _trl("TRL packed, data parallel", workload, ranks=2, packing=True),

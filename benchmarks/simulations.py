@@ -20,7 +20,7 @@ from alignctl.stages.shared.simulation import simulate
 
 
 def row(name: str, stage: str) -> str:
-    """A line of the table: held bytes are those of the largest model, the others of the peak."""
+    """Make a line of the table: held bytes of the largest model, the others at the peak."""
     config = resolve(STAGES[stage], name, {"output": Path("runs")})
     report, computed = simulate(config), predict(config)
     # Of this process, and of those that it started for kinds of ranks.
@@ -44,7 +44,7 @@ def row(name: str, stage: str) -> str:
 
 
 def main(names: list[str]) -> None:
-    """Prints the table."""
+    """Print the table."""
     print(
         "| | GPUs | TP x PP x DP | largest in | weights | gradients | optimizer | activations | "
         "sampler | peak GiB | fits | `plan` | error | core s | RSS GiB |"

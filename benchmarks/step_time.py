@@ -37,7 +37,7 @@ class Run:
 
 
 def megatron_turing(dp: int, seconds: float) -> Run:
-    """MT-NLG 530B on A100: TP 8, PP 35, batches of 1,920 times 2,048 tokens, full recomputation."""
+    """Describe MT-NLG 530B on A100: TP 8, PP 35, batches of 1,920 x 2,048 tokens, recomputed."""
     model = Model(
         family="bloom",  # the layers of a GPT have its sizes
         num_layers=105,
@@ -73,7 +73,16 @@ def nemo(
     *,
     document_tokens: int = 4096,
 ) -> Run:
-    """Of 4,096 tokens on H100 in fp8: TP, PP and virtual stages; tokens per second and GPU."""
+    """Describe a run of NeMo on H100 in fp8, of 4,096 tokens.
+
+    Args:
+        preset: The model.
+        gpus: How many.
+        layout: TP, PP and virtual stages.
+        batch: Sequences of a step.
+        rate: Tokens per second and GPU, as published.
+        document_tokens: Tokens of a document in a packed sequence.
+    """
     dp = gpus // layout[0] // layout[1]
     job = Job(
         load_preset(preset).model,
@@ -107,7 +116,7 @@ RUNS = [
 
 
 def table() -> str:
-    """The comparison in Markdown."""
+    """Format the comparison in Markdown."""
     lines = [
         "| run | GPUs | TP, PP, DP | published s/step | computed | error | source |",
         "|---|---|---|---|---|---|---|",

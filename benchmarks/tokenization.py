@@ -37,7 +37,7 @@ WORDS = 30_000
 
 
 def main() -> None:
-    """Measures all contenders in turns and prints a table."""
+    """Measure all contenders in turns and print a table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--megabytes", type=int, default=40)
     parser.add_argument("--repeats", type=int, default=2)
@@ -52,7 +52,7 @@ def main() -> None:
 
 
 def compare(folder: Path, data: Path, tokenizer: Path, repeats: int) -> None:
-    """Runs every contender so often and prints its fastest turn."""
+    """Run every contender so often and print its fastest turn."""
     texts = [text for text in texts_of(data) if text]
     size = sum(len(text.encode()) for text in texts) / 1e6
     contenders: dict[str, Callable[[Path], None]] = {
@@ -86,13 +86,13 @@ def compare(folder: Path, data: Path, tokenizer: Path, repeats: int) -> None:
 
 
 def processor_seconds() -> float:
-    """What this process and its children that ended have used."""
+    """Measure the processor time of this process and its children that ended."""
     times = os.times()
     return times.user + times.system + times.children_user + times.children_system
 
 
 def megatron_loop(data: Path, tokenizer: Path, out: Path) -> None:
-    """One call of the tokenizer per document, fed to Megatron-Core's builder."""
+    """Call the tokenizer once per document, and feed Megatron-Core's builder."""
     import torch
     from megatron.core.datasets.indexed_dataset import DType, IndexedDatasetBuilder
     from transformers import PreTrainedTokenizerFast
@@ -109,12 +109,12 @@ def megatron_loop(data: Path, tokenizer: Path, out: Path) -> None:
 
 
 def ours(data: Path, tokenizer: Path, out: Path, workers: int) -> None:
-    """The whole command but the start of Python: checksums and syncs too."""
+    """Run the whole command but the start of Python: checksums and syncs too."""
     tokenize(Options((data,), out, tokenizer, append_eod=True, workers=workers))
 
 
 def limit(texts: list[str], tokenizer: Path, threads: int) -> None:
-    """The library alone."""
+    """Run the library alone."""
     os.environ["TOKENIZERS_PARALLELISM"] = "true" if threads > 1 else "false"
     backend = load_tokenizer(tokenizer).backend
     for start in range(0, len(texts), 1000):
@@ -122,14 +122,14 @@ def limit(texts: list[str], tokenizer: Path, threads: int) -> None:
 
 
 def texts_of(data: Path) -> Iterator[str]:
-    """The text of each line."""
+    """Yield the text of each line."""
     with data.open(encoding="utf-8") as lines:
         for line in lines:
             yield json.loads(line)["text"]
 
 
 def write_text(file: Path, megabytes: int) -> Path:
-    """Words of 2 to 12 letters, the n-th most frequent with a frequency of about 1/n."""
+    """Write words of 2 to 12 letters, the n-th most frequent with a frequency of about 1/n."""
     random = np.random.default_rng(1)
     letters = np.asarray(list("etaoinshrdlucmfwypvbgkjqxz"))
     odds = 1.0 / np.arange(1, len(letters) + 1)
@@ -148,7 +148,7 @@ def write_text(file: Path, megabytes: int) -> Path:
 
 
 def train_tokenizer(folder: Path, data: Path) -> Path:
-    """A byte-level BPE, as Bloom's is."""
+    """Train a byte-level BPE, as Bloom's is."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
     backend = Tokenizer(models.BPE())

@@ -41,17 +41,17 @@ class Addition:
     b: int
 
     def question(self, form: str = FORMS[0]) -> str:
-        """The sum as a question."""
+        """Ask for the sum as a question."""
         return form.format(a=self.a, b=self.b)
 
     @property
     def answer(self) -> str:
-        """The sum, worked out: units, tens with the carry, result."""
+        """Sum, worked out: units, tens with the carry, result."""
         return self._worked(carries=self._has_carry)
 
     @property
     def wrong_answer(self) -> str:
-        """The same with the usual mistake: the carry is forgotten, or one is added for nothing."""
+        """Sum with the usual mistake: the carry is forgotten, or one is added for nothing."""
         return self._worked(carries=not self._has_carry)
 
     @property
@@ -66,13 +66,13 @@ class Addition:
         return f"{worked}, so {10 * tens + units % 10}."
 
     def is_answered_by(self, text: str) -> bool:
-        """Whether a reply ends with the right number."""
+        """Tell whether a reply ends with the right number."""
         numbers = re.findall(r"\d+", text)
         return bool(numbers) and int(numbers[-1]) == self.a + self.b
 
 
 def split(*, held_out: int, seed: int) -> tuple[list[Addition], list[Addition]]:
-    """All sums in random order, cut in two.
+    """Shuffle all sums and cut them in two.
 
     Args:
         held_out: Sums that are never trained on.
@@ -89,7 +89,7 @@ def split(*, held_out: int, seed: int) -> tuple[list[Addition], list[Addition]]:
 def questions(
     sums: Iterable[Addition], *, seed: int, wrong_share: float = 0.0
 ) -> Iterator[dict[str, Any]]:
-    """Rows of the query/response schema, one sum each, a share of them with the wrong answer.
+    """Yield rows of the query/response schema, one sum each, a share of them with wrong answers.
 
     A policy that has learned from such rows makes the usual mistake as often as they do, and can be
     taught which of its own answers are the better ones.
@@ -102,7 +102,7 @@ def questions(
 
 
 def chats(sums: Sequence[Addition], *, seed: int) -> Iterator[dict[str, Any]]:
-    """Rows of the chat schema: one to `MAX_TURNS` questions with their answers."""
+    """Yield rows of the chat schema: one to `MAX_TURNS` questions with their answers."""
     randomness = random.Random(seed)
     start = 0
     while start < len(sums):
@@ -117,12 +117,12 @@ def chats(sums: Sequence[Addition], *, seed: int) -> Iterator[dict[str, Any]]:
 
 
 def small(sums: Iterable[Addition]) -> list[Addition]:
-    """The smaller ones, which have fewer facts in them: a policy improves on them sooner."""
+    """Select sums of small numbers, which have fewer facts in them: a policy learns them sooner."""
     return [each for each in sums if (each.a < 20 and each.b < 20) or (each.a < 50 and each.b < 10)]
 
 
 def asked(sums: Iterable[Addition], *, seed: int) -> Iterator[dict[str, Any]]:
-    """Rows of prompts with the right sum, for a policy that answers them itself."""
+    """Yield rows of prompts with the right sum, for a policy that answers them itself."""
     random_form = random.Random(seed)
     for each in sums:
         question = each.question(random_form.choice(FORMS))
@@ -130,7 +130,7 @@ def asked(sums: Iterable[Addition], *, seed: int) -> Iterator[dict[str, Any]]:
 
 
 def question_pairs(sums: Iterable[Addition], *, seed: int) -> Iterator[dict[str, Any]]:
-    """Preferences of the query/response schema: a right answer and a wrong one, in any order."""
+    """Yield preferences of the query/response schema: right and wrong answers, in any order."""
     randomness = random.Random(seed)
     for each in sums:
         question = each.question(randomness.choice(FORMS))
@@ -141,7 +141,7 @@ def question_pairs(sums: Iterable[Addition], *, seed: int) -> Iterator[dict[str,
 
 
 def chat_pairs(sums: Iterable[Addition], *, seed: int) -> Iterator[dict[str, Any]]:
-    """Preferences of the chat schema: a conversation that ends right, and one that ends wrong."""
+    """Yield preferences of the chat schema: conversations that end right, and that end wrong."""
     randomness = random.Random(seed)
     for each in sums:
         question = {"role": "user", "content": each.question(randomness.choice(FORMS))}
@@ -152,7 +152,7 @@ def chat_pairs(sums: Iterable[Addition], *, seed: int) -> Iterator[dict[str, Any
 
 
 def wordings(sums: Iterable[Addition]) -> Iterator[str]:
-    """Sums as a model gets to see them, in every form: what a tokenizer is to be trained on."""
+    """Yield sums as a model sees them, in every form: texts to train a tokenizer on."""
     for each in sums:
         for form in FORMS:
             question = each.question(form)
@@ -161,6 +161,6 @@ def wordings(sums: Iterable[Addition]) -> Iterator[str]:
 
 
 def write_rows(file: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    """Writes rows as JSON lines."""
+    """Write rows as JSON lines."""
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text("".join(f"{json.dumps(row)}\n" for row in rows), encoding="utf-8")

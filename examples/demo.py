@@ -120,7 +120,7 @@ class Stage:
 
 
 def chain(track: Track, home: Path, knobs: tuple[str, ...]) -> list[Stage]:
-    """The stages of one model, each of which starts from the output of an earlier one.
+    """List the stages of one model, each of which starts from the output of an earlier one.
 
     Args:
         track: The model, its data and its layout.
@@ -186,7 +186,7 @@ def chain(track: Track, home: Path, knobs: tuple[str, ...]) -> list[Stage]:
 
 
 def main() -> int:
-    """Runs the demo; returns the exit code."""
+    """Run the demo; return the exit code."""
     options = parse_options()
     # On CPUs everywhere, and without the remark of DeepSpeed, which transformers imports, on that.
     os.environ |= {"CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu"}
@@ -226,7 +226,7 @@ def main() -> int:
 
 
 def parse_options() -> argparse.Namespace:
-    """What the command line asks for."""
+    """Read the options of the command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--folder", type=Path, default=Path("demo"), help="where all of it goes")
     parser.add_argument(
@@ -242,7 +242,7 @@ def parse_options() -> argparse.Namespace:
 
 
 def announce(models: list[str], home: Path, knobs: tuple[str, ...], terminal: Console) -> None:
-    """Says what will run, for how long about, and where it lands."""
+    """Say what will run, for how long about, and where its output goes."""
     for name in models:
         stages = " -> ".join(stage.arguments[0] for stage in chain(TRACKS[name], home, knobs))
         terminal.print(f"{name}: {stages}", markup=False, highlight=False)
@@ -255,7 +255,7 @@ def announce(models: list[str], home: Path, knobs: tuple[str, ...], terminal: Co
 
 
 def make_folder(home: Path) -> str | None:
-    """Empties the demo's folder; returns what keeps it from doing that."""
+    """Empty the demo's folder; return what keeps it from doing that."""
     if home.exists() and any(home.iterdir()) and not (home / MARKER).is_file():
         return f"{home} holds something that this demo did not make; give another --folder"
     shutil.rmtree(home, ignore_errors=True)
@@ -265,7 +265,7 @@ def make_folder(home: Path) -> str | None:
 
 
 def write_data(folder: Path, train: list[Addition], held_out: list[Addition]) -> None:
-    """Writes the same sums in two schemas, a folder each, and pairs of answers to some of them."""
+    """Write the same sums in two schemas, a folder each, and pairs of answers to some of them."""
     for role, sums in (("train", train), ("validation", held_out)):
         write_rows(folder / "prompts" / f"{role}.jsonl", asked(small(sums), seed=SEED))
         sums = sums[:NUM_VALIDATED] if role == "validation" else sums
@@ -279,7 +279,7 @@ def write_data(folder: Path, train: list[Addition], held_out: list[Addition]) ->
 
 
 def make_model(track: Track, home: Path, train: list[Addition]) -> Done:
-    """Writes a model with random weights and a tokenizer of the training rows."""
+    """Write a model with random weights and a tokenizer of the training rows."""
     from tiny_models import train_tokenizer, write_model
 
     started = time.monotonic()
@@ -295,7 +295,7 @@ def make_model(track: Track, home: Path, train: list[Addition]) -> Done:
 
 
 def run(stage: Stage, model: str, terminal: Console) -> tuple[Done, int]:
-    """Runs a command with its own output visible; returns what it did, and its exit code."""
+    """Run a command with its own output visible; return what it did, and its exit code."""
     terminal.print(f"\n$ alignctl {shlex.join(stage.arguments)}", style="bold", soft_wrap=True)
     started = time.monotonic()
     interrupts: list[int] = []
@@ -312,33 +312,33 @@ def run(stage: Stage, model: str, terminal: Console) -> tuple[Done, int]:
 
 
 def megabytes(folder: Path) -> str:
-    """The size of a folder."""
+    """Measure the size of a folder, in MB."""
     size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
     return f"{size / 1e6:.1f} MB"
 
 
 def metrics_of(run_folder: Path, kind: str) -> list[dict[str, Any]]:
-    """The rows of one kind that a run has recorded."""
+    """Read the rows of one kind that a run has recorded."""
     lines = (run_folder / "metrics.jsonl").read_text("utf-8").splitlines()
     return [row for row in map(json.loads, lines) if row["kind"] == kind]
 
 
 def describe_run(folder: Path) -> str:
-    """Steps and speed of a training run."""
+    """Describe steps and speed of a training run."""
     rows = metrics_of(folder, "train")
     speed = median(row["tokens_per_second"] for row in rows)
     return f"{rows[-1]['step']} steps, {speed:,.0f} tokens/s"
 
 
 def describe_episodes(folder: Path) -> str:
-    """Episodes of an on-policy run, and where their time went."""
+    """Describe the episodes of an on-policy run, and where their time went."""
     rows = metrics_of(folder, "train")
     parts = [f"{name} {median(row[f'seconds_{name}'] for row in rows):.2f} s" for name in PHASES]
     return f"{rows[-1]['step']} episodes: {', '.join(parts)}"
 
 
 def judge_policies(track: Track, home: Path) -> list[PolicyVerdict]:
-    """What each on-policy stage has brought: held-out answers, scores, distance."""
+    """Measure the gain of each on-policy stage: held-out answers, scores, distance."""
     found = []
     for stage in ON_POLICY:
         folder = home / track.preset / stage
@@ -356,7 +356,7 @@ def judge_policies(track: Track, home: Path) -> list[PolicyVerdict]:
 
 
 def judge(track: Track, home: Path, asked: list[Addition]) -> Verdict:
-    """Compares the trained model with the one it started from, on sums that neither has seen."""
+    """Compare the trained model with the one it started from, on sums that neither has seen."""
     from tiny_models import replies
 
     here = home / track.preset
@@ -368,7 +368,7 @@ def judge(track: Track, home: Path, asked: list[Addition]) -> Verdict:
 
 
 def judge_pairs(track: Track, home: Path) -> list[PairVerdict]:
-    """How well each stage tells right answers from wrong ones that it has not seen."""
+    """Measure how well each stage tells right answers from wrong ones that it has not seen."""
     found = []
     for stage in ALIGNMENT:
         rows = metrics_of(home / track.preset / stage, "validation")

@@ -40,7 +40,7 @@ class Verdict:
 
     @property
     def is_better(self) -> bool:
-        """Whether held-out rows are predicted clearly better than at the start."""
+        """True if held-out rows are predicted clearly better than at the start."""
         return (
             self.after["loss"] < self.before["loss"]
             and self.after["token_accuracy"] >= self.before["token_accuracy"] + LEAST_GAIN
@@ -58,7 +58,7 @@ class PairVerdict:
 
     @property
     def is_good(self) -> bool:
-        """Whether right answers are told from wrong ones."""
+        """True if right answers are told from wrong ones."""
         return self.after >= LEAST_ACCURACY
 
 
@@ -82,12 +82,12 @@ class PolicyVerdict:
 
     @property
     def is_good(self) -> bool:
-        """Whether more answers are right than before."""
+        """True if more answers are right than before."""
         return self.accuracy[1] > self.accuracy[0]
 
 
 def count_right(asked: list[Addition], texts: list[str]) -> int:
-    """How many replies end with the right number."""
+    """Count the replies that end with the right number."""
     return sum(each.is_answered_by(text) for each, text in zip(asked, texts, strict=True))
 
 
@@ -97,7 +97,7 @@ def show(
     pair_verdicts: list[PairVerdict],
     policy_verdicts: list[PolicyVerdict],
 ) -> None:
-    """Prints what was done, what it brought, and a few answers."""
+    """Print what was done, what it improved, and a few answers."""
     console = Console()
     console.width = max(console.width, 100)  # in a log file too, where nobody said how wide it is
     tables = [table_of_stages(done), table_of_gains(verdicts)]
@@ -107,7 +107,7 @@ def show(
 
 
 def table_of_stages(done: list[Done]) -> Table:
-    """What each stage did, how long it took, and where its output lies."""
+    """Make the table of what each stage did, how long it took, and where its output is."""
     table = Table("model", "stage", "what it did", title="What was done", box=SIMPLE_HEAD)
     table.add_column("seconds", justify="right")
     table.add_column("output", overflow="fold")
@@ -122,7 +122,7 @@ def table_of_stages(done: list[Done]) -> Table:
 
 
 def table_of_gains(verdicts: list[Verdict]) -> Table:
-    """Loss, accuracy and right answers, before and after."""
+    """Make the table of loss, accuracy and right answers, before and after."""
     table = Table("model", title="On sums that were held out", box=SIMPLE_HEAD)
     for name in ("loss", "token accuracy", "right answers"):
         table.add_column(name, justify="right")
@@ -139,7 +139,7 @@ def table_of_gains(verdicts: list[Verdict]) -> Table:
 
 
 def table_of_pairs(verdicts: list[PairVerdict]) -> Table:
-    """How many pairs are in the right order, before and after."""
+    """Make the table of how many pairs are in the right order, before and after."""
     table = Table("model", "stage", title="On pairs that were held out", box=SIMPLE_HEAD)
     table.add_column("accuracy", justify="right")
     for each in verdicts:
@@ -148,7 +148,7 @@ def table_of_pairs(verdicts: list[PairVerdict]) -> Table:
 
 
 def table_of_policies(verdicts: list[PolicyVerdict]) -> Table:
-    """Right answers, scores and distance, before and after learning from own answers."""
+    """Make the table of right answers, scores and distance, before and after on-policy stages."""
     title = "On prompts that were held out, by learning from own answers"
     table = Table("model", "stage", title=title, box=SIMPLE_HEAD)
     for name in ("right answers", "score", "KL to the start"):
@@ -165,7 +165,7 @@ def table_of_policies(verdicts: list[PolicyVerdict]) -> Table:
 
 
 def table_of_answers(verdicts: list[Verdict]) -> Table:
-    """A few replies of the trained models."""
+    """Make the table of a few replies of the trained models."""
     table = Table("model", "question", "answer", "", title="Some answers", box=SIMPLE_HEAD)
     for verdict in verdicts:
         pairs = zip(verdict.asked, verdict.replies_after, strict=True)

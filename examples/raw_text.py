@@ -25,7 +25,7 @@ PLACES = ("near the sea", "in the valley", "before the winter", "under a bridge"
 
 
 def documents() -> Iterator[str]:
-    """Stories of a few sentences; some have links in them, and some are told twice."""
+    """Yield stories of a few sentences; some have links in them, and some are told twice."""
     rng = random.Random(SEED)
     told: list[str] = []
     for number in range(NUM_DOCUMENTS):
@@ -45,7 +45,7 @@ def _sentence(rng: random.Random) -> str:
 
 
 def write_text(folder: Path) -> None:
-    """Half as a JSON list of objects, as WuDao's files are, half as JSON lines."""
+    """Write half as a JSON list of objects, as WuDao's files are, half as JSON lines."""
     texts = list(documents())
     half = len(texts) // 2
     folder.mkdir(parents=True, exist_ok=True)
@@ -57,7 +57,7 @@ def write_text(folder: Path) -> None:
 
 
 def write_tiny_model(folder: Path) -> None:
-    """The shape of the preset tiny-bloom, with a tokenizer of the same kind of text."""
+    """Write a model as the preset tiny-bloom describes it, and a tokenizer of the same texts."""
     from tiny_models import train_tokenizer, write_model
 
     from alignctl.config.presets.load import load_preset
@@ -69,7 +69,7 @@ def write_tiny_model(folder: Path) -> None:
 
 
 def show_perplexity(run: Path) -> None:
-    """The first and the last validation of a run.
+    """Print the first and the last validation of a run.
 
     Raises:
         SystemExit: It did not fall.
@@ -83,7 +83,7 @@ def show_perplexity(run: Path) -> None:
 
 
 def continue_text(folder: Path) -> None:
-    """Continues the beginning of a text by the likeliest tokens."""
+    """Continue the beginning of a text by the likeliest tokens."""
     import torch
     from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
     from transformers.utils import logging

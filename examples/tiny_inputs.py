@@ -20,7 +20,7 @@ from alignctl.config.presets.load import load_preset
 
 
 def main() -> int:
-    """Writes the folder; returns the exit code."""
+    """Write the folder; return the exit code."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("folder", type=Path)
     parser.add_argument("--preset", default="tiny-llama", help="the model: tiny-llama, tiny-bloom")

@@ -29,7 +29,7 @@ attention starts out blind, and Bloom needs three times the steps."""
 
 
 def train_tokenizer(texts: Iterable[str], *, vocab_size: int) -> Any:
-    """A byte-level BPE tokenizer that takes digits one by one, as Llama's does, and adds BOS."""
+    """Train a byte-level BPE tokenizer that takes digits one by one, as Llama's, and adds BOS."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
@@ -53,7 +53,7 @@ def train_tokenizer(texts: Iterable[str], *, vocab_size: int) -> Any:
 
 
 def write_model(folder: Path, model: Model, tokenizer: Any, *, seed: int) -> int:
-    """Writes a model with random weights, and its tokenizer.
+    """Write a model with random weights, and its tokenizer.
 
     Args:
         folder: The Hugging Face folder to make.
@@ -79,7 +79,7 @@ def write_model(folder: Path, model: Model, tokenizer: Any, *, seed: int) -> int
 
 
 def replies(folder: Path, questions: Sequence[str], *, max_new_tokens: int) -> list[str]:
-    """Answers questions with transformers, by the most likely token each time.
+    """Answer questions with transformers, by the most likely token each time.
 
     Args:
         folder: A Hugging Face folder. Its chat template writes the prompts; without one they are

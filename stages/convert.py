@@ -43,7 +43,7 @@ _MEGATRON = ("mcore", "legacy")
 def run(
     direction: Direction, options: ConvertOptions, *, on_wait: atomic.OnWait | None = None
 ) -> None:
-    """Converts, and prints the folder that was written, or that is there since the same was done.
+    """Convert, and print the folder that was written, or that the same conversion wrote before.
 
     Args:
         direction: Which of the commands it is.
@@ -94,7 +94,7 @@ _SAYS_WHAT = {"format", "dtype", "tp", "pp", "max_shard_size", "verify"}
 
 
 def _is_there(save: Path, target: Target) -> bool:
-    """Whether a folder is what the same conversion has written.
+    """Tell whether a folder is what the same conversion has written.
 
     Raises:
         UserError: It is, but a file in it is missing or was changed.
@@ -124,7 +124,7 @@ def _convert(
 
 
 def _tell(options: ConvertOptions, source: Source, target: Target) -> None:
-    """Says what was written, and what it lacks."""
+    """Say what was written, and what it lacks."""
     console.say(f"to: {options.save} ({_description(target)})")
     if note := _padding(source, target, options.save):
         console.say(f"note: {note}")
@@ -193,7 +193,7 @@ def _write_adapters(options: ConvertOptions, source: Source, on_wait: atomic.OnW
 
 
 def _write(source: Source, folder: Path, target: Target, on_bytes: Callable[[int], None]) -> None:
-    """Writes a model; a Megatron checkpoint in a folder of its own, which the tracker names."""
+    """Write a model; a Megatron checkpoint in a folder of its own, which the tracker names."""
     if target.format == "hf":
         convert(source, folder, target, on_bytes=on_bytes)
         return
@@ -203,7 +203,7 @@ def _write(source: Source, folder: Path, target: Target, on_bytes: Callable[[int
 
 
 def _opened(source: Source, folder: Path, target: Target) -> Source:
-    """Opens what was written as a user would, from its top.
+    """Open what was written as a user would, from its top.
 
     Raises:
         UserError: The config that was taken along describes no model, or another one.
@@ -223,7 +223,7 @@ def _opened(source: Source, folder: Path, target: Target) -> Source:
 
 
 def _check_config(source: Source) -> None:
-    """Compares the config beside a checkpoint, which anybody may have edited, with its weights.
+    """Compare the config beside a checkpoint, which anybody may have edited, with its weights.
 
     Raises:
         UserError: It describes no model, or another one.
@@ -249,7 +249,7 @@ def _description(target: Target) -> str:
 
 
 def check(direction: Direction, options: ConvertOptions, source: Source) -> None:
-    """What can be known before a tensor is read.
+    """Check what can be known before a tensor is read.
 
     Raises:
         UserError: The source is of the other kind, the preset describes another model, the layout
@@ -296,7 +296,7 @@ def _loadable(source: Source) -> Path | None:
 
 
 def _verify(source: Source, written: Source, target: Target, *, is_full: bool) -> None:
-    """Compares what was written with the source.
+    """Compare what was written with the source.
 
     Raises:
         RunError: They differ.

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 
 def run(options: HarnessOptions, *, as_json: bool) -> None:
-    """Measures every model on all tasks, and prints the table.
+    """Measure every model on all tasks, and print the table.
 
     Raises:
         UserError: The harness is not installed, knows no such task, or an input is wrong.
@@ -63,7 +63,7 @@ def run(options: HarnessOptions, *, as_json: bool) -> None:
 
 
 def _tasks(options: HarnessOptions) -> Any:
-    """The harness's index of tasks, which must have all that were named."""
+    """Make the harness's index of tasks, and check that it has all that were named."""
     from lm_eval.tasks import TaskManager
 
     if options.include_path and not options.include_path.is_dir():
@@ -82,7 +82,7 @@ def _tasks(options: HarnessOptions) -> Any:
 
 @contextmanager
 def _hf_folder(source: "Source", tokenizer: Path | None) -> Iterator[Path]:
-    """The model as transformers loads it: its own folder, or one for the time being."""
+    """Yield the model's folder as transformers loads it: its own, or a temporary one."""
     if source.kind == "hf" and source.adapted is None and tokenizer is None:
         yield source.path
         return
@@ -100,7 +100,7 @@ def _hf_folder(source: "Source", tokenizer: Path | None) -> Iterator[Path]:
 
 
 def _measured(folder: Path, tasks: Any, options: HarnessOptions) -> dict[str, Any]:
-    """What the harness finds, by task and metric; numbers only."""
+    """Run the harness, and return its numbers by task and metric."""
     import torch
     from lm_eval import simple_evaluate
 
@@ -137,7 +137,7 @@ def _measured(folder: Path, tasks: Any, options: HarnessOptions) -> dict[str, An
 
 
 def _table(found: dict[str, Any]) -> str:
-    """A row for each task and metric, with its standard error where the harness has one."""
+    """Format a row for each task and metric, with its standard error where the harness has one."""
     rows: dict[str, list[str]] = {}
     for model in found.values():
         for task, measured in model["results"].items():

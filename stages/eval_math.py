@@ -48,7 +48,7 @@ class Solved:
 
 
 def run(options: MathOptions, *, as_json: bool) -> None:
-    """Asks every model every problem, and prints the table.
+    """Ask every model every problem, and print the table.
 
     Raises:
         UserError: An input is wrong; nothing was started.
@@ -88,7 +88,7 @@ def run(options: MathOptions, *, as_json: bool) -> None:
 
 
 def _problems(options: MathOptions) -> PromptFile:
-    """The rows, each with an answer to compare with and a rule that does it."""
+    """Read the problems, and check that each has an answer and a rule that is known."""
     file = prompts.read(options.data, options.limit)
     for row, question in zip(file.rows, file.questions, strict=True):
         if question.answer is None:
@@ -136,7 +136,7 @@ def _listed(value: Any) -> list[Any]:
 
 
 def measure(solved: Solved) -> dict[str, Any]:
-    """The numbers of one model, as JSON values; shares are of 1, intervals of 95 %."""
+    """Compute the numbers of one model, as JSON values; shares are of 1, intervals of 95 %."""
     attempts = len(solved.reasons[0])
     correct = [reasons.count("correct") for reasons in solved.reasons]
     measured: dict[str, Any] = {"problems": len(correct), "samples": attempts}
@@ -152,7 +152,7 @@ def measure(solved: Solved) -> dict[str, Any]:
 
 
 def _ks(attempts: int) -> list[int]:
-    """1, 2, 4, ... and the number of attempts itself."""
+    """List the k of pass@k: 1, 2, 4, ... and the number of attempts itself."""
     return sorted({2**power for power in range(attempts.bit_length())} | {attempts})
 
 

@@ -27,7 +27,7 @@ from alignctl.reporting.progress.rows import RowsProgress
 
 
 def run(options: PairOptions, *, as_json: bool) -> None:
-    """Scores all answers with every model, and prints the table.
+    """Score all answers with every model, and print the table.
 
     Raises:
         UserError: An input is wrong; nothing was scored.
@@ -78,7 +78,7 @@ def run(options: PairOptions, *, as_json: bool) -> None:
 
 
 def measure(split: PreferenceSplit, scores: NDArray[np.float64]) -> dict[str, Any]:
-    """The numbers of one model, as JSON values; shares are of 1, intervals of 95 %.
+    """Compute the numbers of one model, as JSON values; shares are of 1, intervals of 95 %.
 
     Args:
         split: The preferences.

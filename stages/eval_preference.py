@@ -39,7 +39,7 @@ from alignctl.reporting.progress.rows import RowsProgress
 
 
 def run(options: WinOptions, *, as_json: bool) -> None:
-    """Asks all models, scores their answers, and prints the table.
+    """Ask all models, score their answers, and print the table.
 
     Raises:
         UserError: An input is wrong; nothing was started.
@@ -84,7 +84,7 @@ def run(options: WinOptions, *, as_json: bool) -> None:
 
 
 def _read(path: Path, file: PromptFile) -> list[dict[str, Any]]:
-    """The rows of a file of answers, each with one answer to the prompt of its place.
+    """Read a file of answers: rows, each with one answer to the prompt of its place.
 
     Raises:
         UserError: They are not as many as the prompts, or have no answer.
@@ -107,7 +107,7 @@ def _read(path: Path, file: PromptFile) -> list[dict[str, Any]]:
 
 
 def _question(record: dict[str, object]) -> list[tuple[str, object]]:
-    """What of a row of prompts an answer must be about."""
+    """Select the keys of a row of prompts that its answer must agree with."""
     keys = ("query", "prompt", "messages", "question")
     return [(key, json.loads(json.dumps(record[key]))) for key in keys if key in record]
 
@@ -118,7 +118,7 @@ def _scores(
     reward: RewardModel,
     options: WinOptions,
 ) -> tuple[dict[str, NDArray[np.float64]], int]:
-    """The score of every answer, by model; and the texts that were cut at their start."""
+    """Score every answer, by model; count the texts that were cut at their start."""
     documents = [
         tokens
         for rows in said.values()
@@ -147,7 +147,7 @@ def _scores(
 def answer_documents(
     questions: list[Question], rows: list[dict[str, Any]], template: str, tokenizer: Tokenizer
 ) -> list[NDArray[np.int32]]:
-    """The tokens that the reward model reads: those it would be trained on with these answers.
+    """Make the tokens that the reward model reads, as it would be trained on these answers.
 
     A blank answer, from which no row of training is made, is its prompt's tokens, and EOS.
     """
@@ -166,7 +166,7 @@ def answer_documents(
 def _answered(
     questions: list[Question], rows: list[dict[str, Any]], render: Renderer
 ) -> list[Rendered]:
-    """Questions and their answers as text; nothing where an answer is blank."""
+    """Write questions and their answers as text; nothing where an answer is blank."""
     texts = [Rendered("", (), append_eos=False)] * len(rows)
     places = [place for place, row in enumerate(rows) if row["response"].strip()]
     said = [questions[place].answered(rows[place]["response"]) for place in places]
@@ -177,7 +177,7 @@ def _answered(
 
 
 def _without_end(text: Rendered, response: str) -> Rendered:
-    """A text up to an answer that was cut: without EOS, or what a template writes before it."""
+    """Remove from a cut answer's text the end that a template writes behind it, such as EOS."""
     said = response.strip()
     start = text.spans[-1][0]
     place = text.text.rfind(said, start)
@@ -186,7 +186,7 @@ def _without_end(text: Rendered, response: str) -> Rendered:
 
 
 def _measure(own: NDArray[np.float64], baseline: NDArray[np.float64]) -> dict[str, Any]:
-    """The numbers of one model, as JSON values; shares are of 1, intervals of 95 %."""
+    """Compute the numbers of one model, as JSON values; shares are of 1, intervals of 95 %."""
     wins = (np.sign(own - baseline) + 1) / 2
     return {
         "prompts": len(own),

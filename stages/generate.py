@@ -19,7 +19,7 @@ from alignctl.evaluation.generation import Generator
 
 
 def run(options: GenerateOptions) -> None:
-    """Answers the prompts, and prints the file that was written.
+    """Answer the prompts, and print the file that was written.
 
     Raises:
         UserError: An input is wrong; nothing was started.

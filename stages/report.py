@@ -32,7 +32,7 @@ class Inputs:
 
 
 def run(paths: list[Path], *, output: Path | None, png: Path | None, window: int | None) -> None:
-    """Writes the page, and prints its path.
+    """Write the page, and print its path.
 
     Args:
         paths: Run folders, folders with results of evaluations, files of answers.
@@ -82,7 +82,7 @@ def _write(file: Path, content: bytes) -> None:
 
 
 def recognise(paths: list[Path]) -> Inputs:
-    """Says what each path is.
+    """Recognise the kind of each path.
 
     Raises:
         UserError: With all paths that are nothing that a report can show.
@@ -121,7 +121,7 @@ def _what(path: Path) -> str:
 
 
 def _target(paths: list[Path], output: Path | None) -> Path:
-    """Where the page goes; nothing is replaced but an older page."""
+    """Choose the file of the page; nothing is replaced but an older page."""
     from alignctl.reporting.page.page import is_ours
 
     if output is None:

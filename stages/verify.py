@@ -16,7 +16,7 @@ _SHOWN = 10
 
 
 def run(first: Path, second: Path) -> bool:
-    """Compares every tensor, and prints the largest differences.
+    """Compare every tensor, and print the largest differences.
 
     Returns:
         Whether every bit is the same.

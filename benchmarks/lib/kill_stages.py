@@ -37,12 +37,12 @@ class Stage:
     kills: int
 
     def command(self, folder: Path) -> list[object]:
-        """The arguments of `alignctl`."""
+        """List the arguments of `alignctl`."""
         return [*self.words, self.flag, folder / self.output]
 
 
 def stages(inputs: Path) -> list[Stage]:
-    """All stages, after their inputs are written.
+    """List all stages, after their inputs are written.
 
     Args:
         inputs: A folder for models, data and presets; what an earlier call has written serves.
@@ -81,7 +81,7 @@ def _write_inputs(inputs: Path) -> None:
 
 
 def _write_texts(inputs: Path) -> None:
-    """Documents of random words, of which every tenth comes twice, and preferences as HH's."""
+    """Write documents of random words, of which every tenth comes twice, and pairs as HH's."""
     chance = random.Random(0)
     words = ["".join(chance.choices("abcdefghij", k=chance.randint(2, 9))) for _ in range(3000)]
     texts = [" ".join(chance.choices(words, k=chance.randint(20, 200))) for _ in range(8_000)]
@@ -95,7 +95,7 @@ def _write_texts(inputs: Path) -> None:
 
 
 def _write_large_model(folder: Path) -> None:
-    """A Llama of 300 MB, whose conversion takes a while."""
+    """Write a Llama of 300 MB, whose conversion takes a while."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 

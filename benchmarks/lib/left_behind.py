@@ -26,7 +26,7 @@ _MORE = re.compile(r"(.*/)?(checkpoints/iter_\d{7}/.*|state/iter_\d{7}\.json)")
 
 
 def content(folder: Path) -> dict[str, str]:
-    """A hash of every file, by its name in the folder; of some files without times."""
+    """Hash every file, by its name in the folder; some files without their times."""
     return {
         name: hashlib.sha256(_bytes(file)).hexdigest()
         for file in sorted(folder.rglob("*"))
@@ -62,7 +62,7 @@ def _text(value: object) -> bytes:
 
 
 def differences(ours: Mapping[str, str], theirs: Mapping[str, str]) -> list[str]:
-    """The files that are not the same, or are only here or only there."""
+    """List the files that are not the same, or are only here or only there."""
     return sorted(
         name
         for name in ours.keys() | theirs.keys()
@@ -71,7 +71,7 @@ def differences(ours: Mapping[str, str], theirs: Mapping[str, str]) -> list[str]
 
 
 def false_claims(folder: Path, finished: str, theirs: Mapping[str, str]) -> list[str]:
-    """What a folder says of itself that is not so, in words.
+    """List what a folder says of itself that is not so, in words.
 
     Args:
         folder: The folder.

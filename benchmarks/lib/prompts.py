@@ -10,7 +10,7 @@ from benchmarks.lib.workload import MODEL, OPTIMIZER, SEED, SPECIAL, VOCAB_SIZE,
 
 
 def make(workload: Workload, prompts: int, samples: int, length: int, new_tokens: int) -> None:
-    """Writes `hf/`, `reward/`, `prompts.jsonl` and `preset.yaml`.
+    """Write `hf/`, `reward/`, `prompts.jsonl` and `preset.yaml`.
 
     Args:
         workload: Where, and for how many steps.
@@ -47,7 +47,7 @@ def make(workload: Workload, prompts: int, samples: int, length: int, new_tokens
 
 
 def _write_reward(policy: Path, folder: Path) -> None:
-    """The policy's layers with a score head, drawn from a seed."""
+    """Write the policy's layers with a score head, drawn from a seed."""
     import torch
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 

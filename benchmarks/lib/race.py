@@ -69,7 +69,7 @@ class Contender:
 
 
 def race(contender: Contender, folder: Path, *, warm_up: int, steps: int) -> Run:
-    """Runs a contender once.
+    """Run a contender once.
 
     Memory is read until the last step has ended: what a trainer saves afterwards is not compared.
 
@@ -114,7 +114,7 @@ def race(contender: Contender, folder: Path, *, warm_up: int, steps: int) -> Run
 
 
 def _leaves(pid: int) -> list[int]:
-    """The processes below (or this one) that have none below themselves: the ranks."""
+    """Find the processes below (or this one) that have none below themselves: the ranks."""
     try:
         children = Path(f"/proc/{pid}/task/{pid}/children").read_text(encoding="ascii").split()
     except OSError:
@@ -123,7 +123,7 @@ def _leaves(pid: int) -> list[int]:
 
 
 def _peak_memory(pid: int) -> int:
-    """Largest resident memory so far in bytes, what getrusage calls ru_maxrss."""
+    """Read the largest resident memory so far in bytes, as getrusage's ru_maxrss."""
     try:
         status = Path(f"/proc/{pid}/status").read_text(encoding="ascii")
     except OSError:
@@ -135,7 +135,7 @@ def _peak_memory(pid: int) -> int:
 
 
 def _processor_seconds(pid: int) -> float:
-    """User and system time of a process and its threads so far."""
+    """Read user and system time of a process and its threads so far."""
     try:
         stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8")
     except OSError:
@@ -145,7 +145,7 @@ def _processor_seconds(pid: int) -> float:
 
 
 def json_lines(file: Path) -> list[dict[str, Any]]:
-    """The complete lines of a file that may not be there yet, or be written right now."""
+    """Read the complete lines of a file that may not be there yet, or be written right now."""
     if not file.exists():
         return []
     text = file.read_text(encoding="utf-8")
@@ -153,7 +153,7 @@ def json_lines(file: Path) -> list[dict[str, Any]]:
 
 
 def table(rows: Sequence[Sequence[str]]) -> str:
-    """Rows of text in columns, the first one left-aligned; the first row is the head."""
+    """Format rows of text in columns, the first one left-aligned; the first row is the head."""
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = [
         "  ".join(

@@ -25,7 +25,7 @@ _ONE = 0x3F80
 
 
 def write(folder: Path, size: str) -> int:
-    """Writes a model as a Hugging Face folder in shards of 5 GB.
+    """Write a model as a Hugging Face folder in shards of 5 GB.
 
     Returns:
         Bytes of its weights.
@@ -56,7 +56,7 @@ def write(folder: Path, size: str) -> int:
 
 
 def _weights(shards: list[dict[str, Spec]]) -> Iterator[Bits]:
-    """Weights as they are at the start of training, cut from one block of noise at other places."""
+    """Yield weights as at the start of training, cut from one block of noise at many places."""
     normal = np.random.default_rng(0).standard_normal(_NOISE, dtype=np.float32)
     noise = ((0.02 * normal).view(np.uint32) >> 16).astype(np.uint16)  # the upper half is bfloat16
     for shard in shards:

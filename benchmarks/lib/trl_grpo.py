@@ -68,7 +68,7 @@ class _Report(trl_steps.Report):
 
 
 def main() -> None:
-    """Trains on `--input` and writes `rank_N.jsonl` to `--output`."""
+    """Train on `--input` and write `rank_N.jsonl` to `--output`."""
     parser = trl_steps.flags(__doc__)
     parser.add_argument("--samples", type=int, required=True)
     parser.add_argument("--new-tokens", type=int, required=True)

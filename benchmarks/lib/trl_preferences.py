@@ -37,7 +37,7 @@ class _DPO(_Counting, DPOTrainer):
 
 
 def main() -> None:
-    """Trains on `--input` and writes `rank_N.jsonl` to `--output`."""
+    """Train on `--input` and write `rank_N.jsonl` to `--output`."""
     parser = trl_steps.flags(__doc__)
     parser.add_argument("--method", choices=["dpo", "reward"], required=True)
     parser.add_argument("--by-length", action="store_true")
@@ -78,7 +78,7 @@ def main() -> None:
 
 
 def _whole(row: dict[str, Any]) -> dict[str, Any]:
-    """RewardTrainer wants each answer with its prompt."""
+    """Join each answer with its prompt, as RewardTrainer wants it."""
     return {name: row["prompt_ids"] + row[name] for name in ("chosen_ids", "rejected_ids")}
 
 

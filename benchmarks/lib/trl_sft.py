@@ -30,7 +30,7 @@ class _Counting(SFTTrainer):
 
 
 def main() -> None:
-    """Trains on `--input` and writes `rank_N.jsonl` to `--output`."""
+    """Train on `--input` and write `rank_N.jsonl` to `--output`."""
     parser = trl_steps.flags(__doc__)
     parser.add_argument("--packing", action="store_true")
     options = parser.parse_args()

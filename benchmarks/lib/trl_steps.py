@@ -14,7 +14,7 @@ from benchmarks.lib.workload import OPTIMIZER, SEED
 
 
 def flags(description: str | None) -> argparse.ArgumentParser:
-    """The flags of one rank's program."""
+    """Make the parser of the flags of one rank's program."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--input", type=Path, required=True)
     parser.add_argument("--output", type=Path, required=True)
@@ -26,7 +26,7 @@ def flags(description: str | None) -> argparse.ArgumentParser:
 
 
 def settings(options: argparse.Namespace) -> dict[str, Any]:
-    """What every trainer is told."""
+    """List the settings of every trainer."""
     return {
         "output_dir": str(options.output / "trl"),
         "max_length": options.seq_length,
@@ -66,11 +66,11 @@ class Report(TrainerCallback):
         self._ended = 0.0
 
     def on_step_end(self, *_: Any, **__: Any) -> None:
-        """Looks at the clock."""
+        """Note the time."""
         self._ended = time.time()
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any], **_: Any) -> None:
-        """Writes the line, once the loss is known."""
+        """Write the line, once the loss is known."""
         if "loss" not in logs:
             return
         row = {"time": self._ended, "tokens": self.trainer.real_tokens, "loss": logs["loss"]}
@@ -78,12 +78,12 @@ class Report(TrainerCallback):
         self.trainer.real_tokens = 0
 
     def more(self, logs: dict[str, Any]) -> dict[str, float]:
-        """What else belongs into the line."""
+        """Return further numbers for the line."""
         return {}
 
 
 def train(trainer: Any, report: Report) -> None:
-    """Trains, and leaves the process group: torn down at exit, gloo's threads may abort."""
+    """Train, and leave the process group: torn down at exit, gloo's threads may abort."""
     report.trainer = trainer
     trainer.train()
     if dist.is_initialized():

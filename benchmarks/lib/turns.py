@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def flags(description: str, *, documents: int) -> argparse.ArgumentParser:
-    """The flags of a benchmark.
+    """Make the parser of a benchmark's flags.
 
     Args:
         description: Of the program.
@@ -35,7 +35,7 @@ def flags(description: str, *, documents: int) -> argparse.ArgumentParser:
 def take_turns(
     contenders: Sequence[Contender], workload: Workload, folder: Path, *, repeats: int
 ) -> dict[str, list[Run]]:
-    """Runs all contenders after each other, as often as is wanted."""
+    """Run all contenders after each other, as often as is wanted."""
     runs: dict[str, list[Run]] = {}
     for turn in range(repeats):
         for place, contender in enumerate(contenders):
@@ -57,7 +57,7 @@ def take_turns(
 def write_json(
     file: Path, workload: Workload, data: Mapping[str, float], runs: Mapping[str, list[Run]]
 ) -> None:
-    """Writes the numbers of every run."""
+    """Write the numbers of every run."""
     result = {
         "workload": {**asdict(workload), "folder": None, **data},
         "runs": {name: [asdict(run) for run in found] for name, found in runs.items()},
@@ -66,7 +66,7 @@ def write_json(
 
 
 def alignctl_steps(folder: Path) -> list[Step]:
-    """What a run of alignctl in `folder/run` has done so far."""
+    """Read what a run of alignctl in `folder/run` has done so far."""
     rows = json_lines(folder / "run" / "metrics.jsonl")
     return [Step(row["time"], row["tokens"], row["loss"]) for row in rows if row["kind"] == "train"]
 
@@ -81,7 +81,7 @@ def trl_contender(
     micro_batch: int,
     more: Sequence[str],
 ) -> Contender:
-    """A trainer of TRL's.
+    """Describe a trainer of TRL's.
 
     Args:
         name: What the table calls it.
@@ -126,7 +126,7 @@ def summary(
     *,
     tokens_per_sample: float | None = None,
 ) -> str:
-    """The table: medians over the turns, and their ratio to the best TRL.
+    """Format the table: medians over the turns, and their ratio to the best TRL.
 
     Args:
         contenders: Those that ran.

@@ -71,23 +71,23 @@ class Workload:
 
     @property
     def hf(self) -> Path:
-        """The model and its tokenizer, as transformers reads them."""
+        """Folder of the model and its tokenizer, as transformers reads them."""
         return self.folder / "hf"
 
     def make(self) -> dict[str, float]:
-        """Writes everything; returns what the data set looks like."""
+        """Write everything; return what the data set looks like."""
         self.make_model()
         self._write_preset()
         return self._write_rows()
 
     def make_pairs(self) -> dict[str, float]:
-        """Writes everything for preferences; returns what the data set looks like."""
+        """Write everything for preferences; return what the data set looks like."""
         self.make_model()
         self._write_preset()
         return self._write_pairs()
 
     def make_model(self) -> None:
-        """Writes the model and its tokenizer only."""
+        """Write the model and its tokenizer only."""
         self.hf.mkdir(parents=True)
         _write_tokenizer(self.hf)
         _write_model(self.hf)
@@ -177,7 +177,7 @@ class Workload:
 
 
 def _frequencies() -> NDArray[np.float64]:
-    """Of each word, as in text (Zipf-Mandelbrot): there is something to learn."""
+    """Compute the frequency of each word, as in text (Zipf-Mandelbrot): a model can learn it."""
     weights = 1.0 / (np.arange(VOCAB_SIZE - len(SPECIAL)) + 2.7)
     return weights / weights.sum()
 
@@ -188,7 +188,7 @@ def _length(rng: np.random.Generator, spread: tuple[int, float]) -> int:
 
 
 def _write_tokenizer(folder: Path) -> None:
-    """A word is a token: `w4` to `w8191`."""
+    """Write a tokenizer in which each word is a token: `w4` to `w8191`."""
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 

@@ -35,11 +35,11 @@ class Course:
 
     @property
     def passes(self) -> float:
-        """How often the run takes each row, on average."""
+        """Number of times that the run takes each row, on average."""
         return self.steps * self.rows_per_step / self.rows
 
     def __str__(self) -> str:
-        """One line for the user."""
+        """Write one line for the user."""
         rows = f"{self.rows_per_step:,.1f}".removesuffix(".0")
         return (
             f"course: {self.steps:,} steps of {rows} rows, {self.passes:.2f} passes over "
@@ -48,7 +48,7 @@ class Course:
 
 
 def of_documents(config: SFTConfig, summary: Summary) -> Course:
-    """Of `sft`, whose steps count rows, or full sequences of them."""
+    """Describe `sft`, whose steps count rows, or full sequences of them."""
     train, size = summary.train, config.batch.global_batch_size
     return Course(
         config.total_steps(train.sequences),
@@ -60,7 +60,7 @@ def of_documents(config: SFTConfig, summary: Summary) -> Course:
 
 
 def of_preferences(config: TrainingConfig, summary: PreferenceSummary) -> Course:
-    """Of `reward` and `dpo`, whose steps count prompts; each has a row."""
+    """Describe `reward` or `dpo`, whose steps count prompts; each has a row."""
     train, size = summary.train, config.batch.global_batch_size
     is_scored = config.roles["model"].head != "lm"
     learned = train.documents if is_scored else train.answer_tokens
@@ -74,7 +74,7 @@ def of_preferences(config: TrainingConfig, summary: PreferenceSummary) -> Course
 
 
 def of_prompts(config: OnPolicyConfig, summary: PromptSummary) -> Course:
-    """Of the stages that learn from their own answers, whose lengths nobody knows yet."""
+    """Describe a stage that learns from its own answers, whose lengths nobody knows yet."""
     updates = config.updates_per_step
     return Course(
         config.num_episodes(summary.train),

@@ -108,7 +108,7 @@ def _find_peers(config: TrainingConfig, nodes: Nodes) -> Peers:
 
 
 def _show(config: TrainingConfig, todo: Job) -> None:
-    """Prints each node's command and the configuration, and says what the command needs."""
+    """Print each node's command and the configuration, and say what the command needs."""
     if (path := os.environ.get("PYTHONPATH")) is not None:
         todo = replace(todo, env=(*todo.env, ("PYTHONPATH", path)))
     for rank in range(todo.nnodes):
@@ -144,7 +144,7 @@ def _check(stage: Stage[Any], config: TrainingConfig, nodes: Nodes) -> dict[str,
 
 
 def _at_the_right_interface(todo: Job) -> Job:
-    """Tells Gloo the network interface by which node 0 is reached, unless the user did."""
+    """Tell Gloo the network interface by which node 0 is reached, unless the user did."""
     interface = interface_towards(todo.master_addr)
     if interface is None or "GLOO_SOCKET_IFNAME" in os.environ:
         return todo

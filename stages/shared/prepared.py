@@ -16,7 +16,7 @@ def prepared_data(folder: RunFolder) -> Path:
 
 
 def choose_data(folder: Path, what: str, attempt: Attempt) -> None:
-    """Have the ranks of a run read a prepared folder, which `prepared_data` finds from now on.
+    """Make the ranks of a run read a prepared folder, which `prepared_data` finds from now on.
 
     Args:
         folder: The folder, in the run's own of data.

@@ -159,7 +159,7 @@ def _prepare_datasets(config: PretrainConfig, tokenizer: Tokenizer, folder: Path
 
 
 def _say_nothing(*_: Any) -> Iterator[str]:
-    """`prepare inspect` shows datasets; what is learned from them is counted in tokens."""
+    """Yield nothing: `prepare inspect` shows datasets, of which tokens alone are counted."""
     return iter(())
 
 

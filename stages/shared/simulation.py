@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 
 def launch(config: TrainingConfig, *, gpu_memory_gib: float) -> int:
-    """Simulates a stage and prints what it found; returns 2 where it does not fit."""
+    """Simulate a stage and print what it found; return 2 where it does not fit."""
     started = time.perf_counter()
     report = simulate(config, gpu_memory_gib=gpu_memory_gib, progress=True)
     console.emit(report.render())
@@ -43,7 +43,7 @@ def launch(config: TrainingConfig, *, gpu_memory_gib: float) -> int:
 
 
 def _advice(config: TrainingConfig, gpu_memory_gib: float) -> str:
-    """What would fit: another layout of the same GPUs, or of more."""
+    """Suggest what would fit: another layout of the same GPUs, or of more."""
     for factor in (1, 2, 4, 8):
         gpus = factor * config.world_size
         plans = fitting(config, device("a100-80g"), gpus=gpus, gpu_memory_gib=gpu_memory_gib)
@@ -60,7 +60,7 @@ def simulate(
     is_gpu: bool = True,
     progress: bool = False,
 ) -> Report:
-    """Runs one step of one rank of each kind, of as many kinds at a time as there are cores.
+    """Run one step of one rank of each kind, of as many kinds at a time as there are cores.
 
     Args:
         config: The run; nothing is loaded, so neither paths nor data are needed.
@@ -102,7 +102,7 @@ def _load_megatron(_: None) -> None:
 def _played(
     config: TrainingConfig, rank_kind: tuple[str, int], *, gpu_memory_gib: float, is_gpu: bool
 ) -> RankReport:
-    """Play a rank and report what the ranks of its kind take."""
+    """Simulate a rank and measure what the ranks of its kind take."""
     from alignctl.simulation.process import playing
 
     kind, stage = rank_kind

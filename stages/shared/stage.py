@@ -70,7 +70,7 @@ class Stage(Generic[C]):
 
     @property
     def module(self) -> str:
-        """The program that torchrun starts on every rank, with the run folder as its argument."""
+        """Program that torchrun starts on every rank, with the run folder as its argument."""
         return f"alignctl.stages.{section_of(self.name)}"
 
     def run_rank(self) -> None:

@@ -65,7 +65,7 @@ class Task:
 
     @property
     def checkpoints(self) -> checkpoints.Checkpoints:
-        """Where the engine is saved."""
+        """Folder in which the engine is saved."""
         config = self.config
         return checkpoints.Checkpoints(
             self.folder.checkpoints, self.source, config.tokenizer, config.checkpoint.keep
@@ -89,7 +89,7 @@ class Progress:
 
     @classmethod
     def recall(cls, folder: RunFolder, step: int, total: int) -> "Progress":
-        """Where the run was at a step, as its metrics tell: earlier attempts belong to it."""
+        """Restore where the run was at a step from its metrics: earlier attempts belong to it."""
         progress = cls(step=step, total=total)
         for row in recorded(folder, until=step):
             if row["kind"] == "train":
@@ -146,7 +146,7 @@ def run(
 
 
 def initialize(config: C, folder: RunFolder) -> C:
-    """Calls the roll of all ranks and joins the job's process groups, once per process.
+    """Check that all ranks are there, and join the job's process groups, once per process.
 
     Returns:
         The configuration, with the exact folders of the models that the run has started from.
@@ -178,7 +178,7 @@ def initialize(config: C, folder: RunFolder) -> C:
 
 
 def newest_model(config: TrainingConfig, folder: RunFolder) -> tuple[Path | None, Source]:
-    """The checkpoint to go on from, None when the run starts; and that, or the model to load.
+    """Find the checkpoint to go on from, None when the run starts; and that, or the model to load.
 
     Its config and tokenizer are those in the run folder: checkpoints are removed in time.
     """
@@ -188,7 +188,7 @@ def newest_model(config: TrainingConfig, folder: RunFolder) -> tuple[Path | None
 
 
 def build_engine(config: TrainingConfig, head: Head) -> Engine:
-    """The engine, its weights not set."""
+    """Build the engine; its weights are not set."""
     if config.engine == "deepspeed":
         from alignctl.engines.deepspeed.engine import DeepSpeedEngine
 
@@ -220,7 +220,7 @@ def build_engine(config: TrainingConfig, head: Head) -> Engine:
 
 
 def train(task: Task, step: int, note: str | None = None) -> None:
-    """Takes the remaining steps, writes metrics, checkpoints and, when all is done, result.json.
+    """Take the remaining steps; write metrics, checkpoints and, when all is done, result.json.
 
     Args:
         task: What is to be done.
@@ -247,7 +247,7 @@ def _show_a_sample(task: Task, metrics: MetricsWriter) -> None:
 
 
 def _take_steps(task: Task, progress: Progress, metrics: MetricsWriter) -> None:
-    """The steps of the run, with validations and checkpoints between them."""
+    """Take the steps of the run, with validations and checkpoints between them."""
     config = task.config
     if progress.step == 0:
         _validate(task, progress, metrics)
@@ -311,7 +311,7 @@ def _step(task: Task, progress: Progress, metrics: MetricsWriter) -> StepMetrics
 
 
 def _validate(task: Task, progress: Progress, metrics: MetricsWriter) -> None:
-    """Loss and metrics on the held-out rows, weighted as in training, the same rows every time."""
+    """Measure loss and metrics on the held-out rows, weighted as in training, always the same."""
     config, engine = task.config, task.engine
     if task.data.validation is None:
         return
@@ -347,7 +347,7 @@ def _write_result(task: Task, progress: Progress) -> None:
 
 
 def _with_culprits(error: Exception, task: Task, progress: Progress) -> RunError:
-    """The same failure with the step, the rows of its batch and what is safe."""
+    """Add to a failure the step, the rows of its batch and what is safe."""
     config, folder, data = task.config, task.folder, task.data
     sequences = order.taken(
         data.train,
@@ -373,7 +373,7 @@ def _with_culprits(error: Exception, task: Task, progress: Progress) -> RunError
 
 
 def _peak_memory() -> int:
-    """Largest memory of this rank so far, in bytes: the GPU's, or without one the process's."""
+    """Measure this rank's largest memory so far, in bytes: the GPU's, else the process's."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated()
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
