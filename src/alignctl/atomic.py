@@ -226,7 +226,7 @@ def free_space(path: Path) -> str:
 def is_disk_full(error: BaseException | None) -> bool:
     """Tell whether a failure comes from a full disk, or a full quota.
 
-    Looks through the chain of causes: libraries wrap the system's error into their own, or fail
+    The whole chain of causes is searched: libraries wrap the system's error into their own, or fail
     over what they could not write.
     """
     while error is not None:

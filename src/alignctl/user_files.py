@@ -1,4 +1,4 @@
-"""The door of files that a user gives: regular files only, and one message for whatever is wrong.
+"""Reading of files that a user gives: only regular ones, and one message for whatever is wrong.
 
 A pipe may never end, `/dev/zero` never does, and a sparse file of a terabyte is made in a moment.
 So a file is opened by `opened`, and read whole by `read_bytes`, `read_text` or `read_json`, which

@@ -1,4 +1,4 @@
-"""Raw text in pieces of whole documents, big enough to be worth a worker's attention.
+"""Raw text in blocks of whole documents, big enough to be sent to a worker process.
 
 One process reads and decompresses; parsing, which costs far more, is the workers' part. Blocks
 depend on the files alone, so whoever counts them can go on where an interrupted run stopped.

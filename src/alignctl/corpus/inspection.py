@@ -1,4 +1,4 @@
-"""An indexed dataset for the eye: its counts, how long its documents are, some of them as text."""
+"""An indexed dataset described: its counts, how long its documents are, some of them as text."""
 
 from collections.abc import Iterator
 from pathlib import Path

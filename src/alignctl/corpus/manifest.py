@@ -1,7 +1,7 @@
 """What lies beside an indexed dataset: its tokenizer, its counts, the checksums of its files.
 
 Megatron's .idx says how long each document is and no more: token ids of another tokenizer would be
-read without a word. `NAME.json` beside `NAME.bin` and `NAME.idx` says whose ids they are. It is
+read without an error. `NAME.json` beside `NAME.bin` and `NAME.idx` says whose ids they are. It is
 written last, so where it is missing, the other two are foreign or unfinished.
 """
 

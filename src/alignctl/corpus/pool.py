@@ -137,7 +137,7 @@ def _results(
             item = next(source)
         except StopIteration:
             break
-        except AlignctlError as error:  # what is wrong before it is told first
+        except AlignctlError as error:  # errors of the items before it come first
             failure = error
             break
         waiting.append(threads.submit(apply, item))

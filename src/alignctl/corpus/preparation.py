@@ -116,7 +116,7 @@ def _check(datasets: Sequence[Indexed], config: PretrainConfig, tokenizer: Token
 def _check_ids(datasets: Sequence[Indexed], vocab_size: int) -> None:
     """Check that the model has a row for each token id.
 
-    Of datasets without a manifest every token is read, behind a progress bar.
+    For datasets without a manifest every token is read, with a progress bar.
     """
     unknown = [dataset for dataset in datasets if dataset.manifest is None]
     for dataset in datasets:

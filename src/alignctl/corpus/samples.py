@@ -193,8 +193,8 @@ def tokens_of(dataset: Indexed, split: str, which: Literal["train", "valid"]) ->
 
 
 def _share(documents: int, split: str, which: Literal["train", "valid"]) -> slice:
-    # Megatron-Core brings in torch: the launcher, which asks how many tokens there are, has none
-    # loaded before it needs it.
+    # Megatron-Core imports torch. The launcher calls this too, and imports torch only when it
+    # needs it.
     from megatron.core.datasets.blended_megatron_dataset_config import (
         convert_split_vector_to_split_matrix,
         parse_and_normalize_split,

@@ -308,7 +308,7 @@ def encode_block(placed: _Placed) -> _Part:
         if isinstance(document.text, UserError):
             raise document.text
         texts.append(document.text)
-    # The ids are those of encode_batch; what is saved are offsets, which nobody reads here.
+    # The ids are those of encode_batch; only the offsets are missing, which nobody reads here.
     encodings = encoder.backend.encode_batch_fast(texts, add_special_tokens=False)
     documents = [_document(encoding.ids, encoder) for encoding in encodings if len(encoding)]
     tokens: NDArray[np.integer] = np.concatenate([np.empty(0, encoder.dtype), *documents])

@@ -110,8 +110,8 @@ class Pieces:
 def is_worth_sharing(shared: int, lengths: Sequence[int]) -> bool:
     """Tell whether documents of so many input tokens should begin with `shared` common ones.
 
-    Keys and values of these are copied for each document, which takes up to a twelfth of what a
-    layer keeps of the document: sharing spares an eighth at least, or there is none.
+    Keys and values of the common tokens are copied for each document, which takes up to a twelfth
+    of what a layer keeps of the document. So sharing has to save at least an eighth of the tokens.
     """
     return 8 * shared * (len(lengths) - 1) >= sum(lengths) > 0 < shared
 
@@ -119,9 +119,9 @@ def is_worth_sharing(shared: int, lengths: Sequence[int]) -> bool:
 def count_shared(documents: Sequence[Document]) -> int:
     """Count the positions at the start that documents share: the same inputs and targets.
 
-    Of a prompt's tokens these are all but the last, which predicts the first token of an answer,
-    another one for each. Every document keeps a position of its own: that of its last input. 0
-    where it is not worth it.
+    Of a prompt these are all tokens but the last: that one predicts the first token of the answer,
+    which differs between documents. Each document keeps at least the position of its last input
+    for itself. 0 where sharing saves too little.
     """
     first, *others = documents
     lengths = [len(document.tokens) - 1 for document in documents]

@@ -1,7 +1,8 @@
 """Which of many things are the same, so that each is scored once.
 
-Scored one by one, equal texts would differ by rounding, as their neighbours in a batch do, and so
-would make preferences, and deviations to divide by, out of nothing.
+If each text were scored, equal ones would get scores that differ by rounding, because they have
+other neighbours in their batches. These differences would count as preferences, and as deviations
+that advantages are divided by.
 """
 
 from collections.abc import Hashable, Iterable

@@ -1,7 +1,7 @@
 """What kinds of values the well-known keys of config.json and its like have.
 
-alignctl reads few of these keys, and takes the files along as they are. Whoever loads the result
-with transformers would be told of a value of another kind by a traceback, or by strange answers.
+alignctl reads few of these keys, and copies the files as they are. A value of another kind would
+show only when transformers loads the result: by a traceback, or by strange answers of the model.
 """
 
 from collections.abc import Mapping

@@ -148,8 +148,8 @@ def dealt_groups(
 ) -> list[list[list[int]]]:
     """Deal members of groups, which cost less together, and return one rank's micro batches.
 
-    The groups are laid in a row and cut into as many micro batches as are needed, the same number
-    for every rank, of as many members as each other: a group is in one of them, or in neighbours.
+    The members of all groups are put in one row, which is cut into micro batches of about the same
+    number of members, as many for every rank. So a group lies in one batch or in adjacent ones.
 
     Args:
         groups: Members of each group.

@@ -1,4 +1,4 @@
-"""One document as text again, in pieces that are learned or not, for the eye of the user."""
+"""One document as text again, in pieces that are learned or not, to show to the user."""
 
 from collections.abc import Iterator
 from itertools import pairwise

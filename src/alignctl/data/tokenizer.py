@@ -27,7 +27,7 @@ _MAKE_ONE = (
 )
 
 
-# Characters that a text is read after, where a tokenizer treats a beginning in a special way.
+# A text is read after one of these, where a tokenizer treats the start of a text differently.
 _ANCHORS = ("\n", "\x02", "|", "a", "0")
 
 
@@ -230,7 +230,7 @@ def _read_backend(file: Path) -> Any:
         backend = Backend.from_str(text)
     except Exception as error:  # the library raises bare Exception for every fault of the file
         raise UserError(f"{file}: not a readable tokenizer.json: {error}") from error
-    # Some files carry the settings of the last call of their author.
+    # Some files hold the truncation and padding that their author used last.
     backend.no_truncation()
     backend.no_padding()
     return backend

@@ -87,7 +87,7 @@ def worker_environment(
         "CUDA_DEVICE_MAX_CONNECTIONS": "1",
         # Rank logs must hold everything up to the moment a rank dies.
         "PYTHONUNBUFFERED": "1",
-        # The tokenizers library forks badly once its own threads have run.
+        # The tokenizers library may hang in a fork once its own threads have run.
         "TOKENIZERS_PARALLELISM": "false",
     }
     if nproc > 1:

@@ -29,7 +29,7 @@ def run(job: Job, attempt: Attempt, display: Display, peers: Peers | None = None
     """Start torchrun and stay until it ends; leave a finished run as it is.
 
     The first SIGINT or SIGTERM asks the ranks to save and leave, the second one kills them.
-    Whether the run is complete or was stopped can be told by its `result.json`.
+    The run's `result.json` tells whether it is complete or was stopped.
 
     Args:
         job: The job, as this node has to start it.
@@ -218,7 +218,7 @@ def _explain_removal(folder: RunFolder) -> RunError:
 def _has_ended_well(job: Job, folder: RunFolder, exit_code: int) -> bool:
     """Tell whether every rank of this node has left in good order.
 
-    A scheduler may signal torchrun as well, which then reports a failure nevertheless.
+    A scheduler may send torchrun a signal too; it then reports a failure though all ranks are done.
     """
     first = job.node_rank * job.nproc
     return exit_code == 0 or all(folder.rank_ended(first + n).exists() for n in range(job.nproc))

@@ -61,7 +61,7 @@ def nodes_from(
 ) -> Nodes:
     """Decide on nodes, node rank and rendezvous.
 
-    Flags win, then Kubeflow's variables, the tutorials', Slurm's.
+    Flags come first, then the variables of Kubeflow, of the tutorials, and of Slurm.
 
     Args:
         flags: The command line's flags.
@@ -132,8 +132,8 @@ def _environment(environ: Mapping[str, str]) -> dict[str, _Found]:
 def _count_nodes(tutorial: dict[str, _Found], slurm: _Found | None, per_node: str) -> None:
     """Correct a `WORLD_SIZE` that counts processes, where other variables give the number of nodes.
 
-    Slurm starts no more tasks of one node each than it has given nodes: who exports more counts
-    processes, in `RANK` too. Kubeflow's `RANK` is that of the pod.
+    With one task on each node, Slurm starts at most as many tasks as it has given nodes: a
+    larger `WORLD_SIZE` counts processes, and so does `RANK`. Kubeflow's `RANK` is the pod's.
 
     Args:
         tutorial: The tutorials' variables, `WORLD_SIZE` among them; changed.

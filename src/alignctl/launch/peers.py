@@ -170,7 +170,7 @@ class Peers:
     def cannot_start(self, error: AlignctlError) -> None:
         """Tell the other nodes why this one will not run, if they are there to be told.
 
-        A node that found its mistake before node 0 was there waits for that a little.
+        If node 0 is not there yet, this waits for it a little.
         """
         if self._sign.session and self._sign.state in _OVER:
             return  # it had started, and has told what became of it

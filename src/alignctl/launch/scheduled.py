@@ -109,7 +109,7 @@ def sbatch_script(stage: Stage, slurm: Slurm) -> str:
             "#!/bin/bash",
             f"# {stage.title}",
             *directives,
-            *setup,  # before `set`: what modules and conda source does not bear it
+            *setup,  # before `set`: scripts of modules and conda fail under it
             "",
             "set -euo pipefail",
             "",

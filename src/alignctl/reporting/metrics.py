@@ -49,7 +49,7 @@ class MetricsWriter:
         self._lines: TextIO | None = None
         self._events: EventFileWriter | None = None
         if enabled:
-            # Who begins at 0 measures step 0 again: nothing stays of an attempt that saved nothing.
+            # A run that begins at 0 measures step 0 again: drop all rows of an unsaved attempt.
             last_kept = step or -1
             cut_after(folder, last_kept)
             self._lines = folder.metrics.open("a", encoding="utf-8", buffering=1)

@@ -51,7 +51,8 @@ def rows_per_band(threshold: float) -> int:
     """Compute how many numbers of a signature must agree for two documents to be compared.
 
     With r rows in each of b = NUM_HASHES / r bands, a pair of similarity s is found with
-    probability 1 - (1 - s^r)^b: the largest r for which that is 99 % at the threshold.
+    probability 1 - (1 - s^r)^b. The result is the largest r, a power of two, for which that is at
+    least 99 % at the threshold.
     """
     rows = 1
     while rows < NUM_HASHES:

@@ -132,7 +132,7 @@ def _message(row: Row, name: str, entry: object) -> Message:
         if key not in ("role", "content", *_LEARNED_KEYS) and not is_nothing(value)
     }
     if content is None and extra.get("tool_calls"):
-        # Templates ask whether the content is none; so does what calls functions and says nothing.
+        # A turn that only calls functions has no text: templates test whether its content is none.
         extra["content"], content = None, ""
     text = check_text(row, f"{name}.content", content)
     return Message(role, text, is_learned_at(row, name, entry), extra)

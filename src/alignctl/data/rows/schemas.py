@@ -200,7 +200,7 @@ def query_turn(row: Row, query: str, response: str) -> Conversation:
 def single_turn(row: Row, user: str, response: str, prompt: str) -> Conversation:
     """Make a conversation of a question and its answer; its text is the prompt and the answer.
 
-    Where the prompt ends with the marker of an assistant's turn, spaces after it are the turn's.
+    If the prompt ends with the marker of an assistant's turn, spaces after it belong to the turn.
     """
     refuse_context(row)
     text = prompt + response

@@ -248,7 +248,7 @@ def share_prompt(answers: Sequence[Encoded]) -> tuple[list[Encoded], int]:
 
     That is where their tokens part, or the first token that belongs to an answer, whichever comes
     first: in one document a token may straddle the end of the prompt, while the others have two
-    tokens there. Only so are the probabilities of all answers given the same tokens.
+    tokens there. Only then are the probabilities of all answers conditional on the same tokens.
 
     Args:
         answers: The documents, in each of which only the answer is learned.

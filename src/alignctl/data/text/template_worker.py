@@ -2,8 +2,9 @@
 
 A line of JSON comes in, with templates and conversations; a line of JSON goes out for each
 conversation. While a template runs, the kernel counts the processor time and ends the process by
-`TIME_OVER` at the limit, whatever it is doing: a power of powers listens to nobody. It imports no
-torch, and ends when the other end of its pipe closes.
+`TIME_OVER` at the limit, whatever it is doing: a long computation in one operation, such as a
+power of powers, checks for nothing else. It imports no torch, and ends when the other end of its
+pipe closes.
 """
 
 import json

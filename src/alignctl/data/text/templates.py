@@ -31,7 +31,7 @@ from alignctl.errors import UserError
 
 CHOICES = ("auto", "tokenizer", "hh", "none")
 
-# Without these a conversation is about something else.
+# Keys without which the conversation would lose its meaning.
 _NEEDED = ("tools", "messages.tool_calls")
 
 

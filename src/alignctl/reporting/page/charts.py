@@ -113,7 +113,7 @@ def smooth_mean(values: NDArray[np.float64], window: int) -> NDArray[np.float64]
     """
     before = window // 2
     is_known = np.isfinite(values)
-    # Sums of a few numbers as differences of sums of many: taken around the mean, they lose least.
+    # Sums of a window are differences of running sums: less the mean, these lose fewer digits.
     middle = float(values[is_known].mean()) if is_known.any() else 0.0
     sums = np.concatenate([[0.0], np.cumsum(np.where(is_known, values - middle, 0.0))])
     counts = np.concatenate([[0], np.cumsum(is_known)])

@@ -1,7 +1,7 @@
 """Charts as matplotlib figures, and figures as SVG that takes its colours from the page around it.
 
-matplotlib knows one theme at a time, and a page has two and is printed besides. So the figures are
-drawn in marker colours that nothing else has, and in the SVG these become CSS variables.
+matplotlib draws in one theme, but a page has a light and a dark one, and is printed too. So the
+figures are drawn in marker colours that nothing else has; in the SVG these become CSS variables.
 """
 
 import io
@@ -331,7 +331,8 @@ def _add(axes: Axes, line: Line, palette: Palette) -> None:
 def _spans_decades(lines: Sequence[Line]) -> bool:
     """Tell whether values are positive and so far apart that they need a logarithmic scale.
 
-    Without the outermost hundredths: one tiny value is no reason to draw all others crowded.
+    The lowest and the highest hundredth of the values do not count: a single tiny value is no
+    reason to draw all others close together.
     """
     known = [line.points.values[np.isfinite(line.points.values)] for line in lines]
     values = np.concatenate(known) if known else np.array([])

@@ -1,7 +1,7 @@
-"""The report: one HTML page that needs nothing but itself.
+"""The report: one HTML page that needs no other file.
 
-No script and no address is in it, and its own policy forbids them: text of a run, which may be
-anything that a model wrote, is text and stays it.
+It holds no script and no address, and its own policy forbids them: the text of a run, which may be
+anything that a model wrote, is only ever shown as text.
 """
 
 import math

@@ -1,7 +1,7 @@
 """What a run folder tells of its run, whatever state it is in: running, killed, finished.
 
-Read tolerantly: a report of a run that died is worth most. What could not be read is counted, and
-said by whoever reads.
+Damaged lines are skipped, since a report is most useful for a run that died. They are counted, so
+that the report can name them.
 """
 
 import json
@@ -175,7 +175,7 @@ def _number(value: object) -> float | None:
     if isinstance(value, bool):
         return None
     if isinstance(value, int | float):
-        # A chart that reaches so far has nothing else on it, and its steps are beyond a float.
+        # A larger value would flatten all others in a chart, whose ticks would overflow a float.
         return float(value) if abs(value) < _DRAWN else math.copysign(math.inf, value)
     return float(value) if isinstance(value, str) and value in _NOT_FINITE else None
 

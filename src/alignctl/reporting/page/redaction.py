@@ -1,6 +1,6 @@
 """Keys and passwords taken out of what a page shows of configurations and command lines.
 
-Neither should ever hold one: this is the second lock on the door.
+Neither should ever hold one: this only protects against a mistake.
 """
 
 import re
