@@ -25,7 +25,8 @@ $(READY): requirements/cpu.lock pyproject.toml
 	@$(BIN)/python -c "import torch" 2>/dev/null || { set -ex; \
 	  : "this torch needs the libraries of CUDA: the same version from $(TORCH_CPU) instead"; \
 	  $(BIN)/python -m pip install --quiet --no-deps --force-reinstall --index-url $(TORCH_CPU) \
-	    $$(grep '^torch==' requirements/cpu.lock); }
+	    $$(grep '^torch==' requirements/cpu.lock) || { \
+	      echo "no torch from $(TORCH_CPU); another index: make setup TORCH_CPU=URL" >&2; exit 1; }; }
 	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation -e .
 	$(BIN)/python -m compileall -q src stages
 	$(BIN)/python -c "import torch"

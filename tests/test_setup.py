@@ -110,6 +110,17 @@ def test_a_torch_that_can_be_imported_stays(checkout: Path, tmp_path: Path) -> N
     assert "CUDA" not in done.stderr
 
 
+def test_where_no_index_of_the_cpus_is_reached_another_may_be_named(
+    checkout: Path, tmp_path: Path
+) -> None:
+    registry = write_index(tmp_path / "registry", VERSION, FOR_CUDA)
+    nowhere = (tmp_path / "nowhere").as_uri()
+    done = make_setup(checkout, registry, nowhere)
+    assert done.returncode != 0
+    assert f"\nno torch from {nowhere}; another index: make setup TORCH_CPU=URL\n" in done.stderr
+    assert not (checkout / ".venv/.ready").exists()
+
+
 def test_without_any_torch_that_works_setup_fails(checkout: Path, tmp_path: Path) -> None:
     """It does not call itself ready, so the next `make setup` tries again."""
     registry = write_index(tmp_path / "registry", VERSION, FOR_CUDA)
