@@ -70,7 +70,7 @@ def opened(path: Path) -> BufferedReader:
 
 
 def is_there(path: Path) -> bool:
-    """Whether there is anything of that name; also a link to what is gone, which cannot be read."""
+    """Tell whether a name exists; true also for a link to what is gone, which cannot be read."""
     return os.path.lexists(path)
 
 
@@ -97,7 +97,7 @@ def read_bytes(path: Path, most_bytes: int = MOST_BYTES) -> bytes:
 
 
 def read_lines(path: Path, stream: BufferedReader) -> Iterator[bytes]:
-    """Reads an open file line by line; each has its end, but for the last one perhaps.
+    """Read an open file line by line; lines keep their line breaks, the last one may have none.
 
     Raises:
         UserError: A line is longer than `MOST_LINE_BYTES`.
