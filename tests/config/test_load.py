@@ -347,3 +347,14 @@ def test_an_override_turns_on_a_section_that_a_preset_has_off(tmp_path: Path) ->
     file = tiny.write_preset(tmp_path / "tiny.yaml", sft=tree["sft"])
     config = resolve(SFTConfig, str(file), {"output": Path("run")}, ["lora.rank=4"])
     assert config.lora == Lora(rank=4)
+
+
+def test_a_run_of_an_older_alignctl_has_the_defaults_of_what_it_did_not_know() -> None:
+    """What it did know stays, and what is no configuration of today's is left as it is."""
+    config = resolve(SFTConfig, "tiny-llama", {"output": "runs/x"})
+    recorded = config.model_dump(mode="json")
+    del recorded["extra_vocab_size"], recorded["optimizer"]["beta1"]
+    recorded["train"]["seed"] = 7
+    changed = {**recorded["train"], "seed": 7}
+    assert config.complete(recorded) == {**config.model_dump(mode="json"), "train": changed}
+    assert config.complete({"stage": "sft", "gone": 1}) == {"stage": "sft", "gone": 1}

@@ -3,6 +3,7 @@
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 from pydantic import BaseModel
 
@@ -16,6 +17,9 @@ from alignctl.reporting.progress.run import display
 
 class Config(BaseModel):
     deed: str
+
+    def complete(self, recorded: dict[str, Any]) -> dict[str, Any]:
+        return recorded
 
 
 def main(output: str, deed: str) -> int:

@@ -3,6 +3,7 @@ import os
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from pydantic import BaseModel
@@ -26,6 +27,9 @@ class Config(BaseModel):
     output: str = "runs/a"
     optimizer: Optimizer = Optimizer()
     checkpoint: Checkpoint = Checkpoint()
+
+    def complete(self, recorded: dict[str, Any]) -> dict[str, Any]:
+        return recorded
 
 
 ARGV = ["alignctl", "sft", "--data", "my data"]

@@ -1,9 +1,9 @@
 """The whole description of a run, and the rules between its sections."""
 
 import math
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationError, model_validator
 from typing_extensions import override
 
 from alignctl.config.data import Data, Inputs, Preferences, ReferencedPreferences, Rows
@@ -70,6 +70,22 @@ class RunConfig(Settings):
     def data_parallel_size(self) -> int:
         """Copies of the model that share the batch."""
         return self.world_size // (self.parallel.tp * self.parallel.pp)
+
+    def complete(self, recorded: dict[str, Any]) -> dict[str, Any]:
+        """Give a configuration of this stage that was written down the defaults of what it lacks.
+
+        A run that an older alignctl has started can so be told from one with other settings.
+
+        Args:
+            recorded: The configuration, as plain values; returned as it is where it is none of
+                today's.
+        """
+        try:
+            known = type(self).model_validate(recorded)
+        except ValidationError:
+            return recorded
+        completed: dict[str, Any] = known.model_dump(mode="json")
+        return completed
 
     @model_validator(mode="after")
     def _sections_agree(self) -> Self:

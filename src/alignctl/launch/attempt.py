@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from alignctl import atomic
+from alignctl import atomic, console
 from alignctl.errors import AlignctlError, RunError, UserError
 from alignctl.launch import environment
 from alignctl.launch.facts import Config, find_differences, flatten
@@ -129,7 +129,9 @@ def check_same_run(folder: RunFolder, config: Config, *, resume: bool) -> None:
         UserError: When the run has other settings (each is listed), or when it must not be resumed.
     """
     other = "choose another --output"
-    changes = differences(folder.read_config(), json.loads(config.model_dump_json()))
+    recorded = folder.read_config()
+    known = config.complete(recorded)
+    changes = differences(known, json.loads(config.model_dump_json()))
     if changes:
         shown = [f"  {key}: {old} -> {new}" for key, old, new in changes[:_MAX_DIFFERENCES_SHOWN]]
         if len(changes) > len(shown):
@@ -137,6 +139,12 @@ def check_same_run(folder: RunFolder, config: Config, *, resume: bool) -> None:
         raise UserError(
             "\n".join([f"{folder.path} holds another run; these settings differ:", *shown]),
             f"{other}, or use the run's own settings ({folder.command} has its command)",
+        )
+    if added := find_differences(flatten(recorded), flatten(known)):
+        shown = [f"{key} {value}" for key, _, value in added[:_MAX_DIFFERENCES_SHOWN]]
+        console.say(
+            f"{folder.path} was started by an older alignctl; what that did not know is from now "
+            f"on: {', '.join(shown)}"
         )
     if not resume:
         raise UserError(

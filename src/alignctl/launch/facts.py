@@ -15,10 +15,13 @@ _DIGITS = 16
 
 
 class Config(Protocol):
-    """What is asked of a configuration here: that it writes itself as JSON."""
+    """What is asked of a configuration here: that it writes itself as JSON, and knows its kind."""
 
     def model_dump_json(self, *, indent: int | None = None) -> str:
         """Write the configuration as one JSON object."""
+
+    def complete(self, recorded: dict[str, Any]) -> dict[str, Any]:
+        """Give a configuration of its kind, as plain values, the defaults of keys that it lacks."""
 
 
 def facts(config: Config, folder: RunFolder) -> dict[str, str]:
