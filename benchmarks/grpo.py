@@ -2,9 +2,11 @@
 
     python benchmarks/grpo.py                       # five minutes or so on two idle cores
     python benchmarks/grpo.py --repeats 3 --only alignctl
+    python benchmarks/grpo.py --data train.jsonl    # questions of GSM8K, of their lengths
 
-The same 30M policy, the same reward model, the same prompts, as many answers of the same length to
-each, one update of AdamW for each round of answers. Nothing is asserted.
+alignctl runs twice: prompts computed once, and for each answer. The same 30M policy, the same
+reward model, the same prompts, as many answers of the same length to each, one update of AdamW for
+each round of answers. Nothing is asserted.
 """
 
 import re
@@ -16,39 +18,47 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.lib import turns
-from benchmarks.lib.prompts import make
+from benchmarks.lib.prompts import draw_prompts, make
 from benchmarks.lib.race import Contender, Run, json_lines, race, table
+from benchmarks.lib.real_rows import read_questions
 from benchmarks.lib.workload import Workload
 
 BIN = Path(sys.executable).parent
 RANKS = 2
 PROMPTS, SAMPLES, PROMPT_TOKENS, NEW_TOKENS = 8, 8, 64, 128
+LONGEST_PROMPT = 256
 PHASES = ("rollout", "scoring", "training", "push")
 
 
 def main() -> None:
     """Make the workload, run the contenders in turns, print the two tables."""
     parser = turns.flags(__doc__.split("\n", 1)[0], documents=64)
+    parser.add_argument("--data", type=Path, help="questions of GSM8K, for their lengths")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="alignctl-bench-") as name:
         folder = Path(name)
         workload = Workload(
             folder=folder / "input",
             documents=options.documents,
-            seq_length=PROMPT_TOKENS + NEW_TOKENS,
+            seq_length=LONGEST_PROMPT + NEW_TOKENS,
             sequences_per_step=PROMPTS * SAMPLES,
             documents_per_step=PROMPTS * SAMPLES,
             warm_up=options.warm_up,
             steps=options.steps,
         )
-        make(workload, PROMPTS, SAMPLES, PROMPT_TOKENS, NEW_TOKENS)
+        questions = read_questions(options.data) if options.data else draw_prompts(PROMPT_TOKENS)
+        mean = make(workload, questions, PROMPTS, SAMPLES, LONGEST_PROMPT, NEW_TOKENS)
+        # A prompt's last token is read with each answer, an answer's last one by nobody.
+        apart, needed = SAMPLES * (mean + NEW_TOKENS - 1), mean - 1 + SAMPLES * NEW_TOKENS
         print(
-            f"{PROMPTS} prompts of {PROMPT_TOKENS} tokens x {SAMPLES} answers of {NEW_TOKENS}; "
+            f"{PROMPTS} prompts of {mean:.0f} tokens x {SAMPLES} answers of {NEW_TOKENS}, "
+            f"{apart / needed:.2f} times the tokens that are needed; "
             f"{workload.warm_up} + {workload.steps} steps",
             flush=True,
         )
         contenders = [
             _alignctl(workload),
+            _alignctl(workload, share_prompts=False),
             _trl("TRL, generate", workload, "generate"),
             _trl("TRL, vLLM", workload, "vllm"),
         ]
@@ -70,16 +80,18 @@ def main() -> None:
         print(f"\n{_summary(contenders, runs)}\n\n{_split(phases)}")
 
 
-def _alignctl(workload: Workload) -> Contender:
+def _alignctl(workload: Workload, *, share_prompts: bool = True) -> Contender:
     def command(folder: Path) -> list[str]:
         return [
             *(str(BIN / "alignctl"), "grpo", "--preset", str(workload.folder / "preset.yaml")),
             *("--load", str(workload.hf), "--reward-load", str(workload.folder / "reward")),
             *("--data", str(workload.folder / "prompts.jsonl")),
             *("--output", str(folder / "run"), "--nproc", str(RANKS)),
+            f"batch.share_prompts={str(share_prompts).lower()}",
         ]
 
-    return Contender("alignctl", (RANKS, 1), command, {}, turns.alignctl_steps)
+    name = "alignctl" if share_prompts else "alignctl, not shared"
+    return Contender(name, (RANKS, 1), command, {}, turns.alignctl_steps)
 
 
 def _trl(name: str, workload: Workload, engine: str) -> Contender:

@@ -2,10 +2,11 @@
 
     python benchmarks/preferences.py                   # ten minutes or so on two idle cores
     python benchmarks/preferences.py --method dpo --repeats 3 --json result.json
+    python benchmarks/preferences.py --data harmless.jsonl  # dialogues of the HH data set
 
 The counterpart of sft.py for pairs of answers: the same 30M parameters, the same lengths, AdamW and
-precision for everybody. The log-probabilities of DPO's reference are computed before the clock
-starts by both. Nothing is asserted.
+precision for everybody. alignctl runs twice: prompts computed once, and for each answer. The log-
+probabilities of DPO's reference are computed before the clock starts by both. Nothing is asserted.
 """
 
 import sys
@@ -16,6 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.lib import turns
 from benchmarks.lib.race import Contender
+from benchmarks.lib.real_rows import read_pairs
 from benchmarks.lib.workload import Workload
 
 BIN = Path(sys.executable).parent
@@ -28,6 +30,7 @@ def main() -> None:
     parser = turns.flags(__doc__.split("\n", 1)[0], documents=64)
     parser.add_argument("--method", choices=METHODS, action="append", help="of these only")
     parser.add_argument("--micro-batch", type=int, default=2, help="pairs at once, of alignctl")
+    parser.add_argument("--data", type=Path, help="lengths and shared beginnings of HH's rows")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="alignctl-bench-") as folder:
         workload = Workload(
@@ -39,10 +42,11 @@ def main() -> None:
             warm_up=options.warm_up,
             steps=options.steps,
         )
-        data = workload.make_pairs()
+        data = workload.make_pairs(read_pairs(options.data) if options.data else None)
         print(
             f"data: {workload.documents:,} pairs of answers, each {data['mean']:.0f} tokens with "
-            f"its prompt (median {data['median']:.0f}, longest {data['longest']}); "
+            f"its prompt (median {data['median']:.0f}, longest {data['longest']}), "
+            f"{data['tokens'] / data['needed']:.2f} times the tokens that are needed; "
             f"{workload.warm_up} + {workload.steps} steps of {workload.documents_per_step} pairs",
             flush=True,
         )
@@ -66,22 +70,27 @@ def all_contenders(workload: Workload, method: str, micro_batch: int) -> list[Co
     """List alignctl, and TRL with little padding in several ways: two processes of one thread."""
     return [
         _alignctl(workload, method, micro_batch),
+        _alignctl(workload, method, micro_batch, share_prompts=False),
         _trl("TRL, a pair at a time", workload, method, micro_batch=1),
         _trl("TRL, 4 pairs", workload, method, micro_batch=4),
         _trl("TRL, 4 pairs by length", workload, method, micro_batch=4, by_length=True),
     ]
 
 
-def _alignctl(workload: Workload, method: str, micro_batch: int) -> Contender:
+def _alignctl(
+    workload: Workload, method: str, micro_batch: int, *, share_prompts: bool = True
+) -> Contender:
     def command(folder: Path) -> list[str]:
         return [
             *(str(BIN / "alignctl"), method, "--preset", str(workload.folder / "preset.yaml")),
             *("--load", str(workload.hf), "--data", str(workload.folder / "pairs.jsonl")),
             *("--output", str(folder / "run"), "--nproc", str(RANKS)),
             f"batch.micro_batch_size={micro_batch}",
+            f"batch.share_prompts={str(share_prompts).lower()}",
         ]
 
-    return Contender("alignctl", (RANKS, 1), command, {}, turns.alignctl_steps)
+    name = "alignctl" if share_prompts else "alignctl, not shared"
+    return Contender(name, (RANKS, 1), command, {}, turns.alignctl_steps)
 
 
 def _trl(

@@ -1,6 +1,8 @@
 """What the contenders of grpo.py are given: prompts, a policy and a reward model."""
 
 import json
+from collections.abc import Iterable, Iterator
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -9,22 +11,37 @@ import yaml
 from benchmarks.lib.workload import MODEL, OPTIMIZER, SEED, SPECIAL, VOCAB_SIZE, Workload
 
 
-def make(workload: Workload, prompts: int, samples: int, length: int, new_tokens: int) -> None:
-    """Write `hf/`, `reward/`, `prompts.jsonl` and `preset.yaml`.
+def draw_prompts(length: int) -> Iterator[list[int]]:
+    """Draw prompts of so many tokens without end, BOS among them."""
+    rng = np.random.default_rng(SEED)
+    while True:
+        yield rng.integers(len(SPECIAL), VOCAB_SIZE, length - 1).tolist()
+
+
+def make(
+    workload: Workload,
+    questions: Iterable[list[int]],
+    prompts: int,
+    samples: int,
+    length: int,
+    new_tokens: int,
+) -> float:
+    """Write `hf/`, `reward/`, `prompts.jsonl` and `preset.yaml`; return a prompt's mean tokens.
 
     Args:
         workload: Where, and for how many steps.
+        questions: Token ids of prompts, without BOS; as many are taken as the workload has rows.
         prompts: Of a step.
         samples: Answers to each.
-        length: Tokens of each prompt.
+        length: Most tokens of a prompt; longer ones are left out.
         new_tokens: Most tokens of an answer.
     """
     workload.make_model()
     _write_reward(workload.hf, workload.folder / "reward")
-    rng = np.random.default_rng(SEED)
+    fitting = (words for words in questions if len(words) < length)
+    taken = list(islice(fitting, workload.documents))
     with (workload.folder / "prompts.jsonl").open("w", encoding="ascii") as rows:
-        for _ in range(workload.documents):
-            words = rng.integers(len(SPECIAL), VOCAB_SIZE, length - 1)  # BOS is the first token
+        for words in taken:
             rows.write(json.dumps({"prompt": " ".join(f"w{word}" for word in words)}) + "\n")
     stage = {
         "precision": "fp32",
@@ -44,6 +61,7 @@ def make(workload: Workload, prompts: int, samples: int, length: int, new_tokens
     }
     preset = {"model": {"family": "llama2", **MODEL}, "grpo": stage}
     (workload.folder / "preset.yaml").write_text(yaml.safe_dump(preset), encoding="ascii")
+    return float(np.mean([len(words) + 1 for words in taken]))
 
 
 def _write_reward(policy: Path, folder: Path) -> None:

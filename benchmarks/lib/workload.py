@@ -1,12 +1,12 @@
 """What every contender is given: one model, one tokenizer, one data set, all made from a seed."""
 
 import json
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 from numpy.typing import NDArray
 
 SEED = 1234
@@ -80,11 +80,17 @@ class Workload:
         self._write_preset()
         return self._write_rows()
 
-    def make_pairs(self) -> dict[str, float]:
-        """Write everything for preferences; return what the data set looks like."""
+    def make_pairs(
+        self, pairs: Iterable[tuple[list[int], list[int], list[int]]] | None = None
+    ) -> dict[str, float]:
+        """Write everything for preferences; return what the data set looks like.
+
+        Args:
+            pairs: Token ids of prompts, better and worse answers; None: as in `make`.
+        """
         self.make_model()
         self._write_preset()
-        return self._write_pairs()
+        return self._write_pairs(self._drawn_pairs() if pairs is None else pairs)
 
     def make_model(self) -> None:
         """Write the model and its tokenizer only."""
@@ -92,33 +98,49 @@ class Workload:
         _write_tokenizer(self.hf)
         _write_model(self.hf)
 
-    def _write_pairs(self) -> dict[str, float]:
+    def _drawn_pairs(self) -> Iterator[tuple[list[int], list[int], list[int]]]:
         rng = np.random.default_rng(SEED)
         first, weights = len(SPECIAL), _frequencies()
+        while True:
+            counts = [_length(rng, spread) for spread in (PROMPT_WORDS, *2 * (RESPONSE_WORDS,))]
+            if counts[0] + max(counts[1:]) + 2 > self.seq_length:
+                continue
+            prompt, better, worse = (
+                (rng.choice(len(weights), count, p=weights) + first).tolist() for count in counts
+            )
+            yield prompt, better, worse
+
+    def _write_pairs(
+        self, pairs: Iterable[tuple[list[int], list[int], list[int]]]
+    ) -> dict[str, float]:
         lengths: list[int] = []
+        shared = 0
         with (
             (self.folder / "pairs.jsonl").open("w", encoding="ascii") as rows,
             (self.folder / "pair_tokens.jsonl").open("w", encoding="ascii") as tokens,
         ):
-            while len(lengths) < 2 * self.documents:
-                counts = [_length(rng, spread) for spread in (PROMPT_WORDS, *2 * (RESPONSE_WORDS,))]
+            for words in pairs:
+                counts = [len(part) for part in words]
                 if counts[0] + max(counts[1:]) + 2 > self.seq_length:
-                    continue
-                words = [rng.choice(len(weights), count, p=weights) + first for count in counts]
+                    continue  # so that nobody has to truncate, which each does in its own way
                 texts = [" ".join(f"w{word}" for word in part) for part in words]
                 row = dict(zip(("prompt", "chosen", "rejected"), texts, strict=True))
                 row |= {name: " " + row[name] for name in ("chosen", "rejected")}
                 rows.write(json.dumps(row) + "\n")
                 ids = {
-                    "prompt_ids": [1, *words[0].tolist()],
-                    "chosen_ids": [*words[1].tolist(), 2],
-                    "rejected_ids": [*words[2].tolist(), 2],
+                    "prompt_ids": [1, *words[0]],
+                    "chosen_ids": [*words[1], 2],
+                    "rejected_ids": [*words[2], 2],
                     "length": counts[0] + max(counts[1:]) + 2,
                 }
                 tokens.write(json.dumps(ids) + "\n")
                 lengths += [counts[0] + count + 2 for count in counts[1:]]
+                shared += counts[0]
+                if len(lengths) == 2 * self.documents:
+                    break
         return {
             "tokens": sum(lengths),
+            "needed": sum(lengths) - shared,
             "mean": float(np.mean(lengths)),
             "median": float(np.median(lengths)),
             "longest": max(lengths),
@@ -173,7 +195,8 @@ class Workload:
             "model": {"family": "llama2", **MODEL},
             **dict.fromkeys(("sft", "reward", "dpo"), stage),
         }
-        (self.folder / "preset.yaml").write_text(yaml.safe_dump(preset), encoding="ascii")
+        # JSON, which is YAML too: a dump of YAML has anchors where values repeat.
+        (self.folder / "preset.yaml").write_text(json.dumps(preset, indent=2), encoding="ascii")
 
 
 def _frequencies() -> NDArray[np.float64]:
