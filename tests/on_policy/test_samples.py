@@ -120,6 +120,24 @@ def test_answers_to_one_prompt_stay_together_where_it_is_shared(
         assert count <= 2 + (answers - 2) // least if least else count <= answers
 
 
+@given(episodes(), st.integers(1, 4))
+def test_where_every_prompt_has_one_answer_there_is_nothing_to_keep_together(
+    samples: Samples, size: int
+) -> None:
+    """Answers are dealt one by one, which balances ranks best."""
+    apart, together = (
+        samples.batches(
+            range(len(samples)),
+            micro_batch_size=size,
+            dp_rank=1,
+            dp_size=2,
+            share_prompts=share_prompts,
+        )
+        for share_prompts in (False, True)
+    )
+    assert [batch.rows for batch in together] == [batch.rows for batch in apart]
+
+
 @given(episodes(), st.integers(1, 3))
 def test_a_reward_model_reads_the_last_token_too(samples: Samples, num_ranks: int) -> None:
     inputs: dict[int, list[int]] = {}

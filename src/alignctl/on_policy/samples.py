@@ -170,9 +170,10 @@ class Samples:
 
         Ranks have about as many tokens.
         """
-        if share_prompts:
+        groups = self.by_prompt(samples)
+        if share_prompts and len(groups) < len(samples):
             return dealt_groups(
-                self.by_prompt(samples),
+                groups,
                 lambda part: count_computed([self.document(sample) for sample in part]),
                 micro_batch_size=micro_batch_size,
                 dp_rank=dp_rank,
