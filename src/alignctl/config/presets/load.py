@@ -291,7 +291,7 @@ def _apply(
     config_class: type[BaseModel],
     section: str | None = None,
 ) -> list[str]:
-    """Put the overrides into the document; returns what is wrong with them."""
+    """Put the overrides into the document; return what is wrong with them."""
     problems = []
     known = known_keys(config_class)
     for override in overrides:
