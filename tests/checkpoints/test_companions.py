@@ -78,6 +78,7 @@ def test_settings_that_cannot_be_read_are_not_passed_on(tmp_path: Path, name: st
     [
         ("config.json", "initializer_range", [0.02], "a number"),
         ("config.json", "eos_token_id", [2, "3"], "a whole number, or a list of them"),
+        ("generation_config.json", "eos_token_id", [], "a whole number, or a list of them"),
         ("generation_config.json", "max_length", {"a": 1}, "a number"),
         ("generation_config.json", "do_sample", "yes", "true or false"),
         ("tokenizer_config.json", "model_max_length", "long", "a number"),

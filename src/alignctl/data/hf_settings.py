@@ -49,7 +49,7 @@ def read_settings(file: Path) -> dict[str, Any]:
     known = _KIND_OF if file.name in _FILES else {}  # a vocabulary has any keys
     for key, kinds in known.items():
         value = content.get(key)
-        values = value if kinds is _IDS and isinstance(value, list) else [value]
+        values = (isinstance(value, list) and kinds is _IDS and value) or [value]
         if any(each is not None and type(each) not in kinds for each in values):
             raise UserError(
                 f"{file}: {key} is {repr(value)[:60]}, where {_NAMES[kinds]} is expected",
