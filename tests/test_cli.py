@@ -263,3 +263,32 @@ def test_the_flag_is_blamed_for_the_number_of_processes(alignctl: Alignctl) -> N
     assert outcome.err.startswith(
         "error: --nproc 1000: batch.global_batch_size 16 is not divisible"
     )
+
+
+COMMAND = str(Path(sys.executable).with_name("alignctl"))
+
+
+def run_in_shell(line: str, folder: Path) -> "subprocess.CompletedProcess[str]":
+    """Run a line of shell in which `$0` is the command."""
+    words = ["bash", "-c", line, COMMAND]
+    return subprocess.run(words, cwd=folder, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize(
+    ("line", "code", "said"),
+    [
+        ("$0 presets list > /dev/full", 1, "error: the output cannot be written: No space left"),
+        ("$0 presets list >&-", 0, ""),
+        ("$0 presets show nope 2>&-", 2, ""),
+        ("mkdir a; cd a; rmdir ../a; $0 presets list", 2, "error: the folder that you are in was"),
+        ("ln -s a a; $0 prepare clean a --output a", 2, "error: "),
+    ],
+)
+def test_a_hostile_shell_is_told_on_one_line(
+    tmp_path: Path, line: str, code: int, said: str
+) -> None:
+    done = run_in_shell(line, tmp_path)
+    assert done.returncode == code, done.stderr
+    assert done.stderr.startswith(said)
+    assert "defect" not in done.stderr
+    assert "Exception ignored" not in done.stderr

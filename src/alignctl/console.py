@@ -6,7 +6,7 @@ import sys
 import traceback
 from collections.abc import Iterable
 
-from alignctl.errors import AlignctlError
+from alignctl.errors import AlignctlError, RunError
 
 _UNSEEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 """What a terminal obeys instead of showing it: control characters, and with them escape sequences;
@@ -20,8 +20,17 @@ def shown(text: str) -> str:
 
 
 def emit(text: str) -> None:
-    """Print data that someone may pipe to another program, which gets it as it is."""
-    print(shown(text) if sys.stdout.isatty() else text)
+    """Print data that someone may pipe to another program, which gets it as it is.
+
+    Raises:
+        RunError: The disk is full, or the other program reads no more.
+    """
+    try:
+        print(shown(text) if sys.stdout.isatty() else text, flush=True)
+    except OSError as error:
+        # What is left in the buffer goes nowhere, without a second failure when Python ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise RunError(f"the output cannot be written: {error.strerror}") from error
 
 
 def say(text: str) -> None:

@@ -1,5 +1,6 @@
 import gzip
 import json
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -61,6 +62,14 @@ def test_broken_lines_are_kept_aside_with_their_places(
     assert rejected[0]["raw"] == '{"text": "caf\\xe9"}'
     assert "no key 'text' in this row (its keys: title)" in rejected[1]["error"]
     assert outcome.rejected[0] == rejected[0]["error"]
+
+
+def test_a_file_whose_name_is_no_text_is_named_by_its_bytes(tmp_path: Path) -> None:
+    file = tmp_path / os.fsdecode(b"a\xff.jsonl")
+    file.write_bytes(b'{"text": "fine"}\n{"title": "t"}\n')
+    clean(Options((file,), tmp_path / "out"))
+    (line,) = (tmp_path / "out/rejected.jsonl").open()
+    assert os.fsencode(json.loads(line)["file"]).endswith(b"a\xff.jsonl")
 
 
 def test_nothing_is_kept_aside_when_all_is_well(

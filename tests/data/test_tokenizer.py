@@ -153,3 +153,22 @@ def test_the_fingerprint_follows_what_decides_the_tokens(make_tokenizer: MakeTok
         make_tokenizer(merges=[("a", "b")]),
     ]
     assert len({t.fingerprint for t in [plain, *others]}) == 4
+
+
+def test_a_pattern_that_takes_too_many_steps_is_told_by_its_file(
+    make_tokenizer: MakeTokenizer,
+) -> None:
+    """The library panics then, which is no Exception."""
+    file = make_tokenizer().folder / "tokenizer.json"
+    content = json.loads(file.read_text())
+    pattern = {"Regex": "(a+)+$"}
+    content["pre_tokenizer"] = {
+        "type": "Split",
+        "pattern": pattern,
+        "behavior": "Isolated",
+        "invert": False,
+    }
+    file.write_text(json.dumps(content))
+    tokenizer = load_tokenizer(file.parent)
+    with pytest.raises(UserError, match=r"tokenizer\.json: fails over a text: .*retry-limit"):
+        tokenizer.encode_batch(["a" * 60 + "!"])

@@ -5,6 +5,7 @@ import io
 import os
 import sys
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Annotated, ClassVar
 
 import typer
@@ -22,9 +23,13 @@ def main() -> None:
     """Run the command line and exit: 2 for what the user got wrong, 1 for what went wrong here."""
     # Pydantic would look for plugins in the metadata of every installed distribution.
     os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # who calls has closed it
+            setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_WRONLY), "w"))
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="surrogateescape")  # names of files may be any bytes
     try:
+        _check_folder()
         code = app(standalone_mode=False)
     except AlignctlError as error:
         code = console.report(error)
@@ -39,9 +44,20 @@ def main() -> None:
         code = 130
     except OSError as error:
         code = console.report(_about_file(error)) if error.filename else console.report_bug(error)
+    except RuntimeError as error:
+        # What pathlib makes of links that go round in a circle, up to Python 3.12.
+        is_loop = "Symlink loop" in str(error)
+        code = console.report(UserError(str(error))) if is_loop else console.report_bug(error)
     except Exception as error:
         code = console.report_bug(error)
     sys.exit(code)
+
+
+def _check_folder() -> None:
+    try:
+        Path.cwd()
+    except FileNotFoundError as error:
+        raise UserError("the folder that you are in was removed", "cd to another one") from error
 
 
 def _about_file(error: OSError) -> AlignctlError:

@@ -34,7 +34,7 @@ from alignctl.corpus.manifest import (
     write_manifest,
 )
 from alignctl.corpus.pool import map_in_order
-from alignctl.data.tokenizer import Tokenizer, load_tokenizer
+from alignctl.data.tokenizer import Tokenizer, explain_panic, load_tokenizer
 from alignctl.errors import AlignctlError, RunError, UserError
 
 _FORMAT = 1
@@ -283,7 +283,7 @@ class _Encoder:
 
     def __init__(self, setup: _Setup) -> None:
         tokenizer = load_tokenizer(setup.tokenizer)
-        self.backend = tokenizer.backend
+        self.backend, self.folder = tokenizer.backend, tokenizer.folder
         self.key = setup.key
         self.head = [tokenizer.bos_id] if tokenizer.adds_bos else []
         self.tail = [tokenizer.eos_id] if setup.append_eod else []
@@ -309,7 +309,8 @@ def encode_block(placed: _Placed) -> _Part:
             raise document.text
         texts.append(document.text)
     # The ids are those of encode_batch; only the offsets are missing, which nobody reads here.
-    encodings = encoder.backend.encode_batch_fast(texts, add_special_tokens=False)
+    with explain_panic(encoder.folder):
+        encodings = encoder.backend.encode_batch_fast(texts, add_special_tokens=False)
     documents = [_document(encoding.ids, encoder) for encoding in encodings if len(encoding)]
     tokens: NDArray[np.integer] = np.concatenate([np.empty(0, encoder.dtype), *documents])
     return _Part(

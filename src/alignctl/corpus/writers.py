@@ -78,8 +78,9 @@ class LineWriter:
         self.text_bytes += len(line) + 1
 
     def write_row(self, row: object) -> None:
-        """Add a row as JSON."""
-        self.write_line(json.dumps(row, ensure_ascii=False).encode("utf-8"))
+        """Add a row as JSON; bytes of file names that are no characters are escaped."""
+        text = json.dumps(row, ensure_ascii=False)
+        self.write_line(text.encode("utf-8", "backslashreplace"))
 
     def record(self) -> FileRecord:
         """Return name, size and checksum of the file, once it is closed."""

@@ -6,7 +6,8 @@ its LlamaTokenizer (5.x) rebuilds the tokenizer from the vocabulary and loses a 
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -116,7 +117,8 @@ class Tokenizer:
 
     def encode_batch(self, texts: Sequence[str]) -> list[Any]:
         """Tokenise texts, without adding special tokens; return `tokenizers.Encoding` objects."""
-        encodings: list[Any] = self.backend.encode_batch(list(texts), add_special_tokens=False)
+        with explain_panic(self.folder):
+            encodings: list[Any] = self.backend.encode_batch(list(texts), add_special_tokens=False)
         return encodings
 
     def continue_text(self, text: str) -> "Reading":
@@ -222,6 +224,21 @@ def check_fits(tokenizer: Tokenizer, vocab_size: int, hint: str | None = None) -
     )
 
 
+@contextmanager
+def explain_panic(folder: Path) -> Iterator[None]:
+    """Turn a panic of the library, which is no `Exception`, into a message.
+
+    Raises:
+        UserError: A pattern of the tokenizer takes too many steps over a text, say.
+    """
+    try:
+        yield
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":
+            raise
+        raise UserError(f"{folder / 'tokenizer.json'}: fails over a text: {error}") from error
+
+
 def _read_backend(file: Path) -> Any:
     from tokenizers import Tokenizer as Backend
 
@@ -302,7 +319,8 @@ def _adds_bos(backend: Any, settings: dict[str, Any], bos_id: int | None, folder
         if not isinstance(wanted, bool):
             raise UserError(f"{folder}: add_bos_token is {wanted!r:.80}, not true or false")
         return wanted
-    ids: list[int] = backend.encode("a", add_special_tokens=True).ids
+    with explain_panic(folder):
+        ids: list[int] = backend.encode("a", add_special_tokens=True).ids
     return bos_id is not None and ids[:1] == [bos_id]
 
 
