@@ -48,9 +48,9 @@ def test_outside_of_it_cuda_still_means_cuda() -> None:
 _LOADED = """
 import sys, torch
 compile_ = torch.compile
-from alignctl.engines import megatron_cpu
+from alignctl.engines.megatron import cpu as megatron_cpu
 megatron_cpu.load()
-import alignctl.engines.megatron
+import alignctl.engines.megatron.engine
 assert torch.compile is compile_
 print(sorted({"torch._inductor.compile_fx", "megatron.core.models.gpt"} & set(sys.modules)))
 """
