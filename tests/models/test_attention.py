@@ -2,6 +2,7 @@ import math
 from collections.abc import Iterator, Sequence
 from itertools import accumulate, pairwise
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -36,7 +37,9 @@ def attention(heads: int, *, alibi: bool) -> DocumentAttention:
 
 
 def attend(module: DocumentAttention, *qkv: torch.Tensor) -> torch.Tensor:
-    documents = Documents.at(Pieces(BOUNDARIES), torch.device("cpu"))
+    documents = Documents.at(
+        Pieces(BOUNDARIES), np.ones(BOUNDARIES[-1], np.bool_), torch.from_numpy
+    )
     output: torch.Tensor = module(*qkv, None, packed_seq_params=documents)
     return output
 
@@ -122,7 +125,7 @@ def test_the_bias_follows_the_length_and_the_dtype() -> None:
     """It is kept between calls; a longer document or another dtype must not get the old one."""
     module = attention(4, alibi=True)
     q, k, v = random_qkv(4, 4)
-    short = Documents.at(Pieces((0, 3)), torch.device("cpu"))
+    short = Documents.at(Pieces((0, 3)), np.ones(3, np.bool_), torch.from_numpy)
     module(q[:3], k[:3], v[:3], None, packed_seq_params=short)
     fresh = attend(attention(4, alibi=True), q, k, v)
     assert torch.equal(attend(module, q, k, v), fresh)

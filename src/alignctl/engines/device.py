@@ -3,8 +3,11 @@
 import os
 from datetime import timedelta
 
+import numpy as np
 import torch
 import torch.distributed as dist
+from numpy.typing import NDArray
+from torch import Tensor
 
 from alignctl.launch.address import ON_LOOPBACK
 
@@ -19,6 +22,15 @@ def stay_on_loopback() -> None:
     """
     for name, value in ON_LOOPBACK.items():
         os.environ.setdefault(name, value)
+
+
+def to_device(array: NDArray[np.generic]) -> Tensor:
+    """Copy an array to the device; the host does not wait until the GPU has come so far.
+
+    Without a GPU nothing is copied: the tensor shares the memory of the array.
+    """
+    host = torch.from_numpy(array)
+    return (host.pin_memory() if IS_GPU else host).to(DEVICE, non_blocking=True)
 
 
 def join(timeout_minutes: float) -> None:

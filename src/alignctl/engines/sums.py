@@ -12,7 +12,7 @@ from alignctl.algorithms.loss import LossTerms, Output, Scores, Values
 from alignctl.algorithms.pairs import document_sums
 from alignctl.algorithms.samples import Segments, select
 from alignctl.data.batch import TokenBatch
-from alignctl.engines.device import DEVICE
+from alignctl.engines.device import DEVICE, to_device
 from alignctl.engines.metrics import StepMetrics
 
 
@@ -31,14 +31,14 @@ def step_metrics(
         batches: This rank's micro batches; none where another rank has the same ones.
         is_stop_requested: Whether this rank was asked to stop.
     """
-    values = torch.zeros(5 + len(names), dtype=torch.float64)
-    for found in terms:
+    known = np.zeros(5 + len(names))
+    known[0] = is_stop_requested
+    known[-2] = sum(batch.num_document_tokens for batch in batches)
+    known[-1] = sum(batch.num_tokens for batch in batches)
+    values = to_device(known)
+    for found in terms:  # summed where they are: the host waits once, below
         numbers = [found.total, found.weight, *(found.metrics[name] for name in names)]
-        values[1 : 3 + len(names)] += torch.stack([each.double() for each in numbers]).cpu()
-    values[0] = float(is_stop_requested)
-    values[-2] = sum(batch.num_document_tokens for batch in batches)
-    values[-1] = sum(batch.num_tokens for batch in batches)
-    values = values.to(DEVICE)
+        values[1 : 3 + len(names)] += torch.stack([each.double() for each in numbers])
     dist.all_reduce(values)
     stop, total, weight, *metrics, tokens, computed = values.tolist()
     divisor = weight or 1.0

@@ -6,15 +6,17 @@ Notation used for tensor shapes:
     - D: width of a head
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import torch
+import numpy as np
 from megatron.core import parallel_state
 from megatron.core.packed_seq_params import PackedSeqParams
 from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.transformer_config import TransformerConfig
+from numpy.typing import NDArray
 from torch import Tensor
 
 from alignctl.data.batch import Pieces
@@ -32,18 +34,33 @@ class Documents(PackedSeqParams):
         ends: Place of each document's last token `[D]`, int64.
         positions: Of each token in its documents `[T]`, int64; None where each document is one
             piece, of which Megatron knows them by itself.
+        learned: Positions whose target is learned `[N]`, int64; one at least. Finding them on the
+            GPU would wait for it.
     """
 
     pieces: Pieces
     ends: Tensor
-    positions: Tensor | None = None
+    positions: Tensor | None
+    learned: Tensor
 
     @classmethod
-    def at(cls, pieces: Pieces, device: torch.device) -> "Documents":
-        """Describe the documents that are made of these pieces."""
-        cu_seqlens = torch.tensor(pieces.boundaries, dtype=torch.int32, device=device)
+    def at(
+        cls,
+        pieces: Pieces,
+        is_learned: NDArray[np.bool_],
+        to_device: Callable[[NDArray[np.generic]], Tensor],
+    ) -> "Documents":
+        """Describe the documents that are made of these pieces.
+
+        Args:
+            pieces: Where documents are.
+            is_learned: Whether the target of each position is learned `[T]`. Where none is, there
+                is one position with a gradient of zero: ranks take part in collectives evenly.
+            to_device: Copies an array to where the model is.
+        """
+        cu_seqlens = to_device(np.array(pieces.boundaries, np.int32))
         longest = max(pieces.document_lengths)
-        positions = torch.from_numpy(pieces.positions).to(device) if pieces.parents else None
+        learned = np.flatnonzero(is_learned)
         return cls(
             qkv_format="thd",
             cu_seqlens_q=cu_seqlens,
@@ -51,8 +68,9 @@ class Documents(PackedSeqParams):
             max_seqlen_q=longest,
             max_seqlen_kv=longest,
             pieces=pieces,
-            ends=torch.tensor(pieces.ends, device=device),
-            positions=positions,
+            ends=to_device(np.array(pieces.ends, np.int64)),
+            positions=to_device(pieces.positions) if pieces.parents else None,
+            learned=to_device(learned if learned.size else np.zeros(1, np.int64)),
         )
 
 

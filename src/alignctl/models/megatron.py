@@ -112,7 +112,8 @@ class LanguageModel(GPTModel):
         if (labels := kwargs["labels"]) is None:
             return self._logits(hidden_states)
         labels = labels[0]
-        learned, is_learned = _find_learned(labels)
+        learned = kwargs["packed_seq_params"].learned
+        is_learned = labels[learned] != IGNORE
         with_entropy = self.with_entropy and torch.is_grad_enabled()
         compute: Any = (
             vocab_parallel_logprobs_and_entropy if with_entropy else vocab_parallel_logprobs
@@ -151,18 +152,6 @@ class LanguageModel(GPTModel):
         logits, _ = self.output_layer(hidden_states[:, None], weight=weight)
         # Not logits[:, 0]: the gradient of an index is a tensor of zeros, written into.
         return logits.squeeze(1)
-
-
-def _find_learned(labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Find the positions whose label is learned `[N]`, and whether each of them really is `[N]`.
-
-    Where nothing is learned there is one position with a gradient of zero: ranks take part in
-    collectives evenly.
-    """
-    learned = (labels != IGNORE).nonzero()[:, 0]
-    if learned.numel() == 0:
-        learned = learned.new_zeros(1)
-    return learned, labels[learned] != IGNORE
 
 
 def _spread(values: Tensor, places: Tensor, like: Tensor) -> Tensor:
@@ -209,7 +198,8 @@ class RewardModel(LanguageModel):
         score = self.get_submodule(self._score)
         if self.is_value:
             labels = kwargs["labels"][0]
-            learned, is_learned = _find_learned(labels)
+            learned = kwargs["packed_seq_params"].learned
+            is_learned = labels[learned] != IGNORE
             values: Tensor = score(hidden_states[learned]).squeeze(1)
             return (_spread(values * is_learned, learned, labels),)
         scores: Tensor = score(hidden_states[kwargs["packed_seq_params"].ends])

@@ -31,7 +31,7 @@ from alignctl.checkpoints.tensors.dtypes import BY_FLAG
 from alignctl.config.precision import LossScale, Precision
 from alignctl.config.sections import Head, Lora, Model, Optimizer, Parallel
 from alignctl.data.batch import IGNORE, TokenBatch
-from alignctl.engines.device import DEVICE, IS_GPU
+from alignctl.engines.device import DEVICE, IS_GPU, to_device
 from alignctl.engines.megatron import optimizer as megatron_optimizer
 from alignctl.engines.megatron.forward_backward import LossPass, Observer
 from alignctl.engines.megatron.state import MegatronState
@@ -431,22 +431,22 @@ class MegatronEngine(MegatronState):
 
     def _forward(self, batch: TokenBatch, model: Any, *, with_labels: bool) -> tuple[Any, Tensor]:
         """Run one micro batch; also return its targets `[T]` as the output has them."""
-        tokens, targets = torch.from_numpy(batch.tokens), torch.from_numpy(batch.targets)
-        pieces = batch.pieces
+        tokens, targets, pieces = batch.tokens, batch.targets, batch.pieces
         if self._config.sequence_parallel and (extra := -len(tokens) % self.parallel.tp):
             # Sequence parallelism cuts the tokens evenly: a last document nobody learns fills up.
-            tokens = torch.nn.functional.pad(tokens, (0, extra))
-            targets = torch.nn.functional.pad(targets, (0, extra), value=IGNORE)
+            tokens = np.pad(tokens, (0, extra))
+            targets = np.pad(targets, (0, extra), constant_values=IGNORE)
             pieces = pieces.with_filler(extra)
-        tokens, targets = tokens.to(DEVICE), targets.to(DEVICE)
+        documents = Documents.at(pieces, targets != IGNORE, to_device)
+        labels = to_device(targets)
         output = model(
-            tokens[None],
+            to_device(tokens)[None],
             position_ids=None,
             attention_mask=None,
-            labels=targets[None] if with_labels else None,
-            packed_seq_params=Documents.at(pieces, DEVICE),
+            labels=labels[None] if with_labels else None,
+            packed_seq_params=documents,
         )
-        return output, targets
+        return output, labels
 
 
 def _zero_vocabulary_padding(model: LanguageModel) -> None:

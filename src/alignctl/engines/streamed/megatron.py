@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from megatron.core import parallel_state
@@ -66,7 +67,8 @@ class MegatronForward(StreamedForward):
             attention.core_attention = DocumentAttention(
                 config, layer_number=1, attn_mask_type=AttnMaskType.causal, attention_type="self"
             )
-        self._documents = Documents.at(Pieces((0, num_tokens)), torch.device("cpu"))
+        learned = np.ones(num_tokens, np.bool_)
+        self._documents = Documents.at(Pieces((0, num_tokens)), learned, torch.from_numpy)
         self._rotary = self._rotary_angles(num_tokens)
         super().__init__(self._module, tensors, model, head, probe, scratch)
 
