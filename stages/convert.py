@@ -17,7 +17,7 @@ from typing import Literal
 
 from alignctl import allocator, atomic, console
 from alignctl.checkpoints import manifest, padding
-from alignctl.checkpoints.companions import code_beside, read_json
+from alignctl.checkpoints.auxiliary_files import code_beside, read_json
 from alignctl.checkpoints.conversion import Target, convert
 from alignctl.checkpoints.find import find
 from alignctl.checkpoints.formats import peft
@@ -128,11 +128,11 @@ def _tell(options: ConvertOptions, source: Source, target: Target) -> None:
     console.say(f"to: {options.save} ({_description(target)})")
     if note := _padding(source, target, options.save):
         console.say(f"note: {note}")
-    if code := code_beside(source.companions):
+    if code := code_beside(source.auxiliary):
         console.say(f"note: not taken along, and never run: {', '.join(code)}")
     if source.unchecked:
         console.say(f"note: not checked: {source.unchecked}")
-    if source.companions is None and options.tokenizer is None:
+    if source.auxiliary is None and options.tokenizer is None:
         console.say(
             "note: no tokenizer was found beside the source; --tokenizer DIR takes one along"
         )
@@ -150,9 +150,9 @@ def _tell_offset(source: Source, where: str = "") -> None:
 
 def _padding(source: Source, target: Target, written: Path) -> str | None:
     """Return what there is to say of a reward model's padding token."""
-    if source.head != "linear" or source.companions is None:
+    if source.head != "linear" or source.auxiliary is None:
         return None
-    config = read_json(source.companions / "config.json")
+    config = read_json(source.auxiliary / "config.json")
     if target.format != "hf":
         problem = padding.problem(config) if source.manifest is None else None
         return problem and (
@@ -181,7 +181,7 @@ def _write_adapters(options: ConvertOptions, source: Source, on_wait: atomic.OnW
         return
     console.say(f"to: {options.save} (adapters, for PEFT)")
     assert source.adapted is not None
-    beside = source.adapted.base.companions
+    beside = source.adapted.base.auxiliary
     config = read_json(beside / "config.json") if beside else {}
     if source.head == "linear" and padding.problem(config):
         console.say(
@@ -228,7 +228,7 @@ def _check_config(source: Source) -> None:
     Raises:
         UserError: It describes no model, or another one.
     """
-    if source.companions is None or not (file := source.companions / "config.json").is_file():
+    if source.auxiliary is None or not (file := source.auxiliary / "config.json").is_file():
         return
     divisor = source.model.vocab_divisor
     told = model_from_hf(read_json(file), where=str(file), vocab_divisor=divisor)

@@ -20,7 +20,7 @@ from alignctl.data import order
 from alignctl.data.preference_store import PreferenceData, PreferenceSplit
 from alignctl.data.preferences import prepare
 from alignctl.evaluation import results
-from alignctl.evaluation.scoring import RewardModel
+from alignctl.evaluation.scoring import RewardScorer
 from alignctl.evaluation.statistics import bootstrap
 from alignctl.reporting.page.tables import percent
 from alignctl.reporting.progress.rows import RowsProgress
@@ -35,7 +35,7 @@ def run(options: PairOptions, *, as_json: bool) -> None:
     """
     names = results.names_of(options.models)
     models = [
-        RewardModel(
+        RewardScorer(
             load,
             tokenizer=options.tokenizer,
             precision=options.precision,

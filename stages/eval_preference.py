@@ -31,7 +31,7 @@ from alignctl.evaluation import prompts, results
 from alignctl.evaluation.answering import answer
 from alignctl.evaluation.generation import Generator
 from alignctl.evaluation.prompts import PromptFile
-from alignctl.evaluation.scoring import RewardModel
+from alignctl.evaluation.scoring import RewardScorer
 from alignctl.evaluation.statistics import bootstrap
 from alignctl.reporting.page.evaluations import BASELINE
 from alignctl.reporting.page.tables import percent
@@ -53,7 +53,7 @@ def run(options: WinOptions, *, as_json: bool) -> None:
         raise UserError(f"a model is called {BASELINE}, as its answers would be: rename its folder")
     names += [] if has_answers else [BASELINE]
     generators = [Generator(model, options, tokenizer=options.tokenizer) for model in asked]
-    reward = RewardModel(
+    reward = RewardScorer(
         options.reward_load, precision=options.precision, batch=options.score_batch
     )
     answers = {name: options.output / f"{name}.jsonl" for name in names}
@@ -115,7 +115,7 @@ def _question(record: dict[str, object]) -> list[tuple[str, object]]:
 def _scores(
     said: dict[str, list[dict[str, Any]]],
     file: PromptFile,
-    reward: RewardModel,
+    reward: RewardScorer,
     options: WinOptions,
 ) -> tuple[dict[str, NDArray[np.float64]], int]:
     """Score every answer, by model; count the texts that were cut at their start."""

@@ -23,7 +23,7 @@ from alignctl.errors import AlignctlError, LostError
 from alignctl.launch import local
 from alignctl.launch.address import check_rendezvous, interface_towards
 from alignctl.launch.attempt import Attempt, create_or_resume
-from alignctl.launch.facts import facts
+from alignctl.launch.fingerprint import fingerprint
 from alignctl.launch.job import Job, worker_environment
 from alignctl.launch.nodes import Nodes
 from alignctl.launch.peers import Peers
@@ -87,7 +87,7 @@ def launch(
                     raise
                 console.report(error)
                 if peers is not None:
-                    peers.disperse()
+                    peers.wait_for_release()
                 console.say(f"restart {restart + 1} of {config.launch.max_restarts}")
     except AlignctlError as error:
         if peers is not None and config.output.is_dir():
@@ -164,7 +164,7 @@ def _attempt(
     folder = RunFolder(config.output)
     if peers is not None and todo.node_rank > 0:
         console.say(f"waiting for node 0 to open {folder.path}")
-        peers.enter(facts(config, folder))
+        peers.enter(fingerprint(config, folder))
     with create_or_resume(
         config.output, config, argv=sys.argv, resume=resume, node_rank=todo.node_rank
     ) as attempt:
@@ -194,7 +194,7 @@ def _make_ready(
         if peers is not None:
             others = peers.nodes.nnodes - 1
             console.say(f"waiting for {others} other node{'s' if others > 1 else ''} to join")
-            peers.gather(facts(config, attempt.folder))
+            peers.gather(fingerprint(config, attempt.folder))
         with nullcontext() if peers is None else peers.beating():
             for path in origin.hold(config, attempt.folder, models):
                 console.say(
@@ -210,7 +210,7 @@ def _make_ready(
     except AlignctlError as error:
         if peers is not None:
             peers.cannot_start(error)
-            peers.settle()
+            peers.wait_for_others()
         if attempt.state == "new":
             shutil.rmtree(attempt.folder.path)
         raise

@@ -43,12 +43,12 @@ def _check_ends(config: OnPolicyConfig) -> None:
     policy = open_model(config)
     eos_id = load_tokenizer(policy.tokenizer_folder(config.tokenizer)).eos_id
     vocab_size = policy.model.vocab_size
-    ends = generation_config.end_token_ids(policy.companions, eos_id, vocab_size=vocab_size)
+    ends = generation_config.end_token_ids(policy.auxiliary, eos_id, vocab_size=vocab_size)
     if len(ends) > 1:
         shown = ", ".join(map(str, ends[:8])) + (", ..." if len(ends) > 8 else "")
         console.say(f"answers end at {len(ends)} tokens: {shown}")
     penalty = config.rollout.repetition_penalty
-    if warning := generation_config.unheeded(policy.companions, repetition_penalty=penalty):
+    if warning := generation_config.unheeded(policy.auxiliary, repetition_penalty=penalty):
         console.say(f"warning: {warning}")
 
 
@@ -89,10 +89,10 @@ def _check_fits(config: OnPolicyConfig, source: Source, name: str) -> None:
                 f"batch.seq_length {config.batch.seq_length}",
                 f"set batch.seq_length to {longest} or less",
             )
-    if source.companions is None:
+    if source.auxiliary is None:
         return
     policy = load_tokenizer(open_model(config).tokenizer_folder(config.tokenizer))
-    other = load_tokenizer(source.companions)
+    other = load_tokenizer(source.auxiliary)
     if policy.vocabulary != other.vocabulary:
         raise UserError(
             f"{name} {source.path}: its tokenizer has {len(other.vocabulary):,} tokens and is not "

@@ -124,7 +124,13 @@ def _training_step(
 ) -> RankReport:
     """Take a step of a stage that learns from rows."""
     from alignctl.simulation.batches import training_batch
-    from alignctl.simulation.measures import Book, held, make_state, micro_batches, watch_schedule
+    from alignctl.simulation.measures import (
+        PhaseRecorder,
+        held,
+        make_state,
+        micro_batches,
+        watch_schedule,
+    )
     from alignctl.stages.shared import training
 
     assert stage.loss is not None
@@ -133,12 +139,12 @@ def _training_step(
         engine: Any = training.build_engine(config, config.roles["model"].head)
     engine.create_optimizer()
     make_state(engine)
-    watch_schedule(engine, config, rank.ledger)
-    batch, book = training_batch(config), Book(rank.ledger)
+    watch_schedule(engine, config, rank.tracker)
+    batch, recorder = training_batch(config), PhaseRecorder(rank.tracker)
     count = micro_batches(config, rank.stage)
     if config.needs_reference:
-        with book.phase("reference"):
+        with recorder.phase("reference"):
             engine.document_outputs([batch] * count, 1)
-    with book.phase("step"):
+    with recorder.phase("step"):
         engine.train_step([batch] * count, loss, learning_rate=config.optimizer.lr)
-    return RankReport(kind, {"model": held(engine)}, book.phases)
+    return RankReport(kind, {"model": held(engine)}, recorder.phases)

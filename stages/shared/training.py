@@ -22,12 +22,12 @@ from alignctl.data import order, preview
 from alignctl.data.preference_store import PreferenceData
 from alignctl.data.store import SFTData
 from alignctl.data.tokenizer import load_tokenizer
-from alignctl.engines import checkpoints, roll_call
+from alignctl.engines import checkpoints, rendezvous
 from alignctl.engines.metrics import StepMetrics
 from alignctl.engines.protocol import Engine, NonFiniteError
 from alignctl.errors import RunError
 from alignctl.launch import worker
-from alignctl.launch.facts import facts
+from alignctl.launch.fingerprint import fingerprint
 from alignctl.reporting.metrics import MetricsWriter, measured, recorded
 from alignctl.run_folder import RunFolder
 from alignctl.stages.shared.prepared import prepared_data
@@ -157,7 +157,9 @@ def initialize(config: C, folder: RunFolder) -> C:
     """
     seed, timeout_minutes = config.train.seed, config.launch.timeout_minutes
     patience = config.launch.start_timeout_seconds
-    roll_call.join(facts(config, folder), start_seconds=patience, timeout_minutes=timeout_minutes)
+    rendezvous.join(
+        fingerprint(config, folder), start_seconds=patience, timeout_minutes=timeout_minutes
+    )
     groups = {} if dist.group.WORLD is None else {"whole job's": dist.group.WORLD}
     if config.engine == "deepspeed":
         from alignctl.engines.deepspeed import engine as deepspeed
@@ -171,7 +173,7 @@ def initialize(config: C, folder: RunFolder) -> C:
 
         megatron_groups.initialize(config.parallel, seed=seed, timeout_minutes=timeout_minutes)
         groups |= megatron_groups.groups()
-    roll_call.check_groups(
+    rendezvous.check_groups(
         groups, start_seconds=patience, give_up=lambda error: worker.leave_failed(folder, error)
     )
     return origin.settled(config, folder)

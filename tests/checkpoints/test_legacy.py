@@ -51,7 +51,7 @@ def test_a_checkpoint_without_a_manifest_tells_its_architecture(
     found = find(folder)
     assert same(found, source)
     assert found.model == source.model
-    assert found.companions is None
+    assert found.auxiliary is None
     assert "Megatron legacy, TP 2, PP 2, version 3" in found.description
     assert find(found.path).path == found.path  # the folder itself is taken as well
 

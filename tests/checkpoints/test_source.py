@@ -39,7 +39,7 @@ def write_checkpoint(folder: Path, *, iteration: int = 0) -> Path:
 def test_a_hugging_face_folder_is_found_by_its_config(tmp_path: Path) -> None:
     write_hf(tmp_path, MODEL)
     source = find(tmp_path, vocab_divisor=2)
-    assert (source.kind, source.path, source.companions) == ("hf", tmp_path, tmp_path)
+    assert (source.kind, source.path, source.auxiliary) == ("hf", tmp_path, tmp_path)
     assert source.model == MODEL.model_copy(update={"vocab_divisor": 2})
     assert (source.manifest, source.role) == (None, "policy")
     about = "Hugging Face llama2, 2 layers, float32, from model.safetensors"
@@ -50,7 +50,7 @@ def test_one_checkpoint_is_found_by_its_manifest(tmp_path: Path) -> None:
     checkpoint = write_checkpoint(tmp_path / "iter_0000100", iteration=100)
     source = find(checkpoint)
     assert (source.kind, source.path) == ("mcore", checkpoint)
-    assert source.companions == checkpoint / HF_FOLDER
+    assert source.auxiliary == checkpoint / HF_FOLDER
     assert source.description.endswith("llama2, 2 layers, bfloat16, iteration 100")
 
 

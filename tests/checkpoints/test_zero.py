@@ -279,7 +279,7 @@ def test_with_its_config_beside_it_a_checkpoint_is_a_model(
 ) -> None:
     folder = written / f"{family}-{stage}-bf16"
     found = find.find(folder)
-    assert (found.kind, found.path, found.companions) == ("zero", folder / TAG, folder)
+    assert (found.kind, found.path, found.auxiliary) == ("zero", folder / TAG, folder)
     assert f"DeepSpeed ZeRO-{stage} of 2 ranks, {family}, 2 layers, float32" in found.description
     theirs = torch.load(folder / "theirs.pt")
     name = "model.embed_tokens" if family == "llama2" else "transformer.word_embeddings"

@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 
 from alignctl.data.batch import TokenBatch
 from alignctl.data.order import (
-    deal,
     epoch_order,
+    partition,
     step_sequences,
     train_batches,
     validation_batches,
@@ -56,17 +56,17 @@ def test_the_order_changes_with_seed_and_epoch_and_never_between_releases() -> N
 
 
 @given(st.lists(st.integers(1, 100), max_size=40), st.integers(1, 8))
-def test_a_deal_gives_every_rank_its_share(lengths: list[int], num_ranks: int) -> None:
-    hands = deal(lengths, num_ranks)
+def test_a_partition_gives_every_rank_its_share(lengths: list[int], num_ranks: int) -> None:
+    hands = partition(lengths, num_ranks)
     assert sorted(place for hand in hands for place in hand) == list(range(len(lengths)))
     assert max(map(len, hands)) <= -(-len(lengths) // num_ranks)
     if len(lengths) % num_ranks == 0:
         assert len({len(hand) for hand in hands}) == 1
 
 
-def test_a_deal_balances_tokens() -> None:
+def test_a_partition_balances_tokens() -> None:
     """9 | 8, then 2 to the lighter, 1 to the heavier: 10 and 10."""
-    assert deal([9, 8, 1, 2], 2) == [[0, 2], [1, 3]]
+    assert partition([9, 8, 1, 2], 2) == [[0, 2], [1, 3]]
 
 
 @given(

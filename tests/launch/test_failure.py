@@ -10,7 +10,7 @@ from alignctl.errors import AlignctlError, LostError, RunError, UserError
 from alignctl.launch.failure import diagnose, exit_codes, tail
 from alignctl.launch.job import Job
 from alignctl.launch.nodes import Nodes
-from alignctl.launch.peers import Peers, Sign
+from alignctl.launch.peers import Heartbeat, Peers
 from alignctl.run_folder import RunFolder
 
 JOB = Job("m", ("f",), nproc=4, master_port=0)
@@ -122,13 +122,13 @@ def two_nodes(folder: RunFolder) -> Peers:
     """Node 0 of two, which have met; of node 1 only its file is there."""
     peers = Peers(folder, Nodes(2, 0, "node0", 29500), 2, start_seconds=60, silence_seconds=0.05)
     folder.node_file(0).parent.mkdir()
-    peers._write(Sign(session="s", state="running", host="first"))
+    peers._write(Heartbeat(session="s", state="running", host="first"))
     say(folder, state="running")
     return peers
 
 
 def say(folder: RunFolder, state: str, code: int | None = None) -> None:
-    sign = Sign(session="s", state=state, host="second", code=code)  # type: ignore[arg-type]
+    sign = Heartbeat(session="s", state=state, host="second", code=code)  # type: ignore[arg-type]
     folder.node_file(1).write_text(json.dumps(asdict(sign)))
 
 

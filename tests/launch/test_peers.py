@@ -9,7 +9,7 @@ import pytest
 
 from alignctl.errors import AlignctlError, LostError, RunError, UserError
 from alignctl.launch.nodes import Nodes
-from alignctl.launch.peers import Peers, Sign
+from alignctl.launch.peers import Heartbeat, Peers
 from alignctl.run_folder import RunFolder
 
 FACTS = {"alignctl's source": "abc", "optimizer.lr": "1e-05"}
@@ -27,7 +27,7 @@ def peers(
     return Peers(folder, nodes, 8, start_seconds=start, silence_seconds=silence)
 
 
-def write(folder: RunFolder, rank: int, sign: Sign) -> None:
+def write(folder: RunFolder, rank: int, sign: Heartbeat) -> None:
     folder.node_file(rank).parent.mkdir(exist_ok=True)
     folder.node_file(rank).write_text(json.dumps(dataclasses.asdict(sign)))
 
@@ -109,10 +109,10 @@ def test_a_node_that_finds_its_own_mistake_tells_node_0(folder: RunFolder) -> No
 @pytest.mark.parametrize("state", ["gathering", "running", "failed"])
 def test_what_an_earlier_launcher_left_is_not_believed(folder: RunFolder, state: str) -> None:
     """Node 0's old file does not change, so node 1 waits for a new one."""
-    write(folder, 0, Sign(session="old", state=state))  # type: ignore[arg-type]
+    write(folder, 0, Heartbeat(session="old", state=state))  # type: ignore[arg-type]
     with pytest.raises(LostError, match="node 0 has not opened"):
         peers(folder, 1, start=0.5).enter(FACTS)
-    write(folder, 1, Sign(session="old", state="joined"))
+    write(folder, 1, Heartbeat(session="old", state="joined"))
     with pytest.raises(RunError, match=r"node 1 \(ranks 8 to 15\) of 2 nodes did not join"):
         peers(folder, 0, start=0.5).gather(FACTS)
 
@@ -127,13 +127,13 @@ def test_a_node_that_goes_silent_is_lost(folder: RunFolder) -> None:
     assert first.trouble() is None, "a node that has ended is not lost"
 
 
-def test_a_node_that_fails_is_trouble_and_its_signal_is_told(folder: RunFolder) -> None:
+def test_a_node_that_fails_is_trouble_and_its_heartbeatal_is_told(folder: RunFolder) -> None:
     first, second = running(folder)
     second.leave(-9, is_cause=True)
     assert "node 1 (" in (first.trouble() or "")
     first.leave(-9, is_cause=False)
     for node in (first, second):
-        node.settle()
+        node.wait_for_others()
         assert node.list_killed() == {1: 9}, "node 0 was ended because of node 1"
 
 
@@ -142,9 +142,9 @@ def test_logs_are_kept_until_every_node_has_read_them(folder: RunFolder) -> None
     first.leave(1, is_cause=True)
     second.leave(1, is_cause=True)
     with ThreadPoolExecutor(1) as pool:
-        waiting = pool.submit(first.disperse)
+        waiting = pool.submit(first.wait_for_release)
         assert not waiting.done()
-        second.told()
+        second.release_logs()
         waiting.result(timeout=60)
 
 
@@ -152,7 +152,7 @@ def test_nodes_meet_again_after_a_failure(folder: RunFolder) -> None:
     first, second = running(folder)
     for node in (first, second):
         node.leave(1, is_cause=True)
-        node.told()
+        node.release_logs()
     assert outcomes(lambda: lead(first), lambda: second.enter(FACTS)) == [None, None]
     assert first.trouble() is None
 

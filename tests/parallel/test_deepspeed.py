@@ -208,7 +208,7 @@ def test_a_checkpoint_is_found_by_the_paths_of_its_run(
     ]
     for path in (run, run / "checkpoints", newest):
         source = find(path, vocab_divisor=documents.VOCAB_DIVISOR)
-        assert (source.kind, source.path, source.companions) == ("hf", newest, newest)
+        assert (source.kind, source.path, source.auxiliary) == ("hf", newest, newest)
         assert source.role == ("policy" if case.loss == "sft" else "reward")
         assert source.manifest is not None
         assert source.manifest.iteration == 3
@@ -230,7 +230,7 @@ def test_a_checkpoint_of_adapters_is_a_folder_of_peft(
         "hf",
     }
     source = find(models / case.name, vocab_divisor=documents.VOCAB_DIVISOR)
-    assert (source.kind, source.path, source.companions) == ("hf", folder, folder / "hf")
+    assert (source.kind, source.path, source.auxiliary) == ("hf", folder, folder / "hf")
     assert source.adapted is not None
     assert source.adapted.base.path == models / case.model / "hf"
     is_policy = case.loss == "sft"

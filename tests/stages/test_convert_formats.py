@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from alignctl.checkpoints import companions, padding
+from alignctl.checkpoints import auxiliary_files, padding
 from alignctl.checkpoints.pickles.torch_writer import Writer
 from alignctl.checkpoints.tensors.dtypes import Bits
 from alignctl.models import llama2
@@ -234,7 +234,9 @@ def test_what_cannot_be_read_again_is_not_left_behind(
     alignctl: Alignctl, pai: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A file that makes another kind of folder of the result, whatever put it there."""
-    monkeypatch.setattr(companions, "is_companion", lambda name: name.endswith((".json", ".txt")))
+    monkeypatch.setattr(
+        auxiliary_files, "is_auxiliary", lambda name: name.endswith((".json", ".txt"))
+    )
     flags = ["--save", tmp_path / "hf", "--verify", "none"]
     outcome = alignctl("convert-mg2hf", "--load", pai, *flags)
     assert outcome.code == 1

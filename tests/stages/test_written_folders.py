@@ -123,7 +123,7 @@ def test_a_link_to_a_neighbour_is_followed(copy: Path) -> None:
     file = copy / "mg/hf/README.md"
     file.rename(copy / "mg/hf/README")
     file.symlink_to("README")
-    assert find.find(copy / "mg").companions == copy / "mg/hf"
+    assert find.find(copy / "mg").auxiliary == copy / "mg/hf"
 
 
 def test_python_files_are_left_where_they_are(

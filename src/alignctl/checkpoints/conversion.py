@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from alignctl.checkpoints import adapted, manifest, padding
-from alignctl.checkpoints.companions import copy_companions, read_json, write_config
+from alignctl.checkpoints.auxiliary_files import copy_auxiliary_files, read_json, write_config
 from alignctl.checkpoints.formats import hf, legacy_writer, mcore
 from alignctl.checkpoints.manifest import HF_FOLDER, Manifest, Recorder
 from alignctl.checkpoints.source import Source
@@ -84,7 +84,7 @@ def convert(
         except UserError:
             checksums.result()  # a damaged file is called that, wherever it was met first
             raise
-        write_companions(source, dtype, folder, target)
+        write_auxiliary_files(source, dtype, folder, target)
         checksums.result()
         Manifest(
             format=target.format,
@@ -204,7 +204,7 @@ def _ahead(make: Callable[[str], T], names: Iterable[str]) -> Iterator[T]:
             yield pending.popleft().result()
 
 
-def write_companions(source: Source, dtype: DType, folder: Path, target: Target) -> None:
+def write_auxiliary_files(source: Source, dtype: DType, folder: Path, target: Target) -> None:
     """Write config and tokenizer files.
 
     The config stays as it is, byte for byte, unless its type or its head would be wrong, or a
@@ -217,7 +217,9 @@ def write_companions(source: Source, dtype: DType, folder: Path, target: Target)
         target: Its format says where beside the weights; it names another tokenizer or none.
     """
     beside = folder if target.format == "hf" else folder / HF_FOLDER
-    copy_companions(source.companions, beside, tokenizer=target.tokenizer, config=source.hf_config)
+    copy_auxiliary_files(
+        source.auxiliary, beside, tokenizer=target.tokenizer, config=source.hf_config
+    )
     if target.format == "hf":
         old = read_json(beside / "config.json")
         if (new := _config(source, dtype, old)) != old:

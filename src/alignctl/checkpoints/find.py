@@ -8,7 +8,7 @@ from pathlib import Path
 from alignctl import user_files
 from alignctl.checkpoints import manifest
 from alignctl.checkpoints.adapted import base_folder, check_base, merge_adapters
-from alignctl.checkpoints.companions import explain_dangling, read_json, refuse_links_out
+from alignctl.checkpoints.auxiliary_files import explain_dangling, read_json, refuse_links_out
 from alignctl.checkpoints.formats import (
     hf,
     hf_files,
@@ -205,7 +205,7 @@ def _open_hf(
     kind: Kind,
     path: Path,
     folder: hf.HFFolder,
-    companions: Path,
+    auxiliary: Path,
     found: Manifest | None,
     text: str,
 ) -> Source:
@@ -216,7 +216,7 @@ def _open_hf(
         path=path,
         model=model,
         head=folder.head,
-        companions=companions,
+        auxiliary=auxiliary,
         manifest=found,
         hf_prefix=folder.prefix,
         tensors=hf.merge_tensors(folder),
@@ -289,7 +289,7 @@ def _open_adapted(
         path=path,
         model=found.model,
         head=found.head,
-        companions=_companions(path),
+        auxiliary=_find_auxiliary_files(path),
         manifest=found,
         hf_prefix=found.hf_prefix,
         tensors=tensors,
@@ -325,16 +325,16 @@ def _open_megatron(
     hf.check_names(path, tensors, shapes, model)
     if found and found.head != head:
         raise UserError(f"{path}: {manifest.NAME} tells of a head {found.head!r}, found {head!r}")
-    companions = next((p for p in (path / HF_FOLDER, path, path.parent) if _has_config(p)), None)
-    if companions == path / HF_FOLDER:
-        companions = _companions(path)
+    auxiliary = next((p for p in (path / HF_FOLDER, path, path.parent) if _has_config(p)), None)
+    if auxiliary == path / HF_FOLDER:
+        auxiliary = _find_auxiliary_files(path)
     step = f", iteration {found.iteration}" if found and found.iteration else ""
     return Source(
         kind=kind,
         path=path,
         model=model,
         head=head,
-        companions=companions,
+        auxiliary=auxiliary,
         manifest=found,
         hf_prefix=found.hf_prefix if found else FAMILIES[model.family].HF_PREFIX,
         tensors={name: tensors[name] for name in rows},
@@ -342,7 +342,7 @@ def _open_megatron(
     )
 
 
-def _companions(path: Path) -> Path:
+def _find_auxiliary_files(path: Path) -> Path:
     """Return a checkpoint's folder of Hugging Face files; refuse links that lead out of it."""
     refuse_links_out(path / HF_FOLDER, path)
     return path / HF_FOLDER

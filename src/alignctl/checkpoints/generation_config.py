@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from alignctl import user_files
-from alignctl.checkpoints.companions import read_json
+from alignctl.checkpoints.auxiliary_files import read_json
 from alignctl.errors import UserError
 
 _KEY = "eos_token_id"

@@ -48,7 +48,7 @@ def recipe_of(source: Source, told: Mapping[str, object], tokenizer: Path | None
     stats = {} if source.manifest else {name: source.path / name for name in weight_files(source)}
     if tokenizer is not None and tokenizer.is_file():
         tokenizer = tokenizer.parent
-    for what, folder in (("beside", source.companions), ("tokenizer", tokenizer)):
+    for what, folder in (("beside", source.auxiliary), ("tokenizer", tokenizer)):
         stats |= {f"{what}/{file.name}": file for file in folder.iterdir()} if folder else {}
     state = [
         source.manifest.own_digest() if source.manifest else None,

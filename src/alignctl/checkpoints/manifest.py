@@ -23,7 +23,7 @@ from pydantic import (
 )
 
 from alignctl import user_files
-from alignctl.checkpoints import companions
+from alignctl.checkpoints import auxiliary_files
 from alignctl.checkpoints.tensors.direct_file import DirectFile
 from alignctl.checkpoints.tensors.mapped_file import windows
 from alignctl.config.sections import Head, Lora, Model, Role
@@ -302,7 +302,7 @@ def read(folder: Path) -> Manifest:
                 "the file is truncated or was changed: copy the checkpoint again, or use an older "
                 "one",
             )
-        if _is_companion(name):  # it is read long before the weights, whose files are large
+        if _is_auxiliary(name):  # it is read long before the weights, whose files are large
             _compare(folder, name, expected)
     return manifest
 
@@ -317,20 +317,20 @@ def find_changed_texts(folder: Path, manifest: Manifest) -> list[str]:
     ]
 
 
-def _is_companion(name: str) -> bool:
+def _is_auxiliary(name: str) -> bool:
     """Tell whether a path in a checkpoint is that of a file of its Hugging Face model."""
-    return companions.is_companion(name.removeprefix(f"{HF_FOLDER}/"))
+    return auxiliary_files.is_auxiliary(name.removeprefix(f"{HF_FOLDER}/"))
 
 
 def _may_be_edited(name: str) -> bool:
-    return companions.may_be_edited(name.removeprefix(f"{HF_FOLDER}/"))
+    return auxiliary_files.may_be_edited(name.removeprefix(f"{HF_FOLDER}/"))
 
 
 def _compare(folder: Path, name: str, expected: FileRecord) -> None:
     if is_unchanged(folder / name, expected):
         return
     hint = "the file is damaged: copy the checkpoint again, or use an older one"
-    if _is_companion(name) and (folder / "config.json").is_file():
+    if _is_auxiliary(name) and (folder / "config.json").is_file():
         hint = (
             "the file is damaged or was edited: copy the folder again; if the change was meant, "
             f"remove {NAME}, and it is any Hugging Face model"

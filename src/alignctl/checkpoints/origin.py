@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 
 from alignctl import atomic
 from alignctl.checkpoints import holds
-from alignctl.checkpoints.companions import copy_companions
+from alignctl.checkpoints.auxiliary_files import copy_auxiliary_files
 from alignctl.checkpoints.source import Source
 from alignctl.config.run import RunConfig
 from alignctl.errors import UserError
@@ -109,13 +109,13 @@ def keep(config: RunConfig, folder: RunFolder, models: Mapping[str, Source]) -> 
         target = folder.origin / "tokenizer"
         if not target.exists():
             with atomic.new_folder(target) as partial:
-                copy_companions(None, partial, tokenizer=config.tokenizer)
+                copy_auxiliary_files(None, partial, tokenizer=config.tokenizer)
                 _copy_config(config.tokenizer, partial)
     for key in _SAVED:
         if key in models and not (folder.origin / key).exists():
             with atomic.new_folder(folder.origin / key) as partial:
                 source = models[key]
-                copy_companions(source.companions, partial, config=source.hf_config)
+                copy_auxiliary_files(source.auxiliary, partial, config=source.hf_config)
 
 
 def _copy_config(tokenizer: Path, target: Path) -> None:
@@ -128,4 +128,4 @@ def _copy_config(tokenizer: Path, target: Path) -> None:
 def with_own_files(source: Source, folder: RunFolder, key: str = "load") -> Source:
     """Make a model take config and tokenizer files from the run folder, if they are there."""
     own = folder.origin / key
-    return replace(source, companions=own) if own.is_dir() else source
+    return replace(source, auxiliary=own) if own.is_dir() else source

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from alignctl import user_files
-from alignctl.checkpoints.companions import read_json, write_config
+from alignctl.checkpoints.auxiliary_files import read_json, write_config
 from alignctl.data.tokenizer import Tokenizer, load_tokenizer
 
 

@@ -39,7 +39,7 @@ class Source:
         path: The folder with the weights themselves.
         model: Its architecture, as its own files tell it.
         head: What is on top of its layers.
-        companions: Folder with config.json and tokenizer files; None where there are none.
+        auxiliary: Folder with config.json and tokenizer files; None where there are none.
         manifest: What we wrote down about it; None for what others wrote.
         hf_prefix: Of its Hugging Face names below the head.
         tensors: Full tensors by our Megatron names, without vocabulary padding; of a checkpoint
@@ -53,7 +53,7 @@ class Source:
     path: Path
     model: Model
     head: Head
-    companions: Path | None
+    auxiliary: Path | None
     manifest: Manifest | None
     hf_prefix: str
     tensors: Mapping[str, LazyTensor]
@@ -78,7 +78,7 @@ class Source:
         Raises:
             UserError: None was chosen, and the model has none.
         """
-        folder = chosen or self.companions
+        folder = chosen or self.auxiliary
         if folder is None:
             raise UserError(
                 f"{self.path}: there are no tokenizer files beside this checkpoint",

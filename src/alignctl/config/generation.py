@@ -17,7 +17,7 @@ USUAL_LENGTH = 4096
 """Most tokens of prompt and answer together, where nobody says what prompts are to be cut to."""
 
 
-class Generation(rollout.Drawing):
+class Generation(rollout.SamplingParams):
     """The knobs of `generate`, and of what `eval` generates."""
 
     max_prompt_length: Count | None = None

@@ -8,7 +8,7 @@ from alignctl.config.numbers import Count, Positive, Processes, Weight
 from alignctl.config.sections import Model, Section
 
 
-class Drawing(Section):
+class SamplingParams(Section):
     """Which tokens are drawn from, wherever a model is asked."""
 
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
@@ -24,7 +24,7 @@ class Drawing(Section):
     """Above 1, tokens that prompt or completion have already become less likely."""
 
 
-class Rollout(Drawing):
+class Rollout(SamplingParams):
     """vLLM beside the trainer, on the same devices. It has the trainer's weights and precision."""
 
     tp: Processes = 1

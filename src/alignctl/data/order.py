@@ -94,7 +94,7 @@ def taken(split: Sequences, *, global_batch_size: int, seed: int, step: int) -> 
     )
 
 
-def deal(lengths: Sequence[int], num_ranks: int) -> list[list[int]]:
+def partition(lengths: Sequence[int], num_ranks: int) -> list[list[int]]:
     """Deal sequences to ranks: the same number to each, give or take one, and similar tokens.
 
     The longest first, each to the rank with the fewest tokens among those with room.
@@ -107,15 +107,15 @@ def deal(lengths: Sequence[int], num_ranks: int) -> list[list[int]]:
         For each rank the places of its sequences in `lengths`, in rising order.
     """
     most = -(-len(lengths) // num_ranks)
-    hands: list[list[int]] = [[] for _ in range(num_ranks)]
+    shares: list[list[int]] = [[] for _ in range(num_ranks)]
     # (tokens so far, rank): the least loaded rank is on top, ties go to the lower rank.
     open_ranks = [(0, rank) for rank in range(num_ranks)]
     for place in sorted(range(len(lengths)), key=lambda p: (-lengths[p], p)):
         tokens, rank = heapq.heappop(open_ranks)
-        hands[rank].append(place)
-        if len(hands[rank]) < most:
+        shares[rank].append(place)
+        if len(shares[rank]) < most:
             heapq.heappush(open_ranks, (tokens + lengths[place], rank))
-    return [sorted(hand) for hand in hands]
+    return [sorted(share) for share in shares]
 
 
 def dealt_micro_batches(
@@ -133,9 +133,9 @@ def dealt_micro_batches(
         Places in `lengths`, of each micro batch; as many batches on every rank, so that one that
         runs out ends with empty ones.
     """
-    hand = deal(lengths, dp_size)[dp_rank]
+    share = partition(lengths, dp_size)[dp_rank]
     most = -(-len(lengths) // dp_size)
-    return [hand[start : start + micro_batch_size] for start in range(0, most, micro_batch_size)]
+    return [share[start : start + micro_batch_size] for start in range(0, most, micro_batch_size)]
 
 
 def dealt_groups(
@@ -172,7 +172,7 @@ def dealt_groups(
         for n in range(count)
     ]
     costs = [sum(map(tokens, batch)) for batch in batches]
-    return [batches[place] for place in deal(costs, dp_size)[dp_rank]]
+    return [batches[place] for place in partition(costs, dp_size)[dp_rank]]
 
 
 def _group(numbered: tuple[int, int]) -> int:
@@ -212,10 +212,10 @@ def train_batches(
     sequences = taken(split, global_batch_size=global_batch_size, seed=seed, step=step)
     laid = _laid(split, sequences, capacity)
     lengths = [int(split.lengths(each).sum()) for each in laid]
-    hands = dealt_micro_batches(
+    shares = dealt_micro_batches(
         lengths, micro_batch_size=micro_batch_size, dp_rank=dp_rank, dp_size=dp_size
     )
-    return [_batch(split, [laid[place] for place in hand]) for hand in hands]
+    return [_batch(split, [laid[place] for place in share]) for share in shares]
 
 
 def validation_batches(

@@ -26,7 +26,7 @@ class Checkpoints:
 
     Attributes:
         folder: Where they are.
-        source: The model that the run started from: its companions are kept, so that every
+        source: The model that the run started from: its auxiliary files are kept, so that every
             checkpoint can become a Hugging Face folder on its own.
         tokenizer: Folder of the tokenizer it is trained with, if not the source's own.
         keep: How many of the newest checkpoints stay; None for all.

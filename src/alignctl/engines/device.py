@@ -41,7 +41,7 @@ def join(timeout_minutes: float) -> None:
     """
     if IS_GPU:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    if not dist.is_initialized():  # stages have called the roll: see roll_call.join
+    if not dist.is_initialized():  # stages have met the others: see rendezvous.join
         dist.init_process_group(
             "nccl" if IS_GPU else "gloo", timeout=timedelta(minutes=timeout_minutes)
         )

@@ -141,7 +141,7 @@ class Engine(Protocol):
         """
 
     def write(self, folder: Path, source: Source, tokenizer: Path | None) -> dict[str, FileRecord]:
-        """Write a checkpoint's files, all but its manifest: weights, state, companions.
+        """Write a checkpoint's files, all but its manifest: weights, state, auxiliary files.
 
         Args:
             folder: Where to, which is there and empty.

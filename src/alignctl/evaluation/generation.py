@@ -124,12 +124,12 @@ class Generator:
         self._render = Renderer(self.settings.template, self.tokenizer)
         drawing = self.settings.rollout(self.source.model)
         self.end_token_ids = generation_config.end_token_ids(
-            self.source.companions,
+            self.source.auxiliary,
             self.tokenizer.eos_id,
             vocab_size=self.source.model.vocab_size,
         )
         if warning := generation_config.unheeded(
-            self.source.companions, repetition_penalty=drawing.repetition_penalty
+            self.source.auxiliary, repetition_penalty=drawing.repetition_penalty
         ):
             console.say(f"warning: {warning}")
         self._sampling = Sampling.of(drawing, self.end_token_ids)

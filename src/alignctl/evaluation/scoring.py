@@ -25,7 +25,7 @@ _BATCHES = 16
 """Micro batches between two calls for progress."""
 
 
-class RewardModel:
+class RewardScorer:
     """A reward model that scores documents; a context manager, which loads it.
 
     Attributes:

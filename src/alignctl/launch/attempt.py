@@ -16,7 +16,7 @@ from typing import Any, Literal
 from alignctl import atomic, console
 from alignctl.errors import AlignctlError, RunError, UserError
 from alignctl.launch import environment
-from alignctl.launch.facts import Config, find_differences, flatten
+from alignctl.launch.fingerprint import Config, find_differences, flatten
 from alignctl.run_folder import RunFolder, read_object
 
 MAY_CHANGE = ("output", "checkpoint", "launch", "train.eval_interval", "train.log_interval")

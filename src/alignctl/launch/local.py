@@ -191,7 +191,7 @@ def _conclude(
             folder.stop_file.unlink(missing_ok=True)
         return
     if peers is not None:
-        peers.settle()
+        peers.wait_for_others()
     if job.node_rank == 0:
         folder.remove_unfinished()  # it may be what fills the disk
     if len(interrupts) > 1:
@@ -203,7 +203,7 @@ def _conclude(
         raise error
     cause = diagnose(folder, job, exit_code, peers)
     if peers is not None:
-        peers.told()
+        peers.release_logs()
     raise cause
 
 

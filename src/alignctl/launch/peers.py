@@ -19,7 +19,7 @@ from typing import Any, Literal
 
 from alignctl import atomic
 from alignctl.errors import AlignctlError, LostError, RunError, UserError
-from alignctl.launch.facts import find_differences
+from alignctl.launch.fingerprint import find_differences
 from alignctl.launch.nodes import Nodes
 from alignctl.run_folder import RunFolder
 
@@ -28,13 +28,13 @@ _SECONDS_BETWEEN_LOOKS = 0.2
 _SECONDS_TO_TELL = 15.0
 _MAX_DIFFERENCES_SHOWN = 8
 
-State = Literal["gathering", "joined", "preparing", "running", "failed", "told", "ended"]
-_FAILED = ("failed", "told")
+State = Literal["gathering", "joined", "preparing", "running", "failed", "released", "ended"]
+_FAILED = ("failed", "released")
 _OVER = (*_FAILED, "ended")
 
 
 @dataclass(frozen=True)
-class Sign:
+class Heartbeat:
     """What one node's file says.
 
     Attributes:
@@ -42,7 +42,7 @@ class Sign:
         state: What the node is doing.
         beat: Counted up while the node is there.
         host: Its name.
-        facts: What has to be the same on all nodes, by name.
+        fingerprint: What has to be the same on all nodes, by name.
         code: Of a node that failed: torchrun's exit code, or that of the error; else None.
         message: Of a node that could not start: why.
         hint: What to do about it.
@@ -52,7 +52,7 @@ class Sign:
     state: State
     beat: int = 0
     host: str = field(default_factory=socket.gethostname)
-    facts: Mapping[str, str] = field(default_factory=dict)
+    fingerprint: Mapping[str, str] = field(default_factory=dict)
     code: int | None = None
     message: str | None = None
     hint: str | None = None
@@ -77,14 +77,14 @@ class Peers:
             nodes: This node's place.
             nproc: Ranks on each node.
             start_seconds: How long nodes wait for each other before the start.
-            silence_seconds: After how long without a sign a node is taken for lost.
+            silence_seconds: After how long without a heartbeat a node is taken for lost.
         """
         self.folder = folder
         self.nodes = nodes
         self.nproc = nproc
         self._start_seconds = start_seconds
         self._silence_seconds = silence_seconds
-        self._sign = Sign(session="", state="ended")
+        self._heartbeat = Heartbeat(session="", state="ended")
         self._written = 0.0
         self._has_come = nodes.node_rank == 0
         # Clocks of nodes differ, so what counts is when a change was seen here.
@@ -92,8 +92,8 @@ class Peers:
 
     # ---- before the start ----
 
-    def gather(self, facts: Mapping[str, str]) -> None:
-        """Wait, as node 0, until all nodes have joined, each with the same facts.
+    def gather(self, fingerprint: Mapping[str, str]) -> None:
+        """Wait, as node 0, until all nodes have joined, each with the same fingerprint.
 
         Raises:
             UserError: A node is about to run another job, or found a mistake of the user.
@@ -101,10 +101,10 @@ class Peers:
         """
         self._path(0).parent.mkdir(exist_ok=True)
         session = secrets.token_hex(8)
-        self._write(Sign(session=session, state="gathering", facts=dict(facts)))
+        self._write(Heartbeat(session=session, state="gathering", fingerprint=dict(fingerprint)))
         deadline = time.monotonic() + self._start_seconds
         self._seen.clear()
-        while missing := [n for n in self._others() if self._read_sign(n) is None]:
+        while missing := [n for n in self._others() if self._read_heartbeat(n) is None]:
             if time.monotonic() > deadline:
                 raise RunError(
                     f"{self._name_nodes(missing)} did not join within "
@@ -114,10 +114,10 @@ class Peers:
                 )
             self.beat()
             time.sleep(_SECONDS_BETWEEN_LOOKS)
-        for number, sign in self._signs().items():
-            _refuse_failed(self.name(number), sign)
-            _compare(self.name(number), facts, sign.facts)
-        self._write(replace(self._sign, state="preparing"))
+        for number, heartbeat in self._heartbeats().items():
+            _refuse_failed(self.name(number), heartbeat)
+            _compare(self.name(number), fingerprint, heartbeat.fingerprint)
+        self._write(replace(self._heartbeat, state="preparing"))
 
     def start(self) -> None:
         """Let the others start, as node 0.
@@ -125,11 +125,11 @@ class Peers:
         Raises:
             AlignctlError: A node has left since it joined.
         """
-        for number, sign in self._signs().items():
-            _refuse_failed(self.name(number), sign)
-        self._write(replace(self._sign, state="running"))
+        for number, heartbeat in self._heartbeats().items():
+            _refuse_failed(self.name(number), heartbeat)
+        self._write(replace(self._heartbeat, state="running"))
 
-    def enter(self, facts: Mapping[str, str]) -> None:
+    def enter(self, fingerprint: Mapping[str, str]) -> None:
         """Join, as another node than 0, and wait until node 0 says that the job starts.
 
         It may wait for longer than `start_seconds`, as long as node 0 shows that it is there.
@@ -138,16 +138,20 @@ class Peers:
             AlignctlError: What keeps node 0, or any node, from starting.
             LostError: Node 0 did not come in time, or has gone.
         """
-        self._sign, self._seen, self._has_come = Sign(session="", state="ended"), {}, True
+        self._heartbeat, self._seen, self._has_come = Heartbeat(session="", state="ended"), {}, True
         deadline = time.monotonic() + self._start_seconds
         while not self.folder.result.exists():
             master = self._read(0)
             if master is not None and self._is_fresh(0, master):
-                if master.state == "gathering" and master.session != self._sign.session:
-                    self._write(Sign(session=master.session, state="joined", facts=dict(facts)))
-                if master.session == self._sign.session:
+                if master.state == "gathering" and master.session != self._heartbeat.session:
+                    self._write(
+                        Heartbeat(
+                            session=master.session, state="joined", fingerprint=dict(fingerprint)
+                        )
+                    )
+                if master.session == self._heartbeat.session:
                     if master.state == "running":
-                        self._write(replace(self._sign, state="running"))
+                        self._write(replace(self._heartbeat, state="running"))
                         return
                     _refuse_failed(self.name(0), master)
                     deadline = time.monotonic() + self._silence_seconds
@@ -157,7 +161,7 @@ class Peers:
             time.sleep(_SECONDS_BETWEEN_LOOKS)
 
     def _node_0_is_missing(self) -> LostError:
-        if self._sign.session:
+        if self._heartbeat.session:
             return LostError(
                 f"{self.name(0)} has not been heard of for {self._silence_seconds:.0f} seconds",
                 "see what became of it; the same command on all nodes starts again",
@@ -172,11 +176,11 @@ class Peers:
 
         If node 0 is not there yet, this waits for it a little.
         """
-        if self._sign.session and self._sign.state in _OVER:
+        if self._heartbeat.session and self._heartbeat.state in _OVER:
             return  # it had started, and has told what became of it
-        session = self._sign.session if self._has_come else self._open_session()
+        session = self._heartbeat.session if self._has_come else self._open_session()
         if session:
-            failed = Sign(session=session, state="failed", code=error.exit_code)
+            failed = Heartbeat(session=session, state="failed", code=error.exit_code)
             self._write(replace(failed, message=error.message, hint=error.hint))
 
     def _open_session(self) -> str:
@@ -193,8 +197,8 @@ class Peers:
 
     def beat(self) -> None:
         """Show the others that this node is there, if it is time to."""
-        if self._sign.session and time.monotonic() - self._written > _SECONDS_BETWEEN_BEATS:
-            self._write(replace(self._sign, beat=self._sign.beat + 1))
+        if self._heartbeat.session and time.monotonic() - self._written > _SECONDS_BETWEEN_BEATS:
+            self._write(replace(self._heartbeat, beat=self._heartbeat.beat + 1))
 
     @contextlib.contextmanager
     def beating(self) -> Iterator[None]:
@@ -216,10 +220,10 @@ class Peers:
     def trouble(self) -> str | None:
         """Say why the job cannot go on, as far as other nodes are concerned; None when it can."""
         for number in self._others():
-            sign = self._read_sign(number)
-            if sign is not None and sign.state in _FAILED:
+            heartbeat = self._read_heartbeat(number)
+            if heartbeat is not None and heartbeat.state in _FAILED:
                 return f"{self.name(number)} failed"
-            if (sign is None or sign.state != "ended") and self.is_lost(number):
+            if (heartbeat is None or heartbeat.state != "ended") and self.is_lost(number):
                 return self.lost_message(number)
         return None
 
@@ -231,56 +235,58 @@ class Peers:
             is_cause: False where they were ended because of another node.
         """
         state: State = "failed" if code else "ended"
-        self._write(replace(self._sign, state=state, code=code if is_cause else None))
+        self._write(replace(self._heartbeat, state=state, code=code if is_cause else None))
 
-    def settle(self) -> None:
+    def wait_for_others(self) -> None:
         """Wait until every other node has ended, failed or is lost: then the logs are complete."""
         while any(not self._is_over(number) for number in self._others()):
             time.sleep(_SECONDS_BETWEEN_LOOKS)
 
-    def told(self) -> None:
+    def release_logs(self) -> None:
         """Show that this node has found the cause of a failure and needs the logs no longer."""
-        self._write(replace(self._sign, state="told"))
+        self._write(replace(self._heartbeat, state="released"))
 
-    def disperse(self) -> None:
+    def wait_for_release(self) -> None:
         """Wait until no other node needs the logs of the attempt that failed."""
         while any(self._needs_logs(number) for number in self._others()):
             time.sleep(_SECONDS_BETWEEN_LOOKS)
 
     def _needs_logs(self, number: int) -> bool:
-        sign = self._read_sign(number)
-        return sign is not None and sign.state == "failed" and not self.is_lost(number)
+        heartbeat = self._read_heartbeat(number)
+        return heartbeat is not None and heartbeat.state == "failed" and not self.is_lost(number)
 
     def _is_over(self, number: int) -> bool:
-        sign = self._read_sign(number)
+        heartbeat = self._read_heartbeat(number)
         # One that has no part in the session never joined, and is not waited for.
-        return sign is None or sign.state in _OVER or self.is_lost(number)
+        return heartbeat is None or heartbeat.state in _OVER or self.is_lost(number)
 
     # ---- what became of the others ----
 
     def lost(self) -> list[int]:
         """List the nodes that went silent."""
         return [
-            n for n, sign in self._signs().items() if sign.state not in _OVER and self.is_lost(n)
+            n
+            for n, heartbeat in self._heartbeats().items()
+            if heartbeat.state not in _OVER and self.is_lost(n)
         ]
 
     def refusal(self) -> AlignctlError | None:
         """Return the reason why a node could not start its processes, as an error of this one."""
-        for number, sign in self._signs().items():
-            if sign.state in _FAILED and sign.message is not None:
-                return _explain_refusal(self.name(number), sign)
+        for number, heartbeat in self._heartbeats().items():
+            if heartbeat.state in _FAILED and heartbeat.message is not None:
+                return _explain_refusal(self.name(number), heartbeat)
         return None
 
     def list_killed(self) -> dict[int, int]:
         """List by node the signal that ended its torchrun, unless another node was the cause."""
-        everyone = {**self._signs(), self.nodes.node_rank: self._sign}
-        codes = {number: sign.code for number, sign in everyone.items()}
+        everyone = {**self._heartbeats(), self.nodes.node_rank: self._heartbeat}
+        codes = {number: heartbeat.code for number, heartbeat in everyone.items()}
         return {number: -code for number, code in codes.items() if code is not None and code < 0}
 
     def is_lost(self, number: int) -> bool:
         """Tell whether a node has not been heard of for too long."""
-        sign = self._read_sign(number)
-        mark = ("", 0) if sign is None else (sign.session, sign.beat)
+        heartbeat = self._read_heartbeat(number)
+        mark = ("", 0) if heartbeat is None else (heartbeat.session, heartbeat.beat)
         now = time.monotonic()
         before = self._seen.get(number)
         if before is None or before[0] != mark:
@@ -305,42 +311,48 @@ class Peers:
     def _path(self, number: int) -> Path:
         return self.folder.node_file(number)
 
-    def _write(self, sign: Sign) -> None:
-        self._sign = sign
+    def _write(self, heartbeat: Heartbeat) -> None:
+        self._heartbeat = heartbeat
         self._written = time.monotonic()
-        atomic.write_text(self._path(self.nodes.node_rank), json.dumps(asdict(sign)) + "\n")
+        atomic.write_text(self._path(self.nodes.node_rank), json.dumps(asdict(heartbeat)) + "\n")
 
-    def _read(self, number: int) -> Sign | None:
+    def _read(self, number: int) -> Heartbeat | None:
         try:
             content: dict[str, Any] = json.loads(self._path(number).read_text(encoding="utf-8"))
         except FileNotFoundError:
             return None
-        return Sign(**content)
+        return Heartbeat(**content)
 
-    def _read_sign(self, number: int) -> Sign | None:
-        sign = self._read(number)
-        return sign if sign is not None and sign.session == self._sign.session else None
+    def _read_heartbeat(self, number: int) -> Heartbeat | None:
+        heartbeat = self._read(number)
+        return (
+            heartbeat
+            if heartbeat is not None and heartbeat.session == self._heartbeat.session
+            else None
+        )
 
-    def _signs(self) -> dict[int, Sign]:
+    def _heartbeats(self) -> dict[int, Heartbeat]:
         """Read what the other nodes of this session say."""
-        return {n: sign for n in self._others() if (sign := self._read_sign(n))}
+        return {n: heartbeat for n in self._others() if (heartbeat := self._read_heartbeat(n))}
 
-    def _is_fresh(self, number: int, sign: Sign) -> bool:
+    def _is_fresh(self, number: int, heartbeat: Heartbeat) -> bool:
         """Tell whether a launcher is writing a file now, or an earlier one has left it."""
-        mark = (sign.session, sign.beat)
-        if sign.session == self._sign.session:
+        mark = (heartbeat.session, heartbeat.beat)
+        if heartbeat.session == self._heartbeat.session:
             return not self.is_lost(number)
         before = self._seen.setdefault(number, (mark, time.monotonic()))
         return before[0] != mark
 
     def _place(self, number: int) -> str:
-        sign = self._sign if number == self.nodes.node_rank else self._read_sign(number)
-        return f"node {number}" if sign is None else f"node {number}, {sign.host}"
+        heartbeat = (
+            self._heartbeat if number == self.nodes.node_rank else self._read_heartbeat(number)
+        )
+        return f"node {number}" if heartbeat is None else f"node {number}, {heartbeat.host}"
 
     def name(self, number: int) -> str:
         """Name a node, with its host once that is known."""
-        sign = self._read_sign(number)
-        return f"node {number}" if sign is None else f"node {number} ({sign.host})"
+        heartbeat = self._read_heartbeat(number)
+        return f"node {number}" if heartbeat is None else f"node {number} ({heartbeat.host})"
 
     def _name_nodes(self, numbers: list[int]) -> str:
         first = [number * self.nproc for number in numbers]
@@ -353,15 +365,15 @@ class Peers:
         return f"{', '.join(names)} of {self.nodes.nnodes} nodes"
 
 
-def _refuse_failed(name: str, sign: Sign) -> None:
-    if sign.state in _FAILED:
-        raise _explain_refusal(name, sign)
+def _refuse_failed(name: str, heartbeat: Heartbeat) -> None:
+    if heartbeat.state in _FAILED:
+        raise _explain_refusal(name, heartbeat)
 
 
-def _explain_refusal(name: str, sign: Sign) -> AlignctlError:
+def _explain_refusal(name: str, heartbeat: Heartbeat) -> AlignctlError:
     """Make an error of this node out of the reason why another node could not start."""
-    kind = UserError if sign.code == UserError.exit_code else RunError
-    return kind(f"{name}: {sign.message or 'its processes have ended'}", sign.hint)
+    kind = UserError if heartbeat.code == UserError.exit_code else RunError
+    return kind(f"{name}: {heartbeat.message or 'its processes have ended'}", heartbeat.hint)
 
 
 def _compare(name: str, ours: Mapping[str, str], theirs: Mapping[str, str]) -> None:

@@ -198,7 +198,7 @@ def _start_rollout(config: OnPolicyConfig, source: Source) -> Rollout:
 
 def _end_token_ids(config: OnPolicyConfig, source: Source) -> tuple[int, ...]:
     eos_id = load_tokenizer(source.tokenizer_folder(config.tokenizer)).eos_id
-    return end_token_ids(source.companions, eos_id, vocab_size=source.model.vocab_size)
+    return end_token_ids(source.auxiliary, eos_id, vocab_size=source.model.vocab_size)
 
 
 def _load_value(config: OnPolicyConfig, checkpoints: Checkpoints, step: int) -> MegatronEngine:

@@ -140,14 +140,14 @@ class Samples:
         Returns:
             As many on every rank; one that runs out ends with fillers.
         """
-        dealt = self._dealt(samples, micro_batch_size, dp_rank, dp_size, share_prompts)
+        dealt = self._partition(samples, micro_batch_size, dp_rank, dp_size, share_prompts)
         return [TokenBatch.sharing(self._documents(groups)) for groups in dealt]
 
     def scored_batches(
         self, *, micro_batch_size: int, dp_rank: int, dp_size: int, share_prompts: bool = False
     ) -> list[TokenBatch]:
         """Make micro batches of all answers for a reward model, which reads the last token too."""
-        dealt = self._dealt(range(len(self)), micro_batch_size, dp_rank, dp_size, share_prompts)
+        dealt = self._partition(range(len(self)), micro_batch_size, dp_rank, dp_size, share_prompts)
         return [
             PreferenceBatch.from_groups(
                 self._documents(groups), np.zeros(sum(map(len, groups))), share_prompts=True
@@ -158,7 +158,7 @@ class Samples:
     def _documents(self, groups: Sequence[Sequence[int]]) -> list[list[Document]]:
         return [[self.document(sample) for sample in group] for group in groups]
 
-    def _dealt(
+    def _partition(
         self,
         samples: Sequence[int],
         micro_batch_size: int,

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from alignctl.config import rollout
-from alignctl.data.order import deal
+from alignctl.data.order import partition
 
 Finish = Literal["stop", "length"]
 """Why a completion ended: with a stop token, or because it may not be longer."""
@@ -126,8 +126,8 @@ def deal_groups(
         len(requests[places[0]].prompt) + len(places) * sampling.max_new_tokens
         for places in members
     ]
-    hands = deal(lengths, num_replicas)
-    return [[place for group in hand for place in members[group]] for hand in hands]
+    shares = partition(lengths, num_replicas)
+    return [[place for group in share for place in members[group]] for share in shares]
 
 
 def pack(found: Mapping[int, Completion]) -> NDArray[np.int32]:

@@ -19,7 +19,13 @@ from alignctl.on_policy.scoring import Scorer
 from alignctl.planning.job import answers_together, waiting
 from alignctl.planning.report import RankReport
 from alignctl.reporting.phases import Phases
-from alignctl.simulation.measures import Book, held, make_state, micro_batches, watch_schedule
+from alignctl.simulation.measures import (
+    PhaseRecorder,
+    held,
+    make_state,
+    micro_batches,
+    watch_schedule,
+)
 from alignctl.simulation.process import Rank
 from alignctl.simulation.rollout import LOGPROB, SimulatedRollout, different_answers
 
@@ -43,11 +49,11 @@ def simulate_episode(
         kind: Which ranks are like it.
         gpu_memory: Bytes of a GPU.
     """
-    short, book = _shortened(config, rank.stage), Book(rank.ledger)
-    models = _assembled(short, rank, book, gpu_memory)
+    short, recorder = _shortened(config, rank.stage), PhaseRecorder(rank.tracker)
+    models = _assembled(short, rank, recorder, gpu_memory)
     data = _longest_prompts(short)
     learner = make_learner(short, models, data)
-    with book.phase("sampling"):
+    with recorder.phase("sampling"):
         scorer = Scorer(models, data, None)
         experience = gather(models, scorer, data, 0, Phases())
     with models.while_rollout_sleeps():
@@ -60,7 +66,7 @@ def simulate_episode(
     for role, engine in models.by_role.items():
         with Models.on_device(models, engine):
             memory[role] = held(engine)
-    phases = {name: book.phases[name] for name in ("start", "sampling", "push", *memory)}
+    phases = {name: recorder.phases[name] for name in ("start", "sampling", "push", *memory)}
     # Models being made are no activations.
     phases["start"] = replace(phases["start"], activations=0)
     return RankReport(kind, memory, phases, waiting(config, memory))
@@ -71,11 +77,11 @@ class SimulatedModels(Models):
     """The stage's models, of which it is noted what is taken while one is at work.
 
     Attributes:
-        book: Where it is noted.
+        recorder: Where it is noted.
         is_syncing: Whether the sampler is given weights.
     """
 
-    book: Book
+    recorder: PhaseRecorder
     is_syncing: bool = False
 
     @property
@@ -94,7 +100,7 @@ class SimulatedModels(Models):
         """Hold a model on the device, as the stage does, and measure the phase."""
         (role,) = [role for role, each in self.by_role.items() if each is engine]
         name = "push" if self.is_syncing else role
-        with super().on_device(engine), self.book.phase(name):
+        with super().on_device(engine), self.recorder.phase(name):
             yield engine
 
     def sync_weights(self) -> None:
@@ -128,13 +134,15 @@ def _shortened(config: OnPolicyConfig, stage: int) -> OnPolicyConfig:
     return short.without_warmup()
 
 
-def _assembled(config: OnPolicyConfig, rank: Rank, book: Book, gpu_memory: int) -> SimulatedModels:
+def _assembled(
+    config: OnPolicyConfig, rank: Rank, recorder: PhaseRecorder, gpu_memory: int
+) -> SimulatedModels:
     """Make all models, in the order in which the stage makes them."""
-    rollout: Any = SimulatedRollout(config, rank.ledger, gpu_memory)
-    with book.phase("start"):
-        models = _build(config, rank, rollout, book)
+    rollout: Any = SimulatedRollout(config, rank.tracker, gpu_memory)
+    with recorder.phase("start"):
+        models = _build(config, rank, rollout, recorder)
     for engine in models.by_role.values():
-        watch_schedule(engine, config, rank.ledger)
+        watch_schedule(engine, config, rank.tracker)
         if config.offload:
             engine.offload()
     for trained in (models.policy, models.value):
@@ -146,14 +154,18 @@ def _assembled(config: OnPolicyConfig, rank: Rank, book: Book, gpu_memory: int) 
     return models
 
 
-def _build(config: OnPolicyConfig, rank: Rank, rollout: Any, book: Book) -> SimulatedModels:
+def _build(
+    config: OnPolicyConfig, rank: Rank, rollout: Any, recorder: PhaseRecorder
+) -> SimulatedModels:
     engines: dict[str, Any] = {}
     for role, kind in config.roles.items():
         with rank.host.building():
             engines[role] = build_engine(config, role, config.model)
         if kind.is_trained:
             engines[role].create_optimizer()
-    return SimulatedModels(config, rollout=rollout, end_token_ids=(1,), book=book, **engines)
+    return SimulatedModels(
+        config, rollout=rollout, end_token_ids=(1,), recorder=recorder, **engines
+    )
 
 
 def _longest_prompts(config: OnPolicyConfig) -> PromptData:

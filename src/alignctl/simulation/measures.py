@@ -14,7 +14,7 @@ from alignctl.engines.megatron import optimizer as megatron_optimizer
 from alignctl.engines.megatron.engine import MegatronEngine
 from alignctl.planning.memory import Held
 from alignctl.planning.report import Phase
-from alignctl.simulation.ledger import Ledger
+from alignctl.simulation.memory_tracker import MemoryTracker
 
 
 def held(engine: MegatronEngine) -> Held:
@@ -33,29 +33,29 @@ def make_state(engine: MegatronEngine) -> None:
 
 
 @dataclass
-class Book:
+class PhaseRecorder:
     """The phases of a rank's step.
 
     Attributes:
-        ledger: Of the rank.
+        tracker: Of the rank.
         phases: The largest of each name so far.
     """
 
-    ledger: Ledger
+    tracker: MemoryTracker
     phases: dict[str, Phase] = field(default_factory=dict)
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
         """Measure a part of the step; of parts with one name the largest counts."""
-        before = Counter(self.ledger.sent)
-        with self.ledger.peak() as peak:
+        before = Counter(self.tracker.sent)
+        with self.tracker.peak() as peak:
             yield
         found = Phase(
             peak=peak.total,
             activations=peak.total - peak.start,
             logits=peak.logits,
             sampler=peak.held,
-            sent=dict(self.ledger.sent - before),
+            sent=dict(self.tracker.sent - before),
         )
         if name not in self.phases or found.peak > self.phases[name].peak:
             self.phases[name] = found
@@ -72,7 +72,7 @@ def micro_batches(config: TrainingConfig, stage: int) -> int:
 
 @dataclass(eq=False)
 class _Watch:
-    """Tells the ledger what pipeline stages exchange, and counts as many micro batches as are real.
+    """Tells the tracker what pipeline stages exchange, and counts the micro batches that are real.
 
     What is sent in a training step's micro batches is scaled to the step that the run takes; what
     is sent once for all of them stays as it is.
@@ -80,14 +80,14 @@ class _Watch:
     Attributes:
         hidden_size: Of the model.
         config: The run.
-        ledger: Of the rank.
+        tracker: Of the rank.
         before: Bytes sent before the pass, in the groups of each kind.
         count: Micro batches of the pass.
     """
 
     hidden_size: int
     config: TrainingConfig
-    ledger: Ledger
+    tracker: MemoryTracker
     before: Counter[str] = field(default_factory=Counter)
     count: int = 1
 
@@ -97,19 +97,19 @@ class _Watch:
         tp = parallel.tp if parallel.sequence_parallel else 1
         shapes = [(-(-batch.num_tokens // tp), 1, self.hidden_size) for batch in batches]
         # Those of a training step are equal, and also come back as gradients.
-        self.ledger.boundaries = iter(shapes) if forward_only else repeat(shapes[0])
-        self.before, self.count = Counter(self.ledger.sent), len(batches)
+        self.tracker.boundaries = iter(shapes) if forward_only else repeat(shapes[0])
+        self.before, self.count = Counter(self.tracker.sent), len(batches)
 
     def finish_batches(self) -> None:
         """Count what the micro batches sent for those that were left out."""
         left_out = self.config.num_micro_batches - self.count
-        for kind, total in (self.ledger.sent - self.before).items():
-            self.ledger.sent[kind] += total * left_out // self.count
+        for kind, total in (self.tracker.sent - self.before).items():
+            self.tracker.sent[kind] += total * left_out // self.count
 
 
-def watch_schedule(engine: MegatronEngine, config: TrainingConfig, ledger: Ledger) -> None:
-    """Note in the ledger what the engine's pipeline stage exchanges; see `_Watch`."""
-    engine.observer = _Watch(engine.architecture.hidden_size, config, ledger)
+def watch_schedule(engine: MegatronEngine, config: TrainingConfig, tracker: MemoryTracker) -> None:
+    """Note in the tracker what the engine's pipeline stage exchanges; see `_Watch`."""
+    engine.observer = _Watch(engine.architecture.hidden_size, config, tracker)
 
 
 def _storages(tensors: Iterable[Tensor]) -> dict[int, int]:

@@ -20,7 +20,7 @@ from alignctl.engines.megatron import cpu as megatron_cpu
 from alignctl.engines.megatron import groups as megatron_groups
 from alignctl.models import document_attention
 from alignctl.simulation.host import HostNumbers
-from alignctl.simulation.ledger import Ledger
+from alignctl.simulation.memory_tracker import MemoryTracker
 
 
 @dataclass(frozen=True)
@@ -30,13 +30,13 @@ class Rank:
     Attributes:
         number: Among all ranks of the job.
         stage: Its pipeline stage.
-        ledger: What it takes and sends.
+        tracker: What it takes and sends.
         host: Says when models are being built.
     """
 
     number: int
     stage: int
-    ledger: Ledger
+    tracker: MemoryTracker
     host: HostNumbers
 
 
@@ -54,21 +54,21 @@ def playing(config: TrainingConfig, stage: int, *, is_gpu: bool = True) -> Itera
     """
     tp, world_size = config.parallel.tp, config.world_size
     number = stage * (world_size // config.parallel.pp)
-    ledger = Ledger(config.architecture.padded_vocab_size(tp) // tp)
+    tracker = MemoryTracker(config.architecture.padded_vocab_size(tp) // tp)
     host = HostNumbers()
     megatron_cpu.install()
     dist.init_process_group("fake", rank=number, world_size=world_size, store=FakeStore())
     try:
         with ExitStack() as stack:
-            for owner, name, value in _replacements(ledger, is_gpu=is_gpu):
+            for owner, name, value in _replacements(tracker, is_gpu=is_gpu):
                 stack.enter_context(_replaced(owner, name, value))
             timeout_minutes = config.launch.timeout_minutes
             megatron_groups.lay_out(config.parallel, seed=1, timeout_minutes=timeout_minutes)
-            ledger.groups = _groups()
+            tracker.groups = _groups()
             stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
-            stack.enter_context(ledger)
+            stack.enter_context(tracker)
             stack.enter_context(host)
-            yield Rank(number, stage, ledger, host)
+            yield Rank(number, stage, tracker, host)
     finally:
         document_attention.forget_biases()
         parallel_state.destroy_model_parallel()
@@ -87,13 +87,13 @@ def _groups() -> dict[str, str]:
     return {dp.group_name: "DP", **{group.group_name: kind for kind, group in groups.items()}}
 
 
-def _replacements(ledger: Ledger, *, is_gpu: bool) -> list[tuple[Any, str, Any]]:
+def _replacements(tracker: MemoryTracker, *, is_gpu: bool) -> list[tuple[Any, str, Any]]:
     """List what is no operator, and has to be replaced where tensors have no numbers."""
     resize, create_group = UntypedStorage.resize_, parallel_state.create_group
 
     def resize_and_note(storage: UntypedStorage, size: int) -> UntypedStorage:
         resize(storage, size)
-        ledger.resized(storage)
+        tracker.resized(storage)
         return storage
 
     def create_fake_group(*args: Any, backend: str | None = None, **kwargs: Any) -> Any:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from alignctl.config.on_policy_run import OnPolicyConfig
 from alignctl.rollouts.samples import Completion, Generated, Request, Sampling
-from alignctl.simulation.ledger import Ledger
+from alignctl.simulation.memory_tracker import MemoryTracker
 
 LOGPROB = 1.0
 """Of every token: what a simulated trainer finds as well."""
@@ -26,9 +26,9 @@ class SimulatedRollout:
         has_weights: Whether weights were pushed, and not lost in sleep since.
     """
 
-    def __init__(self, config: OnPolicyConfig, ledger: Ledger, gpu_memory: int) -> None:
+    def __init__(self, config: OnPolicyConfig, tracker: MemoryTracker, gpu_memory: int) -> None:
         self._settings = config.rollout
-        self._ledger = ledger
+        self._tracker = tracker
         self._share = int(config.rollout.gpu_memory_utilization * gpu_memory)
         self._version = 0
         self.has_weights = False
@@ -56,9 +56,9 @@ class SimulatedRollout:
     def sleep(self) -> None:
         """Give the memory back."""
         if self._settings.sleep:
-            self._ledger.hold(0)
+            self._tracker.hold(0)
             self.has_weights = False
 
     def wake(self) -> None:
         """Take the memory again."""
-        self._ledger.hold(self._share)
+        self._tracker.hold(self._share)

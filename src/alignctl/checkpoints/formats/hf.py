@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from alignctl.checkpoints.companions import read_json
+from alignctl.checkpoints.auxiliary_files import read_json
 from alignctl.checkpoints.formats import hf_files, safetensors_file
 from alignctl.checkpoints.formats.hf_files import INDEX, SINGLE
 from alignctl.checkpoints.formats.wrapped_names import unwrap

@@ -4,7 +4,7 @@ import re
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
-from alignctl.checkpoints.companions import explain_dangling, read_json
+from alignctl.checkpoints.auxiliary_files import explain_dangling, read_json
 from alignctl.checkpoints.formats import safetensors_file
 from alignctl.checkpoints.pickles import torch_file
 from alignctl.checkpoints.tensors.lazy import LazyTensor

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from alignctl.checkpoints.companions import explain_dangling
+from alignctl.checkpoints.auxiliary_files import explain_dangling
 from alignctl.errors import UserError
 
 FILE_NAMES = ("model_optim_rng.pt", "model_rng.pt")

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
-from alignctl.checkpoints.companions import explain_dangling
+from alignctl.checkpoints.auxiliary_files import explain_dangling
 from alignctl.checkpoints.tensors.dtypes import Bits, DType, bits_of, dtype_of, tensor_of
 from alignctl.errors import UserError
 

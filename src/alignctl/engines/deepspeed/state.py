@@ -25,7 +25,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from alignctl.checkpoints import conversion
-from alignctl.checkpoints.companions import copy_companions
+from alignctl.checkpoints.auxiliary_files import copy_auxiliary_files
 from alignctl.checkpoints.formats import hf, peft, safetensors_file
 from alignctl.checkpoints.manifest import HF_FOLDER, Base, FileRecord, Recorder
 from alignctl.checkpoints.source import Source
@@ -121,7 +121,7 @@ class DeepSpeedState:
             _write_tensors(_state(self), _rank_file(folder), recorder)
             records = gather_records(recorder.records(folder))
         if dist.get_rank() == 0:
-            _write_companions(self, replace(source, head=self.head), folder, tokenizer)
+            _write_auxiliary_files(self, replace(source, head=self.head), folder, tokenizer)
         return records
 
     def read(self, checkpoint: Path) -> None:
@@ -209,16 +209,16 @@ def _write_adapters(engine: DeepSpeedState, folder: Path, recorder: Recorder) ->
         _write_tensors(dict(zip(trained, copies, strict=True)), folder / peft.WEIGHTS, recorder)
 
 
-def _write_companions(
+def _write_auxiliary_files(
     engine: DeepSpeedState, source: Source, folder: Path, tokenizer: Path | None
 ) -> None:
     """Write config and tokenizer, beside whole weights or, with adapters, in a folder below."""
     if engine.lora is None:
         target = conversion.Target("hf", tokenizer=tokenizer)
-        conversion.write_companions(source, dtype_of(engine.dtype), folder, target)
+        conversion.write_auxiliary_files(source, dtype_of(engine.dtype), folder, target)
         return
-    copy_companions(
-        source.companions, folder / HF_FOLDER, tokenizer=tokenizer, config=source.hf_config
+    copy_auxiliary_files(
+        source.auxiliary, folder / HF_FOLDER, tokenizer=tokenizer, config=source.hf_config
     )
     assert engine.base is not None
     base = Path(engine.base.path)

@@ -13,7 +13,7 @@ from megatron.core import dist_checkpointing, parallel_state, tensor_parallel
 from megatron.core.dist_checkpointing.mapping import ShardedObject, ShardedTensor
 
 from alignctl.checkpoints import manifest
-from alignctl.checkpoints.companions import copy_companions
+from alignctl.checkpoints.auxiliary_files import copy_auxiliary_files
 from alignctl.checkpoints.manifest import HF_FOLDER, Base, FileRecord
 from alignctl.checkpoints.source import Source
 from alignctl.config.sections import Head, Lora, Model, Parallel
@@ -132,8 +132,8 @@ class MegatronState:
             validate_access_integrity=False,
         )
         if dist.get_rank() == 0:
-            copy_companions(
-                source.companions, folder / HF_FOLDER, tokenizer=tokenizer, config=source.hf_config
+            copy_auxiliary_files(
+                source.auxiliary, folder / HF_FOLDER, tokenizer=tokenizer, config=source.hf_config
             )
         return _gather_records(folder)
 

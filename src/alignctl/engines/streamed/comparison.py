@@ -15,7 +15,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from alignctl.checkpoints.companions import read_json
+from alignctl.checkpoints.auxiliary_files import read_json
 from alignctl.checkpoints.tensors.lazy import LazyTensor
 from alignctl.config.sections import Head, Model
 from alignctl.engines.streamed.folder import FolderForward

@@ -36,14 +36,14 @@ _EDITED = re.compile(
 """What people change by hand. A config.json of another architecture is refused when it is read."""
 
 
-def is_companion(name: str) -> bool:
+def is_auxiliary(name: str) -> bool:
     """Tell whether a file of this name belongs to a Hugging Face model, and travels with it."""
     return _COMPANION.fullmatch(name) is not None
 
 
 def may_be_edited(name: str) -> bool:
-    """Tell whether a companion of this name is one that people change by hand."""
-    return is_companion(name) and _EDITED.fullmatch(name) is not None
+    """Tell whether an auxiliary file of this name is one that people change by hand."""
+    return is_auxiliary(name) and _EDITED.fullmatch(name) is not None
 
 
 def code_beside(folder: Path | None) -> list[str]:
@@ -94,7 +94,7 @@ def explain_dangling(path: Path) -> UserError:
     )
 
 
-def copy_companions(
+def copy_auxiliary_files(
     source: Path | None,
     target: Path,
     *,
@@ -116,7 +116,7 @@ def copy_companions(
     if source is not None:
         for name in _names(source):
             is_replaced = tokenizer is not None and _TOKENIZER.fullmatch(name)
-            if is_companion(name) and not is_replaced:
+            if is_auxiliary(name) and not is_replaced:
                 _copy(source / name, target / name)
     if tokenizer is not None:
         for name in filter(_TOKENIZER.fullmatch, _names(tokenizer)):
@@ -134,11 +134,11 @@ def _names(folder: Path) -> Iterator[str]:
     for file in sorted(folder.iterdir()):
         if not file.is_dir():
             yield file.name
-        elif file.suffix == ".json" and is_companion(file.name):
+        elif file.suffix == ".json" and is_auxiliary(file.name):
             raise UserError(f"{file}: a folder, where a file is expected", "remove or rename it")
     templates = folder / _TEMPLATES
     for file in sorted(templates.iterdir()) if templates.is_dir() else []:
-        if not file.is_dir() and is_companion(name := f"{_TEMPLATES}/{file.name}"):
+        if not file.is_dir() and is_auxiliary(name := f"{_TEMPLATES}/{file.name}"):
             _check_inside(folder, file)
             yield name
 

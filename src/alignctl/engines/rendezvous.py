@@ -21,17 +21,17 @@ from torch.distributed.rendezvous import rendezvous
 
 from alignctl.engines.device import DEVICE, IS_GPU
 from alignctl.errors import AlignctlError, LostError, RunError, UserError
-from alignctl.launch.facts import find_differences
+from alignctl.launch.fingerprint import find_differences
 
 _SECONDS_FOR_THE_VERDICT = 30
 _MAX_SHOWN = 6
 
 
-def join(facts: Mapping[str, str], *, start_seconds: float, timeout_minutes: float) -> None:
+def join(fingerprint: Mapping[str, str], *, start_seconds: float, timeout_minutes: float) -> None:
     """Meet the other ranks and make the job's process group, once per process.
 
     Args:
-        facts: What has to be the same on every rank, by name.
+        fingerprint: What has to be the same on every rank, by name.
         start_seconds: How long ranks wait for each other.
         timeout_minutes: How long a rank waits for the others in one collective afterwards.
 
@@ -42,7 +42,7 @@ def join(facts: Mapping[str, str], *, start_seconds: float, timeout_minutes: flo
     patience = timedelta(seconds=start_seconds)
     store, rank, size = next(iter(rendezvous("env://", timeout=patience)))
     store.set_timeout(patience)
-    meet(store, rank, size, facts, start_seconds=start_seconds)
+    meet(store, rank, size, fingerprint, start_seconds=start_seconds)
     try:
         dist.init_process_group(
             "nccl" if IS_GPU else "gloo",
@@ -61,32 +61,34 @@ def join(facts: Mapping[str, str], *, start_seconds: float, timeout_minutes: flo
 
 
 def meet(
-    store: Any, rank: int, size: int, facts: Mapping[str, str], *, start_seconds: float
+    store: Any, rank: int, size: int, fingerprint: Mapping[str, str], *, start_seconds: float
 ) -> None:
     """Make rank 0 wait for all ranks, compare them, and tell the others what it found."""
-    own = {"host": socket.gethostname(), "facts": {**facts, "device": DEVICE.type}}
-    store.set(f"roll/{rank}", json.dumps(own))
+    own = {"host": socket.gethostname(), "fingerprint": {**fingerprint, "device": DEVICE.type}}
+    store.set(f"rendezvous/{rank}", json.dumps(own))
     if rank == 0:
         try:
             _compare(store, size, start_seconds)
         except AlignctlError as error:
             verdict = {"code": error.exit_code, "message": error.message, "hint": error.hint}
-            store.set("roll/verdict", json.dumps(verdict))
+            store.set("rendezvous/verdict", json.dumps(verdict))
             raise
-        store.set("roll/verdict", "{}")
+        store.set("rendezvous/verdict", "{}")
         return
     try:
-        store.wait(["roll/verdict"], timedelta(seconds=start_seconds + _SECONDS_FOR_THE_VERDICT))
+        store.wait(
+            ["rendezvous/verdict"], timedelta(seconds=start_seconds + _SECONDS_FOR_THE_VERDICT)
+        )
     except (dist.DistError, RuntimeError) as error:
         raise LostError(f"{_self(rank)} did not hear from rank 0", None) from error
-    verdict = json.loads(store.get("roll/verdict"))
+    verdict = json.loads(store.get("rendezvous/verdict"))
     if verdict:
         kind = UserError if verdict["code"] == UserError.exit_code else LostError
         raise kind(verdict["message"], verdict["hint"])
 
 
 def _compare(store: Any, size: int, start_seconds: float) -> None:
-    keys = {rank: f"roll/{rank}" for rank in range(size)}
+    keys = {rank: f"rendezvous/{rank}" for rank in range(size)}
     try:
         store.wait([*keys.values()], timedelta(seconds=start_seconds))
     except (dist.DistError, RuntimeError) as error:
@@ -98,7 +100,7 @@ def _compare(store: Any, size: int, start_seconds: float) -> None:
     first = json.loads(store.get(keys[0]))
     for rank, key in keys.items():
         other = json.loads(store.get(key))
-        if differences := find_differences(first["facts"], other["facts"]):
+        if differences := find_differences(first["fingerprint"], other["fingerprint"]):
             shown = [
                 f"  {name}: {here} for rank 0 on {first['host']}, {there} there"
                 for name, here, there in differences[:_MAX_SHOWN]

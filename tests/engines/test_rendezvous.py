@@ -10,7 +10,7 @@ import pytest
 import torch.distributed as dist
 from torch._C._distributed_c10d import HashStore
 
-from alignctl.engines import roll_call
+from alignctl.engines import rendezvous
 from alignctl.errors import AlignctlError, LostError, UserError
 
 FACTS = {"alignctl's source": "abc", "optimizer.lr": "1e-05"}
@@ -22,9 +22,9 @@ def answers(size: int, *, missing: int | None = None, odd: int | None = None) ->
     store.set_timeout(timedelta(seconds=30))
 
     def come(rank: int) -> AlignctlError | None:
-        facts = FACTS | ({"optimizer.lr": "0.5"} if rank == odd else {})
+        fingerprint = FACTS | ({"optimizer.lr": "0.5"} if rank == odd else {})
         try:
-            roll_call.meet(store, rank, size, facts, start_seconds=2 if missing else 30)
+            rendezvous.meet(store, rank, size, fingerprint, start_seconds=2 if missing else 30)
         except AlignctlError as error:
             return error
         return None
@@ -66,7 +66,7 @@ def group(tmp_path: Path) -> Iterator[dist.ProcessGroup]:
 
 def test_a_group_that_answers(group: dist.ProcessGroup) -> None:
     given_up: list[AlignctlError] = []
-    roll_call.check_groups({"whole job's": group}, start_seconds=60, give_up=given_up.append)
+    rendezvous.check_groups({"whole job's": group}, start_seconds=60, give_up=given_up.append)
     assert not given_up
 
 
@@ -75,9 +75,9 @@ def test_who_keeps_a_collective_from_ending_is_named() -> None:
     store = HashStore()
     for key in ("0/in", "2/in", "2/out"):
         store.set(f"answer/tensor-parallel/{key}", "")
-    found = roll_call._silent(store, "tensor-parallel", [0, 2, 3])
+    found = rendezvous._silent(store, "tensor-parallel", [0, 2, 3])
     what = "the first collective of the tensor-parallel group (ranks 0, 2, 3)"
     assert found.message == f"rank 3 did not come to {what}"
     store.set("answer/tensor-parallel/3/in", "")
-    found = roll_call._silent(store, "tensor-parallel", [0, 2, 3])
+    found = rendezvous._silent(store, "tensor-parallel", [0, 2, 3])
     assert found.message == f"ranks 0, 3 did not get through {what}"

@@ -24,7 +24,7 @@ class Config(Protocol):
         """Give a configuration of its kind, as plain values, the defaults of keys that it lacks."""
 
 
-def facts(config: Config, folder: RunFolder) -> dict[str, str]:
+def fingerprint(config: Config, folder: RunFolder) -> dict[str, str]:
     """Collect all that decides the numbers of a run, as this process sees it.
 
     Args:

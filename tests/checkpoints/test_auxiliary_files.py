@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from alignctl.checkpoints.companions import copy_companions, read_json
+from alignctl.checkpoints.auxiliary_files import copy_auxiliary_files, read_json
 from alignctl.errors import UserError
 
 
@@ -54,7 +54,7 @@ def test_what_belongs_to_a_hugging_face_model_travels_and_nothing_else(tmp_path:
         (source / folder).mkdir(parents=True)
     for name in [*kept, *left]:
         (source / name).write_bytes(content_of(name))
-    copy_companions(source, tmp_path / "new" / "target")
+    copy_auxiliary_files(source, tmp_path / "new" / "target")
     target = tmp_path / "new" / "target"
     files = [file for file in target.rglob("*") if file.is_file()]
     found = {str(file.relative_to(target)): file.read_bytes() for file in files}
@@ -70,7 +70,7 @@ def test_settings_that_cannot_be_read_are_not_passed_on(tmp_path: Path, name: st
     (tmp_path / "source").mkdir()
     (tmp_path / "source" / name).write_text('{"eos_token_id": [2')
     with pytest.raises(UserError, match=f"{name}: not valid JSON"):
-        copy_companions(tmp_path / "source", tmp_path / "target")
+        copy_auxiliary_files(tmp_path / "source", tmp_path / "target")
 
 
 @pytest.mark.parametrize(
@@ -92,7 +92,7 @@ def test_a_known_key_of_another_kind_is_named(
     file.parent.mkdir()
     file.write_text(json.dumps({key: value}))
     with pytest.raises(UserError) as error:
-        copy_companions(file.parent, tmp_path / "target")
+        copy_auxiliary_files(file.parent, tmp_path / "target")
     assert error.value.message == f"{file}: {key} is {value!r}, where {expected} is expected"
 
 
@@ -106,7 +106,7 @@ def test_unknown_keys_nulls_and_vocabularies_pass(tmp_path: Path) -> None:
     }
     (tmp_path / "source" / "config.json").write_text(json.dumps(told))
     (tmp_path / "source" / "vocab.json").write_text(json.dumps({"dtype": 0, "legacy": 1}))
-    copy_companions(tmp_path / "source", tmp_path / "target")
+    copy_auxiliary_files(tmp_path / "source", tmp_path / "target")
     assert {file.name for file in (tmp_path / "target").iterdir()} == {"config.json", "vocab.json"}
 
 
@@ -115,7 +115,7 @@ def test_a_file_of_terabytes_is_not_copied(tmp_path: Path) -> None:
     with (tmp_path / "source" / "tokenizer.model").open("wb") as file:
         file.truncate(1 << 40)
     with pytest.raises(UserError, match=r"tokenizer.model: 1,099,511,627,776 bytes"):
-        copy_companions(tmp_path / "source", tmp_path / "target")
+        copy_auxiliary_files(tmp_path / "source", tmp_path / "target")
 
 
 def test_another_tokenizer_replaces_all_files_of_the_models_own(tmp_path: Path) -> None:
@@ -132,7 +132,7 @@ def test_another_tokenizer_replaces_all_files_of_the_models_own(tmp_path: Path) 
         for name in names:
             (folder / name).write_text(json.dumps({"of": folder.name}))
     target = tmp_path / "target"
-    copy_companions(model, target, tokenizer=tokenizer)
+    copy_auxiliary_files(model, target, tokenizer=tokenizer)
     files = [file for file in target.rglob("*") if file.is_file()]
     found = {str(file.relative_to(target)): json.loads(file.read_text())["of"] for file in files}
     assert found == {"config.json": "model", **dict.fromkeys(new, "tokenizer")}
@@ -165,7 +165,7 @@ def test_a_link_to_a_file_that_is_gone_is_named(tmp_path: Path) -> None:
     source.mkdir()
     (source / "tokenizer.json").symlink_to("../../blobs/0123")
     with pytest.raises(UserError, match=r"a link to \.\./\.\./blobs/0123, which is not there"):
-        copy_companions(source, tmp_path / "target")
+        copy_auxiliary_files(source, tmp_path / "target")
 
 
 def test_named_templates_of_the_hubs_cache_travel(tmp_path: Path) -> None:
@@ -175,7 +175,7 @@ def test_named_templates_of_the_hubs_cache_travel(tmp_path: Path) -> None:
     source = tmp_path / "snapshots/abc"
     (source / "additional_chat_templates").mkdir(parents=True)
     (source / "additional_chat_templates/rag.jinja").symlink_to("../../../blobs/0123")
-    copy_companions(source, tmp_path / "target")
+    copy_auxiliary_files(source, tmp_path / "target")
     copy = tmp_path / "target/additional_chat_templates/rag.jinja"
     assert not copy.is_symlink()
     assert copy.read_text() == "{{ messages }}"
@@ -194,7 +194,7 @@ def test_named_templates_are_not_taken_from_elsewhere(place: str, tmp_path: Path
     with pytest.raises(
         UserError, match=r"rag\.jinja: leads out of the model's folder, to .*elsewhere"
     ):
-        copy_companions(source, tmp_path / "target")
+        copy_auxiliary_files(source, tmp_path / "target")
 
 
 @pytest.mark.parametrize("name", ["tokenizer.json", "additional_chat_templates/rag.jinja"])
@@ -204,4 +204,4 @@ def test_what_is_no_regular_file_is_named(name: str, tmp_path: Path) -> None:
     (source / name).parent.mkdir(parents=True)
     os.mkfifo(source / name)
     with pytest.raises(UserError, match="not a regular file"):
-        copy_companions(source, tmp_path / "target")
+        copy_auxiliary_files(source, tmp_path / "target")

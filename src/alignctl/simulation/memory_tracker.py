@@ -50,7 +50,7 @@ class Peak:
 
 
 @dataclass(eq=False)
-class Ledger(TorchDispatchMode):
+class MemoryTracker(TorchDispatchMode):
     """Sees every operator of a program whose device tensors are fake, and keeps the books.
 
     Tensors of the device are fake: they have shapes and no numbers. Tensors of the host are real:
