@@ -44,37 +44,31 @@ def split_passes(config: OnPolicyConfig, size: int, *, step: int) -> list[list[l
 
     Each pass has an order of its own, which follows from the seed and the episode.
     """
-    return split_passes_over_groups(config, [[number] for number in range(size)], step=step)
-
-
-def split_passes_over_groups(
-    config: OnPolicyConfig, groups: Sequence[Sequence[int]], *, step: int
-) -> list[list[list[int]]]:
-    """Split each pass over groups, which stay together unless a step ends within one."""
     at_once = config.batch.global_batch_size
     found = []
     for epoch in range(config.experience.epochs):
         random = np.random.SeedSequence((config.train.seed, step, epoch))
-        order = np.argsort(random.generate_state(len(groups), np.uint64), kind="stable").tolist()
-        row = [number for place in order for number in groups[place]]
-        found.append([row[start : start + at_once] for start in range(0, len(row), at_once)])
+        order = np.argsort(random.generate_state(size, np.uint64), kind="stable").tolist()
+        found.append([order[start : start + at_once] for start in range(0, size, at_once)])
     return found
 
 
 def plan_updates(models: Models, samples: Samples, *, step: int) -> list[Batches]:
-    """Make this rank's micro batches of each optimizer step of an episode, pass after pass."""
+    """Make this rank's micro batches of each optimizer step of an episode, pass after pass.
+
+    A step takes the same answers whether prompts are shared or not, so that it learns the same:
+    answers to many prompts, of which those to one lie beside each other.
+    """
     config, policy = models.config, models.policy
-    share_prompts, every = config.batch.share_prompts, range(len(samples))
-    groups = samples.by_prompt(every) if share_prompts else [[sample] for sample in every]
     return [
         samples.batches(
             part,
             micro_batch_size=config.batch.micro_batch_size,
             dp_rank=policy.data_parallel_rank,
             dp_size=policy.data_parallel_size,
-            share_prompts=share_prompts,
+            share_prompts=config.batch.share_prompts,
         )
-        for each in split_passes_over_groups(config, groups, step=step)
+        for each in split_passes(config, len(samples), step=step)
         for part in each
     ]
 

@@ -61,12 +61,23 @@ def kinds_of_ranks(config: TrainingConfig) -> dict[str, int]:
     return {"first stage": 0, **middle, "last stage": pp - 1}
 
 
-def answers_together(config: OnPolicyConfig, size: int) -> int:
+def answers_together(config: OnPolicyConfig, size: int, *, is_learned: bool = False) -> int:
     """Count the answers in a batch of `size` that are to one prompt, which is computed once.
 
     As many as are in every batch that a group of `experience.samples` may be cut into, at least.
+
+    Args:
+        config: The run.
+        size: Answers in the batch.
+        is_learned: Whether the batch is learned from: of several updates in an episode each takes
+            answers to any prompts, unless answers are compared.
     """
-    return math.gcd(size, config.experience.samples) if config.batch.share_prompts else 1
+    is_mixed = (
+        config.answers_compared == 1 and config.units_per_step > config.batch.global_batch_size
+    )
+    if not config.batch.share_prompts or (is_learned and is_mixed):
+        return 1
+    return math.gcd(size, config.experience.samples)
 
 
 def tokens_of_batch(config: TrainingConfig) -> Tokens:
@@ -77,15 +88,18 @@ def tokens_of_batch(config: TrainingConfig) -> Tokens:
     longest = config.longest_batch
     count = longest.documents
     if is_on_policy(config):
-        return _answers(config, count, longest.length)
+        return _answers(config, count, longest.length, is_learned=True)
     return Tokens(count * longest.length, longest.length, count * longest.learned)
 
 
-def _answers(config: OnPolicyConfig, count: int, length: int) -> Tokens:
+def _answers(
+    config: OnPolicyConfig, count: int, length: int, *, is_learned: bool = False
+) -> Tokens:
     """Count tokens of answers of the greatest length to the longest prompts."""
     learned = count * config.rollout.max_new_tokens
     # The last token of a prompt predicts the first one of each answer.
-    together, shared = answers_together(config, count), config.data.max_prompt_length - 1
+    together = answers_together(config, count, is_learned=is_learned)
+    shared = config.data.max_prompt_length - 1
     if not is_worth_sharing(shared, [length] * together):
         return Tokens(count * length, length, learned)
     spared = (count - count // together) * shared

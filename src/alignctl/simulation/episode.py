@@ -116,7 +116,7 @@ def _shortened(config: OnPolicyConfig, stage: int) -> OnPolicyConfig:
     units = count * config.batch.micro_batch_size * config.data_parallel_size
     size, samples, prompts = config.batch.micro_batch_size, config.answers_compared, units
     if samples == 1:  # micro batches of answers, not of prompts
-        samples = answers_together(config, size)
+        samples = answers_together(config, size, is_learned=True)
         prompts = units // samples
     else:
         size *= samples
