@@ -14,7 +14,7 @@ from alignctl.errors import RunError, UserError
 from alignctl.evaluation.mt_bench import replies
 from alignctl.evaluation.mt_bench.questions import read_turns
 from alignctl.reporting.page.recorded_run import rows_of
-from alignctl.user_files import opened, read_bytes, read_json, read_text, reading
+from alignctl.user_files import opened, read_bytes, read_json, read_text, reading, refuse_hole
 
 
 def test_what_is_no_regular_file_is_refused_without_waiting(tmp_path: Path) -> None:
@@ -132,3 +132,27 @@ def test_every_reader_refuses_what_never_ends(tmp_path: Path, name: str, kind: s
         return
     with pytest.raises(UserError, match=re.escape(str(file))):
         READERS[name](file)
+
+
+@pytest.mark.parametrize("suffix", [".parquet", ".json", ".jsonl", ".jsonl.gz"])
+@pytest.mark.parametrize("start", [b"", b'{"prompt": "a", "response": "b"}\n'])
+def test_rows_with_a_terabyte_of_nothing_are_refused_at_once(
+    tmp_path: Path, suffix: str, start: bytes
+) -> None:
+    file = tmp_path / f"rows{suffix}"
+    file.write_bytes(start)
+    os.truncate(file, 1 << 40)
+    with opened(file) as stream, pytest.raises(UserError) as caught:
+        refuse_hole(file, stream)
+    assert "nothing was ever written into it" in caught.value.message
+
+
+def test_holes_of_a_page_and_no_holes_are_read(tmp_path: Path) -> None:
+    file = tmp_path / "rows.jsonl"
+    with file.open("wb") as stream:
+        stream.write(b"{}\n")
+        stream.seek(1 << 20)
+        stream.write(b"{}\n")
+    with opened(file) as stream:
+        refuse_hole(file, stream)
+        assert stream.read(3) == b"{}\n"

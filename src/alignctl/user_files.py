@@ -23,6 +23,8 @@ it."""
 MOST_LINE_BYTES = 1 << 26
 """Of a row, or a line of text. The longest context of any model is a tenth of it."""
 
+_LARGEST_HOLE = 1 << 30
+
 _KINDS = {
     stat.S_IFDIR: "a folder",
     stat.S_IFIFO: "a pipe",
@@ -67,6 +69,27 @@ def opened(path: Path) -> BufferedReader:
     except BaseException:
         os.close(descriptor)
         raise
+
+
+def refuse_hole(path: Path, stream: BufferedReader) -> None:
+    """Refuse an open file with a hole of more than a gibibyte: reading its zeros takes hours.
+
+    For text and rows, which have no such zeros; where a file system knows of no holes, there are
+    none.
+    """
+    place, size = 0, os.fstat(stream.fileno()).st_size
+    while size - place > _LARGEST_HOLE:
+        hole = os.lseek(stream.fileno(), place, os.SEEK_HOLE)
+        try:
+            place = os.lseek(stream.fileno(), hole, os.SEEK_DATA) if hole < size else size
+        except OSError:  # there is no data behind the hole
+            place = size
+        if place - hole > _LARGEST_HOLE:
+            raise UserError(
+                f"{path}: from byte {hole:,} to byte {place:,} nothing was ever written into it",
+                "copy or download it again",
+            )
+    os.lseek(stream.fileno(), 0, os.SEEK_SET)
 
 
 def is_there(path: Path) -> bool:

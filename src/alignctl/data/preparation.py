@@ -20,7 +20,7 @@ from alignctl.data.documents import Progress
 from alignctl.data.rows.files import check_line, find_files
 from alignctl.data.store import explain_errors
 from alignctl.errors import UserError
-from alignctl.user_files import opened
+from alignctl.user_files import opened, refuse_hole
 
 
 @dataclass(frozen=True)
@@ -120,6 +120,8 @@ def _hash_and_count(file: Path) -> tuple[str, int]:
     last = b"\n"
     try:
         with opened(file) as content:
+            if file.suffix != ".jsonl":  # whose lines have a limit
+                refuse_hole(file, content)
             while chunk := content.read(1 << 20):
                 digest.update(chunk)
                 lines += chunk.count(b"\n")
