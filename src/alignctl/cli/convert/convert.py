@@ -1,9 +1,26 @@
 """What conversions in all directions have in common."""
 
 import os
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
 
 from alignctl import console
+from alignctl.cli.flags import (
+    DryRunFlag,
+    DtypeFlag,
+    FormatFlag,
+    MaybePresetFlag,
+    PPFlag,
+    RoleFlag,
+    TokenizerFlag,
+    TPFlag,
+    VerifyFlag,
+    WaitFlag,
+    example,
+)
+from alignctl.cli.lazy import PLAIN
 from alignctl.config.inputs import not_here, refuse_inside
 from alignctl.config.presets.load import convert_options
 
@@ -12,6 +29,51 @@ if TYPE_CHECKING:
 
 MEGATRON = "Megatron checkpoint, of any format and layout, or run folder to read."
 """Help for what is read."""
+
+
+def make_app(direction: "Direction", text: str, load: str, *examples: str) -> typer.Typer:
+    """Make the command of a conversion to Megatron.
+
+    Args:
+        direction: From what to what.
+        text: What it says of itself.
+        load: Help for what is read.
+        *examples: Command lines.
+    """
+    app = typer.Typer(**PLAIN)
+
+    @app.command(f"convert-{direction}", help=text, epilog=example(*examples))
+    def convert(
+        load: Annotated[Path, typer.Option(metavar="DIR", help=load)],
+        save: Annotated[Path, typer.Option(metavar="DIR", help="Megatron checkpoint to write.")],
+        preset: MaybePresetFlag = None,
+        tp: TPFlag = None,
+        pp: PPFlag = None,
+        format: FormatFlag = "mcore",
+        role: RoleFlag = None,
+        dtype: DtypeFlag = "keep",
+        tokenizer: TokenizerFlag = None,
+        verify: VerifyFlag = "full",
+        wait: WaitFlag = False,
+        dry_run: DryRunFlag = False,
+    ) -> None:
+        run_conversion(
+            direction,
+            preset,
+            wait,
+            dry_run,
+            load=load,
+            save=save,
+            tp=tp,
+            pp=pp,
+            format=format,
+            role=role,
+            dtype=dtype,
+            tokenizer=tokenizer,
+            verify=verify,
+        )
+
+    return app
 
 
 def run_conversion(
