@@ -213,6 +213,7 @@ def build_engine(config: TrainingConfig, head: Head) -> Engine:
         seq_length=config.batch.seq_length,
         optimizer=config.optimizer,
         loss_scale=config.loss_scale,
+        kernels=config.kernels,
         head=head,
         lora=config.lora,
     )

@@ -39,3 +39,11 @@ def test_a_library_that_is_to_train_has_to_be_there(
         check_engine(config)
     if missing == "peft":
         check_engine(resolve(SFTConfig, "tiny-llama", overrides))
+
+
+def test_transformer_engines_attention_needs_it_and_a_gpu() -> None:
+    overrides = {"output": Path("run"), "kernels.attention": "transformer_engine"}
+    with pytest.raises(
+        UserError, match=r"kernels\.attention transformer_engine: it is not installed"
+    ):
+        check_devices(resolve(SFTConfig, "tiny-llama", overrides), 0)

@@ -104,6 +104,16 @@ def check_engine(config: TrainingConfig) -> None:
             raise UserError(f"{what}: {name} is not installed", "pip install -e '.[deepspeed]'")
 
 
+def _check_transformer_engine(num_gpus: int) -> None:
+    installed = importlib.util.find_spec("transformer_engine") is not None
+    if num_gpus and installed:
+        return
+    what = "needs a GPU, and none can be seen here" if installed else "it is not installed"
+    raise UserError(
+        f"kernels.attention transformer_engine: {what}", "leave it out, or set it to auto"
+    )
+
+
 def check_devices(config: TrainingConfig, num_gpus: int) -> None:
     """Check that every process of this node gets a GPU of its own, where there are any.
 
@@ -112,9 +122,11 @@ def check_devices(config: TrainingConfig, num_gpus: int) -> None:
         num_gpus: GPUs that can be seen on this node; 0 where the CPU does the work.
 
     Raises:
-        UserError: There are fewer GPUs than processes.
+        UserError: There are fewer GPUs than processes, or the kernels that are asked for need one.
     """
     num_processes = config.launch.nproc_per_node
+    if config.kernels.attention == "transformer_engine":
+        _check_transformer_engine(num_gpus)
     if 0 < num_gpus < num_processes:
         raise UserError(
             f"launch.nproc_per_node {num_processes}: only {num_gpus} GPUs can be seen on this "

@@ -7,6 +7,7 @@ from pydantic import Field, ValidationError, model_validator
 from typing_extensions import override
 
 from alignctl.config.data import Data, Inputs, Preferences, ReferencedPreferences, Rows
+from alignctl.config.kernels import Kernels
 from alignctl.config.precision import LossScale, Precision
 from alignctl.config.roles import LongestBatch, ModelRole
 from alignctl.config.sections import (
@@ -118,6 +119,7 @@ class TrainingSettings(Settings):
     from `parallel` only what is recomputed."""
 
     deepspeed: DeepSpeed = DeepSpeed()
+    kernels: Kernels = Kernels()
     batch: Batch
     data: Inputs = Rows()
     optimizer: Optimizer
@@ -213,6 +215,7 @@ class TrainingConfig(TrainingSettings, RunConfig):
             *self._batch_problems(),
             *self._schedule_problems(),
             *self.loss_scale.problems(self.precision),
+            *self.kernels.problems(self.model, self.engine),
             *(self.lora.problems(self.model) if self.lora else []),
         ]
 

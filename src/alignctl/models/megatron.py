@@ -22,6 +22,7 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 from torch.nn.functional import gelu, silu
 
+from alignctl.config.kernels import Kernels
 from alignctl.config.sections import Head, Model, Parallel
 from alignctl.data.batch import IGNORE
 from alignctl.models.attention import AlibiAttention, DocumentAttention, attend_documents
@@ -264,7 +265,7 @@ def transformer_config(
     )
 
 
-def _layer_spec(model: Model) -> ModuleSpec:
+def _layer_spec(model: Model, kernels: Kernels) -> ModuleSpec:
     llama = model.family == "llama2"
     spec = get_gpt_layer_local_spec(normalization="RMSNorm" if llama else "LayerNorm")
     norm = RMSNorm if llama else LayerNorm
@@ -273,10 +274,10 @@ def _layer_spec(model: Model) -> ModuleSpec:
     attention = spec.submodules.self_attention.submodules
     if not llama:
         attention.core_attention = AlibiAttention
-    elif torch.cuda.is_available() and (te_attention := _transformer_engine_attention()):
-        attention.core_attention = te_attention
-    else:
+    elif kernels.attention == "plain" or not torch.cuda.is_available():
         attention.core_attention = DocumentAttention
+    else:
+        attention.core_attention = _transformer_engine_attention() or DocumentAttention
     return spec
 
 
@@ -304,6 +305,7 @@ def build(
     config: TransformerConfig,
     *,
     max_sequence_length: int,
+    kernels: Kernels,
     head: Head = "lm",
     is_value: bool = False,
 ) -> LanguageModel:
@@ -312,7 +314,7 @@ def build(
     Megatron's parallel state must be initialised. Pipeline stages hold equal shares of layers.
     """
     llama = model.family == "llama2"
-    layer = _layer_spec(model)
+    layer = _layer_spec(model, kernels)
     block = TransformerBlockSubmodules(
         layer_specs=[layer] * get_num_layers_to_build(config),
         layer_norm=RMSNorm if llama else LayerNorm,

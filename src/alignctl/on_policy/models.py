@@ -233,6 +233,7 @@ def build_engine(
         seq_length=config.batch.seq_length,
         optimizer=role.optimizer,
         loss_scale=config.loss_scale,
+        kernels=config.kernels,
         head=role.head if head == "lm" else head,
         lora=config.lora if role.is_trained else None,
         is_value=name == "value",

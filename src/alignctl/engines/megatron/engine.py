@@ -28,6 +28,7 @@ from alignctl.algorithms.loss import Loss, Output, Scores, Values
 from alignctl.algorithms.samples import Segments
 from alignctl.checkpoints.manifest import Base
 from alignctl.checkpoints.tensors.dtypes import BY_FLAG
+from alignctl.config.kernels import Kernels
 from alignctl.config.precision import LossScale, Precision
 from alignctl.config.sections import Head, Lora, Model, Optimizer, Parallel
 from alignctl.data.batch import IGNORE, TokenBatch
@@ -78,6 +79,7 @@ class MegatronEngine(MegatronState):
         seq_length: int,
         optimizer: Optimizer | None,
         loss_scale: LossScale | None = None,
+        kernels: Kernels | None = None,
         head: Head = "lm",
         lora: Lora | None = None,
         is_value: bool = False,
@@ -94,6 +96,7 @@ class MegatronEngine(MegatronState):
             seq_length: Longest document, in tokens.
             optimizer: AdamW's settings; None for a model that is not trained.
             loss_scale: How losses are scaled in fp16; None for the usual settings.
+            kernels: What computes its layers; None for the usual ones.
             head: What is on top.
             lora: Adapters, which are then trained with the head alone.
             is_value: Whether a head that scores does so at every learned target (`Values`).
@@ -102,6 +105,7 @@ class MegatronEngine(MegatronState):
         """
         self.architecture, self.parallel = architecture, parallel
         self.head, self.lora, self.is_value = head, lora, is_value
+        self._kernels = kernels or Kernels()
         self.base: Base | None = None
         self.rows = weight_map(architecture, head)
         if lora is not None:
@@ -130,6 +134,7 @@ class MegatronEngine(MegatronState):
             self.architecture,
             self._config,
             max_sequence_length=self._seq_length,
+            kernels=self._kernels,
             head=self.head,
             is_value=self.is_value,
         )

@@ -12,16 +12,16 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from megatron.core import parallel_state
-from megatron.core.transformer.enums import AttnMaskType
 from torch import Tensor
 from typing_extensions import override
 
 from alignctl.checkpoints.tensors.lazy import LazyTensor
+from alignctl.config.kernels import Kernels
 from alignctl.config.sections import Head, Model, Parallel
 from alignctl.data.batch import Pieces
 from alignctl.engines.device import stay_on_loopback
 from alignctl.engines.streamed.forward import Probe, Scratch, StreamedForward, one_layer
-from alignctl.models.attention import DocumentAttention, Documents
+from alignctl.models.attention import Documents
 from alignctl.models.megatron import build, transformer_config
 from alignctl.models.weight_map import Weight
 
@@ -60,13 +60,9 @@ class MegatronForward(StreamedForward):
             one, Parallel(), dtype=torch.float32, use_cpu_initialization=True
         )
         with torch.device("meta"):
-            self._module: Any = build(one, config, max_sequence_length=num_tokens)
-        attention = self._module.decoder.layers[0].self_attention
-        if not isinstance(attention.core_attention, DocumentAttention):
-            # Transformer Engine's, which needs a GPU and is not made for float32.
-            attention.core_attention = DocumentAttention(
-                config, layer_number=1, attn_mask_type=AttnMaskType.causal, attention_type="self"
-            )
+            # On the CPU, and in float32, which others are not made for.
+            plain = Kernels(attention="plain")
+            self._module: Any = build(one, config, max_sequence_length=num_tokens, kernels=plain)
         learned = np.ones(num_tokens, np.bool_)
         self._documents = Documents.at(Pieces((0, num_tokens)), learned, torch.from_numpy)
         self._rotary = self._rotary_angles(num_tokens)
