@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from alignctl.config.sections import LORA_TARGETS, Lora
+from alignctl.config.families import TRAITS
+from alignctl.config.sections import Lora
 from alignctl.models.adapters import (
     adapter_shapes,
     adapters,
@@ -21,7 +22,7 @@ def test_every_linear_layer_of_the_weight_map_is_a_target(family: Family) -> Non
     """Two layers; all their matrices, under the names that the configuration has."""
     model = architecture(family)
     found = [each.module for each in adapters(model, Lora())]
-    names = [name for group in LORA_TARGETS[family].values() for name in group]
+    names = [name for group in TRAITS[family].lora_targets.values() for name in group]
     assert sorted(found) == sorted(2 * names)
     shapes = hf_shapes(weight_map(model), model)
     matrices = [

@@ -336,7 +336,7 @@ def _open_megatron(
         head=head,
         auxiliary=auxiliary,
         manifest=found,
-        hf_prefix=found.hf_prefix if found else FAMILIES[model.family].HF_PREFIX,
+        hf_prefix=found.hf_prefix if found else FAMILIES[model.family].hf_prefix,
         tensors={name: tensors[name] for name in rows},
         description=f"{path}: {text} {_about(model, head, tensors)}{step}",
     )

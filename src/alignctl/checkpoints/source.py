@@ -69,7 +69,7 @@ class Source:
     @property
     def hf_config(self) -> dict[str, Any]:
         """Transformers config for a model that has none beside it."""
-        config: dict[str, Any] = FAMILIES[self.model.family].to_hf(self.model)
+        config = FAMILIES[self.model.family].to_hf(self.model)
         return config | config_of_head(self.model, self.head, config)
 
     def tokenizer_folder(self, chosen: Path | None) -> Path:

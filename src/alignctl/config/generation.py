@@ -77,7 +77,7 @@ class Generation(rollout.SamplingParams):
             return self
         if self.max_prompt_length is None:
             most = self.longest(model) // 2
-        elif model.family == "bloom":  # ALiBi has no limit
+        elif not model.traits.is_rotary:  # ALiBi has no limit
             return self
         else:
             most = model.max_position_embeddings - self.max_prompt_length
@@ -92,14 +92,12 @@ class Generation(rollout.SamplingParams):
             return problems
         limit, longest = model.max_position_embeddings, self.longest(model)
         if self.max_prompt_length is None and self.max_new_tokens >= longest:
-            remedy = (
-                "lower it" if model.family == "llama2" else "lower it, or set max_prompt_length"
-            )
+            remedy = "lower it" if model.traits.is_rotary else "lower it, or set max_prompt_length"
             return [
                 f"max_new_tokens {self.max_new_tokens} leaves no room for a prompt in a sequence "
                 f"of {longest} tokens; {remedy}"
             ]
-        if model.family == "llama2" and longest > limit:
+        if model.traits.is_rotary and longest > limit:
             return [
                 f"max_prompt_length {self.max_prompt_length} + max_new_tokens "
                 f"{self.max_new_tokens} = {longest} exceed the model's longest sequence of {limit} "

@@ -228,10 +228,11 @@ class TrainingConfig(TrainingSettings, RunConfig):
             for name, value in (("tp", self.parallel.tp), ("pp", self.parallel.pp))
             if value != 1
         ]
-        if self.model.family == "llama2" and self.model.hidden_dropout:
+        if self.model.hidden_dropout and not self.model.traits.has_hidden_dropout:
             problems.append(
                 f"model.hidden_dropout {self.model.hidden_dropout} has no effect with engine "
-                "deepspeed: transformers' Llama has no such dropout; set it to 0.0"
+                f"deepspeed: transformers' {self.model.traits.hf_class} has no such dropout; set "
+                "it to 0.0"
             )
         return problems
 
@@ -258,7 +259,7 @@ class TrainingConfig(TrainingSettings, RunConfig):
                 f"batch.micro_batch_size {batch.micro_batch_size} x {replicas} data-parallel "
                 f"ranks = {share}"
             )
-        if model.family == "llama2" and batch.seq_length > model.max_position_embeddings:
+        if model.traits.is_rotary and batch.seq_length > model.max_position_embeddings:
             problems.append(
                 f"batch.seq_length {batch.seq_length} exceeds model.max_position_embeddings "
                 f"{model.max_position_embeddings}"

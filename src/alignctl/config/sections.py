@@ -3,10 +3,11 @@
 import fractions
 import math
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
+from alignctl.config.families import TRAITS, Traits
 from alignctl.config.numbers import (
     Count,
     Fraction,
@@ -52,8 +53,11 @@ class Section(BaseModel):
     )
 
 
-Family = Literal["llama2", "bloom"]
-"""A family of architectures."""
+if TYPE_CHECKING:
+    Family = str
+else:
+    Family = Literal[*TRAITS]
+"""A family of architectures, by its name."""
 
 
 class Model(Section):
@@ -81,13 +85,13 @@ class Model(Section):
     """Rows of the Hugging Face embedding, before any padding."""
 
     max_position_embeddings: Count
-    """Longest sequence the weights were trained on, in tokens; a limit for llama2 only."""
+    """Longest sequence the weights were trained on, in tokens; for bloom it is no limit."""
 
     norm_epsilon: Annotated[float, Field(gt=0, le=1)] = 1e-5
     """Added to the variance in RMSNorm and LayerNorm."""
 
     rotary_base: Annotated[float, Field(gt=0, le=1e12)] | None = None
-    """Base of the rotary frequencies; llama2 needs it, bloom has none."""
+    """Base of the rotary frequencies; bloom has none, all others need it."""
 
     tie_embeddings: bool
     """Whether the output layer is the embedding itself."""
@@ -100,6 +104,11 @@ class Model(Section):
 
     hidden_dropout: Fraction = 0.0
     """Probability of dropping an element of a block's output while training."""
+
+    @property
+    def traits(self) -> Traits:
+        """What all models of the family are alike in."""
+        return TRAITS[self.family]
 
     @property
     def head_dim(self) -> int:
@@ -139,7 +148,7 @@ class Model(Section):
             problems.append(
                 f"hidden_size {self.hidden_size} is not divisible by num_attention_heads {heads}"
             )
-        elif self.family == "llama2" and self.head_dim % 2:
+        elif self.traits.is_rotary and self.head_dim % 2:
             problems.append(
                 f"hidden_size {self.hidden_size} / num_attention_heads {heads} gives heads of "
                 f"{self.head_dim}, and rotary positions need an even number"
@@ -148,28 +157,30 @@ class Model(Section):
             problems.append(
                 f"num_attention_heads {heads} is not divisible by num_query_groups {groups}"
             )
-        if self.family == "llama2" and self.rotary_base is None:
-            problems.append("rotary_base is missing: llama2 needs it (10000.0 for Llama 2)")
-        if self.family == "bloom":
-            problems.extend(self._bloom_problems())
+        if self.traits.is_rotary and self.rotary_base is None:
+            problems.append(f"rotary_base is missing: {self.family} needs it (10000.0 for Llama 2)")
+        if self.traits.positions == "alibi":
+            problems.extend(self._alibi_problems())
         if problems:
             raise ValueError("\n".join(problems))
         return self
 
-    def _bloom_problems(self) -> list[str]:
+    def _alibi_problems(self) -> list[str]:
         """List what Hugging Face's Bloom cannot express, so that it could never be written back."""
         problems = []
         if self.rotary_base is not None:
-            problems.append(f"rotary_base {self.rotary_base} has no effect: bloom uses ALiBi")
+            problems.append(
+                f"rotary_base {self.rotary_base} has no effect: {self.family} uses ALiBi"
+            )
         if self.num_query_groups != self.num_attention_heads:
             problems.append(
                 f"num_query_groups {self.num_query_groups} differs from num_attention_heads "
-                f"{self.num_attention_heads}: bloom has no grouped queries"
+                f"{self.num_attention_heads}: {self.family} has no grouped queries"
             )
         if self.ffn_hidden_size != 4 * self.hidden_size:
             problems.append(
                 f"ffn_hidden_size {self.ffn_hidden_size} is not 4 x hidden_size "
-                f"{self.hidden_size}, as bloom has it"
+                f"{self.hidden_size}, as {self.family} has it"
             )
         return problems
 
@@ -362,19 +373,6 @@ def share_of(fraction: float, total: int) -> int:
     return math.floor(fractions.Fraction(str(fraction)) * total)
 
 
-LORA_TARGETS: dict[str, dict[str, tuple[str, ...]]] = {
-    "llama2": {
-        "attention": ("q_proj", "k_proj", "v_proj", "o_proj"),
-        "mlp": ("gate_proj", "up_proj", "down_proj"),
-    },
-    "bloom": {
-        "attention": ("query_key_value", "dense"),
-        "mlp": ("dense_h_to_4h", "dense_4h_to_h"),
-    },
-}
-"""The linear layers that can have adapters, by family and group, under Hugging Face's names."""
-
-
 class Lora(Section):
     """Low-rank adapters, trained in the place of the weights, which stay as they are."""
 
@@ -398,7 +396,7 @@ class Lora(Section):
 
     def modules(self, family: str) -> tuple[str, ...]:
         """List Hugging Face's names of the targets, in the order of a layer."""
-        groups = LORA_TARGETS[family]
+        groups = TRAITS[family].lora_targets
         return tuple(
             name
             for group, names in groups.items()
@@ -408,7 +406,7 @@ class Lora(Section):
 
     def problems(self, model: Model) -> list[str]:
         """List the reasons why this model cannot have these adapters, one line per reason."""
-        groups = LORA_TARGETS[model.family]
+        groups = model.traits.lora_targets
         names = [name for each in groups.values() for name in each]
         known = {"all", *groups, *names}
         problems = [

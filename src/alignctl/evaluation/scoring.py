@@ -59,7 +59,7 @@ class RewardScorer:
         self.source: Source = find(load)
         require_reward(self.source, str(self.source.path))
         longest = self.source.model.max_position_embeddings
-        if self.source.model.family == "llama2" and (max_length or 0) > longest:
+        if self.source.model.traits.is_rotary and (max_length or 0) > longest:
             raise UserError(
                 f"{self.source.path}: max_length {max_length} exceeds the model's longest sequence "
                 f"of {longest} tokens (max_position_embeddings)"

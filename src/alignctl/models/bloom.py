@@ -5,13 +5,9 @@ from typing import Any
 
 from alignctl.config.sections import Model
 from alignctl.errors import UserError
+from alignctl.models.family import Family, Legacy
 from alignctl.models.hf_config import first_of
 from alignctl.models.weight_map import COLUMN, REPLICATED, ROW, VOCABULARY, Layout, Weight
-
-HF_MODEL_TYPE = "bloom"
-HF_PREFIX = "transformer."
-HF_IGNORED = (".self_attention.masked_bias", ".self_attention.bias")
-"""Suffixes of buffers that old checkpoints carry and that are recomputed."""
 
 
 def _linear(megatron: str, hf: str, weight: Layout, bias: Layout) -> tuple[Weight, Weight]:
@@ -22,7 +18,7 @@ def _linear(megatron: str, hf: str, weight: Layout, bias: Layout) -> tuple[Weigh
     )
 
 
-WEIGHTS = (
+_WEIGHTS = (
     Weight(
         "embedding.word_embeddings.weight",
         ("transformer.word_embeddings.weight",),
@@ -51,7 +47,6 @@ WEIGHTS = (
     Weight("decoder.final_layernorm.weight", ("transformer.ln_f.weight",), REPLICATED, "head"),
     Weight("decoder.final_layernorm.bias", ("transformer.ln_f.bias",), REPLICATED, "head"),
 )
-HEAD = Weight("output_layer.weight", ("lm_head.weight",), VOCABULARY, "head")
 
 
 def from_hf(config: Mapping[str, Any], *, where: str, vocab_divisor: int) -> Model:
@@ -99,7 +94,7 @@ def to_hf(model: Model) -> dict[str, Any]:
     """Build the transformers config of a model that has none of its own."""
     return {
         "architectures": ["BloomForCausalLM"],
-        "model_type": HF_MODEL_TYPE,
+        "model_type": "bloom",
         "n_layer": model.num_layers,
         "hidden_size": model.hidden_size,
         "n_head": model.num_attention_heads,
@@ -110,3 +105,23 @@ def to_hf(model: Model) -> dict[str, Any]:
         "attention_dropout": model.attention_dropout,
         "hidden_dropout": model.hidden_dropout,
     }
+
+
+FAMILY = Family(
+    weights=_WEIGHTS,
+    hf_model_type="bloom",
+    hf_prefix="transformer.",
+    hf_ignored=(".self_attention.masked_bias", ".self_attention.bias"),
+    from_hf=from_hf,
+    to_hf=to_hf,
+    # PAI's Bloom is of the time before Megatron-LM shortened these names.
+    legacy=Legacy(
+        {
+            "input_layernorm": "input_layernorm",
+            "pre_mlp_layernorm": "post_attention_layernorm",
+            "final_layernorm": "final_layernorm",
+        },
+        tokenizer_type="AutoTokenizer",
+        has_extra_states=False,
+    ),
+)

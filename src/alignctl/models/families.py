@@ -1,17 +1,21 @@
 """The families by name, and which of them a Hugging Face `config.json` belongs to."""
 
 from collections.abc import Collection, Mapping
-from types import ModuleType
+from importlib import import_module
 from typing import Any
 
 from pydantic import ValidationError
 
+from alignctl.config.families import TRAITS
 from alignctl.config.sections import Head, Model
 from alignctl.errors import UserError
-from alignctl.models import bloom, hf_config, llama2
+from alignctl.models import hf_config
+from alignctl.models.family import OUTPUT, Family
 from alignctl.models.weight_map import SCORE_HEADS, Weight, expand
 
-FAMILIES: dict[str, ModuleType] = {"llama2": llama2, "bloom": bloom}
+FAMILIES: dict[str, Family] = {
+    name: import_module(f"alignctl.models.{name}").FAMILY for name in TRAITS
+}
 
 
 def weight_map(model: Model, head: Head = "lm") -> dict[str, Weight]:
@@ -22,9 +26,9 @@ def weight_map(model: Model, head: Head = "lm") -> dict[str, Weight]:
         head: What is on top; an output layer that is tied to the embedding is not a weight.
     """
     family = FAMILIES[model.family]
-    output = () if model.tie_embeddings else (family.HEAD,)
+    output = () if model.tie_embeddings else (OUTPUT,)
     top = output if head == "lm" else SCORE_HEADS[head]
-    return expand((*family.WEIGHTS, *top), model.num_layers)
+    return expand((*family.weights, *top), model.num_layers)
 
 
 def head_of(names: Collection[str]) -> Head:
@@ -52,8 +56,7 @@ def config_of_head(model: Model, head: Head, config: Mapping[str, Any]) -> dict[
     told = str(architectures[0]) if isinstance(architectures, list) and architectures else ""
     changes: dict[str, Any] = {}
     if not told.endswith(suffix) and (told.endswith("ForSequenceClassification") or head != "lm"):
-        name = {"llama2": "Llama", "bloom": "Bloom"}[model.family]
-        changes["architectures"] = [name + suffix]
+        changes["architectures"] = [model.traits.hf_class + suffix]
     num_labels = config.get("num_labels", len(labels) if isinstance(labels, dict) else 2)
     if head == "linear" and num_labels != 1:
         changes |= {"num_labels": 1, "id2label": {"0": "LABEL_0"}, "label2id": {"LABEL_0": 0}}
@@ -72,18 +75,17 @@ def model_from_hf(config: Mapping[str, Any], *, where: str, vocab_divisor: int =
         UserError: The model type is not a family of ours, or a key is missing or impossible.
     """
     for family in FAMILIES.values():
-        if config.get("model_type") == family.HF_MODEL_TYPE:
+        if config.get("model_type") == family.hf_model_type:
             hf_config.check(config, where)
             try:
-                model: Model = family.from_hf(config, where=where, vocab_divisor=vocab_divisor)
+                return family.from_hf(config, where=where, vocab_divisor=vocab_divisor)
             except KeyError as error:
                 raise UserError(f"{where}: key {error.args[0]!r} is missing") from error
             except ValidationError as error:
                 raise UserError(f"{where}: {_first_problem(error)}") from error
             except (ArithmeticError, AttributeError, TypeError) as error:
                 raise UserError(f"{where}: a value in it is of the wrong kind: {error}") from error
-            return model
-    supported = ", ".join(family.HF_MODEL_TYPE for family in FAMILIES.values())
+    supported = ", ".join(dict.fromkeys(each.hf_model_type for each in FAMILIES.values()))
     raise UserError(
         f"{where}: model_type = {config.get('model_type')!r} is not supported",
         f"supported model types: {supported}",

@@ -1,7 +1,7 @@
-"""Llama 2 and Bloom as Megatron-Core models.
+"""The families as Megatron-Core models.
 
 Only what Megatron-Core lacks is written here: norms that know sequence parallelism without
-Transformer Engine, attention with documents and ALiBi, Bloom's embedding norm, and an output
+Transformer Engine, attention with documents and ALiBi, a norm after the embedding, and an output
 layer that is computed only where a token is learned.
 """
 
@@ -65,6 +65,10 @@ def gelu_tanh(x: Tensor) -> Tensor:
     return gelu(x, approximate="tanh")
 
 
+NORMS: dict[str, type[RMSNorm | LayerNorm]] = {"RMSNorm": RMSNorm, "LayerNorm": LayerNorm}
+ACTIVATIONS = {"silu": silu, "gelu_tanh": gelu_tanh}
+
+
 class LanguageModel(GPTModel):
     """A GPTModel whose last stage returns log-probabilities of the labels it is given.
 
@@ -79,9 +83,9 @@ class LanguageModel(GPTModel):
     def __init__(self, model: Model, config: TransformerConfig, **kwargs: Any) -> None:
         super().__init__(config=config, **kwargs)
         self.model = model
-        if model.family == "bloom" and self.pre_process:
+        if model.traits.has_embedding_norm and self.pre_process:
             # A hook, since GPTModel builds its embedding itself and ties it to the last stage's.
-            self.embedding.layernorm = LayerNorm(
+            self.embedding.layernorm = NORMS[model.traits.normalization](
                 config, config.hidden_size, eps=config.layernorm_epsilon
             )
             self.embedding.register_forward_hook(lambda module, _, out: module.layernorm(out))
@@ -223,7 +227,7 @@ def transformer_config(
         dtype: Parameters, activations and what pipeline stages exchange.
         training: Further fields of TransformerConfig that the engine owns.
     """
-    llama = model.family == "llama2"
+    traits = model.traits
     full = parallel.recompute == "full"
     return TransformerConfig(
         num_layers=model.num_layers,
@@ -231,11 +235,11 @@ def transformer_config(
         num_attention_heads=model.num_attention_heads,
         num_query_groups=model.num_query_groups,
         ffn_hidden_size=model.ffn_hidden_size,
-        normalization="RMSNorm" if llama else "LayerNorm",
+        normalization=traits.normalization,
         layernorm_epsilon=model.norm_epsilon,
-        gated_linear_unit=llama,
-        activation_func=silu if llama else gelu_tanh,
-        add_bias_linear=not llama,
+        gated_linear_unit=traits.is_gated,
+        activation_func=ACTIVATIONS[traits.activation],
+        add_bias_linear=traits.has_biases,
         attention_dropout=model.attention_dropout,
         hidden_dropout=model.hidden_dropout,
         bf16=dtype == torch.bfloat16,
@@ -266,13 +270,13 @@ def transformer_config(
 
 
 def _layer_spec(model: Model, kernels: Kernels) -> ModuleSpec:
-    llama = model.family == "llama2"
-    spec = get_gpt_layer_local_spec(normalization="RMSNorm" if llama else "LayerNorm")
-    norm = RMSNorm if llama else LayerNorm
+    traits = model.traits
+    spec = get_gpt_layer_local_spec(normalization=traits.normalization)
+    norm = NORMS[traits.normalization]
     spec.submodules.input_layernorm = norm
     spec.submodules.pre_mlp_layernorm = norm
     attention = spec.submodules.self_attention.submodules
-    if not llama:
+    if traits.positions == "alibi":
         attention.core_attention = AlibiAttention
     elif kernels.attention == "plain" or not torch.cuda.is_available():
         attention.core_attention = DocumentAttention
@@ -313,11 +317,10 @@ def build(
 
     Megatron's parallel state must be initialised. Pipeline stages hold equal shares of layers.
     """
-    llama = model.family == "llama2"
     layer = _layer_spec(model, kernels)
     block = TransformerBlockSubmodules(
         layer_specs=[layer] * get_num_layers_to_build(config),
-        layer_norm=RMSNorm if llama else LayerNorm,
+        layer_norm=NORMS[model.traits.normalization],
     )
     is_policy = head == "lm"
     return (LanguageModel if is_policy else partial(RewardModel, head=head, is_value=is_value))(
@@ -329,6 +332,6 @@ def build(
         pre_process=parallel_state.is_pipeline_first_stage(),
         post_process=parallel_state.is_pipeline_last_stage(),
         share_embeddings_and_output_weights=model.tie_embeddings and is_policy,
-        position_embedding_type="rope" if llama else "none",
+        position_embedding_type="rope" if model.traits.is_rotary else "none",
         rotary_base=model.rotary_base or 10000,
     )

@@ -1,4 +1,4 @@
-"""Llama 2 and Bloom with transformers' layers, for engines that keep each layer whole.
+"""The families with transformers' layers, for engines that keep each layer whole.
 
 The layers are transformers' own; attention is ours, so that documents are laid end to end here as
 well, and what is on top computes only what a loss needs. Parameters have the names that they have
@@ -15,7 +15,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.nn import Linear, Module
 from torch.utils.checkpoint import checkpoint
-from transformers import AttentionInterface, BloomConfig, BloomModel, LlamaConfig, LlamaModel
+from transformers import MODEL_MAPPING, AttentionInterface, AutoConfig
 from transformers.initialization import no_init_weights
 from transformers.models.bloom.modeling_bloom import BloomAttention, dropout_add
 from typing_extensions import override
@@ -64,7 +64,7 @@ class TransformersModel(Module):
         self.architecture, self.head = architecture, head
         self._alone = alone
         self._attend = _Attend(is_recomputed=recompute == "selective")
-        self._prefix = FAMILIES[architecture.family].HF_PREFIX.removesuffix(".")
+        self._prefix = FAMILIES[architecture.family].hf_prefix.removesuffix(".")
         layers = _layers(architecture, self._attend)
         self.add_module(self._prefix, layers)
         if head == "lm":
@@ -100,12 +100,12 @@ class TransformersModel(Module):
             reward model those of `Scores`.
         """
         self._attend.pieces = pieces
-        is_llama = self.architecture.family == "llama2"
+        is_rotary = self.architecture.traits.is_rotary
         layers = self.get_submodule(self._prefix)
         hidden = layers(
             input_ids=tokens[None],
             use_cache=False,
-            **({"position_ids": positions[None]} if is_llama else {}),
+            **({"position_ids": positions[None]} if is_rotary else {}),
         ).last_hidden_state.squeeze(0)
         if self.head != "lm":
             ends = torch.tensor(pieces.ends, device=hidden.device)
@@ -169,7 +169,7 @@ def build(
         torch.set_default_dtype(default)
     # The context rounds all that is computed in it to the weights' type, these frequencies too.
     layers: Any = model.get_submodule(model._prefix)
-    if architecture.family == "llama2":
+    if architecture.traits.is_rotary:
         layers.rotary_emb = type(layers.rotary_emb)(layers.config).to(device)
     return model
 
@@ -202,10 +202,10 @@ class _Attend:
         return run(*parts)[None]
 
 
-def _llama_attention(
+def _attention(
     module: Any, query: Tensor, key: Tensor, value: Tensor, _: Any, *, dropout: float, **__: Any
 ) -> tuple[Tensor, None]:
-    """Attend between the projections of transformers' LlamaAttention, which calls this."""
+    """Attend between the projections of transformers' attention, which calls this."""
     return module.documents(query, key, value, dropout=dropout), None
 
 
@@ -228,19 +228,17 @@ class _BloomAttention(BloomAttention):
 
 def _layers(architecture: Model, documents: _Attend) -> Any:
     """Build the model of transformers without a head, which attends as `documents` does."""
-    told = FAMILIES[architecture.family].to_hf(architecture)
-    is_llama = architecture.family == "llama2"
-    config_class, model_class = (LlamaConfig, LlamaModel) if is_llama else (BloomConfig, BloomModel)
+    family = FAMILIES[architecture.family]
     # Without a pad token: its embedding would not be trained.
-    config = config_class.from_dict(
-        told | {"pad_token_id": None, "attention_dropout": architecture.attention_dropout}
-    )
-    AttentionInterface.register(_ATTENTION, _llama_attention)
+    told = {"pad_token_id": None, "attention_dropout": architecture.attention_dropout}
+    config = AutoConfig.for_model(**family.to_hf(architecture) | told)
+    AttentionInterface.register(_ATTENTION, _attention)
     config._attn_implementation = _ATTENTION
-    layers: Any = model_class(config)
-    for layer in layers.layers if is_llama else layers.h:
-        attention = layer.self_attn if is_llama else layer.self_attention
-        if not is_llama:
+    layers: Any = MODEL_MAPPING[type(config)](config)
+    where = family.hf_module("decoder.layers.{layer}.self_attention.linear_proj")
+    for number in range(architecture.num_layers):
+        attention: Any = layers.get_submodule(where.format(layer=number).rpartition(".")[0])
+        if isinstance(attention, BloomAttention):
             attention.__class__ = _BloomAttention  # the same parameters, another forward
         attention.documents = documents
     return layers

@@ -142,7 +142,7 @@ def _micro_batch(job: Job, device: Device) -> tuple[float, float, float, float]:
 
     layers = model.num_layers / job.pp
     cut = job.tp if job.sequence_parallel else 1
-    ffn = model.ffn_hidden_size / job.tp * (2 if model.family == "llama2" else 1)
+    ffn = model.ffn_hidden_size / job.tp * (2 if model.traits.is_gated else 1)
     # Bytes written or read by what is no matrix product: norms, residual sums, the activation.
     touched = 2 * tokens * (16 * model.hidden_size / cut + 6 * ffn)
     touched *= 1 if job.is_fused else 3

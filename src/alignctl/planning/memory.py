@@ -96,9 +96,9 @@ class Part:
         table = self.vocabulary * hidden
         is_policy = self.head == "lm"
         if self.is_first:
-            count += table + (2 * hidden if model.family == "bloom" else 0)
+            count += table + (2 * hidden if model.traits.has_embedding_norm else 0)
         if self.is_last:
-            count += hidden if model.family == "llama2" else 2 * hidden
+            count += _norm_parameters(model)
             if is_policy and not (model.tie_embeddings and self.is_first):
                 count += table
             elif self.head == "linear":
@@ -113,10 +113,13 @@ def layer_parameters(model: Model, tp: int) -> int:
     hidden, ffn = model.hidden_size, model.ffn_hidden_size
     heads, groups = model.num_attention_heads // tp, model.num_query_groups // tp
     qkv, attention = (heads + 2 * groups) * model.head_dim, heads * model.head_dim
-    if model.family == "llama2":
-        return hidden * (qkv + attention + 3 * ffn // tp) + 2 * hidden
-    biases = qkv + hidden + ffn // tp + hidden
-    return hidden * (qkv + attention + 2 * ffn // tp) + biases + 4 * hidden
+    matrices = hidden * (qkv + attention + (3 if model.traits.is_gated else 2) * ffn // tp)
+    biases = qkv + hidden + ffn // tp + hidden if model.traits.has_biases else 0
+    return matrices + biases + 2 * _norm_parameters(model)
+
+
+def _norm_parameters(model: Model) -> int:
+    return model.hidden_size * (1 if model.traits.normalization == "RMSNorm" else 2)
 
 
 def held(part: Part, dp: int, *, is_trained: bool, lora: Lora | None = None) -> Held:
@@ -207,11 +210,10 @@ def kept_by_layer(part: Part, tokens: int) -> int:
     is_selective = part.parallel.recompute == "selective"
     numbers = 4 * hidden // part.sequence_cut + (width + 2 * kv)
     numbers += width if is_selective else 2 * width
-    if model.family == "llama2":
-        numbers += width + 4 * model.head_dim + 5 * ffn
+    numbers += (5 if model.traits.is_gated else 2) * ffn
+    if model.traits.is_rotary:
+        numbers += width + 4 * model.head_dim
         numbers += kv if is_selective or not is_repeated else 2 * width
-    else:
-        numbers += 2 * ffn
     normalisers = 0 if is_selective else 4 * model.num_attention_heads // tp
     return tokens * (numbers * part.bytes_per_number + normalisers)
 
@@ -266,7 +268,7 @@ def training_activations(
     kept = stream // part.sequence_cut if is_full else layer
     total = in_flight * (part.layers * kept + stream // part.sequence_cut)
     gathered = stream if part.sequence_cut > 1 else 0
-    gradients = 4 if model.family == "llama2" else 2
+    gradients = 4 if model.traits.is_gated else 2
     backward = stream + tokens.total * gradients * ffn * b
     backward += layer if is_full else 0
     head = _head_peak(part, tokens, trains_head) if part.is_last else 0
@@ -292,11 +294,11 @@ def _bias(part: Part, tokens: Tokens) -> int:
 
     ALiBi's of each head; without it one for all heads, and only where documents share something.
     """
-    is_bloom = part.model.family == "bloom"
-    if not is_bloom and not tokens.continued:
+    is_alibi = part.model.traits.positions == "alibi"
+    if not is_alibi and not tokens.continued:
         return 0
     side = 1 << (tokens.longest - 1).bit_length()
-    heads = part.model.num_attention_heads // part.parallel.tp if is_bloom else 1
+    heads = part.model.num_attention_heads // part.parallel.tp if is_alibi else 1
     return heads * side * side * part.bytes_per_number
 
 
@@ -306,7 +308,7 @@ def forward_activations(part: Part, tokens: Tokens) -> int:
     stream = tokens.total * model.hidden_size * b
     gathered = stream if part.sequence_cut > 1 else 0
     ffn = tokens.total * model.ffn_hidden_size // tp * b
-    work = stream + (4 if model.family == "llama2" else 2) * ffn
+    work = stream + (4 if model.traits.is_gated else 2) * ffn
     head = 0
     if part.is_last and part.head == "lm":
         logits = tokens.learned * part.vocabulary * b
@@ -321,7 +323,7 @@ def push_work(part: Part) -> int:
     """
     model, tp, pp = part.model, part.parallel.tp, part.parallel.pp
     table = part.vocabulary * tp * model.hidden_size
-    matrix = model.ffn_hidden_size * model.hidden_size * (2 if model.family == "llama2" else 1)
+    matrix = model.ffn_hidden_size * model.hidden_size * (2 if model.traits.is_gated else 1)
     gathered = 2 if tp > 1 else 0
     has_table = part.is_first or (part.is_last and not model.tie_embeddings)
     numbers = max(table * (gathered if has_table else 0), matrix * gathered)

@@ -67,10 +67,10 @@ def check_vllm(model: Model) -> str | None:
             "without a GPU",
             f"it can run heads of {', '.join(map(str, CPU_HEAD_DIMS))}",
         )
-    if model.family == "bloom" and not model.tie_embeddings:
+    if model.traits.positions == "alibi" and not model.tie_embeddings:
         raise UserError(
-            "vLLM cannot load a Bloom whose output layer is not the embedding itself "
-            "(model.tie_embeddings false)"
+            f"vLLM cannot load a {model.traits.title} whose output layer is not the embedding "
+            "itself (model.tie_embeddings false)"
         )
     if not found.startswith(f"{TESTED}."):
         return f"vLLM {found} is not the version that was tested, {TESTED}"

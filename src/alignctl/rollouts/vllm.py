@@ -89,12 +89,12 @@ class Rollout:
         self._vocab_size = model.vocab_size
         self._shapes = hf_shapes(weight_map(model), model)
         told = {**hf_config, "dtype": self._dtype.name}
-        if model.family == "bloom":  # ALiBi has no limit, but vLLM takes this for one
+        if not model.traits.is_rotary:  # ALiBi has no limit, but vLLM takes this for one
             told["seq_length"] = max(model.max_position_embeddings, max_model_len)
         library.set_environment()
         with _apart(), tempfile.TemporaryDirectory(prefix="alignctl-rollout-") as folder:
             (Path(folder) / "config.json").write_text(json.dumps(told), encoding="utf-8")
-            if model.family == "bloom":
+            if model.traits.activation == "gelu_tanh":
                 from alignctl.rollouts import vllm_bloom
 
                 vllm_bloom.register()

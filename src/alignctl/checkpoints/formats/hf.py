@@ -94,22 +94,22 @@ def normalise(
         plain = _REWARD_PREFIX.sub("", unwrap(name)).replace("v_head.", "score.")
         if plain in names:
             raise UserError(f"{tensor.where}: the same weight as {names[plain].where}")
-        if not plain.endswith(family.HF_IGNORED):
+        if not plain.endswith(family.hf_ignored):
             names[plain] = tensor
-    is_bare = not any(name.startswith(family.HF_PREFIX) for name in names)
+    is_bare = not any(name.startswith(family.hf_prefix) for name in names)
     head = head_of(names)
     tops = {name for rows in SCORE_HEADS.values() for row in rows for name in row.hf}
     tensors = {
-        family.HF_PREFIX + name if is_bare and name not in tops | {"lm_head.weight"} else name: each
+        family.hf_prefix + name if is_bare and name not in tops | {"lm_head.weight"} else name: each
         for name, each in names.items()
     }
     if model.tie_embeddings and "lm_head.weight" in tensors:
-        embedding = FAMILIES[model.family].WEIGHTS[0].hf[0]
+        embedding = FAMILIES[model.family].weights[0].hf[0]
         output = tensors.pop("lm_head.weight")
         if embedding in tensors:
             tensors[embedding] = tensors[embedding].tied_to(output)
     check_names(path, tensors, hf_shapes(weight_map(model, head), model), model)
-    prefix = "" if is_bare else family.HF_PREFIX
+    prefix = "" if is_bare else family.hf_prefix
     return HFFolder(path, config, model, head, prefix, tensors)
 
 
@@ -228,7 +228,7 @@ def specs(model: Model, head: Head, prefix: str, tensors: Mapping[str, Spec]) ->
         prefix: Of the names below the head.
         tensors: Full tensors by our Megatron names.
     """
-    rows, ours = weight_map(model, head), FAMILIES[model.family].HF_PREFIX
+    rows, ours = weight_map(model, head), FAMILIES[model.family].hf_prefix
     shapes = hf_shapes(rows, model)
     return {
         prefix + name.removeprefix(ours) if name.startswith(ours) else name: Part(

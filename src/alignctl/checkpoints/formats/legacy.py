@@ -114,7 +114,7 @@ def _read(folder: Path, found: Grid, expected: Model | None) -> LegacyCheckpoint
             shards.setdefault(name, {})[tp_rank] = fixed
     scores = {row.megatron for rows in SCORE_HEADS.values() for row in rows}
     _drop_copies(shards, is_scored=not scores.isdisjoint(shards), args=args)
-    rows = {row.megatron: row.layout for row in FAMILIES[family_of(shards, str(folder))].WEIGHTS}
+    rows = {row.megatron: row.layout for row in FAMILIES[family_of(shards, str(folder))].weights}
     return LegacyCheckpoint(
         args=args,
         names=names,

@@ -7,10 +7,9 @@ Sources: Megatron-LM v1.0 to core_r0.8.0 (`megatron/legacy/model`), PAI-Megatron
 """
 
 import re
-from collections.abc import Mapping
 
 from alignctl.checkpoints.formats.wrapped_names import unwrap
-from alignctl.config.sections import Family
+from alignctl.models.family import Legacy
 
 _RULES = tuple(
     (re.compile(pattern), ours)
@@ -42,19 +41,6 @@ _LAYER = {
     "mlp.linear_fc1": "mlp.dense_h_to_4h",
     "mlp.linear_fc2": "mlp.dense_4h_to_h",
 }
-_NORMS: Mapping[str, Mapping[str, str]] = {
-    "llama2": {
-        "input_layernorm": "input_norm",
-        "pre_mlp_layernorm": "post_attention_norm",
-        "final_layernorm": "final_norm",
-    },
-    # PAI's Bloom is of the time before Megatron-LM shortened these names.
-    "bloom": {
-        "input_layernorm": "input_layernorm",
-        "pre_mlp_layernorm": "post_attention_layernorm",
-        "final_layernorm": "final_layernorm",
-    },
-}
 
 
 def ours(stored: str) -> str:
@@ -65,12 +51,12 @@ def ours(stored: str) -> str:
     return stored
 
 
-def place(name: str, family: Family) -> tuple[str, ...]:
+def place(name: str, legacy: Legacy) -> tuple[str, ...]:
     """Return the keys of a weight in the nested dicts of a legacy file.
 
     Args:
         name: Our Megatron name, its layer counted within the pipeline stage.
-        family: Whose generation of names is written.
+        legacy: Whose generation of names is written.
     """
     if name.startswith("embedding.word_embeddings."):
         return "language_model", "embedding", "word_embeddings", "weight"
@@ -84,6 +70,6 @@ def place(name: str, family: Family) -> tuple[str, ...]:
     if name.startswith("pooler_head."):
         return "pooler_head", name.removeprefix("pooler_head.")
     rest = name.removeprefix("decoder.")
-    for new, old in (*_LAYER.items(), *_NORMS[family].items()):
+    for new, old in (*_LAYER.items(), *legacy.norms.items()):
         rest = re.sub(rf"(^|\.){re.escape(new)}\.", rf"\1{old}.", rest)
     return "language_model", "encoder", rest

@@ -17,6 +17,9 @@ from alignctl.checkpoints.pickles.torch_writer import Writer
 from alignctl.checkpoints.tensors.dtypes import BFLOAT16, FLOAT16, Bits
 from alignctl.checkpoints.tensors.lazy import Spec
 from alignctl.config.sections import Model
+from alignctl.errors import UserError
+from alignctl.models.families import FAMILIES
+from alignctl.models.family import Legacy
 from alignctl.models.weight_map import Weight
 
 VERSION = 3.0
@@ -57,6 +60,20 @@ class Cut:
             if is_here:
                 names.append(name)
         return [*names, _EMBEDDING] if last and self.has_copy else names
+
+    @property
+    def legacy(self) -> Legacy:
+        """Megatron-LM's names for the family.
+
+        Raises:
+            UserError: It has no such models.
+        """
+        if (found := FAMILIES[self.model.family].legacy) is None:
+            raise UserError(
+                f"Megatron-LM has no {self.model.traits.title} models in checkpoints by rank",
+                "leave out --format legacy: Megatron-Core's format holds every family",
+            )
+        return found
 
     @property
     def layers_per_stage(self) -> int:
@@ -116,12 +133,12 @@ def _tree(cut: Cut, specs: Mapping[str, Spec], stage: int) -> dict[str, Any]:
     for name in cut.list_stage(stage):
         spec = specs[name]
         shard = Spec(cut.rows[name].layout.shard_shape(spec.shape, cut.tp), spec.dtype)
-        path = legacy_names.place(_local(name, stage * cut.layers_per_stage), cut.model.family)
+        path = legacy_names.place(_local(name, stage * cut.layers_per_stage), cut.legacy)
         if name == _EMBEDDING and not is_embedding_due:
             path = tuple(legacy_names.FOR_HEAD.split("."))
         _put(content, path, shard)
         is_linear = path[-1].endswith(("dense.weight", "4h.weight", "to_h.weight", "value.weight"))
-        if cut.model.family == "llama2" and (is_linear or name == "output_layer.weight"):
+        if cut.legacy.has_extra_states and (is_linear or name == "output_layer.weight"):
             # Megatron-LM has an entry for the state of 8-bit floats after each linear.
             _put(content, (*path[:-1], path[-1].replace("weight", "_extra_state")), None)
     return {
@@ -160,7 +177,7 @@ def arguments(cut: Cut, embedding: Spec) -> Namespace:
         embedding: The table of the whole model, padding included.
     """
     model, dtype = cut.model, embedding.dtype
-    llama = model.family == "llama2"
+    traits = model.traits
     return Namespace(
         num_layers=model.num_layers,
         encoder_num_layers=model.num_layers,
@@ -173,28 +190,28 @@ def arguments(cut: Cut, embedding: Spec) -> Namespace:
         seq_length=model.max_position_embeddings,
         encoder_seq_length=model.max_position_embeddings,
         max_position_embeddings=model.max_position_embeddings,
-        position_embedding_type="rope" if llama else "alibi",
-        add_position_embedding=llama,
-        use_rotary_position_embeddings=llama,
+        position_embedding_type="rope" if traits.is_rotary else "alibi",
+        add_position_embedding=traits.is_rotary,
+        use_rotary_position_embeddings=traits.is_rotary,
         rotary_base=model.rotary_base,
         rotary_percent=1.0,
         rotary_interleaved=False,
         rotary_seq_len_interpolation_factor=None,
-        normalization="RMSNorm" if llama else "LayerNorm",
+        normalization=traits.normalization,
         norm_epsilon=model.norm_epsilon,
         layernorm_epsilon=model.norm_epsilon,
         apply_layernorm_1p=False,
-        embed_layernorm=not llama,
-        swiglu=llama,
-        add_bias_linear=not llama,
-        add_qkv_bias=False,
-        qk_layernorm=False,
+        embed_layernorm=traits.has_embedding_norm,
+        swiglu=traits.is_gated,
+        add_bias_linear=traits.has_biases,
+        add_qkv_bias=traits.has_qkv_bias,
+        qk_layernorm=traits.has_qk_norm,
         apply_query_key_layer_scaling=False,
         untie_embeddings_and_output_weights=not model.tie_embeddings,
         attention_dropout=model.attention_dropout,
         hidden_dropout=model.hidden_dropout,
         num_experts=None,
-        tokenizer_type="Llama2Tokenizer" if llama else "AutoTokenizer",
+        tokenizer_type=cut.legacy.tokenizer_type,
         orig_vocab_size=model.vocab_size,
         padded_vocab_size=embedding.shape[0],
         make_vocab_size_divisible_by=model.vocab_divisor,

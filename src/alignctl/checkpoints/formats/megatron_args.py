@@ -11,8 +11,10 @@ from typing import Any
 from pydantic import ValidationError
 
 from alignctl.checkpoints.tensors.lazy import LazyTensor
-from alignctl.config.sections import Family, Model
+from alignctl.config.families import TRAITS
+from alignctl.config.sections import Model
 from alignctl.errors import UserError
+from alignctl.models.families import FAMILIES
 from alignctl.models.weight_map import SCORE_HEADS
 
 _UNSUPPORTED: Mapping[str, tuple[Any, ...]] = {
@@ -23,13 +25,11 @@ _UNSUPPORTED: Mapping[str, tuple[Any, ...]] = {
     "rotary_seq_len_interpolation_factor": (None, 1),
     "use_rope_scaling": (False, None),
     "rope_scaling": (False, None),
-    "qk_layernorm": (False, None),
-    "add_qkv_bias": (False, None),
     "multi_latent_attention": (False, None),
 }
 """Arguments that change what the weights mean, with the values that do not."""
 
-_NORM = "decoder.layers.0.input_layernorm.bias"
+_SUPPORTED = f"supported are {', '.join(each.title for each in TRAITS.values())}"
 
 
 def model_from(
@@ -59,13 +59,19 @@ def model_from(
 def _model_from(
     args: Any, tensors: Mapping[str, LazyTensor], where: str, expected: Model | None
 ) -> Model:
-    for name, harmless in _UNSUPPORTED.items():
+    family = family_of(tensors, where, expected)
+    traits = TRAITS[family]
+    unsupported = {
+        **_UNSUPPORTED,
+        "qk_layernorm": (False, None, traits.has_qk_norm),
+        "add_qkv_bias": (False, None, traits.has_qkv_bias),
+    }
+    for name, harmless in unsupported.items():
         if (value := getattr(args, name, None)) not in harmless:
             raise UserError(
                 f"{where}: {name} = {value!r} in its arguments is not part of a family of ours",
-                "alignctl trains Llama 2 and Bloom models",
+                _SUPPORTED,
             )
-    family = family_of(tensors, where)
     is_tied = "output_layer.weight" not in tensors
     is_scored = any(row.megatron in tensors for rows in SCORE_HEADS.values() for row in rows)
     if is_tied and not is_scored and getattr(args, "untie_embeddings_and_output_weights", False):
@@ -78,24 +84,28 @@ def _model_from(
     embedding = tensors["embedding.word_embeddings.weight"]
     norm_epsilon = _first(args, "norm_epsilon", "layernorm_epsilon")
     padded = embedding.shape[0]
-    is_llama = family == "llama2"
     return Model(
         family=family,
         **sizes,
-        num_query_groups=_query_groups(tensors, sizes, where) if is_llama else heads,
+        num_query_groups=_query_groups(tensors, sizes, where) if traits.is_rotary else heads,
         ffn_hidden_size=tensors["decoder.layers.0.mlp.linear_fc2.weight"].shape[1],
         vocab_size=_vocab_size(args, padded, where, expected),
         max_position_embeddings=_first(args, "max_position_embeddings")
         or (expected.max_position_embeddings if expected else 2048),
         norm_epsilon=norm_epsilon or (expected.norm_epsilon if expected else 1e-5),
-        rotary_base=_rotary_base(args, expected) if is_llama else None,
+        rotary_base=_rotary_base(args, expected) if traits.is_rotary else None,
         tie_embeddings=is_tied,
         vocab_divisor=_first(args, "make_vocab_size_divisible_by") or 128,
     )
 
 
-def family_of(names: Collection[str], where: str) -> Family:
-    """Find the family of a model, by the weights that only one of them has.
+def family_of(names: Collection[str], where: str, expected: Model | None = None) -> str:
+    """Find the family of a model, by the weights that only some families have.
+
+    Args:
+        names: Its tensors, by our Megatron names.
+        where: The checkpoint, for messages.
+        expected: Whose family is taken where several have such weights; else the oldest one is.
 
     Raises:
         UserError: It is a GPT model of another kind, or none.
@@ -103,16 +113,24 @@ def family_of(names: Collection[str], where: str) -> Family:
     for name in ("embedding.word_embeddings.weight", "decoder.layers.0.mlp.linear_fc2.weight"):
         if name not in names:
             raise UserError(f"{where}: no {name} in it: this is not a GPT model of Megatron's")
-    has_embedding_norm = "embedding.layernorm.weight" in names
-    if has_embedding_norm and _NORM in names:
-        return "bloom"
-    if not has_embedding_norm and _NORM not in names:
-        return "llama2"
-    raise UserError(
-        f"{where}: a GPT model {'without' if _NORM in names else 'with'} a norm after the "
-        "embedding is no family of ours",
-        "alignctl trains Llama 2 and Bloom models",
-    )
+    own = {
+        name: {row.megatron.format(layer=0) for row in family.weights}
+        for name, family in FAMILIES.items()
+    }
+    every = set().union(*own.values())
+    optional = {weight for weight in every if any(weight not in each for each in own.values())}
+    found = optional.intersection(names)
+    fitting = [name for name, weights in own.items() if weights & optional == found]
+    if not fitting:
+        nearest = min(own, key=lambda name: len(own[name] & optional ^ found))
+        lacking, more = sorted(own[nearest] & optional - found), sorted(found - own[nearest])
+        told = [f"without {name}" for name in lacking] + [f"with {name}" for name in more]
+        raise UserError(
+            f"{where}: a GPT model of no family of ours: like {TRAITS[nearest].title}, but "
+            f"{', '.join(told)}",
+            _SUPPORTED,
+        )
+    return expected.family if expected and expected.family in fitting else fitting[0]
 
 
 def _first(args: Any, *names: str) -> Any:

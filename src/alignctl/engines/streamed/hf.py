@@ -9,8 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers.models.bloom.modeling_bloom import BloomForCausalLM
-from transformers.models.llama.modeling_llama import LlamaForCausalLM
+from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig
 from typing_extensions import override
 
 from alignctl.checkpoints.tensors.lazy import LazyTensor
@@ -34,20 +33,19 @@ class TransformersForward(StreamedForward):
         scratch: Scratch,
     ) -> None:
         """Build the model. The arguments are those of `StreamedForward`."""
-        self._is_bloom = model.family == "bloom"
-        kind: Any = BloomForCausalLM if self._is_bloom else LlamaForCausalLM
-        content = FAMILIES[model.family].to_hf(one_layer(model, probe))
-        config = kind.config_class(**content, attn_implementation="eager")
+        self._family = FAMILIES[model.family]
+        content = self._family.to_hf(one_layer(model, probe))
+        config: Any = AutoConfig.for_model(**content, attn_implementation="eager")
         with torch.device("meta"):
-            self._module: Any = kind(config).float()
+            self._module: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)](config).float()
         self._base = self._module.base_model
-        self._context = self._layer_arguments(config, len(probe.tokens))
+        self._context = self._layer_arguments(model, config, len(probe.tokens))
         super().__init__(self._module, tensors, model, head, probe, scratch)
 
-    def _layer_arguments(self, config: Any, num_tokens: int) -> dict[str, Any]:
+    def _layer_arguments(self, model: Model, config: Any, num_tokens: int) -> dict[str, Any]:
         """Build the arguments of every layer: causal mask `[1, 1, T, T]`, and position terms."""
         mask = torch.full((1, 1, num_tokens, num_tokens), _MASKED).triu(1)
-        if self._is_bloom:
+        if model.traits.positions == "alibi":
             alibi = self._base.build_alibi_tensor(
                 torch.ones(1, num_tokens), config.n_head, torch.float32
             )
@@ -59,25 +57,28 @@ class TransformersForward(StreamedForward):
     @override
     def embed(self) -> Tensor:
         hidden: Tensor = self._base.get_input_embeddings()(self._probe.tokens[None])
-        if self._is_bloom:
-            hidden = self._base.word_embeddings_layernorm(hidden)
+        if self._model.traits.has_embedding_norm:
+            hidden = self._part("embedding.layernorm")(hidden)
         return hidden.squeeze(0)
 
     @override
     def _run_layer(self, hidden: Tensor) -> Tensor:
-        output: Tensor
-        if self._is_bloom:
-            output, _ = self._base.h[0](hidden[None], **self._context)
-        else:
-            output = self._base.layers[0](hidden[None], **self._context)
-        return output.squeeze(0)
+        norm = self._family.hf_module("decoder.layers.{layer}.input_layernorm")
+        layer = self._base.get_submodule(norm.format(layer=0).rpartition(".")[0])
+        output = layer(hidden[None], **self._context)
+        # Bloom's also returns what would be attention weights.
+        whole: Tensor = output[0] if isinstance(output, tuple) else output
+        return whole.squeeze(0)
 
     @override
     def output(self, hidden: Tensor) -> Tensor:
-        norm = self._base.ln_f if self._is_bloom else self._base.norm
+        norm = self._part("decoder.final_layernorm")
         top = self._module.lm_head if self._score is None else self._score
         output: Tensor = top(norm(hidden[None]))
         return output.squeeze(0)
+
+    def _part(self, ours: str) -> Any:
+        return self._base.get_submodule(self._family.hf_module(ours))
 
     @override
     def _names(self, row: Weight) -> Sequence[str]:
