@@ -4,8 +4,6 @@ tests/parallel/test_vocab_parallel.py has the vocabulary cut in two.
 """
 
 import math
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 import torch
@@ -14,19 +12,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from alignctl.models.vocab_parallel import (
-    vocab_parallel_logprobs,
-    vocab_parallel_logprobs_and_entropy,
-)
+from alignctl.models.vocab_parallel import Softmax, vocab_parallel_logprobs
 
 
 @pytest.fixture(scope="module", autouse=True)
-def process(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """A process group of this process alone."""
-    file: Path = tmp_path_factory.mktemp("group") / "store"
-    dist.init_process_group("gloo", init_method=f"file://{file}", rank=0, world_size=1)
-    yield
-    dist.destroy_process_group()
+def group(alone: dist.ProcessGroup) -> dist.ProcessGroup:
+    return alone
 
 
 def statistics(
@@ -34,9 +25,9 @@ def statistics(
 ) -> tuple[Tensor, Tensor, Tensor]:
     group = dist.group.WORLD
     assert group is not None
-    return vocab_parallel_logprobs_and_entropy(
-        logits, targets, group=group, vocab_size=logits.shape[1], temperature=temperature
-    )
+    softmax = Softmax(group, logits.shape[1], temperature, with_entropy=True)
+    logprobs, is_most_likely, entropy = vocab_parallel_logprobs(logits, targets, softmax)
+    return logprobs, is_most_likely, entropy
 
 
 def test_two_tokens_by_hand() -> None:
@@ -90,7 +81,7 @@ def test_log_probabilities_do_not_depend_on_whether_entropy_is_wanted() -> None:
     found, _, _ = statistics(with_entropy, targets, 0.9)
     group = dist.group.WORLD
     assert group is not None
-    alone, _ = vocab_parallel_logprobs(without, targets, group=group, vocab_size=7, temperature=0.9)
+    alone, _ = vocab_parallel_logprobs(without, targets, Softmax(group, 7, 0.9))
     found.sum().backward()
     alone.sum().backward()
     assert torch.equal(found, alone)

@@ -55,6 +55,7 @@ class Case(BaseModel):
             {"1": "", "packed": "packed"}.get(self.grouping, f"micro{self.grouping}"),
             self.precision if self.precision != "fp32" else "",
             "lora" if self.lora else "",
+            f"chunks{self.parallel.logits_chunk_size}" if self.parallel.logits_chunk_size else "",
         ]
         return "-".join([self.layout, *filter(None, parts)])
 
@@ -429,7 +430,40 @@ SHARED_BF16 = tuple(
     if case.world == 2 and not case.lora and case.parallel.recompute == "none"
 )
 
-ALL = (
+WHOLE_LOGITS = (
+    *(
+        Case(kind="train", model=model, world=world, parallel=parallel, grouping=grouping)
+        for model in TRAINED
+        for world, parallel, grouping in (
+            (1, _parallel(), "4"),
+            (2, _parallel(2), "packed"),
+            (2, _parallel(2, sequence_parallel=True), "4"),
+            (2, _parallel(1, 2), "4"),
+            (2, _parallel(distributed_optimizer=True), "2"),
+        )
+    ),
+    *(
+        Case(kind=kind, model=model, world=2, parallel=parallel, grouping="2")
+        for model in POLICIES
+        for kind, parallel in (
+            ("policy", _parallel(2)),
+            ("policy", _parallel(1, 2)),
+            ("lora_dpo", _parallel(2, sequence_parallel=True)),
+        )
+    ),
+    *(
+        Case(kind="train", model=model, world=2, parallel=parallel, grouping="4", precision="bf16")
+        for model in ("llama-gqa", "llama-tied")
+        for parallel in (_parallel(2), _parallel(distributed_optimizer=True))
+    ),
+)
+CHUNKED_LOGITS = tuple(
+    case.model_copy(update={"parallel": case.parallel.model_copy(update={"logits_chunk_size": 7})})
+    for case in WHOLE_LOGITS
+)
+"""The same, seven learned tokens at a time: most micro batches have more, and not a multiple."""
+
+_LISTED = (
     *LOGITS,
     *BASELINES,
     *TRAINING,
@@ -473,5 +507,6 @@ ALL = (
     *SHARED,
     *SHARED_BF16,
 )
+ALL = (*_LISTED, *(case for case in WHOLE_LOGITS if case not in _LISTED), *CHUNKED_LOGITS)
 """Everything, each case under a name of its own."""
 assert len({case.name for case in ALL}) == len(ALL)

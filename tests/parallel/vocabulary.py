@@ -86,25 +86,15 @@ def _ours(
     import torch
     from megatron.core import parallel_state, tensor_parallel
 
-    from alignctl.models.vocab_parallel import (
-        vocab_parallel_logprobs,
-        vocab_parallel_logprobs_and_entropy,
-    )
+    from alignctl.models.vocab_parallel import Softmax, vocab_parallel_logprobs
 
     rank = parallel_state.get_tensor_model_parallel_rank()
     local = full[:, rank * COLUMNS : (rank + 1) * COLUMNS].clone().requires_grad_()
-    arguments: dict[str, Any] = {
-        "group": parallel_state.get_tensor_model_parallel_group(),
-        "vocab_size": VOCABULARY,
-        "temperature": temperature,
-    }
-    if len(upstream) == 1:
-        logprobs, hits = vocab_parallel_logprobs(local, targets, **arguments)
-        entropy = torch.zeros_like(logprobs)
-        outputs = [logprobs]
-    else:
-        logprobs, hits, entropy = vocab_parallel_logprobs_and_entropy(local, targets, **arguments)
-        outputs = [logprobs, entropy]
+    group = parallel_state.get_tensor_model_parallel_group()
+    softmax = Softmax(group, VOCABULARY, temperature, with_entropy=len(upstream) == 2)
+    logprobs, hits, *found = vocab_parallel_logprobs(local, targets, softmax)
+    (entropy,) = found or [torch.zeros_like(logprobs)]
+    outputs = [logprobs, *found]
     (grad,) = torch.autograd.grad(outputs, local, list(upstream.to(logprobs.dtype)))
     gathered = tensor_parallel.gather_from_tensor_model_parallel_region(grad)
     return (logprobs.detach(), entropy.detach(), gathered), hits
@@ -136,16 +126,14 @@ def _of_whole(
     """
     from megatron.core import parallel_state, tensor_parallel
 
-    from alignctl.models.vocab_parallel import vocab_parallel_logprobs_and_entropy
+    from alignctl.models.vocab_parallel import Softmax, vocab_parallel_logprobs
+
+    group = parallel_state.get_tensor_model_parallel_group()
+    softmax = Softmax(group, vocabulary, temperature, with_entropy=True)
 
     def compute(full: "Tensor") -> tuple["Tensor", "Tensor"]:
-        logprobs, _, entropy = vocab_parallel_logprobs_and_entropy(
-            tensor_parallel.scatter_to_tensor_model_parallel_region(full),
-            targets,
-            group=parallel_state.get_tensor_model_parallel_group(),
-            vocab_size=vocabulary,
-            temperature=temperature,
-        )
+        local = tensor_parallel.scatter_to_tensor_model_parallel_region(full)
+        logprobs, _, entropy = vocab_parallel_logprobs(local, targets, softmax)
         return logprobs, entropy
 
     return compute

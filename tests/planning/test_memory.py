@@ -7,10 +7,22 @@ from hypothesis import strategies as st
 from alignctl.config.presets.load import STAGES, load_preset, resolve
 from alignctl.config.sections import Parallel
 from alignctl.planning.job import predict
-from alignctl.planning.memory import Part, Tokens, held, kept_by_layer, training_activations
+from alignctl.planning.memory import (
+    Part,
+    Tokens,
+    forward_activations,
+    held,
+    kept_by_layer,
+    training_activations,
+)
 from tests.test_presets import PARAMETERS, count
 
 PRESETS = {name: load_preset(name).model for name in PARAMETERS}
+LARGE_VOCABULARY = PRESETS["llama2-7b"].model_copy(
+    update={"vocab_size": 128_256, "num_layers": 1, "max_position_embeddings": 8192}
+)
+CHUNK = 1 << 24
+"""Bytes of logits in float32 at a time."""
 
 
 @pytest.mark.parametrize("name", PARAMETERS)
@@ -65,6 +77,24 @@ def test_micro_batches_under_way_add_up() -> None:
     one, four = (training_activations(part, tokens, number) for number in (1, 4))
     layers = part.layers * kept_by_layer(part, 4096)
     assert four - one == 3 * (layers + 4096 * 8192 * 2)
+
+
+def test_logits_in_chunks_take_what_a_chunk_of_them_takes() -> None:
+    """8,192 positions of 128,256 columns in bf16 are 2.1 GB, twice; 1,024 of them an eighth.
+
+    Then the gradient of the rows is there meanwhile, 8,192 x 4,096 numbers, or that of the output
+    layer is the most: 128,256 x 4,096.
+    """
+    rows, table, logits = 8192 * 4096 * 2, 128_256 * 4096 * 2, 8192 * 128_256 * 2
+    tokens, found, scored = Tokens(8192, 8192, 8192), {}, {}
+    for size in (None, 8192, 1024, 4096):
+        part = Part(LARGE_VOCABULARY, Parallel(logits_chunk_size=size), 0, "lm", "bf16")
+        found[size] = training_activations(part, tokens, 1)
+        scored[size] = forward_activations(part, tokens)
+    assert found[8192] == found[None]
+    assert found[None] - found[1024] == 2 * logits + 2 * CHUNK - (logits // 8 + rows + table)
+    assert found[None] - found[4096] == logits - rows
+    assert scored[None] - scored[4096] == logits // 2
 
 
 @pytest.mark.parametrize("stage", STAGES)

@@ -47,6 +47,7 @@ TWO = [
     ("sft", "tiny-llama-gqa", layout(2, tp=2, pp=1, sequence_parallel=False)),
     ("sft", "tiny-llama-gqa", [*layout(2, tp=2, pp=1), "precision=bf16"]),
     ("sft", "tiny-bloom", layout(2, tp=1, pp=2)),
+    ("sft", "tiny-bloom", [*layout(2, tp=2, pp=1, logits_chunk_size=100), "precision=bf16"]),
     ("reward", "tiny-llama", layout(2, tp=1, pp=1, distributed_optimizer=True)),
     ("dpo", "tiny-llama-gqa", [*layout(2, tp=2, pp=1), "batch.share_prompts=true"]),
     ("reward", "tiny-bloom", [*layout(2, tp=2, pp=1), "batch.share_prompts=true"]),

@@ -228,6 +228,11 @@ class TrainingConfig(TrainingSettings, RunConfig):
             for name, value in (("tp", self.parallel.tp), ("pp", self.parallel.pp))
             if value != 1
         ]
+        if self.parallel.logits_chunk_size is not None:
+            problems.append(
+                f"parallel.logits_chunk_size {self.parallel.logits_chunk_size} has no effect with "
+                "engine deepspeed: it computes all logits of a micro batch; set it to null"
+            )
         if self.model.hidden_dropout and not self.model.traits.has_hidden_dropout:
             problems.append(
                 f"model.hidden_dropout {self.model.hidden_dropout} has no effect with engine "

@@ -203,6 +203,10 @@ class Parallel(Section):
     recompute: Literal["none", "selective", "full"] = "none"
     """Activations computed again in the backward pass: none, attention's, or whole layers'."""
 
+    logits_chunk_size: Count | None = None
+    """Learned tokens of a micro batch whose logits exist at a time, computed again in the backward
+    pass: for large vocabularies. null: those of all, computed once. A reward model has none."""
+
 
 class Launch(Section):
     """The processes to start."""

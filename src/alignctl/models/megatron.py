@@ -26,11 +26,9 @@ from alignctl.config.kernels import Kernels
 from alignctl.config.sections import Head, Model, Parallel
 from alignctl.data.batch import IGNORE
 from alignctl.models.attention import AlibiAttention, DocumentAttention, attend_documents
+from alignctl.models.chunked_logprobs import chunked_logprobs
 from alignctl.models.score_head import score_head
-from alignctl.models.vocab_parallel import (
-    vocab_parallel_logprobs,
-    vocab_parallel_logprobs_and_entropy,
-)
+from alignctl.models.vocab_parallel import Softmax, vocab_parallel_logprobs
 from alignctl.models.weight_map import HEAD_MODULES
 
 
@@ -75,10 +73,12 @@ class LanguageModel(GPTModel):
     Attributes:
         temperature: What logits are divided by before log-probabilities are taken.
         with_entropy: Whether the entropy is computed too, where gradients are.
+        logits_chunk_size: Most positions whose logits exist at a time; None: as many as there are.
     """
 
     temperature = 1.0
     with_entropy = False
+    logits_chunk_size: int | None = None
 
     def __init__(self, model: Model, config: TransformerConfig, **kwargs: Any) -> None:
         super().__init__(config=config, **kwargs)
@@ -119,16 +119,8 @@ class LanguageModel(GPTModel):
         labels = labels[0]
         learned = kwargs["packed_seq_params"].learned
         is_learned = labels[learned] != IGNORE
-        with_entropy = self.with_entropy and torch.is_grad_enabled()
-        compute: Any = (
-            vocab_parallel_logprobs_and_entropy if with_entropy else vocab_parallel_logprobs
-        )
-        logprobs, is_most_likely, *entropy = compute(
-            self._logits(hidden_states[learned]),
-            labels[learned].clamp(min=0),
-            group=parallel_state.get_tensor_model_parallel_group(),
-            vocab_size=self.model.vocab_size,
-            temperature=self.temperature,
+        logprobs, is_most_likely, *entropy = self._logprobs(
+            hidden_states[learned], labels[learned].clamp(min=0)
         )
         hits = torch.zeros_like(labels, dtype=torch.bool)
         return (
@@ -149,12 +141,33 @@ class LanguageModel(GPTModel):
             )
         return hidden_states.squeeze(1)
 
+    def _logprobs(self, hidden_states: Tensor, targets: Tensor) -> tuple[Tensor, ...]:
+        """Compute log-probabilities of targets `[N]`, hits, and entropies if they are wanted."""
+        softmax = Softmax(
+            parallel_state.get_tensor_model_parallel_group(),
+            self.model.vocab_size,
+            self.temperature,
+            with_entropy=self.with_entropy and torch.is_grad_enabled(),
+        )
+        size = self.logits_chunk_size
+        if size is None or len(targets) <= size:
+            return vocab_parallel_logprobs(self._logits(hidden_states), targets, softmax)
+        weight = self._output_weight
+        return chunked_logprobs(hidden_states, weight, self._logits, targets, softmax, size)
+
+    @property
+    def _output_weight(self) -> Tensor:
+        """Weight of the output layer: its own, or that of the embedding."""
+        tied = self.share_embeddings_and_output_weights
+        weight: Tensor = (
+            self.shared_embedding_or_output_weight() if tied else self.output_layer.weight
+        )
+        return weight
+
     def _logits(self, hidden_states: Tensor) -> Tensor:
         """Compute the logits of this rank's vocabulary `[N, hidden]` -> `[N, V / tp]`."""
-        tied = self.share_embeddings_and_output_weights
-        weight = self.shared_embedding_or_output_weight() if tied else None
         logits: Tensor
-        logits, _ = self.output_layer(hidden_states[:, None], weight=weight)
+        logits, _ = self.output_layer(hidden_states[:, None], weight=self._output_weight)
         # Not logits[:, 0]: the gradient of an index is a tensor of zeros, written into.
         return logits.squeeze(1)
 

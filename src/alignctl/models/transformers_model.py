@@ -26,7 +26,7 @@ from alignctl.models.document_attention import Alibi, attend
 from alignctl.models.families import FAMILIES
 from alignctl.models.score_head import score_head
 from alignctl.models.transformers_lora import add_peft
-from alignctl.models.vocab_parallel import vocab_parallel_logprobs
+from alignctl.models.vocab_parallel import Softmax, vocab_parallel_logprobs
 from alignctl.models.weight_map import HEAD_MODULES
 
 _ATTENTION = "alignctl_documents"
@@ -121,8 +121,7 @@ class TransformersModel(Module):
         logprobs, is_most_likely = vocab_parallel_logprobs(
             self.lm_head(hidden[learned]),
             targets[learned].clamp(min=0),
-            group=self._alone,
-            vocab_size=self.architecture.vocab_size,
+            Softmax(self._alone, self.architecture.vocab_size),
         )
         is_learned = targets[learned] != IGNORE
         full = logprobs.new_zeros(targets.shape).index_put((learned,), logprobs * is_learned)

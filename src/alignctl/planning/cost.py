@@ -39,6 +39,7 @@ class Job:
         is_overlapping: Whether traffic is hidden behind compute: half of that inside and between
             stages, nine tenths of that between copies (ours is not).
         is_fused: Whether elementwise operators are fused (ours without Transformer Engine are not).
+        is_chunked: Whether the backward pass computes logits again.
     """
 
     model: Model
@@ -54,6 +55,7 @@ class Job:
     virtual_stages: int = 1
     is_overlapping: bool = False
     is_fused: bool = False
+    is_chunked: bool = False
 
     @property
     def gpus(self) -> int:
@@ -135,10 +137,12 @@ def _micro_batch(job: Job, device: Device) -> tuple[float, float, float, float]:
     products, attention = flops_per_token(model, job.document_tokens)
     passes = 4 if job.recompute == "full" else 3
     again = attention / 3 if job.recompute == "selective" else 0.0
+    logits = 2 * model.padded_vocab_size(1) * model.hidden_size if job.is_chunked else 0
     ranks = job.tp * job.pp
     matmul = device.tflops[job.precision] * 1e12 * REACHED[f"matmul {job.precision}"]
     attend = device.tflops["bf16"] * 1e12 * REACHED["attention"]
     compute = passes * tokens * (products / matmul + (attention + again) / attend) / ranks
+    compute += tokens * logits / matmul / ranks
 
     layers = model.num_layers / job.pp
     cut = job.tp if job.sequence_parallel else 1

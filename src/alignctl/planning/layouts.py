@@ -82,8 +82,16 @@ def look_at(config: TrainingConfig, device: Device, gpu_memory_gib: float) -> Pl
         micro_batches=config.num_micro_batches,
         recompute=config.parallel.recompute,
         sequence_parallel=config.parallel.sequence_parallel,
+        is_chunked=_is_chunked(config, tokens.learned),
     )
     return Plan(config, predict(config, gpu_memory_gib=gpu_memory_gib), estimate(job, device))
+
+
+def _is_chunked(config: TrainingConfig, learned: int) -> bool:
+    """Tell whether a model that learns computes logits again, of so many positions."""
+    size = config.parallel.logits_chunk_size
+    has_logits = any(role.head == "lm" and role.is_trained for role in config.roles.values())
+    return has_logits and size is not None and learned > size
 
 
 def fitting(
@@ -134,6 +142,7 @@ def _candidates(config: TrainingConfig, gpus: int) -> Iterator[TrainingConfig]:
                 },
                 "batch": {**tree["batch"], "micro_batch_size": size},
                 "parallel": {
+                    **tree["parallel"],
                     "tp": tp,
                     "pp": pp,
                     "sequence_parallel": tp > 1,

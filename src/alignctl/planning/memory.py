@@ -89,6 +89,14 @@ class Part:
         """Columns of this rank's logits, V / t."""
         return self.model.padded_vocab_size(self.parallel.tp) // self.parallel.tp
 
+    def logits(self, learned: int) -> int:
+        """Count the bytes of the logits that exist at a time, of so many positions that have any.
+
+        They are computed in chunks only where there are more than one of these holds.
+        """
+        size = self.parallel.logits_chunk_size or learned
+        return min(size, learned) * self.vocabulary * self.bytes_per_number
+
     def parameters(self) -> int:
         """Count the weights on one rank."""
         model, hidden = self.model, self.model.hidden_size
@@ -276,17 +284,20 @@ def training_activations(
 
 
 def _head_peak(part: Part, tokens: Tokens, is_trained: bool) -> int:
-    """Count bytes beside the rows that logits are made of: the more of two.
+    """Count bytes of the rows that logits are made of, and of the more of two.
 
-    Logits, their gradient and a chunk of both in float32; or their gradient and what follows from
-    it, that of the rows and that of the output layer.
+    Logits, their gradient and a part of both in float32; or their gradient and what follows from
+    it, that of the rows and that of the output layer. In chunks, that of the rows is there from the
+    first one on.
     """
     b, hidden = part.bytes_per_number, part.model.hidden_size
     if part.head != "lm":
         return 0
-    rows, logits = tokens.learned * hidden * b, tokens.learned * part.vocabulary * b
+    rows, logits = tokens.learned * hidden * b, part.logits(tokens.learned)
+    is_whole = logits == tokens.learned * part.vocabulary * b
     table = part.vocabulary * hidden * b if is_trained else 0
-    return rows + max(2 * logits + 2 * min(_CHUNK, 2 * logits), logits + rows + table)
+    of_logits = 2 * logits + 2 * min(_CHUNK, 2 * logits) + (0 if is_whole else rows)
+    return rows + max(of_logits, logits + rows + table)
 
 
 def _bias(part: Part, tokens: Tokens) -> int:
@@ -311,7 +322,7 @@ def forward_activations(part: Part, tokens: Tokens) -> int:
     work = stream + (4 if model.traits.is_gated else 2) * ffn
     head = 0
     if part.is_last and part.head == "lm":
-        logits = tokens.learned * part.vocabulary * b
+        logits = part.logits(tokens.learned)
         head = tokens.learned * model.hidden_size * b + logits + 2 * min(_CHUNK, 2 * logits)
     return 2 * stream // part.sequence_cut + gathered + _bias(part, tokens) + max(work, head)
 

@@ -120,6 +120,7 @@ class MegatronEngine(MegatronState):
         )
         self.model = self._build_model()
         self.model.temperature, self.model.with_entropy = temperature, with_entropy
+        self.model.logits_chunk_size = parallel.logits_chunk_size
         self.optimizer: Any = None
         if optimizer is not None:
             self._settings, self._scaling = optimizer, loss_scale or LossScale()
