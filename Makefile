@@ -8,8 +8,13 @@ TORCH_CPU ?= https://download.pytorch.org/whl/cpu
 MEGATRONS := 0.18.2 0.19.2
 OVERLAYS := $(MEGATRONS:%=$(CURDIR)/.cache/megatron-core-%)
 
+GPU_PYTHON ?= $(if $(wildcard $(READY)),$(BIN)/python,python3)
+GPU_SITE := .cache/gpu-site
+GPU_READY := $(if $(wildcard gpu-wheels/*.whl),$(GPU_SITE)/.ready)
+GPU_PATH := PYTHONPATH=$(CURDIR)/src:$(CURDIR)/$(GPU_SITE)
+
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-all test test-ci test-all test-megatron resolve lint check bench format clean
+.PHONY: help setup demo demo-all test test-ci test-all test-gpu bench-gpu gpu-wheels test-megatron resolve lock-gpu lint check bench format clean
 
 help: ## Show this list.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -39,13 +44,28 @@ demo-all: setup ## The same, then a tiny Bloom, and a Llama with grouped queries
 	$(BIN)/python examples/demo.py --models tiny-llama tiny-bloom tiny-llama-gqa
 
 test: setup ## The tests of every day, in minutes: the quick ones, and one chain from end to end.
-	$(BIN)/python -m pytest -m "not ci and not slow"
+	$(BIN)/python -m pytest -m "not ci and not slow and not gpu"
 
 test-ci: setup ## The tests that start processes: layouts, formats, resumed runs, every stage.
-	$(BIN)/python -m pytest -m "ci and not slow"
+	$(BIN)/python -m pytest -m "ci and not slow and not gpu"
 
-test-all: setup ## All tests.
-	$(BIN)/python -m pytest
+test-all: setup ## All tests but those of a GPU.
+	$(BIN)/python -m pytest -m "not gpu"
+
+test-gpu: $(GPU_READY) ## The tests of a GPU, in minutes on one; several GPUs and vLLM where they are.
+	$(GPU_PATH) $(GPU_PYTHON) -m pytest -m gpu tests/gpu
+
+bench-gpu: $(GPU_READY) ## Tokens/s and use of a GPU, beside TRL and transformers; nothing is asserted.
+	$(GPU_PATH) $(GPU_PYTHON) benchmarks/gpu.py
+
+gpu-wheels: setup ## Collect, for a machine with torch but without a network, what it lacks besides.
+	$(BIN)/python requirements/gpu_wheels.py gpu-wheels
+
+# Without .venv the machine's own Python serves, with what `make gpu-wheels` has collected elsewhere.
+$(GPU_SITE)/.ready: $(wildcard gpu-wheels/*.whl)
+	rm -rf $(GPU_SITE)
+	$(GPU_PYTHON) -m pip install --quiet --no-index --no-deps --target $(GPU_SITE) gpu-wheels/*.whl
+	touch $@
 
 test-megatron: setup $(OVERLAYS) ## The tests of parallel layouts with later versions of Megatron-Core.
 	@set -e; for overlay in $(OVERLAYS); do \
@@ -62,6 +82,9 @@ $(CURDIR)/.cache/megatron-core-%: | setup
 resolve: setup ## Whether a resolver accepts every extra, on Python 3.11, 3.12 and 3.13.
 	$(BIN)/python requirements/resolve.py
 
+lock-gpu: setup ## Write requirements/gpu.lock and te.lock anew, from the ranges of pyproject.toml.
+	$(BIN)/python requirements/lock_gpu.py
+
 lint: setup ## Format, lint and types, nothing changed.
 	$(BIN)/ruff format --check
 	$(BIN)/ruff check
@@ -73,8 +96,8 @@ format: setup ## Rewrite the sources as ruff wants them.
 	$(BIN)/ruff format
 	$(BIN)/ruff check --fix
 
-# kills.py, bad_inputs.py and house.py measure no speed.
-SPEEDS := $(filter-out %/kills.py %/bad_inputs.py %/house.py,$(wildcard benchmarks/*.py))
+# kills.py, bad_inputs.py and house.py measure no speed; gpu.py wants a GPU.
+SPEEDS := $(filter-out %/kills.py %/bad_inputs.py %/house.py %/gpu.py,$(wildcard benchmarks/*.py))
 
 bench: setup ## Throughput and memory, side by side with other trainers; nothing is asserted.
 	@set -e; for script in $(SPEEDS); do $(BIN)/python "$$script"; done

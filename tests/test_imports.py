@@ -21,8 +21,8 @@ MACHINERY = (
 )
 
 
-WORKERS = ("stages/shared/training.py", "stages/shared/on_policy.py")
-"""What only ranks import, of the stages."""
+WORKERS = ("stages/shared/training.py", "stages/shared/on_policy.py", "doctor/gpu_trial.py")
+"""What only processes of their own import: ranks, and what tries a GPU."""
 
 
 def source_files(folder: Path = SOURCE) -> Iterator[Path]:

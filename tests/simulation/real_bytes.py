@@ -7,6 +7,7 @@ at the peak those that torch's allocator tells the profiler about.
 import json
 import os
 import sys
+from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -90,8 +91,8 @@ def _copy(tensor: Tensor, dtype: torch.dtype) -> Tensor:
     return torch.frombuffer(memory, dtype=dtype)[: tensor.numel()].view(tensor.shape).copy_(tensor)
 
 
-def measure(config: TrainingConfig) -> dict[str, int]:
-    """This rank's bytes."""
+def prepare(config: TrainingConfig) -> tuple[Any, Callable[[], object]]:
+    """An engine with its optimizer's state, and a step of it."""
     stage = load_stage(config.stage)
     assert stage.loss is not None
     loss = stage.loss(config)
@@ -101,11 +102,17 @@ def measure(config: TrainingConfig) -> dict[str, int]:
     engine.create_optimizer()
     make_state(engine)
     batches = [simulated.training_batch(config)] * config.num_micro_batches
-    engine.train_step(batches, loss, learning_rate=1e-5)
+    return engine, lambda: engine.train_step(batches, loss, learning_rate=1e-5)
+
+
+def measure(config: TrainingConfig) -> dict[str, int]:
+    """This rank's bytes."""
+    engine, step = prepare(config)
+    step()
     document_attention.forget_biases()  # a simulated step makes them
     memory = profile(activities=[ProfilerActivity.CPU], profile_memory=True)
     with Apart(), memory as profiler:  # type: ignore[no-untyped-call]
-        engine.train_step(batches, loss, learning_rate=1e-5)
+        step()
     kept = held(engine)
     return {**vars(kept), "activations": _peak(profiler)}
 

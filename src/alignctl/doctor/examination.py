@@ -12,6 +12,8 @@ from pathlib import Path
 
 import alignctl
 from alignctl.config.presets import library as presets
+from alignctl.doctor import devices
+from alignctl.doctor.nvidia_smi import ask_driver
 from alignctl.launch.environment import cpu_name, gpu_names, source_commit
 
 
@@ -67,14 +69,20 @@ LIBRARIES = (
 )
 
 _TORCH_REPORT = """
-import json, torch
-gpus = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
+import json, warnings, torch
+with warnings.catch_warnings(record=True) as said:
+    warnings.simplefilter("always")
+    gpus = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
+    torch.cuda.is_available()
+has_nccl = torch.distributed.is_nccl_available()
 print(json.dumps({
     "version": torch.__version__,
     "cuda": torch.version.cuda,
     "gpus": [[gpu.name, gpu.total_memory] for gpu in gpus],
+    "why_not": str(said[-1].message).split(" (Triggered")[0] if said else "",
     "gloo": torch.distributed.is_gloo_available(),
-    "nccl": torch.distributed.is_nccl_available(),
+    "nccl": has_nccl,
+    "nccl_version": ".".join(map(str, torch.cuda.nccl.version())) if has_nccl else "",
 }))
 """
 
@@ -90,10 +98,10 @@ _TRIALS = {
 def examine() -> tuple[str, bool]:
     """Look at everything; return the report and whether the stages can run here."""
     libraries, problems, advice = _libraries()
-    machine, machine_problems = _machine()
+    machine, gpus, machine_problems = _machine()
     problems += machine_problems + _package_problems()
     if not problems:  # else it would only say the same again
-        problems += _trials()
+        problems += _trials() + devices.try_gpus(gpus)
     lines = [
         f"alignctl {alignctl.__version__}{_commit()}",
         f"python {platform.python_version()} on {platform.platform()}",
@@ -151,10 +159,11 @@ def _version(name: str) -> str | None:
         return None
 
 
-def _machine() -> tuple[list[str], list[str]]:
-    """Describe processors, devices, memory and disk; list what is wrong with an installed torch."""
+def _machine() -> tuple[list[str], list[str], list[str]]:
+    """Describe processors, devices, memory and disk; name torch's GPUs; list what is wrong."""
     lines = [f"cpu: {cpu_name()}, {len(os.sched_getaffinity(0))} cores usable"]
     problems: list[str] = []
+    gpus: list[str] = []
     if _version("torch"):
         # In a process of its own: a broken torch may crash, and importing it takes seconds.
         done = subprocess.run(
@@ -164,14 +173,17 @@ def _machine() -> tuple[list[str], list[str]]:
             last = (done.stderr.strip().splitlines() or ["no message"])[-1]
             problems.append(f"torch cannot be imported: {last}")
         else:
-            lines += _devices(json.loads(done.stdout.splitlines()[-1]))
+            torch, driver = json.loads(done.stdout.splitlines()[-1]), ask_driver()
+            lines += devices.describe(driver, torch)
+            problems += devices.find_problems(driver, torch)
+            gpus = [name for name, _ in torch["gpus"]]
     total, available = _memory()
     lines.append(f"memory: {_gib(available)} available of {_gib(total)}")
     shared = Path("/dev/shm")
     if shared.is_dir():
         lines.append(f"shared memory: {_gib(shutil.disk_usage(shared).free)} free")
     lines.append(f"disk here: {_gib(shutil.disk_usage(Path.cwd()).free)} free")
-    return lines, problems
+    return lines, gpus, problems
 
 
 def _trials() -> list[str]:
@@ -195,16 +207,6 @@ def _trials() -> list[str]:
             last = (words.strip().splitlines() or [f"ended with code {process.returncode}"])[-1]
             problems.append(f"{library} is installed and does not work ({purpose}): {last}")
     return problems
-
-
-def _devices(torch: dict[str, object]) -> list[str]:
-    gpus = torch["gpus"]
-    backends = [name for name in ("gloo", "nccl") if torch[name]]
-    described = [f"{name} ({_gib(size)})" for name, size in gpus] if isinstance(gpus, list) else []
-    return [
-        f"gpu: {', '.join(described) or 'none'}",
-        f"torch: {torch['version']}, CUDA {torch['cuda'] or 'none'}, {' and '.join(backends)}",
-    ]
 
 
 def _memory() -> tuple[int, int]:

@@ -6,7 +6,7 @@ import pytest
 from alignctl.doctor import examination as doctor
 from alignctl.rollouts.library import TESTED
 
-LOCK = Path(__file__).parents[1] / "requirements" / "cpu.lock"
+LOCK = Path(__file__).parents[2] / "requirements" / "cpu.lock"
 
 
 def test_the_tested_versions_are_those_of_the_lock() -> None:
