@@ -44,6 +44,7 @@ class Case(BaseModel):
         parts = [f"{name}{size}" for name, size in sizes.items() if size > 1]
         parts += ["sp"] if self.parallel.sequence_parallel else []
         parts += ["distopt"] if self.parallel.distributed_optimizer else []
+        parts += ["overlap"] if self.parallel.overlap_grad_reduce else []
         return "-".join(parts) or "one-rank"
 
     @property
@@ -430,6 +431,17 @@ SHARED_BF16 = tuple(
     if case.world == 2 and not case.lora and case.parallel.recompute == "none"
 )
 
+_OVERLAPPING = {"overlap_grad_reduce": True}
+_GATHERING = {"distributed_optimizer": True, "overlap_param_gather": True, **_OVERLAPPING}
+OVERLAP = tuple(
+    Case(kind="overlap", model=model, world=2, parallel=parallel, grouping=grouping)
+    for model, parallel, grouping in (
+        ("llama-gqa", _parallel(**_OVERLAPPING), "2"),
+        ("llama-tied", _parallel(**_GATHERING), "4"),
+        ("bloom", _parallel(**_GATHERING), "1"),
+        ("llama-gqa", _parallel(**_GATHERING, logits_chunk_size=7, recompute="full"), "2"),
+    )
+)
 WHOLE_LOGITS = (
     *(
         Case(kind="train", model=model, world=world, parallel=parallel, grouping=grouping)
@@ -506,6 +518,7 @@ _LISTED = (
     *OFFLOAD,
     *SHARED,
     *SHARED_BF16,
+    *OVERLAP,
 )
 ALL = (*_LISTED, *(case for case in WHOLE_LOGITS if case not in _LISTED), *CHUNKED_LOGITS)
 """Everything, each case under a name of its own."""

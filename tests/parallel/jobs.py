@@ -21,6 +21,7 @@ from tests.parallel.cases import ALL, Case
 from tests.parallel.float16 import apart, float16, overflow
 from tests.parallel.followed import dpo_follow, reward_follow
 from tests.parallel.on_policy import offload, policy, value
+from tests.parallel.overlap import overlap
 from tests.parallel.preferences import dpo
 from tests.parallel.pretraining import pretrain, pretrain_apart
 from tests.parallel.rewards import dpo_start, new_head, reward
@@ -418,6 +419,7 @@ KINDS: dict[str, Callable[[Case, Path], Result]] = {
         value,
         policy,
         offload,
+        overlap,
         shared,
     )
 }

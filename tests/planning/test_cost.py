@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -53,6 +55,18 @@ def test_recomputation_costs_a_third_of_the_products_more() -> None:
     )
     assert full.compute == pytest.approx(4 / 3 * plain.compute)
     assert full.mfu < plain.mfu
+
+
+def test_nine_tenths_of_what_is_hidden_between_copies_cost_nothing() -> None:
+    """Gradients are four bytes of six, weights two."""
+    job = Job(LLAMA, 1, 1, 8, 4096, 4096, 16)
+    half = replace(job, hides_gradients=True)
+    plain, gradients, both = (
+        estimate(each, device("h100")).data_parallel
+        for each in (job, half, replace(half, hides_weights=True))
+    )
+    assert gradients == pytest.approx(2.4 / 6 * plain)
+    assert both == pytest.approx(0.1 * plain)
 
 
 def test_logits_in_chunks_cost_their_product_once_more() -> None:

@@ -114,6 +114,10 @@ def test_a_reward_model_of_deepspeed_gives_the_same_scores_on_megatron(
             ("parallel.logits_chunk_size=8",),
             ["parallel.logits_chunk_size 8 has no effect with engine deepspeed"],
         ),
+        (
+            ("parallel.overlap_grad_reduce=true",),
+            ["parallel.overlap_grad_reduce true has no effect with engine deepspeed"],
+        ),
         (("deepspeed.zero_stage=4",), ["deepspeed.zero_stage"]),
     ],
 )

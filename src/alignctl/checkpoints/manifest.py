@@ -373,7 +373,8 @@ def check_layout(folder: Path, manifest: Manifest, layout: Mapping[str, int | bo
     changes = [
         f"{key}={manifest.training.get(key)} -> {value}"
         for key, value in layout.items()
-        if manifest.training.get(key) != value
+        # An older checkpoint knows nothing of switches that came later: they were off.
+        if manifest.training.get(key, False) != value
     ]
     if changes:
         raise UserError(

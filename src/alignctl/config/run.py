@@ -101,7 +101,7 @@ class RunConfig(Settings):
 
     def _layout_problems(self) -> list[str]:
         tp, pp = self.parallel.tp, self.parallel.pp
-        problems = self.model.layout_problems(tp, pp)
+        problems = [*self.model.layout_problems(tp, pp), *self.parallel.problems()]
         if self.world_size % (tp * pp):
             problems.append(
                 f"{self.world_size} processes (launch.nproc_per_node "
@@ -217,6 +217,16 @@ class TrainingConfig(TrainingSettings, RunConfig):
             *self.loss_scale.problems(self.precision),
             *self.kernels.problems(self.model, self.engine),
             *(self.lora.problems(self.model) if self.lora else []),
+            *self._overlap_problems(),
+        ]
+
+    def _overlap_problems(self) -> list[str]:
+        if self.lora is None or not self.parallel.overlap_param_gather:
+            return []
+        # Nor would Megatron's hooks see that adapters are read.
+        return [
+            "parallel.overlap_param_gather true has no place with lora: adapters are soon "
+            "gathered; leave it out"
         ]
 
     def _engine_problems(self) -> list[str]:
@@ -228,11 +238,12 @@ class TrainingConfig(TrainingSettings, RunConfig):
             for name, value in (("tp", self.parallel.tp), ("pp", self.parallel.pp))
             if value != 1
         ]
-        if self.parallel.logits_chunk_size is not None:
-            problems.append(
-                f"parallel.logits_chunk_size {self.parallel.logits_chunk_size} has no effect with "
-                "engine deepspeed: it computes all logits of a micro batch; set it to null"
-            )
+        for name in ("logits_chunk_size", "overlap_grad_reduce", "overlap_param_gather"):
+            if value := getattr(self.parallel, name):
+                problems.append(
+                    f"parallel.{name} {str(value).lower()} has no effect with engine deepspeed: "
+                    "leave it out"
+                )
         if self.model.hidden_dropout and not self.model.traits.has_hidden_dropout:
             problems.append(
                 f"model.hidden_dropout {self.model.hidden_dropout} has no effect with engine "
@@ -251,6 +262,7 @@ class TrainingConfig(TrainingSettings, RunConfig):
             "pp": self.parallel.pp,
             "dp": self.data_parallel_size,
             "distributed_optimizer": self.parallel.distributed_optimizer,
+            "overlap_grad_reduce": self.parallel.has_buckets,
         }
 
     def _batch_problems(self) -> list[str]:

@@ -200,12 +200,33 @@ class Parallel(Section):
     distributed_optimizer: bool = False
     """Spread the optimizer's state over the data-parallel ranks."""
 
+    overlap_grad_reduce: bool = False
+    """Sum gradients over the data-parallel ranks while the last micro batch still goes backward."""
+
+    overlap_param_gather: bool = False
+    """Gather new weights while the next step goes forward, with distributed_optimizer and
+    overlap_grad_reduce."""
+
     recompute: Literal["none", "selective", "full"] = "none"
     """Activations computed again in the backward pass: none, attention's, or whole layers'."""
 
     logits_chunk_size: Count | None = None
     """Learned tokens of a micro batch whose logits exist at a time, computed again in the backward
     pass: for large vocabularies. null: those of all, computed once. A reward model has none."""
+
+    def problems(self) -> list[str]:
+        """List settings that need others, one line each."""
+        needed = [
+            f"parallel.{name} true"
+            for name in ("distributed_optimizer", "overlap_grad_reduce")
+            if self.overlap_param_gather and not getattr(self, name)
+        ]
+        return [f"parallel.overlap_param_gather true needs {' and '.join(needed)}"] * bool(needed)
+
+    @property
+    def has_buckets(self) -> bool:
+        """True if buckets of gradients, too, decide which rank has which optimizer state."""
+        return self.distributed_optimizer and self.overlap_grad_reduce
 
 
 class Launch(Section):

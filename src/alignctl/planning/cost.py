@@ -37,9 +37,11 @@ class Job:
         precision: Of matrix products: "bf16" or "fp8".
         virtual_stages: Parts of each pipeline stage (ours have one).
         is_overlapping: Whether traffic is hidden behind compute: half of that inside and between
-            stages, nine tenths of that between copies (ours is not).
+            stages, nine tenths of that between copies (of ours only the latter, see below).
         is_fused: Whether elementwise operators are fused (ours without Transformer Engine are not).
         is_chunked: Whether the backward pass computes logits again.
+        hides_gradients: Whether the sum of gradients over copies is behind compute, as above.
+        hides_weights: Whether new weights are gathered so.
     """
 
     model: Model
@@ -56,6 +58,8 @@ class Job:
     is_overlapping: bool = False
     is_fused: bool = False
     is_chunked: bool = False
+    hides_gradients: bool = False
+    hides_weights: bool = False
 
     @property
     def gpus(self) -> int:
@@ -182,8 +186,11 @@ def _once(job: Job, device: Device) -> tuple[float, float]:
     if job.dp > 1:
         link = (device.link_gbs if job.gpus <= GPUS_PER_NODE else device.network_gbs) * 1e9
         # Gradients in fp32 are scattered, weights in bf16 gathered.
-        traffic = (4 + 2) * count * (job.dp - 1) / job.dp / (link * REACHED["link"])
-        traffic *= 0.1 if job.is_overlapping else 1
+        numbers = sum(
+            size * (0.1 if job.is_overlapping or is_hidden else 1)
+            for size, is_hidden in ((4, job.hides_gradients), (2, job.hides_weights))
+        )
+        traffic = numbers * count * (job.dp - 1) / job.dp / (link * REACHED["link"])
     # Reads gradient, master weight and moments, writes the last three and the weight.
     optimizer = count / job.dp * (4 + 12 + 12 + 2) / (device.hbm_gbs * 1e9 * REACHED["memory"])
     return traffic, optimizer

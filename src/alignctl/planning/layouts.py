@@ -83,6 +83,8 @@ def look_at(config: TrainingConfig, device: Device, gpu_memory_gib: float) -> Pl
         recompute=config.parallel.recompute,
         sequence_parallel=config.parallel.sequence_parallel,
         is_chunked=_is_chunked(config, tokens.learned),
+        hides_gradients=config.parallel.overlap_grad_reduce,
+        hides_weights=config.parallel.overlap_param_gather,
     )
     return Plan(config, predict(config, gpu_memory_gib=gpu_memory_gib), estimate(job, device))
 
@@ -147,6 +149,7 @@ def _candidates(config: TrainingConfig, gpus: int) -> Iterator[TrainingConfig]:
                     "pp": pp,
                     "sequence_parallel": tp > 1,
                     "distributed_optimizer": gpus > tp * pp,
+                    "overlap_param_gather": config.parallel.overlap_param_gather and gpus > tp * pp,
                     "recompute": recompute,
                 },
             }

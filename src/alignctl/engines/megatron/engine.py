@@ -157,9 +157,13 @@ class MegatronEngine(MegatronState):
                 DistributedDataParallelConfig(
                     grad_reduce_in_fp32=True,
                     use_distributed_optimizer=self.parallel.distributed_optimizer,
+                    overlap_grad_reduce=self.parallel.overlap_grad_reduce,
+                    overlap_param_gather=self.parallel.overlap_param_gather,
                 ),
                 wrapped,
             )
+            if self.parallel.overlap_grad_reduce:  # by the last micro batch alone
+                self._config.no_sync_func = wrapped.no_sync
         return wrapped
 
     def _mark_sharded_parameters(self) -> None:
@@ -301,6 +305,7 @@ class MegatronEngine(MegatronState):
         Weights and the optimizer's state wait in the CPU's memory; gradients are dropped.
         """
         assert self._offloaded is None
+        self.gather_weights()
         kept = [*self.model.parameters(), *self.model.buffers()]
         if self.optimizer is not None:
             kept += megatron_optimizer.tensors(self.optimizer)

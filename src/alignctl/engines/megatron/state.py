@@ -55,6 +55,7 @@ class MegatronState:
     rows: dict[str, Weight]
     model: LanguageModel
     optimizer: Any
+    _wrapped: Any
     data_parallel_size: int
     skipped_steps: int
 
@@ -76,8 +77,18 @@ class MegatronState:
             "pp": self.parallel.pp,
             "dp": self.data_parallel_size,
             "distributed_optimizer": self.parallel.distributed_optimizer,
+            "overlap_grad_reduce": self.parallel.has_buckets,
             "is_gpu": IS_GPU,
         }
+
+    def gather_weights(self) -> None:
+        """Take what other ranks' steps have made of the weights, where that has not been done.
+
+        With `overlap_param_gather` only a forward pass does so by itself, layer by layer. To be
+        called, by every rank, before weights are read in another way.
+        """
+        if self.optimizer is not None and self.parallel.overlap_param_gather:
+            self._wrapped.start_param_sync(force_sync=True)
 
     def global_name(self, local: str) -> str:
         """Return a parameter's name in the whole model: each stage counts its layers from 0."""
@@ -124,6 +135,7 @@ class MegatronState:
 
     def write(self, folder: Path, source: Source, tokenizer: Path | None) -> dict[str, FileRecord]:
         """Write a checkpoint but for its manifest; see `Engine`."""
+        self.gather_weights()
         megatron_optimizer.allocate_moments(self.optimizer)
         dist_checkpointing.save(
             _unshare(_state(self, is_loading=False)),

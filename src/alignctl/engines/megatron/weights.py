@@ -36,6 +36,7 @@ def hf_weights(
         Name and tensor on the engine's device. The tensor may be kept, but not written to: where
         nothing is cut, it is a parameter of the model itself.
     """
+    engine.gather_weights()
     model, lora = engine.architecture, engine.lora
     mine = {engine.global_name(name): p.detach() for name, p in engine.model.named_parameters()}
     own = group_by_weight(model, lora) if lora else {}
