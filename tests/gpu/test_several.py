@@ -14,8 +14,14 @@ LAYOUTS = {
     "pp2": Parallel(pp=2),
     "dp2": Parallel(distributed_optimizer=True),
 }
+EVERYWHERE = pytest.mark.parametrize(
+    "place",
+    [pytest.param("cpu", marks=pytest.mark.slow), pytest.param("cuda", marks=pytest.mark.gpu)],
+)
+"""On a CPU `tests/parallel` has these layouts, and `tests/engines` the ranks that do not come."""
 
 
+@EVERYWHERE
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_layouts_have_the_numbers_of_one_device(
     layout: str, place: str, models: Path, measured: Any
@@ -30,6 +36,7 @@ def test_layouts_have_the_numbers_of_one_device(
             assert found[name][key] == pytest.approx(expected[key], rel=1e-4), (name, key)
 
 
+@EVERYWHERE
 def test_a_rank_that_does_not_come_is_named(place: str, models: Path) -> None:
     skip_without(place, gpus=2)
     found = jobs.run(models, place, {"silent": ["silent"]}, world=2)["silent"]

@@ -69,10 +69,11 @@ def command(stage: str, inputs: Path, output: Path) -> list[object]:
 
 @pytest.mark.parametrize(("stage", "place"), each(TRAINING, "sft"))
 def test_a_stopped_run_goes_on_bit_for_bit(
-    stage: str, place: str, inputs: Path, tmp_path: Path
+    stage: str, place: str, request: pytest.FixtureRequest, tmp_path: Path
 ) -> None:
     """Of four steps the last two once more, from the checkpoint of the second; with dropout."""
     skip_without(place)
+    inputs = request.getfixturevalue("inputs")  # not made where it is of no use
     whole, again = (RunFolder(tmp_path / name / "run") for name in ("whole", "again"))
     alignctl(place, *command(stage, inputs, whole.path))
     shutil.copytree(whole.path, again.path)
