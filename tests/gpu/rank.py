@@ -20,7 +20,7 @@ from alignctl.engines import device, rendezvous
 from alignctl.engines.megatron import cpu as megatron_cpu
 from alignctl.errors import AlignctlError
 from tests.parallel import documents, shared
-from tests.sanitizer.places import Operators, Places, is_backward, make_mode
+from tests.sanitizer.places import Operators, Places, watch
 
 STEPS = 3
 PATIENCE = 10.0
@@ -111,7 +111,7 @@ def waits(folder: Path, parallel: Parallel, family: str, places: Places | None) 
     if places is not None:
         places.waits.clear()
         take_step(engine, 1)
-        lines = {what: count for (_, what), count in places.waits.items()}
+        lines = {what: count for (*_, what), count in places.waits.items()}
         return {"count": sum(lines.values()), "lines": lines}
     kinds = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * device.IS_GPU
     with profile(activities=kinds) as profiler:
@@ -164,25 +164,14 @@ PARTS = {
 }
 
 
-def watch() -> Places:
-    """Makes "cuda" mean the CPU under the sanitizer, for this process."""
-    device.DEVICE = torch.device("cuda")  # before anything else imports it
-    places = Places()
-    anything: Any = megatron_cpu
-    anything._CudaMeansCpu = make_mode(places)
-    megatron_cpu.install()
-    cuda: Any = torch.cuda
-    cuda.current_device = lambda: megatron_cpu.CPU if is_backward() else device.DEVICE
-    mode: Any = Operators(places)
-    mode.__enter__()
-    return places
-
-
 def main(place: str, parts: dict[str, list[Any]], parallel: Parallel, folder: Path) -> Any:
     """Runs the parts; what one of them raises does not keep the others from running."""
     assert (place == "cuda") == device.IS_GPU
     megatron_cpu.load()
     places = watch() if place == "sanitizer" else None
+    if places is not None:
+        mode: Any = Operators(places)
+        mode.__enter__()
     from alignctl.engines.megatron import groups
 
     groups.initialize(parallel, seed=1, timeout_minutes=2)

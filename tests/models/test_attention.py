@@ -167,3 +167,16 @@ def test_what_continues_a_piece_attends_as_if_it_stood_there_alone(
     for whole, parts in zip(found, of_copies, strict=True):
         added = torch.zeros_like(whole).index_add(0, places, parts)
         torch.testing.assert_close(whole, added, rtol=1e-5, atol=1e-5)
+
+
+def test_boundaries_are_hidden_from_the_rotation_and_given_to_kernels() -> None:
+    """Megatron rotates by `cu_seqlens_q` where it is given, and asks the GPU for it each time."""
+    documents = Documents.at(
+        Pieces(BOUNDARIES), np.ones(BOUNDARIES[-1], np.bool_), torch.from_numpy
+    )
+    assert documents.cu_seqlens_q is None
+    assert documents.positions.tolist() == [0, *range(5), *range(7), *range(4)]
+    packed = documents.with_boundaries()
+    assert packed.cu_seqlens_q.tolist() == packed.cu_seqlens_kv.tolist() == list(BOUNDARIES)
+    assert packed.max_seqlen_q == 7
+    assert packed.qkv_format == "thd"

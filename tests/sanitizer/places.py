@@ -18,17 +18,21 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from alignctl.engines import device
 from alignctl.engines.megatron import cpu
 
 aten = torch.ops.aten
 
-_NEUTRAL = ("/vllm/", "/transformers/", "/safetensors/")
+_SAMPLER = ("/vllm/",)
+"""What waits for a GPU of its own accord: `rollouts/vllm.py` ends where vLLM begins."""
+
+_NEUTRAL = (*_SAMPLER, "/transformers/", "/safetensors/")
 """Libraries whose own tensors are left without a mark: vLLM's CPU engine would be one on a GPU."""
 
 _THIS = ("sanitizer/places.py", "engines/megatron/cpu.py")
 """What sees every operator, and so stands in every stack."""
 
-_OURS = ("/alignctl/", "/stages/", "/megatron/", "/tests/")
+_OURS = ("/alignctl/", "/stages/", "/megatron/", "/deepspeed/", "/tests/")
 _GET_DEVICE = Tensor.device.__get__
 _WAITING = {
     aten._local_scalar_dense.default: "number to the host",
@@ -36,6 +40,9 @@ _WAITING = {
     aten.masked_select.default: "masked_select",
     aten._unique2.default: "unique",
     aten.unique_dim.default: "unique",
+    aten.equal.default: "comparison",
+    aten.bincount.default: "bincount",
+    aten.repeat_interleave.Tensor: "repeats",
 }
 _INDEXING = {aten.index.Tensor, aten.index_put_.default, aten.index_put.default}
 _COPIES = {aten.copy_.default, aten._to_copy.default}
@@ -55,15 +62,21 @@ class Places:
 
     Attributes:
         mixes: Operators whose tensors lie in two places, with the lines concerned.
-        waits: How often the host waited, by what for and in which line.
-        phase: Part of the run that waits are counted under.
+        waits: How often the host waited: in which window and phase, what for and in which line.
+        windows: Steps of the run that were begun.
+        window: The one that is under way; 0: none is.
+        updates: Optimizer steps in each.
+        phase: Part of it that waits are counted under.
         inside: Where the tensors of the torch function lie that is being called.
     """
 
     marks: dict[int, tuple[StorageWeakRef, Mark]] = field(default_factory=dict)
     mixes: Counter[str] = field(default_factory=Counter)
-    waits: Counter[tuple[str, str]] = field(default_factory=Counter)
-    phase: str = "start"
+    waits: Counter[tuple[int, str, str]] = field(default_factory=Counter)
+    windows: int = 0
+    window: int = 0
+    updates: Counter[int] = field(default_factory=Counter)
+    phase: str = "else"
     inside: str = "host"
 
     def of(self, tensor: Tensor) -> Mark | None:
@@ -78,8 +91,14 @@ class Places:
         return tensor
 
     def wait(self, what: str) -> None:
-        """Notes that the host waits for the GPU in the calling line."""
-        self.waits[self.phase, f"{what} at {find_line()}"] += 1
+        """Notes that the host waits for the GPU in the calling line, unless that is vLLM's."""
+        if _innermost_is(_SAMPLER):
+            return
+        self.waits[self.window, self.phase, f"{what} at {find_line()}"] += 1
+
+    def synchronize(self, *_: Any) -> None:
+        """Takes the place of what waits for a whole GPU, or for a stream of it."""
+        self.wait("synchronize")
 
     def is_gpu(self, tensor: object) -> bool:
         """Whether a value is a tensor on the GPU."""
@@ -112,13 +131,13 @@ def is_backward() -> bool:
     return torch._C._current_graph_task_id() != -1
 
 
-def _is_neutral() -> bool:
-    """Whether the innermost code that is not torch's belongs to a neutral library."""
+def _innermost_is(libraries: tuple[str, ...]) -> bool:
+    """Whether the innermost code that is not torch's belongs to one of these libraries."""
     for frame in _frames():
         name = frame.f_code.co_filename
         if "/torch/" in name or name.endswith(_THIS):
             continue
-        return any(part in name for part in _NEUTRAL)
+        return any(part in name for part in libraries)
     return False
 
 
@@ -137,11 +156,15 @@ class Operators(TorchDispatchMode):
         on_gpu = any(mark.place == "gpu" for mark, _ in known)
         sides = {mark.place for mark, each in known if each.dim() > 0}
         if func in _WAITING and on_gpu:
-            places.wait(_WAITING[func])
+            if kwargs.get("output_size") is None:  # which says how many repeats there are
+                places.wait(_WAITING[func])
         elif func in _INDEXING and on_gpu:
             self._index(args)
         elif func in _COPIES:
-            if len(sides) > 1:
+            queued = kwargs.get("non_blocking") or (
+                func is aten.copy_.default and args[2:] == (True,)
+            )
+            if len(sides) > 1 and not queued:
                 places.wait(f"copy {' and '.join(sorted(sides))}")
         elif len(sides) > 1:
             lines = "; ".join(sorted({f"{mark.place} from {mark.line}" for mark, _ in known}))
@@ -167,7 +190,7 @@ class Operators(TorchDispatchMode):
             for each in tree_leaves(result)
             if isinstance(each, Tensor) and self._places.of(each) is None
         ]
-        if not fresh or (not known and _is_neutral()):
+        if not fresh or (not known and _innermost_is(_NEUTRAL)):
             return
         line = find_line()
         for each in fresh:
@@ -198,7 +221,11 @@ def make_mode(places: Places) -> type[cpu._CudaMeansCpu]:
             if func == _GET_DEVICE and places.is_gpu(args[0]):
                 return torch.device("cuda")
             makes_on_gpu = cpu._names_cuda(kwargs.get("device"))
-            if makes_on_gpu and func is torch.tensor:
+            if func is Tensor.pin_memory:
+                return args[0]  # as a GPU would have it: the same numbers, on the host
+            if (makes_on_gpu and func in (torch.tensor, torch.as_tensor)) or (
+                func is Tensor.new_tensor and places.is_gpu(args[0])
+            ):
                 places.wait("copy gpu and host")
             # What a function makes for itself lies where its arguments do.
             before, places.inside = places.inside, "host"
@@ -213,6 +240,21 @@ def make_mode(places: Places) -> type[cpu._CudaMeansCpu]:
             return result
 
     return Marking
+
+
+def watch() -> Places:
+    """Makes "cuda" mean the CPU with marks, for this process; `Operators` is to be entered."""
+    device.DEVICE = torch.device("cuda")  # before anything else imports it
+    places = Places()
+    cpu.load()
+    anything: Any = cpu
+    anything._CudaMeansCpu = make_mode(places)
+    anything._NoStream.synchronize = places.synchronize
+    cpu.install()
+    cuda: Any = torch.cuda
+    cuda.current_device = lambda: cpu.CPU if is_backward() else device.DEVICE
+    cuda.synchronize = places.synchronize
+    return places
 
 
 def _target(places: Places, func: Any, args: Any, kwargs: Any) -> str | None:

@@ -2,7 +2,8 @@
 
     python -m tests.sanitizer.rank RUN
 
-Writes RUN/sanitizer_rank_N.json: mixes, and waits by phase and line.
+Writes RUN/sanitizer_rank_N.json: mixes, and waits by window, phase and line. A window is a step of
+the run: an optimizer step with its batch and its log, or an episode.
 """
 
 import json
@@ -10,29 +11,20 @@ import os
 import sys
 from typing import Any
 
-import torch
-
-from alignctl.engines.megatron import cpu
 from alignctl.launch import worker
 from alignctl.run_folder import RunFolder
 from alignctl.stages.shared.stage import load_stage
-from tests.sanitizer.places import Operators, Places, is_backward, make_mode
+from tests.sanitizer.places import Operators, Places, is_backward, watch
 
 
 def work(folder: RunFolder) -> None:
-    from alignctl.engines import device
-
-    device.DEVICE = torch.device("cuda")  # before anything else imports it
-    places = Places()
-    cpu.load()
-    anything: Any = cpu
-    anything._CudaMeansCpu = make_mode(places)
-    cpu.install()
-    cuda: Any = torch.cuda
-    cuda.current_device = lambda: cpu.CPU if is_backward() else device.DEVICE
-    _count_steps(places)
+    places = watch()
     text = folder.config.read_text(encoding="utf-8")
-    stage = load_stage(json.loads(text)["stage"])
+    config = json.loads(text)
+    stage = load_stage(config["stage"])
+    _tell_phases(places)
+    if config["engine"] == "deepspeed":
+        _watch_deepspeed(places)
     try:
         with Operators(places):
             stage.work(stage.config.model_validate_json(text), folder)
@@ -40,29 +32,66 @@ def work(folder: RunFolder) -> None:
         report = {
             "mixes": dict(places.mixes),
             "waits": [[*where, count] for where, count in places.waits.items()],
+            "updates": dict(places.updates),
         }
         rank = os.environ["RANK"]
         (folder.path / f"sanitizer_rank_{rank}.json").write_text(json.dumps(report, indent=1))
 
 
-def _count_steps(places: Places) -> None:
-    """Tells waits inside an optimizer step from others, and those of its micro batches apart."""
+def _within(places: Places, owner: Any, name: str, phase: str | None) -> None:
+    """Counts a method's waits under a phase; None: each call is a window of its own."""
+    plain = getattr(owner, name)
+
+    def method(*args: Any, **kwargs: Any) -> Any:
+        before = places.window, places.phase
+        if phase is None:
+            places.windows += 1
+            places.window = places.windows
+        else:
+            places.phase = phase
+            places.updates[places.window] += name == "train_step"
+        try:
+            return plain(*args, **kwargs)
+        finally:
+            places.window, places.phase = before
+
+    setattr(owner, name, method)
+
+
+def _tell_phases(places: Places) -> None:
+    """Tells what waits in the steps of a run, in its updates, and in the loops of their batches."""
     from alignctl.engines.megatron.engine import MegatronEngine
+    from alignctl.engines.megatron.forward_backward import LossPass
+    from alignctl.on_policy.loop import Loop
+    from alignctl.rollouts.vllm import Rollout
+    from alignctl.stages.shared import training
 
-    def within(name: str, phase: str) -> None:
-        plain = getattr(MegatronEngine, name)
+    _within(places, training, "_step", None)
+    _within(places, Loop, "_episode", None)
+    _within(places, MegatronEngine, "train_step", "update")
+    _within(places, MegatronEngine, "_schedule", "loop")
+    _within(places, LossPass, "finalize_gradients", "update")
+    _within(places, Rollout, "generate", "sampling")
+    _within(places, Rollout, "load_weights", "push")
 
-        def method(*args: Any, **kwargs: Any) -> Any:
-            before, places.phase = places.phase, phase
-            try:
-                return plain(*args, **kwargs)
-            finally:
-                places.phase = before
 
-        setattr(MegatronEngine, name, method)
+def _watch_deepspeed(places: Places) -> None:
+    """Tells DeepSpeed that its tensors lie on "cuda", and counts what it waits for."""
+    from alignctl.engines.deepspeed.engine import DeepSpeedEngine
+    from alignctl.engines.deepspeed.library import deepspeed
 
-    within("train_step", "step")
-    within("evaluate", "evaluation")
+    accelerator: Any = type(deepspeed.accelerator.get_accelerator())
+
+    def device_name(*_: Any) -> str:
+        # As Megatron's current device: the mode that knows "cuda" does not see backward passes.
+        return "cpu" if is_backward() else "cuda"
+
+    accelerator.device_name = accelerator.current_device_name = device_name
+    accelerator.on_accelerator = lambda _, tensor: tensor.device.type == "cuda"
+    accelerator.synchronize = staticmethod(places.synchronize)
+    _within(places, DeepSpeedEngine, "train_step", "update")
+    _within(places, DeepSpeedEngine, "_terms", "loop")
+    _within(places, deepspeed.DeepSpeedEngine, "backward", "loop")
 
 
 if __name__ == "__main__":

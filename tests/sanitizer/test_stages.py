@@ -1,95 +1,137 @@
-"""Stages under the sanitizer: no tensor in the wrong place, and no wait that nobody has named."""
+"""Stages under the sanitizer: no tensor in the wrong place, and no wait that is not in the budget.
+
+A run takes two steps; what is compared is the second one, when nothing is done for the first time.
+"""
 
 import json
+import shutil
 import subprocess
 import sys
+from collections import Counter, defaultdict
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from alignctl.run_folder import RunFolder
 from tests import tiny, tiny_on_policy
+from tests.sanitizer.budget import AT_FIRST, BUDGET
 
 pytestmark = pytest.mark.ci
 
-NAMED = {
-    "common/embeddings/rotary_pos_embedding.py": "Megatron's angles, once a run",
-    "common/embeddings/rope_utils.py": "Megatron's rotation of packed documents, without "
-    "Transformer Engine: in every layer",
-    "core/pipeline_parallel/p2p_communication.py": "the shape of what a pipeline stage sends, "
-    "since micro batches differ in length",
-    "core/distributed/param_and_grad_buffer.py": "gathered parameters, once a step",
-    "megatron/core/utils.py": "the gradient norm, once a step",
-    "core/optimizer/clip_grads.py": "the gradient norm, once a step",
-    "alignctl/engines/sums.py": "loss and metrics, once a step; log-probabilities of an episode",
-    "alignctl/algorithms/pairs.py": "which answers are compared: a few numbers a micro batch",
-    "alignctl/algorithms/reward.py": "the scores that a micro batch's answers have in the data",
-    "alignctl/algorithms/dpo.py": "what the reference said of a micro batch",
-    "alignctl/algorithms/samples.py": "a micro batch's place in its episode",
-    "alignctl/algorithms/policy_loss.py": "a micro batch's advantages and old log-probabilities",
-    "alignctl/algorithms/value_loss.py": "a micro batch's returns and old values",
+STEPS = 2
+TRAINING = {
+    "pretrain-pp": ("pretrain", ["parallel.pp=2"]),
+    "sft-tp": ("sft", ["parallel.tp=2", "parallel.sequence_parallel=true"]),
+    "sft-dp-bf16": ("sft", ["parallel.distributed_optimizer=true", "precision=bf16"]),
+    "sft-deepspeed": ("sft", ["engine=deepspeed"]),
+    "reward-pp": ("reward", ["parallel.pp=2"]),
+    "dpo-lora-tp": ("dpo", ["parallel.tp=2", "lora.rank=4"]),
 }
-"""Files in which an optimizer step may wait, and what for."""
+ON_POLICY = {
+    "rlhf-pp-offload": ("rlhf", ["parallel.pp=2", "offload=true", "value.warmup_steps=1"]),
+    "online-dpo-tp": ("online-dpo", ["parallel.tp=2"]),
+    "grpo-tp": ("grpo", ["parallel.tp=2"]),
+}
 
 
-def watch(tmp_path: Path, *arguments: object) -> dict[str, list[Any]]:
-    """Runs a stage of two ranks and returns what the sanitizer found on them."""
-    run = tmp_path / "run"
+def watch(run: Path, *arguments: object) -> list[dict[str, Any]]:
+    """Runs a stage on two ranks and returns what the sanitizer found on each."""
     command = [sys.executable, "-m", "tests.sanitizer.launch", *map(str, arguments)]
+    knobs = [f"train.steps={STEPS}", "launch.nproc_per_node=2"]
     done = subprocess.run(
-        [*command, "--output", str(run), "launch.nproc_per_node=2"],
-        capture_output=True,
-        text=True,
-        check=False,
+        [*command, "--output", str(run), *knobs], capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
-    reports = [json.loads((run / f"sanitizer_rank_{rank}.json").read_text()) for rank in (0, 1)]
-    return {
-        "mixes": [mix for report in reports for mix in report["mixes"]],
-        "waits": [wait for report in reports for wait in report["waits"]],
-    }
+    return [json.loads((run / f"sanitizer_rank_{rank}.json").read_text()) for rank in (0, 1)]
 
 
-def check(found: dict[str, list[Any]]) -> None:
-    assert found["mixes"] == []
-    lines = [what for phase, what, _ in found["waits"] if phase == "step"]
-    assert lines
-    assert [line for line in lines if line.split(" at ")[1].split(":")[0] not in NAMED] == []
+def check(found: list[dict[str, Any]], case: str) -> None:
+    """Compares what was found with the budget; a difference is told with its lines."""
+    assert [mix for rank in found for mix in rank["mixes"]] == []
+    counts, lines = count_waits(found)
+    assert counts == BUDGET[case], "\n".join(
+        f"{phase}: {what} at {line}"
+        for (phase, what), where in lines.items()
+        for line in sorted(where)
+        if counts[phase][what] != BUDGET[case].get(phase, {}).get(what)
+    )
+    in_loops = [
+        what
+        for rank in found
+        for _, phase, what, _ in rank["waits"]
+        if phase == "loop" and name(what) not in {*AT_FIRST, *BUDGET[case].get("loop", ())}
+    ]
+    assert in_loops == [], "a loop over micro batches waits, in a validation or the first step"
 
 
-@pytest.mark.parametrize(
-    ("stage", "overrides"),
-    [
-        ("sft", ["parallel.tp=2", "parallel.sequence_parallel=true"]),
-        ("reward", ["parallel.pp=2"]),
-        ("dpo", ["lora.rank=4", "parallel.tp=2"]),
-        ("sft", ["parallel.distributed_optimizer=true", "precision=bf16"]),
-    ],
-    ids=["sft-tp", "reward-pp", "dpo-lora", "sft-dp-bf16"],
-)
-def test_training_keeps_its_tensors_apart(tmp_path: Path, stage: str, overrides: list[str]) -> None:
-    hf, rows = tmp_path / "hf", tmp_path / "rows.jsonl"
-    tiny.write_model(hf)
-    (tiny.write_rows if stage == "sft" else tiny.write_pairs)(rows)
-    preset = tiny.write_preset(tmp_path / "tiny.yaml", **tiny.preset())
-    flags = ["--preset", preset, "--load", hf, "--data", rows]
-    steps = ["train.steps=2", "optimizer.warmup_steps=0"]
-    check(watch(tmp_path, stage, *flags, *steps, *overrides))
+def name(what: str) -> str:
+    """The file in which something waits, and what for, without the line."""
+    kind, place = what.split(" at ")
+    return f"{place.split(':')[0]}: {kind}"
 
 
-@pytest.mark.parametrize(
-    ("stage", "overrides"),
-    [
-        ("rlhf", ["parallel.pp=2", "offload=true", "value.warmup_steps=1"]),
-        ("grpo", ["parallel.tp=2"]),
-    ],
-    ids=["rlhf-pp-offload", "grpo-tp"],
-)
-def test_episodes_keep_their_tensors_apart(
-    tmp_path: Path, stage: str, overrides: list[str]
-) -> None:
-    folder = tmp_path / "on_policy"
-    tiny_on_policy.write(folder)
-    flags = ["--preset", folder / "tiny.yaml", "--load", folder / "hf"]
-    flags += ["--reward-load", folder / "reward", "--data", folder / "prompts.jsonl"]
-    check(watch(tmp_path, stage, *flags, "train.steps=2", *overrides))
+def count_waits(
+    found: list[dict[str, Any]],
+) -> tuple[dict[str, dict[str, int]], dict[tuple[str, str], set[str]]]:
+    """Waits of the last step by phase, on the rank that waits most often, and their lines.
+
+    Those of updates are of one optimizer step, the others of the whole step or episode.
+    """
+    most: defaultdict[str, Counter[str]] = defaultdict(Counter)
+    lines = defaultdict(set)
+    for rank in found:
+        last = max(map(int, rank["updates"]))
+        updates = rank["updates"][str(last)]
+        counts: Counter[tuple[str, str]] = Counter()
+        for window, phase, what, count in rank["waits"]:
+            if window == last and name(what) not in AT_FIRST:  # as a resumed run's first step is
+                counts[phase, name(what)] += count
+                lines[phase, name(what)].add(what.split(" at ")[1])
+        for (phase, what), count in counts.items():
+            if phase == "update":
+                assert count % updates == 0, f"{what}: {count} in {updates} optimizer steps"
+                count //= updates
+            most[phase][what] = max(most[phase][what], count)
+    return {phase: dict(counter) for phase, counter in most.items()}, lines
+
+
+def write_inputs(folder: Path, stage: str) -> list[object]:
+    """Writes a model and rows; returns the flags that name them."""
+    tiny.write_model(folder / "hf")
+    preset = tiny.write_preset(folder / "tiny.yaml", **tiny.preset())
+    flags: list[object] = ["--preset", preset, "--load", folder / "hf", "--data"]
+    if stage == "pretrain":
+        return [*flags, tiny.write_corpus(folder / "corpus")]
+    write = tiny.write_rows if stage == "sft" else tiny.write_pairs
+    return [*flags, write(folder / "rows.jsonl")]
+
+
+@pytest.mark.parametrize("case", TRAINING)
+def test_training_keeps_its_tensors_apart(tmp_path: Path, case: str) -> None:
+    stage, knobs = TRAINING[case]
+    flags = write_inputs(tmp_path, stage)
+    check(watch(tmp_path / "run", stage, *flags, "optimizer.warmup_steps=0", *knobs), case)
+
+
+@pytest.mark.parametrize("case", ON_POLICY)
+def test_episodes_keep_their_tensors_apart(tmp_path: Path, case: str) -> None:
+    stage, knobs = ON_POLICY[case]
+    inputs = tiny_on_policy.write(tmp_path / "inputs")
+    flags = ["--preset", inputs / "tiny.yaml", "--load", inputs / "hf"]
+    flags += ["--reward-load", inputs / "reward", "--data", inputs / "prompts.jsonl"]
+    check(watch(tmp_path / "run", stage, *flags, *knobs), case)
+
+
+def test_a_resumed_run_keeps_its_tensors_apart(tmp_path: Path) -> None:
+    """As after a kill between the first checkpoint and the second step."""
+    case, run = "sft-tp", RunFolder(tmp_path / "run")
+    stage, knobs = TRAINING[case]
+    command = [stage, *write_inputs(tmp_path, stage), "optimizer.warmup_steps=0", *knobs]
+    watch(run.path, *command, "checkpoint.save_interval=1")
+    shutil.rmtree(run.checkpoints / "iter_0000002")
+    (run.checkpoints / "latest_checkpointed_iteration.txt").write_text("1")
+    run.result.unlink()
+    found = watch(run.path, *command, "checkpoint.save_interval=1")
+    assert all(max(map(int, rank["updates"])) == 1 for rank in found)  # the second step alone
+    check(found, case)

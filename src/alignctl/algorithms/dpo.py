@@ -3,11 +3,11 @@
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
+from alignctl.algorithms.copies import to_device
 from alignctl.algorithms.loss import LossTerms, Output
 from alignctl.algorithms.pairs import agreement, document_sums, pair_tensors
 from alignctl.config.sections import DPOVariant
@@ -70,10 +70,11 @@ class DPO:
         del targets
         logprobs = document_sums(output.logprobs, batch)
         better, worse, share = pair_tensors(batch, logprobs)
-        reference = torch.from_numpy(self.reference[list(batch.rows)]).to(logprobs)
+        device, dtype = logprobs.device, logprobs.dtype
+        reference = to_device(self.reference[list(batch.rows)], device, dtype)
         ratios = logprobs - reference
         # A filler learns no token, and its gradient must not become 0 / 0.
-        tokens = torch.from_numpy(batch.targets_per_document).to(logprobs).clamp(min=1)
+        tokens = to_device(batch.targets_per_document, device, dtype).clamp(min=1)
         is_mean = self.variant != "sigmoid"
         losses = self._losses(ratios / tokens if is_mean else ratios, better, worse)
         if self.nll:
@@ -90,7 +91,7 @@ class DPO:
         }
         return LossTerms(
             total=(share * losses).sum(),
-            weight=share.new_tensor(batch.pairs.num_prompts),
+            weight=share.new_full((), batch.pairs.num_prompts),
             metrics={name: (share * values).sum() for name, values in metrics.items()},
         )
 

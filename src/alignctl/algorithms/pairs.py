@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from alignctl.algorithms.copies import to_device
 from alignctl.data.batch import PreferenceBatch, TokenBatch
 
 
@@ -18,7 +19,7 @@ def document_sums(values: Tensor, batch: TokenBatch) -> Tensor:
     """
     of_batch = values[: batch.num_tokens]
     if batch.pieces.parents:  # what several documents have in common counts for each of them
-        of_batch = values[torch.from_numpy(batch.pieces.places).to(values.device)]
+        of_batch = values[to_device(batch.pieces.places, values.device)]
     # Not index_add: on GPUs its sums come out different from run to run.
     return torch.stack([part.sum() for part in of_batch.split(batch.pieces.document_lengths)])
 
@@ -31,9 +32,8 @@ def pair_tensors(batch: PreferenceBatch, like: Tensor) -> tuple[Tensor, Tensor, 
         the tensor.
     """
     pairs = batch.pairs
-    better = torch.from_numpy(pairs.better).to(like.device)
-    worse = torch.from_numpy(pairs.worse).to(like.device)
-    return better, worse, torch.from_numpy(pairs.share).to(like)
+    better, worse = to_device(pairs.better, like.device), to_device(pairs.worse, like.device)
+    return better, worse, to_device(pairs.share, like.device, like.dtype)
 
 
 def agreement(margins: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from alignctl.algorithms.copies import to_device
 from alignctl.algorithms.kl import clamp_log_ratios, k1, k3, kl_loss
 from alignctl.algorithms.loss import LossTerms, Output
 from alignctl.algorithms.mismatch import correct
@@ -109,7 +110,7 @@ class PolicyLoss:
 
         def part(values: Tensor) -> Tensor:
             """Select the values of the micro batch's tokens, on its log-probabilities' device."""
-            return values[selection.indices].to(logprobs)
+            return to_device(values[selection.indices], logprobs.device, logprobs.dtype)
 
         own = logprobs.detach()
         old = own if self.old_logprobs is None else part(self.old_logprobs)
@@ -145,7 +146,7 @@ class PolicyLoss:
             return None, torch.ones_like(own)
 
         def part(values: Tensor) -> Tensor:
-            return values[selection.indices].to(own.device, torch.float64)
+            return to_device(values[selection.indices], own.device, torch.float64)
 
         old = own.double() if self.old_logprobs is None else part(self.old_logprobs)
         sampler = part(self.sampler_logprobs)

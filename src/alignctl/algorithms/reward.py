@@ -5,10 +5,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 
-import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
+from alignctl.algorithms.copies import to_device
 from alignctl.algorithms.loss import LossTerms, Scores
 from alignctl.algorithms.pairs import agreement, pair_tensors
 from alignctl.data.batch import PreferenceBatch
@@ -63,7 +63,7 @@ class BradleyTerry:
         better, worse, share = pair_tensors(batch, output.scores)
         chosen, rejected = output.scores[better], output.scores[worse]
         difference = chosen - rejected
-        known = torch.from_numpy(batch.scores).to(share)
+        known = to_device(batch.scores, share.device, share.dtype)
         losses = -logsigmoid(difference - self.margin * (known[better] - known[worse]))
         losses = losses + self.centering * (chosen + rejected) ** 2
         margins = difference.detach().double()
@@ -73,16 +73,18 @@ class BradleyTerry:
             **_moments(output.scores.detach().double(), batch),
             **_counts_by_margin(margins, share),
         }
-        return LossTerms((share * losses).sum(), share.new_tensor(batch.pairs.num_prompts), metrics)
+        return LossTerms(
+            (share * losses).sum(), share.new_full((), batch.pairs.num_prompts), metrics
+        )
 
 
 def _moments(scores: Tensor, batch: PreferenceBatch) -> dict[str, Tensor]:
     """Sum over answers what `report` makes mean, deviation and correlation of."""
     answers = batch.groups[-1]
     score = scores[:answers]
-    tokens = torch.from_numpy(batch.targets_per_document[:answers]).to(score)
+    tokens = to_device(batch.targets_per_document[:answers], score.device, score.dtype)
     sums = (
-        score.new_tensor(answers),
+        score.new_full((), answers),
         score.sum(),
         (score * score).sum(),
         tokens.sum(),

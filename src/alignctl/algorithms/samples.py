@@ -11,6 +11,7 @@ from typing import NamedTuple, Self
 import torch
 from torch import Tensor
 
+from alignctl.algorithms.copies import to_device
 from alignctl.data.batch import TokenBatch
 
 
@@ -51,17 +52,19 @@ class Segments:
         A sample's sum depends on no other sample and, unlike one by `index_add` on a GPU, comes
         out the same in every run.
         """
-        lengths = self.lengths.to(values.device)
+        lengths = to_device(self.lengths, values.device)
         # "Unsafe" leaves checks of the lengths out, which fail where there is no sample at all.
         return torch.segment_reduce(values, "sum", lengths=lengths, unsafe=True)
 
     def means(self, values: Tensor) -> Tensor:
         """Compute the means over the tokens `[N]` of each sample `[S]`."""
-        return self.sums(values) / self.lengths.to(values.device)
+        return self.sums(values) / to_device(self.lengths, values.device)
 
     def spread(self, values: Tensor) -> Tensor:
         """Repeat the number of each sample `[S]` at each of its tokens `[N]`, of any dtype."""
-        return values.repeat_interleave(self.lengths.to(values.device))
+        lengths = to_device(self.lengths, values.device)
+        # A GPU would have to be asked how many tokens these are.
+        return values.repeat_interleave(lengths, output_size=int(self.offsets[-1]))
 
 
 class Selection(NamedTuple):
@@ -95,6 +98,6 @@ def select(batch: TokenBatch, targets: Tensor, segments: Segments) -> Selection:
     local = Segments.of_lengths(lengths)
     indices = torch.arange(int(local.offsets[-1]))
     indices = indices + local.spread(segments.offsets[samples] - local.offsets[:-1])
-    positions = torch.from_numpy(batch.learned).to(targets.device)
+    positions = to_device(batch.learned, targets.device)
     assert len(positions) == len(indices), "a learned target outside the samples"
     return Selection(positions, indices, local)

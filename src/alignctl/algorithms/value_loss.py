@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from alignctl.algorithms.copies import to_device
 from alignctl.algorithms.loss import LossTerms, Values
 from alignctl.algorithms.samples import Segments, select
 from alignctl.data.batch import TokenBatch
@@ -55,8 +56,13 @@ class ValueLoss:
         """Compute the terms of one micro batch, for `report`; the weight is its tokens."""
         positions, indices, _ = select(batch, targets, self.segments)
         values = output.values[positions]
-        old, returns = self.old_values[indices].to(values), self.returns[indices].to(values)
-        mask = torch.ones_like(values) if self.mask is None else self.mask[indices].to(values)
+
+        def part(of_samples: Tensor) -> Tensor:
+            """Select the numbers of the micro batch's tokens, where its values are."""
+            return to_device(of_samples[indices], values.device, values.dtype)
+
+        old, returns = part(self.old_values), part(self.returns)
+        mask = torch.ones_like(values) if self.mask is None else part(self.mask)
         errors = (values - returns) ** 2
         losses, is_clipped = errors, torch.zeros_like(values)
         if self.clip is not None:

@@ -9,6 +9,7 @@ import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import Tensor
 
+from alignctl.algorithms import copies
 from alignctl.launch.address import ON_LOOPBACK
 
 IS_GPU = torch.cuda.is_available()
@@ -29,8 +30,7 @@ def to_device(array: NDArray[np.generic]) -> Tensor:
 
     Without a GPU nothing is copied: the tensor shares the memory of the array.
     """
-    host = torch.from_numpy(array)
-    return (host.pin_memory() if IS_GPU else host).to(DEVICE, non_blocking=True)
+    return copies.to_device(array, DEVICE)
 
 
 def join(timeout_minutes: float) -> None:

@@ -24,6 +24,8 @@ class Offloaded:
             dropped: Tensors that come back as zeros, such as the gradients between two steps.
         """
         self._kept = [(each, _copy_to_host(each)) for each in _storages(kept)]
+        if IS_GPU:
+            torch.cuda.synchronize()
         known = {each._cdata for each, _ in self._kept}
         self._dropped = [
             (each, each.nbytes()) for each in _storages(dropped) if each._cdata not in known
@@ -61,7 +63,7 @@ def _bytes_of(storage: UntypedStorage) -> Tensor:
 
 def _copy_to_host(tensor_storage: UntypedStorage) -> Tensor:
     host = torch.empty(tensor_storage.nbytes(), dtype=torch.uint8, pin_memory=IS_GPU)
-    return host.copy_(_bytes_of(tensor_storage))
+    return host.copy_(_bytes_of(tensor_storage), non_blocking=True)
 
 
 def _copy_from_host(storage: UntypedStorage, host: Tensor) -> None:

@@ -65,7 +65,7 @@ def select_targets(output: Output | Scores | Values, batch: TokenBatch) -> Tenso
     """Select, for each learned target of a batch in order, its log-probability or its value."""
     assert not isinstance(output, Scores)
     values = output.logprobs if isinstance(output, Output) else output.values
-    return values[torch.from_numpy(batch.learned).to(values.device)]
+    return values[to_device(batch.learned)]
 
 
 def gather_documents(
@@ -83,9 +83,9 @@ def gather_documents(
     """
     placed = []
     for batch, values in found:
-        rows = torch.tensor(batch.rows)
-        is_real = rows >= 0
-        placed.append((rows[is_real], values.double().cpu()[is_real]))
+        rows = np.array(batch.rows)
+        is_real = np.flatnonzero(rows >= 0)
+        placed.append((rows[is_real], values.double()[to_device(is_real)]))
     return _put_together(placed, num_documents)
 
 
@@ -103,19 +103,24 @@ def gather_targets(
         `[N]`, the same on every rank; NaN for samples in no rank's batches.
     """
     placed = [
-        (select(batch, torch.from_numpy(batch.targets), segments).indices, values.double().cpu())
+        (select(batch, torch.from_numpy(batch.targets), segments).indices.numpy(), values.double())
         for batch, values in found
     ]
     return _put_together(placed, int(segments.offsets[-1]))
 
 
-def _put_together(placed: Sequence[tuple[Tensor, Tensor]], size: int) -> NDArray[np.float64]:
-    """Put numbers at their places `[size]`, over all ranks, each of which has different places."""
-    both = torch.zeros(2, size, dtype=torch.float64)
-    for places, values in placed:
-        both[0, places] = values
-        both[1, places] = 1
-    both = both.to(DEVICE)
+def _put_together(
+    placed: Sequence[tuple[NDArray[np.int64], Tensor]], size: int
+) -> NDArray[np.float64]:
+    """Put numbers at their places `[size]`, over all ranks, each of which has different places.
+
+    They are put together where they are: the host waits once, for all of them.
+    """
+    both = torch.zeros(2, size, dtype=torch.float64, device=DEVICE)
+    if placed:
+        places = to_device(np.concatenate([where for where, _ in placed]))
+        both[0].index_copy_(0, places, torch.cat([values for _, values in placed]))
+        both[1].index_fill_(0, places, 1)
     dist.all_reduce(both)
     sums, count = both.cpu().numpy()
     return np.where(count > 0, sums, np.nan)

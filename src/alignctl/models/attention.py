@@ -7,6 +7,7 @@ Notation used for tensor shapes:
 """
 
 from collections.abc import Callable
+from copy import copy
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,20 +28,23 @@ from alignctl.models.document_attention import Alibi, attend
 class Documents(PackedSeqParams):
     """Megatron's description of packed sequences, with the documents as plain numbers.
 
-    Reading them from `cu_seqlens_q` would wait for the GPU in every layer.
+    Reading them from `cu_seqlens_q` would wait for the GPU, which Megatron's rotation of queries
+    and keys does several times in every layer: so it is left out, and each token's angle is handed
+    to it, by its position.
 
     Attributes:
         pieces: Where documents are.
+        boundaries: Where pieces begin, and the end of the last one, int32.
         ends: Place of each document's last token `[D]`, int64.
-        positions: Of each token in its documents `[T]`, int64; None where each document is one
-            piece, of which Megatron knows them by itself.
+        positions: Of each token in its documents `[T]`, int64.
         learned: Positions whose target is learned `[N]`, int64; one at least. Finding them on the
             GPU would wait for it.
     """
 
     pieces: Pieces
+    boundaries: Tensor
     ends: Tensor
-    positions: Tensor | None
+    positions: Tensor
     learned: Tensor
 
     @classmethod
@@ -58,20 +62,25 @@ class Documents(PackedSeqParams):
                 is one position with a gradient of zero: ranks take part in collectives evenly.
             to_device: Copies an array to where the model is.
         """
-        cu_seqlens = to_device(np.array(pieces.boundaries, np.int32))
         longest = max(pieces.document_lengths)
         learned = np.flatnonzero(is_learned)
         return cls(
             qkv_format="thd",
-            cu_seqlens_q=cu_seqlens,
-            cu_seqlens_kv=cu_seqlens,
             max_seqlen_q=longest,
             max_seqlen_kv=longest,
             pieces=pieces,
+            boundaries=to_device(np.array(pieces.boundaries, np.int32)),
             ends=to_device(np.array(pieces.ends, np.int64)),
-            positions=to_device(pieces.positions) if pieces.parents else None,
+            positions=to_device(pieces.positions),
             learned=to_device(learned if learned.size else np.zeros(1, np.int64)),
         )
+
+    def with_boundaries(self) -> "Documents":
+        """Describe the same to a kernel that reads boundaries on the GPU; no document shares."""
+        assert not self.pieces.parents
+        packed = copy(self)
+        packed.cu_seqlens_q = packed.cu_seqlens_kv = self.boundaries
+        return packed
 
 
 class DocumentAttention(MegatronModule):

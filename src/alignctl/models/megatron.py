@@ -97,11 +97,10 @@ class LanguageModel(GPTModel):
             self.output_layer.allreduce_dgrad = size > 1
 
     def _preprocess(self, **kwargs: Any) -> Any:
-        """Do as GPTModel, but take each token's rotary angles by its position in its document."""
+        """Do as GPTModel, but take each token's rotary angles `[T, 1, D]` by its position."""
         embedded, angles, *others = super()._preprocess(**kwargs)
-        positions = kwargs["packed_seq_params"].positions
-        if angles is not None and positions is not None:
-            angles = angles[positions]  # of all tokens, which Megatron takes as they are
+        if angles is not None:
+            angles = angles[kwargs["packed_seq_params"].positions].squeeze(1)
         return embedded, angles, *others
 
     def _postprocess(self, hidden_states: Tensor, **kwargs: Any) -> Any:
@@ -262,10 +261,12 @@ def transformer_config(
         tensor_model_parallel_size=parallel.tp,
         pipeline_model_parallel_size=parallel.pp,
         sequence_parallel=parallel.sequence_parallel and parallel.tp > 1,
-        # Micro batches have as many tokens as their documents have; stages tell each other.
+        # Micro batches have as many tokens as their documents have.
         variable_seq_lengths=parallel.pp > 1,
         # Refused beside variable lengths otherwise, although there are no experts here.
         moe_token_dispatcher_type="alltoall",
+        # Against an error of PyTorch's that old versions had: after each tensor that is sent.
+        batch_p2p_sync=False,
         recompute_granularity=None if parallel.recompute == "none" else parallel.recompute,
         recompute_method="uniform" if full else None,
         recompute_num_layers=1 if full else None,
@@ -310,9 +311,11 @@ def _transformer_engine_attention() -> type | None:
         """Transformer Engine's, which knows of no piece that several documents begin with."""
 
         def forward(self, query: Tensor, key: Tensor, value: Tensor, *args: Any, **kw: Any) -> Any:
-            if kw["packed_seq_params"].pieces.parents:
-                return attend_documents(self, query, key, value, kw["packed_seq_params"])
-            return super().forward(query, key, value, *args, **kw)
+            documents = kw.pop("packed_seq_params")
+            if documents.pieces.parents:
+                return attend_documents(self, query, key, value, documents)
+            packed = documents.with_boundaries()
+            return super().forward(query, key, value, *args, packed_seq_params=packed, **kw)
 
     return SharingAttention
 

@@ -85,6 +85,7 @@ class TransformersModel(Module):
         tokens: Tensor,
         positions: Tensor,
         pieces: Pieces,
+        read: Tensor,
         targets: Tensor | None,
     ) -> tuple[Tensor, ...]:
         """Run one micro batch.
@@ -93,6 +94,8 @@ class TransformersModel(Module):
             tokens: Inputs `[T]`.
             positions: Of each token in its documents `[T]`.
             pieces: Where documents are.
+            read: Places that something is computed for `[N]`, one at least: of a policy with
+                targets those that learn, of a reward model each document's last one.
             targets: `[T]`, IGNORE where nothing is learned; None for all logits.
 
         Returns:
@@ -108,16 +111,13 @@ class TransformersModel(Module):
             **({"position_ids": positions[None]} if is_rotary else {}),
         ).last_hidden_state.squeeze(0)
         if self.head != "lm":
-            ends = torch.tensor(pieces.ends, device=hidden.device)
-            return (self.get_submodule(HEAD_MODULES[self.head])(hidden[ends]).squeeze(1),)
-        return (self.lm_head(hidden),) if targets is None else self._logprobs(hidden, targets)
+            return (self.get_submodule(HEAD_MODULES[self.head])(hidden[read]).squeeze(1),)
+        if targets is None:
+            return (self.lm_head(hidden),)
+        return self._logprobs(hidden, targets, read)
 
-    def _logprobs(self, hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    def _logprobs(self, hidden: Tensor, targets: Tensor, learned: Tensor) -> tuple[Tensor, Tensor]:
         """Compute log-probabilities `[T]` fp32 and hits `[T]`; zero where nothing is learned."""
-        learned = (targets != IGNORE).nonzero()[:, 0]
-        if learned.numel() == 0:
-            # Every rank must use every weight: one row with a gradient of zero does.
-            learned = learned.new_zeros(1)
         logprobs, is_most_likely = vocab_parallel_logprobs(
             self.lm_head(hidden[learned]),
             targets[learned].clamp(min=0),

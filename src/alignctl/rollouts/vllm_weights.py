@@ -72,19 +72,22 @@ def check(worker: Any, sent: Sums) -> None:
     """
     from vllm.distributed.parallel_state import get_tp_group
 
-    own = [
+    found = [
         (name, part.numel(), _bits(part))
         for module, short, name in _weights(worker)
         for part in _found(module, short)
     ]
-    sums = torch.tensor([bits for _, _, bits in own], dtype=torch.int64)
+    sums = torch.stack([bits for _, _, bits in found]).cpu()
+    own = [(name, count) for name, count, _ in found]
     total = sums.clone()
     dist.all_reduce(total, group=get_tp_group().cpu_group)
     # A tensor that is not cut is on every rank whole; of one that is, the ranks' sums add up.
     wrong = sorted(
         {
             name
-            for (name, count, mine), everybodys in zip(own, total.tolist(), strict=True)
+            for (name, count), mine, everybodys in zip(
+                own, sums.tolist(), total.tolist(), strict=True
+            )
             if sent[name][0] != (mine if count == sent[name][1] else everybodys)
         }
     )
@@ -103,6 +106,8 @@ def _watch(
 ) -> Iterator[tuple[str, Tensor]]:
     """Pass the stream on, compare it with what must come, and sum it on the way."""
     left = dict(shapes)
+    counts: dict[str, int] = {}
+    found: dict[str, Tensor] = {}
     for name, tensor in stream:
         if left.pop(name, None) != tuple(tensor.shape):
             wanted = shapes.get(name, "none of that name, or it came before")
@@ -110,11 +115,15 @@ def _watch(
         target = name
         for part, whole in merged_names.items():
             target = target.replace(f".{part}.", f".{whole}.")
-        total, count = sums.get(target, (0, 0))
-        sums[target] = (_wrap(total + _bits(tensor)), count + tensor.numel())
+        counts[target] = counts.get(target, 0) + tensor.numel()
+        bits = _bits(tensor)
+        found[target] = found[target] + bits if target in found else bits
         yield name, tensor
     if left:
         raise RunError(f"the push of weights lacks {', '.join(sorted(left))}")
+    # Read at the end: the host would wait for the GPU at each of the tensors.
+    totals = torch.stack(list(found.values())).tolist()
+    sums |= {name: (total, counts[name]) for name, total in zip(found, totals, strict=True)}
 
 
 def _list_merged_names(model: Any) -> dict[str, str]:
@@ -174,12 +183,7 @@ def _inputs(module: Any) -> int:
     return int(module.input_size_per_partition)
 
 
-def _bits(tensor: Tensor) -> int:
-    """Sum the elements' bits as integers, modulo 2^64; -0 counts as 0."""
+def _bits(tensor: Tensor) -> Tensor:
+    """Sum the elements' bits as integers, modulo 2^64 `[]`; -0 counts as 0."""
     integers = {4: torch.int32, 2: torch.int16}[tensor.element_size()]
-    return int((tensor + 0.0).contiguous().view(integers).sum(dtype=torch.int64))
-
-
-def _wrap(value: int) -> int:
-    """Wrap an integer to the range that 64 bits hold."""
-    return (value + 2**63) % 2**64 - 2**63
+    return (tensor + 0.0).contiguous().view(integers).sum(dtype=torch.int64)

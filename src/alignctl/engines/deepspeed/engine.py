@@ -23,11 +23,11 @@ from alignctl.checkpoints.manifest import Base
 from alignctl.checkpoints.tensors.dtypes import BY_FLAG
 from alignctl.config.precision import LossScale, Precision
 from alignctl.config.sections import DeepSpeed, Head, Lora, Model, Optimizer, Parallel
-from alignctl.data.batch import TokenBatch
+from alignctl.data.batch import IGNORE, TokenBatch
 from alignctl.engines.deepspeed.library import deepspeed
 from alignctl.engines.deepspeed.optimizer import ZeroOptimizer
 from alignctl.engines.deepspeed.state import DeepSpeedState
-from alignctl.engines.device import DEVICE, IS_GPU, join
+from alignctl.engines.device import DEVICE, IS_GPU, join, to_device
 from alignctl.engines.metrics import StepMetrics
 from alignctl.engines.protocol import NonFiniteError, too_small
 from alignctl.engines.sums import gather_documents, reduce_documents, step_metrics
@@ -260,16 +260,25 @@ class DeepSpeedEngine(DeepSpeedState):
 
     def _run(self, batch: TokenBatch, targets: Tensor | None) -> tuple[Tensor, ...]:
         found: tuple[Tensor, ...] = (self._deepspeed or self.model)(
-            torch.from_numpy(batch.tokens).to(DEVICE),
-            torch.from_numpy(batch.pieces.positions).to(DEVICE),
+            to_device(batch.tokens),
+            to_device(batch.pieces.positions),
             batch.pieces,
+            to_device(self._read(batch)),
             targets,
         )
         return found
 
+    def _read(self, batch: TokenBatch) -> NDArray[np.int64]:
+        """Find the places that the head is computed for; on the GPU, it would wait for that."""
+        if self.head != "lm":
+            return np.array(batch.pieces.ends, np.int64)
+        learned = np.flatnonzero(batch.targets != IGNORE)
+        # Every rank must use every weight: one place with a gradient of zero does.
+        return learned if learned.size else np.zeros(1, np.int64)
+
     def _output(self, batch: TokenBatch) -> tuple[Output | Scores, Tensor]:
         """Compute what losses read of one micro batch, and its targets `[T]`."""
-        targets = torch.from_numpy(batch.targets).to(DEVICE)
+        targets = to_device(batch.targets)
         found = self._run(batch, targets)
         return Output(*found) if self.head == "lm" else Scores(*found), targets
 
@@ -307,6 +316,8 @@ class DeepSpeedEngine(DeepSpeedState):
             "train_micro_batch_size_per_gpu": 1,
             "gradient_accumulation_steps": 1,
             "steps_per_print": 1 << 62,
+            # Its timer waits for the GPU twice in each micro batch, from the third step on.
+            "timers": {"throughput": {"enabled": False}},
             "zero_optimization": zero,
             "zero_force_ds_cpu_optimizer": False,  # which would have to be compiled
             "bf16": {"enabled": self.dtype == torch.bfloat16},

@@ -35,6 +35,7 @@ from alignctl.data.batch import IGNORE, TokenBatch
 from alignctl.engines.device import DEVICE, IS_GPU, to_device
 from alignctl.engines.megatron import optimizer as megatron_optimizer
 from alignctl.engines.megatron.forward_backward import LossPass, Observer
+from alignctl.engines.megatron.pipeline import communication
 from alignctl.engines.megatron.state import MegatronState
 from alignctl.engines.metrics import StepMetrics
 from alignctl.engines.offload import Offloaded
@@ -438,6 +439,7 @@ class MegatronEngine(MegatronState):
             seq_length=self._seq_length,
             micro_batch_size=1,
             forward_only=learned is None,
+            **communication(self._config, batches),
         )
 
     def _forward(self, batch: TokenBatch, model: Any, *, with_labels: bool) -> tuple[Any, Tensor]:

@@ -69,7 +69,7 @@ class MegatronForward(StreamedForward):
         super().__init__(self._module, tensors, model, head, probe, scratch)
 
     def _rotary_angles(self, num_tokens: int) -> Tensor | None:
-        """Compute the angles `[T, 1, 1, D]`; None where there are none (Bloom).
+        """Compute the angles `[T, 1, D]`; None where there are none (Bloom).
 
         Megatron's own `get_emb` says the same, but only on a GPU, or once `megatron_cpu` has
         changed torch and the allocator for good, which would keep all memory that was ever freed.
@@ -77,7 +77,7 @@ class MegatronForward(StreamedForward):
         if self._module.position_embedding_type == "none":
             return None
         angles = self._module.rotary_pos_emb.get_freqs_non_repeated(num_tokens)
-        return torch.cat([angles, angles], dim=-1)[:, None, None]
+        return torch.cat([angles, angles], dim=-1)[:, None]
 
     @override
     def embed(self) -> Tensor:

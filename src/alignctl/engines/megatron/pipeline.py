@@ -1,0 +1,58 @@
+"""What pipeline stages send each other, of which every stage knows the shape beforehand."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from megatron.core import parallel_state
+from megatron.core.pipeline_parallel.p2p_communication import P2PCommunicator
+from megatron.core.process_groups_config import ProcessGroupCollection
+from megatron.core.transformer.transformer_config import TransformerConfig
+from torch import Tensor
+from typing_extensions import override
+
+from alignctl.data.batch import TokenBatch
+
+_Shape = tuple[int, int, int]
+
+
+class KnownShapes(P2PCommunicator):
+    """Megatron's communicator between stages, for micro batches of different lengths.
+
+    Megatron's own sends each tensor's shape ahead of it, and waits for the GPU until that is there:
+    twice for a micro batch. But every stage has the micro batches, and 1F1B takes them in their
+    order, forward and backward: what comes next has the shape of the next micro batch.
+    """
+
+    def __init__(self, config: TransformerConfig, batches: Sequence[TokenBatch]) -> None:
+        """Prepare for one pass over the micro batches of a pipeline."""
+        super().__init__(parallel_state.get_pipeline_model_parallel_group(), config)
+        parts = config.tensor_model_parallel_size if config.sequence_parallel else 1
+        # With sequence parallelism each rank has its part; the engine fills the last one up.
+        shapes = [(-(-batch.num_tokens // parts), 1, config.hidden_size) for batch in batches]
+        self._forward, self._backward = iter(shapes), iter(shapes)
+
+    @override
+    def _communicate_shapes(
+        self,
+        tensor_send_next: Tensor | None,
+        tensor_send_prev: Tensor | None,
+        recv_prev: bool,
+        recv_next: bool,
+    ) -> tuple[_Shape | None, _Shape | None]:
+        """Return the shapes of what the stage before and the next one send, if they do."""
+        return (
+            next(self._forward) if recv_prev else None,
+            next(self._backward) if recv_next else None,
+        )
+
+
+def communication(config: TransformerConfig, batches: Sequence[TokenBatch]) -> dict[str, Any]:
+    """List what Megatron's schedule has to be given for these micro batches; {} of one stage."""
+    if config.pipeline_model_parallel_size == 1:
+        return {}
+    names = ["tp", "pp", "cp", "dp_cp", "embd", "pos_embd"]
+    return {
+        "p2p_communicator": KnownShapes(config, batches),
+        # The groups that it takes by itself, but wants to be named beside a communicator.
+        "pg_collection": ProcessGroupCollection.use_mpu_process_groups(names),
+    }
