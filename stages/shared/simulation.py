@@ -18,11 +18,12 @@ from alignctl.config.on_policy_run import is_on_policy
 from alignctl.config.run import TrainingConfig
 from alignctl.corpus.pool import map_in_order
 from alignctl.errors import UserError
+from alignctl.planning.budget import counted
 from alignctl.planning.devices import device
 from alignctl.planning.job import describe, kinds_of_ranks
 from alignctl.planning.layouts import fitting
 from alignctl.planning.memory import GIB
-from alignctl.planning.report import RankReport, Report
+from alignctl.planning.report import RankReport, Report, largest
 from alignctl.planning.sampler import sampler
 from alignctl.stages.shared.stage import Stage, load_stage
 
@@ -106,14 +107,17 @@ def _played(
     from alignctl.simulation.process import playing
 
     kind, stage = rank_kind
-    with playing(config, stage, is_gpu=is_gpu) as rank:
-        here = load_stage(config.stage)
-        if here.learner is not None and is_on_policy(config):
-            from alignctl.simulation.episode import simulate_episode
+    here = load_stage(config.stage)
+    if here.learner is None or not is_on_policy(config):
+        with playing(config, stage, is_gpu=is_gpu) as rank:
+            return _training_step(here, config, rank, kind)
+    from alignctl.simulation.episode import simulate_episode
 
-            gpu_memory = int(gpu_memory_gib * GIB)
-            return simulate_episode(config, here.learner, rank, kind, gpu_memory)
-        return _training_step(here, config, rank, kind)
+    found, gpu_memory = [], int(gpu_memory_gib * GIB)
+    for each in counted(config):
+        with playing(each, stage, is_gpu=is_gpu) as rank:
+            found.append(simulate_episode(each, here.learner, rank, kind, gpu_memory))
+    return largest(found)
 
 
 # ---- sft, reward, dpo ----

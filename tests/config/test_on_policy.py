@@ -363,3 +363,49 @@ def test_the_schema_explains_every_knob_of_the_stages() -> None:
             waiting += below
             assert below or knob["description"].endswith("."), f"{name}.{key}"
     assert {"Rollout", "Experience", "Trust", "Score", "Penalty", "Value", "Clipping"} <= seen
+
+
+@pytest.mark.parametrize(
+    ("stage", "knobs", "fewest"),
+    [
+        # 32 + 32: the whole of a prompt and an answer, as a reward model reads them.
+        ("grpo", (), 64),
+        ("rlhf", (), 64),
+        ("online-dpo", (), 112),
+        ("online-dpo", ("batch.share_prompts=false",), 128),
+        ("online-dpo", ("pairs=all", "experience.samples=4"), 188),
+    ],
+)
+def test_a_budget_of_tokens_holds_the_longest_that_is_never_cut(
+    preset: str, stage: str, knobs: tuple[str, ...], fewest: int
+) -> None:
+    """Of k answers that share a prompt: 8/7 of 32 + k x 33, as an eighth is worth sharing."""
+    given = f"batch.micro_batch_tokens={fewest}"
+    assert resolved(preset, stage, *knobs, given).batch.micro_batch_tokens == fewest
+    rule = refused(preset, stage, *knobs, f"batch.micro_batch_tokens={fewest - 1}")
+    assert rule.startswith(f"batch.micro_batch_tokens {fewest - 1} is less than the {fewest} that ")
+    assert "data.max_prompt_length 32 + rollout.max_new_tokens 32" in rule
+    assert rule.endswith(f" may take: give {fewest} or more")
+
+
+def test_answers_are_not_counted_beside_a_budget_of_tokens(preset: str) -> None:
+    """A global batch of 4 could not be dealt to micro batches of 3 on one rank."""
+    for key in ("batch.micro_batch_size", "experience.score_batch_size"):
+        with pytest.raises(UserError) as caught:
+            resolved(preset, "grpo", "batch.micro_batch_tokens=64", f"{key}=3")
+        assert caught.value.message == (
+            f"override '{key}=3' has no effect beside batch.micro_batch_tokens 64, which takes its "
+            "place: leave one out (batch.micro_batch_tokens=null unsets)"
+        )
+
+
+def test_of_a_count_and_a_budget_the_nearer_one_holds(preset: str, tmp_path: Path) -> None:
+    """The preset counts, the one that extends it has a budget, and so on."""
+    above = tmp_path / "above.yaml"
+    above.write_text(f"extends: {preset}\ngrpo: {{batch: {{micro_batch_tokens: 90}}}}\n")
+    assert resolved(str(above), "grpo").batch.micro_batch_tokens == 90
+    typed = resolved(str(above), "grpo", "batch.micro_batch_size=4").batch
+    assert (typed.micro_batch_size, typed.micro_batch_tokens) == (4, None)
+    top = tmp_path / "top.yaml"
+    top.write_text("extends: above.yaml\ngrpo: {batch: {micro_batch_size: 4}}\n")
+    assert resolved(str(top), "grpo").batch == typed

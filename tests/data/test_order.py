@@ -8,7 +8,6 @@ from hypothesis import strategies as st
 from alignctl.data.batch import TokenBatch
 from alignctl.data.order import (
     epoch_order,
-    partition,
     step_sequences,
     train_batches,
     validation_batches,
@@ -53,20 +52,6 @@ def test_the_order_changes_with_seed_and_epoch_and_never_between_releases() -> N
     orders = [epoch_order(50, seed, epoch).tolist() for seed in (1, 2) for epoch in (0, 1)]
     assert len({tuple(order) for order in orders}) == 4
     assert epoch_order(8, 1234, 0).tolist() == [6, 7, 2, 4, 3, 5, 1, 0]
-
-
-@given(st.lists(st.integers(1, 100), max_size=40), st.integers(1, 8))
-def test_a_partition_gives_every_rank_its_share(lengths: list[int], num_ranks: int) -> None:
-    hands = partition(lengths, num_ranks)
-    assert sorted(place for hand in hands for place in hand) == list(range(len(lengths)))
-    assert max(map(len, hands)) <= -(-len(lengths) // num_ranks)
-    if len(lengths) % num_ranks == 0:
-        assert len({len(hand) for hand in hands}) == 1
-
-
-def test_a_partition_balances_tokens() -> None:
-    """9 | 8, then 2 to the lighter, 1 to the heavier: 10 and 10."""
-    assert partition([9, 8, 1, 2], 2) == [[0, 2], [1, 3]]
 
 
 @given(

@@ -66,7 +66,8 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def setting(inputs: Path, tmp_path_factory: pytest.TempPathFactory) -> Setting:
-    return made(inputs, tmp_path_factory.mktemp("whole") / "run", "rlhf", *KNOBS)
+    knobs = (*KNOBS, "batch.micro_batch_tokens=100")
+    return made(inputs, tmp_path_factory.mktemp("whole") / "run", "rlhf", *knobs)
 
 
 @pytest.fixture

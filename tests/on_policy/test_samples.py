@@ -2,6 +2,7 @@
 
 from collections import Counter
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 from hypothesis import given
@@ -150,6 +151,25 @@ def test_a_reward_model_reads_the_last_token_too(samples: Samples, num_ranks: in
     for sample in range(len(samples)):
         whole = [*samples.questions[sample], *samples.answers[sample]]
         assert inputs[sample] == whole
+
+
+@given(episodes(), st.integers(9, 30), st.integers(1, 3), st.booleans())
+def test_a_budget_holds_for_what_each_model_reads(
+    samples: Samples, most: int, num_ranks: int, share_prompts: bool
+) -> None:
+    """A reward model reads nine tokens of the longest question and answer, a policy eight."""
+    samples = replace(samples, prompts=samples.groups, questions=[samples.questions[0]] * 9)
+    limits: dict[str, Any] = {"micro_batch_size": 1, "micro_batch_tokens": most}
+    limits |= {"dp_size": num_ranks, "share_prompts": share_prompts}
+    every = range(len(samples))
+    for hands in (
+        [samples.batches(every, dp_rank=rank, **limits) for rank in range(num_ranks)],
+        [samples.scored_batches(dp_rank=rank, **limits) for rank in range(num_ranks)],
+    ):
+        assert len({len(hand) for hand in hands}) == 1
+        batches = [batch for hand in hands for batch in hand]
+        assert all(batch.num_tokens <= most for batch in batches)
+        assert sorted(row for b in batches for row in b.rows if row >= 0) == list(every)
 
 
 def test_equal_answers_to_one_prompt_are_found(tokenizer: Tokenizer) -> None:

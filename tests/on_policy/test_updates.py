@@ -86,7 +86,7 @@ def result(loss: float, weight: float, kl: float, norm: float | None = 1.0) -> S
 def updated(engine: ScriptedEngine, count: int, **settings: Any) -> dict[str, float]:
     some: Any = engine
     unused: Any = None
-    parts: Any = [[]] * count
+    parts: Any = [[1, 2, 3]] * count  # three micro batches each
     return update(some, OPTIMIZER, unused, parts, first=2, total=100, **settings).metrics
 
 
@@ -97,7 +97,7 @@ def test_metrics_are_means_by_weight_and_rates_follow_the_updates_of_the_run() -
     assert found == pytest.approx(
         {
             **{"loss": 3.5, "approx_kl": 0.075, "kl": 0.15, "grad_norm": 1.5, "updates": 2},
-            **{"trained_tokens": 10, "computed_tokens": 6},
+            **{"trained_tokens": 10, "computed_tokens": 6, "micro_batches": 6},
         }
     )
     assert engine.rates == [0.5, 0.75]
@@ -122,6 +122,7 @@ def test_updates_beyond_the_allowed_kl_are_left_out() -> None:
     engine = ScriptedEngine(result(1, 1, 0.01), result(1, 1, 0.03), result(1, 1, 0.0))
     found = updated(engine, 3, max_kl=0.02)
     assert found["updates"] == len(engine.rates) == 2
+    assert found["micro_batches"] == 6
 
 
 def test_an_update_that_is_not_finite_names_its_number() -> None:

@@ -1,4 +1,7 @@
-"""The job of shared prompts: every number twice, prompts computed once and for each answer."""
+"""The job of shared prompts: every number with prompts computed for each answer, and once.
+
+Once is twice: in micro batches by number, and by tokens.
+"""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -8,7 +11,7 @@ import numpy as np
 import pytest
 
 from alignctl.data.batch import Document, PreferenceBatch
-from alignctl.data.order import dealt_micro_batches
+from alignctl.data.micro_batches import dealt_micro_batches
 from tests.parallel import documents
 from tests.parallel.cases import Case
 
@@ -84,14 +87,17 @@ def _groups() -> list[list[Document]]:
     ]
 
 
-def preferences(grouping: str, engine: Any, *, share_prompts: bool) -> list[PreferenceBatch]:
-    """This rank's micro batches: as many as without sharing."""
+def preferences(
+    grouping: str, engine: Any, *, share_prompts: bool, by_tokens: bool = False
+) -> list[PreferenceBatch]:
+    """This rank's micro batches: as many as without sharing; by tokens the largest is a batch."""
     groups = _groups()
     random = np.random.default_rng(4)
     scores = [random.random(len(group)) for group in groups]
     parts = dealt_micro_batches(
         [sum(len(each.tokens) for each in group) for group in groups],
         micro_batch_size=int(grouping),
+        micro_batch_tokens=130 if by_tokens else None,
         dp_rank=engine.data_parallel_rank,
         dp_size=engine.data_parallel_size,
     )
@@ -105,11 +111,15 @@ def preferences(grouping: str, engine: Any, *, share_prompts: bool) -> list[Pref
     ]
 
 
-def _episode_batches(grouping: str, engine: Any, *, share_prompts: bool) -> Any:
+def _episode_batches(
+    grouping: str, engine: Any, *, share_prompts: bool, by_tokens: bool = False
+) -> Any:
+    """By tokens the first group, of 50 when it is shared, is cut."""
     samples = episode()
     return samples.batches(
         range(len(samples)),
         micro_batch_size=int(grouping),
+        micro_batch_tokens=42 if by_tokens else None,
         dp_rank=engine.data_parallel_rank,
         dp_size=engine.data_parallel_size,
         share_prompts=share_prompts,
@@ -128,7 +138,7 @@ def shared(case: Case, folder: Path) -> dict[str, Any]:
 
 
 def _each(case: Case, folder: Path) -> Iterator[tuple[str, list[dict[str, Any]], float]]:
-    """What was found in the one way and in the other, and how far gradients are apart."""
+    """What was found in each way, and how far gradients are apart."""
     from alignctl.config.sections import Lora
     from tests.parallel.jobs import engine_of
 
@@ -149,8 +159,8 @@ def _both(
 ) -> tuple[list[dict[str, Any]], float]:
     numbers: list[dict[str, Any]] = []
     gradients = []
-    for share_prompts in (False, True):
-        of_rank = batches(case.grouping, engine, share_prompts=share_prompts)
+    for share_prompts, by_tokens in ((False, False), (True, False), (True, True)):
+        of_rank = batches(case.grouping, engine, share_prompts=share_prompts, by_tokens=by_tokens)
         numbers.append(measure(engine, of_rank, loss, samples))
         gradients.append([each.detach().clone() for each in engine.gradient_buffers()])
     return numbers, _furthest(*gradients)
@@ -193,10 +203,10 @@ def assert_equal(apart: dict[str, Any], together: dict[str, Any]) -> None:
     assert together["outputs"] == pytest.approx(apart["outputs"], rel=0, abs=1e-6 * largest)
 
 
-def _furthest(left: Sequence[Any], right: Sequence[Any]) -> float:
+def _furthest(left: Sequence[Any], *others: Sequence[Any]) -> float:
     """The largest difference of gradients, relative to the largest element."""
     largest: float = max(each.abs().max().item() for each in left)
-    apart = (a - b for a, b in zip(left, right, strict=True))
+    apart = (a - b for right in others for a, b in zip(left, right, strict=True))
     furthest: float = max(each.abs().max().item() for each in apart)
     return furthest / largest
 

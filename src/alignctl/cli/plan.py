@@ -80,7 +80,9 @@ def _table(rows: list[dict[str, Any]]) -> str:
         lines.append(
             [
                 "*" if number == 0 else "",
-                *(str(row[key]) for key in ("tp", "pp", "dp", "micro_batch_size", "recompute")),
+                *(str(row[key]) for key in ("tp", "pp", "dp")),
+                str(row.get("micro_batch_size") or f"{row['micro_batch_tokens']:,} tokens"),
+                row["recompute"],
                 "yes" if row["offload"] else "no",
                 f"{row['peak_gib']:.1f}",
                 f"{row['seconds']:.2f}",

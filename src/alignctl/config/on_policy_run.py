@@ -25,8 +25,8 @@ from alignctl.config.roles import LongestBatch, ModelRole
 from alignctl.config.rollout import Rollout
 from alignctl.config.run import TrainingConfig, TrainingSettings
 from alignctl.config.sections import (
-    AnswersBatch,
     DPOLoss,
+    EpisodeBatch,
     FilePath,
     Optimizer,
     one_warmup,
@@ -37,7 +37,7 @@ from alignctl.config.sections import (
 class OnPolicySettings(TrainingSettings):
     """What a preset says about every stage that learns from its own answers."""
 
-    batch: AnswersBatch
+    batch: EpisodeBatch
     data: Prompts = Prompts()
     train: Episodes
     rollout: Rollout
@@ -89,6 +89,20 @@ class OnPolicyConfig(OnPolicySettings, TrainingConfig):
         return self.data.max_prompt_length + self.rollout.max_new_tokens
 
     @property
+    def answers_kept_together(self) -> int:
+        """Answers to one prompt that no two micro batches of an update ever share out."""
+        return 1
+
+    @property
+    def fewest_tokens(self) -> tuple[int, str]:
+        """Tokens that what is never cut apart may take, and a description of them."""
+        described = (
+            f"data.max_prompt_length {self.data.max_prompt_length} + rollout.max_new_tokens "
+            f"{self.rollout.max_new_tokens}"
+        )
+        return self.longest_answer, described
+
+    @property
     @override
     def longest_batch(self) -> LongestBatch:
         # The last token of an answer is read by nothing.
@@ -136,6 +150,18 @@ class OnPolicyConfig(OnPolicySettings, TrainingConfig):
             ),
             *self._experience_problems(),
             *self._score_problems(),
+        ]
+
+    @override
+    def _share_problems(self, replicas: int) -> list[str]:
+        if self.batch.micro_batch_tokens is None:
+            return super()._share_problems(replicas)
+        tokens, (fewest, described) = self.batch.micro_batch_tokens, self.fewest_tokens
+        if tokens >= fewest:
+            return []
+        return [
+            f"batch.micro_batch_tokens {tokens} is less than the {fewest} that {described} may "
+            f"take: give {fewest} or more"
         ]
 
     def _engine_problems(self) -> list[str]:
@@ -364,8 +390,25 @@ class OnlineDPOConfig(OnlineDPOSettings, OnPolicyConfig):
 
     @property
     @override
+    def answers_kept_together(self) -> int:
+        return 2 if self.pairs == "best_worst" else self.experience.samples
+
+    @property
+    @override
+    def fewest_tokens(self) -> tuple[int, str]:
+        """The same of all answers that are compared: a pair is never cut apart."""
+        prompt, answer = self.data.max_prompt_length, self.rollout.max_new_tokens
+        compared = self.answers_kept_together
+        apart = compared * self.longest_answer
+        # What saves less than an eighth is not shared: then no more than 8/7 of the tokens needed.
+        needed = prompt + compared * (answer + 1)
+        fewest = min(apart, -(-8 * needed // 7)) if self.batch.share_prompts else apart
+        return fewest, f"{compared} compared answers of {super().fewest_tokens[1]} each"
+
+    @property
+    @override
     def longest_batch(self) -> LongestBatch:
-        count = self.batch.micro_batch_size * self.answers_compared
+        count = self.batch.micro_batch_size * self.answers_kept_together
         return LongestBatch(count, self.longest_answer, self.rollout.max_new_tokens)
 
     def _problems(self) -> list[str]:

@@ -269,19 +269,26 @@ class TrainingConfig(TrainingSettings, RunConfig):
         problems = []
         batch, model = self.batch, self.model
         replicas, rest = divmod(self.world_size, self.parallel.tp * self.parallel.pp)
-        share = batch.micro_batch_size * replicas
-        if rest == 0 and self.pack_capacity is None and batch.global_batch_size % share:
-            problems.append(
-                f"batch.global_batch_size {batch.global_batch_size} is not divisible by "
-                f"batch.micro_batch_size {batch.micro_batch_size} x {replicas} data-parallel "
-                f"ranks = {share}"
-            )
+        if rest == 0:
+            problems += self._share_problems(replicas)
         if model.traits.is_rotary and batch.seq_length > model.max_position_embeddings:
             problems.append(
                 f"batch.seq_length {batch.seq_length} exceeds model.max_position_embeddings "
                 f"{model.max_position_embeddings}"
             )
         return problems
+
+    def _share_problems(self, replicas: int) -> list[str]:
+        """List the reasons why so many ranks cannot have micro batches of the size given."""
+        batch = self.batch
+        share = batch.micro_batch_size * replicas
+        if self.pack_capacity is not None or batch.global_batch_size % share == 0:
+            return []
+        return [
+            f"batch.global_batch_size {batch.global_batch_size} is not divisible by "
+            f"batch.micro_batch_size {batch.micro_batch_size} x {replicas} data-parallel "
+            f"ranks = {share}"
+        ]
 
     def _schedule_problems(self) -> list[str]:
         problems = []

@@ -272,6 +272,20 @@ class AnswersBatch(Batch):
     tokens the same numbers but for rounding. false: once for each."""
 
 
+class EpisodeBatch(AnswersBatch):
+    """How many answers, and how long; of online-dpo, a prompt with all its answers is one."""
+
+    micro_batch_tokens: Count | None = None
+    """Most input tokens, as they are computed, in one forward pass on one data-parallel rank, in
+    updates and where nothing is learned; at least those of the longest prompt and answer. It takes
+    the place of micro_batch_size and experience.score_batch_size, which then have no effect; null:
+    these count."""
+
+
+COUNTED = (("batch", "micro_batch_size"), ("experience", "score_batch_size"))
+"""The knobs whose place `batch.micro_batch_tokens` takes; every preset has the first."""
+
+
 class RewardLoss(Section):
     """What a reward model minimises: -log sigmoid(r_b - r_w) of a better and a worse answer."""
 

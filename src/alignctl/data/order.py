@@ -1,18 +1,17 @@
-"""Which sequences an optimizer step takes, and how they are dealt to ranks: pure functions.
+"""Which sequences an optimizer step takes, and the micro batches of a rank: pure functions.
 
 Everything follows from (seed, step), so a resumed run needs no state but its step number.
 """
 
-import heapq
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable
 from functools import lru_cache
-from itertools import groupby
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from alignctl.data.batch import TokenBatch
+from alignctl.data.micro_batches import dealt_micro_batches
 from alignctl.data.packing import pack
 
 
@@ -92,91 +91,6 @@ def taken(split: Sequences, *, global_batch_size: int, seed: int, step: int) -> 
     return step_sequences(
         split.num_sequences, global_batch_size=global_batch_size, seed=seed, step=step
     )
-
-
-def partition(lengths: Sequence[int], num_ranks: int) -> list[list[int]]:
-    """Deal sequences to ranks: the same number to each, give or take one, and similar tokens.
-
-    The longest first, each to the rank with the fewest tokens among those with room.
-
-    Args:
-        lengths: Tokens of each sequence.
-        num_ranks: Data-parallel ranks.
-
-    Returns:
-        For each rank the places of its sequences in `lengths`, in rising order.
-    """
-    most = -(-len(lengths) // num_ranks)
-    shares: list[list[int]] = [[] for _ in range(num_ranks)]
-    # (tokens so far, rank): the least loaded rank is on top, ties go to the lower rank.
-    open_ranks = [(0, rank) for rank in range(num_ranks)]
-    for place in sorted(range(len(lengths)), key=lambda p: (-lengths[p], p)):
-        tokens, rank = heapq.heappop(open_ranks)
-        shares[rank].append(place)
-        if len(shares[rank]) < most:
-            heapq.heappush(open_ranks, (tokens + lengths[place], rank))
-    return [sorted(share) for share in shares]
-
-
-def dealt_micro_batches(
-    lengths: Sequence[int], *, micro_batch_size: int, dp_rank: int, dp_size: int
-) -> list[list[int]]:
-    """Deal things to ranks and return one rank's micro batches; each thing is on one rank only.
-
-    Args:
-        lengths: Tokens of each thing.
-        micro_batch_size: Things in a micro batch.
-        dp_rank: This data-parallel rank.
-        dp_size: Data-parallel ranks.
-
-    Returns:
-        Places in `lengths`, of each micro batch; as many batches on every rank, so that one that
-        runs out ends with empty ones.
-    """
-    share = partition(lengths, dp_size)[dp_rank]
-    most = -(-len(lengths) // dp_size)
-    return [share[start : start + micro_batch_size] for start in range(0, most, micro_batch_size)]
-
-
-def dealt_groups(
-    groups: Sequence[Sequence[int]],
-    tokens: Callable[[Sequence[int]], int],
-    *,
-    micro_batch_size: int,
-    dp_rank: int,
-    dp_size: int,
-) -> list[list[list[int]]]:
-    """Deal members of groups, which cost less together, and return one rank's micro batches.
-
-    The members of all groups are put in one row, which is cut into micro batches of about the same
-    number of members, as many for every rank. So a group lies in one batch or in adjacent ones.
-
-    Args:
-        groups: Members of each group.
-        tokens: Counts those that are computed for some members of one group.
-        micro_batch_size: Most members in a micro batch.
-        dp_rank: This data-parallel rank.
-        dp_size: Data-parallel ranks.
-
-    Returns:
-        For each micro batch groups, or parts of groups; as many batches on every rank, some of
-        which may be empty. Ranks have about as many tokens to compute.
-    """
-    row = [(group, member) for group, members in enumerate(groups) for member in members]
-    count = -(-len(row) // (micro_batch_size * dp_size)) * dp_size
-    batches = [
-        [
-            [member for _, member in part]
-            for _, part in groupby(row[len(row) * n // count : len(row) * (n + 1) // count], _group)
-        ]
-        for n in range(count)
-    ]
-    costs = [sum(map(tokens, batch)) for batch in batches]
-    return [batches[place] for place in partition(costs, dp_size)[dp_rank]]
-
-
-def _group(numbered: tuple[int, int]) -> int:
-    return numbered[0]
 
 
 def train_batches(

@@ -16,7 +16,7 @@ from alignctl.config.precision import Precision
 from alignctl.config.sections import Parallel
 from alignctl.data.batch import Document, PreferenceBatch, TokenBatch, count_computed
 from alignctl.data.distinct import find_distinct
-from alignctl.data.order import dealt_groups
+from alignctl.data.micro_batches import dealt_groups
 from alignctl.data.tokenizer import Tokenizer, check_fits, load_tokenizer
 from alignctl.errors import RunError, UserError
 from alignctl.rollouts import library

@@ -98,6 +98,7 @@ class Models:
             batches = samples.batches(
                 range(len(samples)),
                 micro_batch_size=self.config.experience.score_batch_size,
+                micro_batch_tokens=self.config.batch.micro_batch_tokens,
                 dp_rank=engine.data_parallel_rank,
                 dp_size=engine.data_parallel_size,
                 share_prompts=self.config.batch.share_prompts,
@@ -109,6 +110,7 @@ class Models:
         with self.on_device(engine):
             batches = samples.scored_batches(
                 micro_batch_size=self.config.experience.score_batch_size,
+                micro_batch_tokens=self.config.batch.micro_batch_tokens,
                 dp_rank=engine.data_parallel_rank,
                 dp_size=engine.data_parallel_size,
                 share_prompts=self.config.batch.share_prompts,

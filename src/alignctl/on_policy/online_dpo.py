@@ -11,8 +11,14 @@ from numpy.typing import NDArray
 from alignctl.algorithms.dpo import DPO
 from alignctl.algorithms.online_pairs import choose_pairs
 from alignctl.config.on_policy_run import OnlineDPOConfig
-from alignctl.data.batch import Document, Pairs, PreferenceBatch, count_computed
-from alignctl.data.order import dealt_micro_batches
+from alignctl.data.batch import (
+    Document,
+    Pairs,
+    PreferenceBatch,
+    count_computed,
+    with_every_token_an_input,
+)
+from alignctl.data.micro_batches import dealt_micro_batches
 from alignctl.data.prompt_store import PromptData
 from alignctl.on_policy.loop import UpdateResult
 from alignctl.on_policy.models import Models
@@ -90,13 +96,15 @@ class OnlineDPO:
         self, groups: Sequence[list[int]], samples: Samples, scores: NDArray[np.float64]
     ) -> Batches:
         """Make this rank's micro batches of some prompts, each with the answers compared."""
-        policy = self.models.policy
-        share_prompts = self.config.batch.share_prompts
+        policy, batch = self.models.policy, self.config.batch
         documents = [[samples.document(each) for each in group] for group in groups]
-        count = count_computed if share_prompts else _count_tokens
+        count = _count_tokens
+        if batch.share_prompts:
+            count = count_computed if batch.micro_batch_tokens is None else _count_exactly
         parts = dealt_micro_batches(
             [count(group) for group in documents],
-            micro_batch_size=self.config.batch.micro_batch_size,
+            micro_batch_size=batch.micro_batch_size,
+            micro_batch_tokens=batch.micro_batch_tokens,
             dp_rank=policy.data_parallel_rank,
             dp_size=policy.data_parallel_size,
         )
@@ -104,7 +112,7 @@ class OnlineDPO:
             PreferenceBatch.from_groups(
                 [documents[place] for place in part],
                 scores[[each for place in part for each in groups[place]]],
-                share_prompts=share_prompts,
+                share_prompts=batch.share_prompts,
             )
             for part in parts
         ]
@@ -112,6 +120,11 @@ class OnlineDPO:
 
 def _count_tokens(documents: Sequence[Document]) -> int:
     return sum(len(document.tokens) for document in documents)
+
+
+def _count_exactly(documents: Sequence[Document]) -> int:
+    """Count as `count_computed` what a batch of preferences computes: every token is an input."""
+    return count_computed([with_every_token_an_input(document) for document in documents])
 
 
 def _group_compared(pairs: Pairs, groups: NDArray[np.int64]) -> list[list[int]]:

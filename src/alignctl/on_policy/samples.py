@@ -1,8 +1,8 @@
 """Answers that the policy has given: what every on-policy step learns from."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Self
 
 import numpy as np
@@ -10,9 +10,15 @@ import torch
 from numpy.typing import NDArray
 
 from alignctl.algorithms.samples import Segments
-from alignctl.data.batch import Document, PreferenceBatch, TokenBatch, count_computed
+from alignctl.data.batch import (
+    Document,
+    PreferenceBatch,
+    TokenBatch,
+    count_computed,
+    with_every_token_an_input,
+)
 from alignctl.data.distinct import find_distinct
-from alignctl.data.order import dealt_groups, dealt_micro_batches
+from alignctl.data.micro_batches import dealt_groups, dealt_micro_batches
 
 
 @dataclass(frozen=True, eq=False)
@@ -123,6 +129,7 @@ class Samples:
         samples: Sequence[int],
         *,
         micro_batch_size: int,
+        micro_batch_tokens: int | None = None,
         dp_rank: int,
         dp_size: int,
         share_prompts: bool = False,
@@ -132,6 +139,7 @@ class Samples:
         Args:
             samples: Numbers of the answers.
             micro_batch_size: Answers in a micro batch.
+            micro_batch_tokens: In its place, the most tokens that are computed; None: it counts.
             dp_rank: This data-parallel rank.
             dp_size: Data-parallel ranks.
             share_prompts: Whether what the answers to a prompt begin with is computed once; they
@@ -140,14 +148,41 @@ class Samples:
         Returns:
             As many on every rank; one that runs out ends with fillers.
         """
-        dealt = self._partition(samples, micro_batch_size, dp_rank, dp_size, share_prompts)
+        dealt = self._partition(
+            samples,
+            self.document,
+            micro_batch_size=micro_batch_size,
+            micro_batch_tokens=micro_batch_tokens,
+            dp_rank=dp_rank,
+            dp_size=dp_size,
+            share_prompts=share_prompts,
+        )
         return [TokenBatch.sharing(self._documents(groups)) for groups in dealt]
 
     def scored_batches(
-        self, *, micro_batch_size: int, dp_rank: int, dp_size: int, share_prompts: bool = False
+        self,
+        *,
+        micro_batch_size: int,
+        micro_batch_tokens: int | None = None,
+        dp_rank: int,
+        dp_size: int,
+        share_prompts: bool = False,
     ) -> list[TokenBatch]:
         """Make micro batches of all answers for a reward model, which reads the last token too."""
-        dealt = self._partition(range(len(self)), micro_batch_size, dp_rank, dp_size, share_prompts)
+
+        def read_whole(sample: int) -> Document:
+            return with_every_token_an_input(self.document(sample))
+
+        dealt = self._partition(
+            range(len(self)),
+            # Where answers are counted, tokens only balance ranks: as ever by those of a policy.
+            self.document if micro_batch_tokens is None else read_whole,
+            micro_batch_size=micro_batch_size,
+            micro_batch_tokens=micro_batch_tokens,
+            dp_rank=dp_rank,
+            dp_size=dp_size,
+            share_prompts=share_prompts,
+        )
         return [
             PreferenceBatch.from_groups(
                 self._documents(groups), np.zeros(sum(map(len, groups))), share_prompts=True
@@ -161,21 +196,26 @@ class Samples:
     def _partition(
         self,
         samples: Sequence[int],
+        document: Callable[[int], Document],
+        *,
         micro_batch_size: int,
+        micro_batch_tokens: int | None,
         dp_rank: int,
         dp_size: int,
         share_prompts: bool,
     ) -> list[list[list[int]]]:
         """Deal the answers to the micro batches of a rank, in groups with a shared beginning.
 
-        Ranks have about as many tokens.
+        Ranks have about as many tokens; `document` makes what is computed for an answer.
         """
-        groups = self.by_prompt(samples)
-        if share_prompts and len(groups) < len(samples):
+        groups = self.by_prompt(samples) if share_prompts else [[sample] for sample in samples]
+        if len(groups) < len(samples) or micro_batch_tokens is not None:
+            known = cache(document)
             return dealt_groups(
                 groups,
-                lambda part: count_computed([self.document(sample) for sample in part]),
+                lambda part: count_computed([known(sample) for sample in part]),
                 micro_batch_size=micro_batch_size,
+                micro_batch_tokens=micro_batch_tokens,
                 dp_rank=dp_rank,
                 dp_size=dp_size,
             )

@@ -31,7 +31,8 @@ class Updated:
         metrics: The loss's own and `loss`, as means over the steps by their weights; the mean
             `grad_norm` of those that were not left out; how many `updates` there were; and in
             float16 `loss_scale`, and of all steps so far `skipped_steps`. `trained_tokens` are the
-            input tokens of all documents, `computed_tokens` those of them that were computed.
+            input tokens of all documents, `computed_tokens` those of them that were computed, in so
+            many `micro_batches` of a rank.
         logprobs: Of the policy before them `[N]`, if asked.
     """
 
@@ -64,6 +65,7 @@ def plan_updates(models: Models, samples: Samples, *, step: int) -> list[Batches
         samples.batches(
             part,
             micro_batch_size=config.batch.micro_batch_size,
+            micro_batch_tokens=config.batch.micro_batch_tokens,
             dp_rank=policy.data_parallel_rank,
             dp_size=policy.data_parallel_size,
             share_prompts=config.batch.share_prompts,
@@ -136,6 +138,7 @@ def update(
         if max_kl is not None and result.metrics["approx_kl"] > max_kl:
             break
     metrics = _sum_up(results)
+    metrics["micro_batches"] = float(sum(map(len, batches[: len(results)])))
     if engine.loss_scale is not None:
         metrics |= {"loss_scale": engine.loss_scale, "skipped_steps": engine.skipped_steps}
     return Updated(metrics, results[0].target_outputs)

@@ -7,6 +7,7 @@ from alignctl.config.on_policy_run import OnPolicyConfig, is_on_policy
 from alignctl.config.run import TrainingConfig
 from alignctl.config.sections import Head
 from alignctl.data.batch import is_worth_sharing
+from alignctl.planning.budget import counted
 from alignctl.planning.memory import (
     GIB,
     Held,
@@ -17,14 +18,14 @@ from alignctl.planning.memory import (
     push_work,
     training_activations,
 )
-from alignctl.planning.report import Phase, RankReport, Report
+from alignctl.planning.report import Phase, RankReport, Report, largest
 from alignctl.planning.sampler import sampler
 
 
 def predict(config: TrainingConfig, *, gpu_memory_gib: float = 80.0) -> Report:
     """Compute the report of a job, by arithmetic."""
     ranks = tuple(
-        _episode(config, kind, stage, gpu_memory_gib)
+        largest([_episode(each, kind, stage, gpu_memory_gib) for each in counted(config)])
         if is_on_policy(config)
         else _training(config, kind, stage)
         for kind, stage in kinds_of_ranks(config).items()
@@ -41,10 +42,12 @@ def predict(config: TrainingConfig, *, gpu_memory_gib: float = 80.0) -> Report:
 def describe(config: TrainingConfig) -> str:
     """Describe a job in a line."""
     parallel, batch = config.parallel, config.batch
+    tokens = config.batch.micro_batch_tokens if is_on_policy(config) else None
+    size = f"{batch.micro_batch_size}" if tokens is None else f"{tokens:,} tokens"
     return (
         f"{config.preset} {config.stage}: {config.world_size} GPUs, TP {parallel.tp} x "
         f"PP {parallel.pp} x DP {config.data_parallel_size}, {config.precision}, batch "
-        f"{batch.global_batch_size} in micro batches of {batch.micro_batch_size}, "
+        f"{batch.global_batch_size} in micro batches of {size}, "
         f"{batch.seq_length:,} tokens, recompute {parallel.recompute}"
     )
 
@@ -77,6 +80,8 @@ def answers_together(config: OnPolicyConfig, size: int, *, is_learned: bool = Fa
     )
     if not config.batch.share_prompts or (is_learned and is_mixed):
         return 1
+    if is_learned and config.answers_kept_together > 1:
+        return config.answers_kept_together
     return math.gcd(size, config.experience.samples)
 
 

@@ -9,6 +9,7 @@ from pydantic import ValidationError
 
 from alignctl.config.on_policy_run import is_on_policy
 from alignctl.config.run import TrainingConfig
+from alignctl.planning.budget import counted
 from alignctl.planning.cost import GPUS_PER_NODE, Cost, Job, estimate
 from alignctl.planning.devices import Device
 from alignctl.planning.job import predict, tokens_of_batch
@@ -43,8 +44,9 @@ class Plan:
             "parallel.sequence_parallel": parallel.sequence_parallel,
             "parallel.distributed_optimizer": parallel.distributed_optimizer,
             "parallel.recompute": parallel.recompute,
-            "batch.micro_batch_size": self.config.batch.micro_batch_size,
         }
+        key, size = _micro_batch(self.config)
+        found[f"batch.{key}"] = size
         if is_on_policy(self.config):
             found["offload"] = self.config.offload
         return [f"{key}={str(value).lower()}" for key, value in found.items()]
@@ -56,7 +58,7 @@ class Plan:
             "tp": parallel.tp,
             "pp": parallel.pp,
             "dp": self.config.data_parallel_size,
-            "micro_batch_size": self.config.batch.micro_batch_size,
+            **dict([_micro_batch(self.config)]),
             "recompute": parallel.recompute,
             "distributed_optimizer": parallel.distributed_optimizer,
             "offload": getattr(self.config, "offload", False),
@@ -69,9 +71,18 @@ class Plan:
         }
 
 
+def _micro_batch(config: TrainingConfig) -> tuple[str, int]:
+    """Return the knob that limits micro batches, and its value."""
+    if is_on_policy(config) and config.batch.micro_batch_tokens is not None:
+        return "micro_batch_tokens", config.batch.micro_batch_tokens
+    return "micro_batch_size", config.batch.micro_batch_size
+
+
 def look_at(config: TrainingConfig, device: Device, gpu_memory_gib: float) -> Plan:
     """Report on one layout: the run as it is configured."""
-    tokens = tokens_of_batch(config)
+    # Of a budget of tokens the longest answers: they have most that attend to each other.
+    full = counted(config)[0] if is_on_policy(config) else config
+    tokens = tokens_of_batch(full)
     job = Job(
         config.architecture,
         config.parallel.tp,
@@ -79,7 +90,7 @@ def look_at(config: TrainingConfig, device: Device, gpu_memory_gib: float) -> Pl
         config.data_parallel_size,
         micro_batch_tokens=tokens.total,
         document_tokens=tokens.longest,
-        micro_batches=config.num_micro_batches,
+        micro_batches=full.num_micro_batches,
         recompute=config.parallel.recompute,
         sequence_parallel=config.parallel.sequence_parallel,
         is_chunked=_is_chunked(config, tokens.learned),
@@ -128,12 +139,15 @@ def _candidates(config: TrainingConfig, gpus: int) -> Iterator[TrainingConfig]:
     ]
     offloads = (False, True) if is_on_policy(config) else (None,)
     sizes = [1 << power for power in range(8)]
+    key, unit = _micro_batch(config)[0], 1
+    if is_on_policy(config) and key == "micro_batch_tokens":
+        unit = config.fewest_tokens[0]
     for tp, pp in product((1, 2, 4, 8), stages):
         if tp > per_node or gpus % (tp * pp):
             continue
         share = config.batch.global_batch_size // (gpus // tp // pp)
         for size, recompute, offload in product(sizes, RECOMPUTE, offloads):
-            if size > share or share % size:
+            if size > share or (share % size and key == "micro_batch_size"):
                 continue
             changed = {
                 **tree,
@@ -142,7 +156,7 @@ def _candidates(config: TrainingConfig, gpus: int) -> Iterator[TrainingConfig]:
                     "nproc_per_node": per_node,
                     "nnodes": gpus // per_node,
                 },
-                "batch": {**tree["batch"], "micro_batch_size": size},
+                "batch": {**tree["batch"], key: size * unit},
                 "parallel": {
                     **tree["parallel"],
                     "tp": tp,

@@ -1,7 +1,7 @@
 """What a job takes of each GPU, simulated or computed, and whether it fits."""
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 from alignctl.planning.memory import GIB, RESERVED_GIB, Held
 from alignctl.planning.sampler import Sampler
@@ -47,6 +47,15 @@ class RankReport:
     def peak(self) -> int:
         """Most bytes that are on the device at any time."""
         return max(phase.peak for phase in self.phases.values())
+
+
+def largest(reports: Sequence[RankReport]) -> RankReport:
+    """Report on one rank with micro batches of several kinds: each phase as with the worst."""
+    phases = {
+        name: max((each.phases[name] for each in reports), key=lambda phase: phase.peak)
+        for name in reports[0].phases
+    }
+    return replace(reports[0], phases=phases)
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from alignctl.config import rollout
-from alignctl.data.order import partition
+from alignctl.data.micro_batches import partition
 
 Finish = Literal["stop", "length"]
 """Why a completion ended: with a stop token, or because it may not be longer."""

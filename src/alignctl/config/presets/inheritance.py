@@ -84,7 +84,8 @@ def merge(
 ) -> Document:
     """Lay one document over another: mappings are merged, anything else is replaced.
 
-    Of the knobs that say how long a warm-up is, one takes the place of the others below it.
+    Of the knobs that say how long a warm-up is, one takes the place of the others below it; so does
+    micro_batch_size of micro_batch_tokens.
 
     Args:
         below: What is extended.
@@ -107,6 +108,9 @@ def merge(
             for name in set(WARMUPS) & set(old):
                 del merged[name]
                 forget((*path, name))
+        if new.get("micro_batch_size") is not None and "micro_batch_tokens" in old:
+            del merged["micro_batch_tokens"]
+            forget((*path, "micro_batch_tokens"))
         for key, value in new.items():
             before = merged.get(key)
             if isinstance(before, dict) and isinstance(value, dict) and not is_one((*path, key)):

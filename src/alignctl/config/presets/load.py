@@ -28,7 +28,7 @@ from alignctl.config.run import (
     SFTSettings,
     TrainingConfig,
 )
-from alignctl.config.sections import WARMUPS, Model, Section
+from alignctl.config.sections import COUNTED, WARMUPS, Model, Section
 from alignctl.config.stages import SECTIONS, load_class, section_of
 from alignctl.errors import UserError
 
@@ -130,7 +130,7 @@ def settle(
         if value is not None:
             _put(document, key, value, f"{FLAGS.get(key, key)} {value}")
     section = section_of(config_class.model_fields["stage"].default)
-    problems = _apply(document, overrides, config_class, section)
+    problems = _apply(document, overrides, config_class, section) + _uncounted(document)
     config = _validated(config_class, document, path, problems)
     if config is None or problems:
         raise refuse(problems)
@@ -321,7 +321,8 @@ def _apply(
 def _put(document: Document, key: str, value: Any, source: str) -> None:
     """Set a dotted key that is known to exist; a section that is no mapping is left as it is.
 
-    Of the knobs that say how long a warm-up is, one takes the place of the preset's.
+    Of the knobs that say how long a warm-up is, one takes the place of the preset's; so does
+    micro_batch_size of its micro_batch_tokens.
     """
     *sections, last = key.split(".")
     place = document.tree
@@ -331,10 +332,33 @@ def _put(document: Document, key: str, value: Any, source: str) -> None:
         place = place[section]
         if not isinstance(place, dict):
             return
-    if last in WARMUPS and value is not None:
-        for other in set(WARMUPS) - {last}:
-            origin = document.origins.get((*sections, other))
-            if origin is None or not origin.is_command_line:
-                place.pop(other, None)
+    others: set[str] = set()
+    if last in WARMUPS:
+        others = set(WARMUPS) - {last}
+    elif last == "micro_batch_size":
+        others = {"micro_batch_tokens"}
+    for other in others if value is not None else ():
+        if not _is_typed(document, (*sections, other)):
+            place.pop(other, None)
     place[last] = value
     document.origins[tuple(key.split("."))] = Origin(source, is_command_line=True)
+
+
+def _is_typed(document: Document, at: KeyPath) -> bool:
+    """Tell whether a key was given on the command line."""
+    origin = document.origins.get(at)
+    return origin is not None and origin.is_command_line
+
+
+def _uncounted(document: Document) -> list[str]:
+    """List what was typed and has no effect, because a micro batch is limited by its tokens."""
+    batch = document.tree.get("batch")
+    tokens = batch.get("micro_batch_tokens") if isinstance(batch, dict) else None
+    if tokens is None:
+        return []
+    return [
+        f"{document.origins[at].text} has no effect beside batch.micro_batch_tokens {tokens}, "
+        "which takes its place: leave one out (batch.micro_batch_tokens=null unsets)"
+        for at in COUNTED
+        if _is_typed(document, at)
+    ]
