@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 from alignctl.config.run import DPOConfig
 from alignctl.errors import RunError
 from alignctl.run_folder import RunFolder
-from alignctl.stages.shared.inputs import ROWS
+from alignctl.stages.shared.inputs import TUNED, rows
 from alignctl.stages.shared.prepared import prepared_data
 from alignctl.stages.shared.stage import Stage
 
@@ -155,7 +155,7 @@ STAGE = Stage(
         "  --nnodes 4 --node-rank 0 --master-addr node0 --dry-run",
         "alignctl dpo --preset llama2-70b --simulate",
     ),
-    inputs=ROWS,
+    inputs=rows(TUNED, "alignment"),
     rows="preferences",
     work=work,
     after_rows=choose_reference_cache,

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from alignctl.config.on_policy_run import GRPOConfig
 from alignctl.run_folder import RunFolder
-from alignctl.stages.shared.inputs import PROMPTS
+from alignctl.stages.shared.inputs import prompts
 from alignctl.stages.shared.stage import Stage
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ STAGE = Stage(
         "alignctl grpo --preset llama2-7b --load runs/sft --data data/math \\",
         "  --reward-load runs/reward score.source=merge",
     ),
-    inputs=PROMPTS,
+    inputs=prompts("math"),
     rows="prompts",
     work=work,
     learner=make_learner,

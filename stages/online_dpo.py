@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from alignctl.config.on_policy_run import OnlineDPOConfig
 from alignctl.run_folder import RunFolder
-from alignctl.stages.shared.inputs import PROMPTS
+from alignctl.stages.shared.inputs import prompts
 from alignctl.stages.shared.stage import Stage
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ STAGE = Stage(
         "alignctl online-dpo --preset llama2-7b --load runs/sft --reward-load runs/reward \\",
         "  --data data/prompts pairs=all",
     ),
-    inputs=PROMPTS,
+    inputs=prompts("alignment"),
     rows="prompts",
     work=work,
     learner=make_learner,

@@ -66,6 +66,8 @@ STAGE = Stage(
             meaning="an indexed dataset, or a folder of them (or data.blend)",
             is_needed=lambda config: config.data.blend is None,
             is_dataset=True,
+            places=("data/*.idx", "data/*/*.idx"),
+            maker="alignctl prepare tokenize",
         ),
         Input("data.blend", ("data.blend",), is_dataset=True),
         replace(VALIDATION_DATA, is_dataset=True),

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from alignctl import console
 from alignctl.config.run import RewardConfig
 from alignctl.run_folder import RunFolder
-from alignctl.stages.shared.inputs import ROWS
+from alignctl.stages.shared.inputs import TUNED, rows
 from alignctl.stages.shared.stage import Stage
 
 if TYPE_CHECKING:
@@ -84,7 +84,7 @@ STAGE = Stage(
         "  --nnodes 4 --node-rank 0 --master-addr node0 --dry-run",
         "alignctl reward --preset llama2-70b --simulate",
     ),
-    inputs=ROWS,
+    inputs=rows(TUNED, "reward"),
     rows="preferences",
     work=work,
     starts_from=("policy", "reward"),

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from alignctl.config.inputs import Input
 from alignctl.config.on_policy_run import RLHFConfig
 from alignctl.run_folder import RunFolder
-from alignctl.stages.shared.inputs import PROMPTS
+from alignctl.stages.shared.inputs import prompts
 from alignctl.stages.shared.stage import Stage
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ STAGE = Stage(
         "  --data data/prompts",
         "alignctl rlhf --preset llama2-70b --simulate",
     ),
-    inputs=(*PROMPTS, Input("value.load", ("value.load",))),
+    inputs=(*prompts("alignment"), Input("value.load", ("value.load",))),
     rows="prompts",
     work=work,
     learner=make_learner,

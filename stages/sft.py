@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from alignctl.config.run import SFTConfig
 from alignctl.run_folder import RunFolder
-from alignctl.stages.shared.inputs import ROWS
+from alignctl.stages.shared.inputs import LOAD, rows
 from alignctl.stages.shared.stage import Stage
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ STAGE = Stage(
         "  --nnodes 4 --node-rank 0 --master-addr node0 --dry-run",
         "alignctl sft --preset llama2-70b --simulate",
     ),
-    inputs=ROWS,
+    inputs=rows(LOAD, "sft"),
     rows="documents",
     work=work,
     loss=make_loss,

@@ -87,6 +87,11 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp
 def test_every_alignctl_command_is_accepted(page: str, run: Run) -> None:
     """Stages are asked what they would do; the other commands really run, one after the other."""
     left_out = (*WANT_MODELS, *WANT_FILES, *WANT_TIME)
+    for place in ("models/llama2-7b", "runs/llama2-7b-sft", "data/hh/alignment"):
+        Path(place).mkdir(parents=True)
+    for name in ("runs/llama2-7b-sft/config.json", "runs/llama2-7b-sft/result.json"):
+        Path(name).write_text("{}", encoding="utf-8")
+    Path("data/hh/alignment/dev.jsonl").touch()
     ours = [c for c in commands(page) if c[0] == "alignctl" and c[1] not in left_out]
     for command in ours:
         is_real = command[1] not in CAN_DRY_RUN or "--dry-run" in command

@@ -10,7 +10,12 @@ LOAD = Input(
     "Model to start from: Hugging Face, Megatron or a run.",
     meaning="a model folder to start from",
     is_needed=always,
+    places=("models/{preset}-mg", "models/{preset}"),
+    maker="alignctl convert-hf2mg --preset {preset} --load DIR",
 )
+TUNED = replace(LOAD, places=("runs/{preset}-sft",), maker="alignctl sft --preset {preset}")
+"""Of a stage that goes on from fine-tuning."""
+
 TOKENIZER = Input("tokenizer", ("--tokenizer",), "Tokenizer; default: beside the model.")
 DATA = Input(
     "data.train",
@@ -23,8 +28,23 @@ DATA = Input(
 VALIDATION_DATA = Input(
     "data.validation", ("--validation-data",), "Validation data: a file or a folder.", "PATH"
 )
-ROWS = (LOAD, DATA, VALIDATION_DATA, TOKENIZER)
-"""Of a stage that learns from rows."""
+
+
+def prepared(data: Input, kind: str) -> Input:
+    """Say of rows that they are those of one kind, as `alignctl prepare` writes them."""
+    patterns = (f"data/{kind}", f"data/*/{kind}")
+    return replace(data, places=patterns, maker="alignctl prepare")
+
+
+def rows(load: Input, kind: str) -> tuple[Input, ...]:
+    """List the inputs of a stage that learns from rows.
+
+    Args:
+        load: The model that it starts from.
+        kind: Its rows: sft, reward or alignment.
+    """
+    return (load, prepared(DATA, kind), VALIDATION_DATA, TOKENIZER)
+
 
 REWARD = Input(
     "reward_load",
@@ -33,6 +53,8 @@ REWARD = Input(
     meaning="score.source {config.score.source} needs a reward model, such as a run of alignctl "
     "reward; score.source=sparse_only scores by the rules that rows name, without one",
     is_needed=lambda config: config.needs_reward_model,
+    places=("runs/{preset}-reward",),
+    maker="alignctl reward --preset {preset}",
 )
 REWARD_ITERATION = Input(
     "reward_load_iteration",
@@ -40,16 +62,23 @@ REWARD_ITERATION = Input(
     "Which of its checkpoints; default: the newest.",
     "N",
 )
-PROMPTS = (
-    replace(
-        LOAD,
-        flags=("--load", "--policy-load"),
-        help="Policy to start from: Hugging Face, Megatron or a run.",
-    ),
-    REWARD,
-    REWARD_ITERATION,
-    replace(DATA, help="Prompts: a file or a folder."),
-    replace(VALIDATION_DATA, help="Held-out prompts: a file or a folder."),
-    TOKENIZER,
-)
-"""Of a stage whose policy writes the answers itself."""
+
+
+def prompts(kind: str) -> tuple[Input, ...]:
+    """List the inputs of a stage whose policy writes the answers itself.
+
+    Args:
+        kind: Its prompts: alignment, or math where a rule scores.
+    """
+    return (
+        replace(
+            TUNED,
+            flags=("--load", "--policy-load"),
+            help="Policy to start from: Hugging Face, Megatron or a run.",
+        ),
+        REWARD,
+        REWARD_ITERATION,
+        prepared(replace(DATA, help="Prompts: a file or a folder."), kind),
+        replace(VALIDATION_DATA, help="Held-out prompts: a file or a folder."),
+        TOKENIZER,
+    )

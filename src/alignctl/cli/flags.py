@@ -1,12 +1,15 @@
 """Flags that mean the same in every command, and the way examples are shown."""
 
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from alignctl import console
 from alignctl.config.bounds import MOST, MOST_PROCESSES
 from alignctl.config.stages import NAMES
+from alignctl.errors import UserError
 
 if TYPE_CHECKING:
     StageName = str
@@ -23,6 +26,14 @@ MaybePresetFlag = Annotated[
         "--preset",
         metavar="NAME|FILE",
         help="Preset whose architecture the model must have; default: believe its config.json.",
+    ),
+]
+NamePresetFlag = Annotated[
+    str | None,
+    typer.Option(
+        "--preset",
+        metavar="NAME|FILE",
+        help="Preset by whose name everything is found that is not given.",
     ),
 ]
 TokenizerFlag = Annotated[
@@ -151,3 +162,35 @@ OverridesArgument = Annotated[
 def example(*lines: str) -> str:
     """Write examples for the end of a command's help; the mark keeps their line breaks."""
     return "\b\nExample:\n" + "\n".join(f"  {line}" for line in lines)
+
+
+def say_found(found: Mapping[str, Path]) -> None:
+    """Say what is taken for flags that are left out, a line for each."""
+    for flag, path in found.items():
+        console.say(f"{flag} {path}, by its name")
+
+
+def find_by_name(flags: Mapping[str, Any], **finders: Callable[[], Path]) -> dict[str, Path]:
+    """Find by convention what is not named by a flag, and say it.
+
+    Args:
+        flags: Flag to its value, None where there is none.
+        **finders: How each is found.
+    """
+    found = {flag: find() for flag, find in finders.items() if flags[flag] is None}
+    say_found({f"--{flag.replace('_', '-')}": path for flag, path in found.items()})
+    return found
+
+
+def require_flags(flags: Mapping[str, Any], *names: str) -> None:
+    """Refuse a command line without a flag that it needs.
+
+    Raises:
+        UserError: With all that are missing.
+    """
+    missing = [f"--{name}" for name in names if flags[name] is None]
+    if missing:
+        raise UserError(
+            f"{', '.join(missing)}: missing",
+            "name it, or give --preset NAME, by which it is found",
+        )

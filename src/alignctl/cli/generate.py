@@ -6,7 +6,7 @@ prints their values. The same command goes on after an interruption.
 """
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -17,11 +17,17 @@ from alignctl.cli.flags import (
     OverridesArgument,
     TokenizerFlag,
     example,
+    find_by_name,
+    require_flags,
 )
 from alignctl.cli.lazy import PLAIN
+from alignctl.config import places
 from alignctl.config.generation import GenerateOptions
 from alignctl.config.inputs import not_here, refuse_inside
 from alignctl.config.presets.load import load_preset, options
+
+PROMPTS = ("data/alignment/dev.jsonl", "data/*/alignment/dev.jsonl", "data/*/math/dev.jsonl")
+"""Where prompts are that no stage has learned from."""
 
 app = typer.Typer(**PLAIN)
 
@@ -37,32 +43,36 @@ app = typer.Typer(**PLAIN)
 )
 def _generate(
     load: Annotated[
-        Path, typer.Option(metavar="DIR", help="Model: Hugging Face, Megatron or a run.")
-    ],
+        Path | None, typer.Option(metavar="DIR", help="Model: Hugging Face, Megatron or a run.")
+    ] = None,
     data: Annotated[
-        Path,
+        Path | None,
         typer.Option(
             metavar="FILE", help="Prompts: a .txt file with one in each line, or rows as JSON."
         ),
-    ],
+    ] = None,
     output: Annotated[
-        Path, typer.Option(metavar="FILE", help="Answers: .jsonl, or .txt with one in each line.")
-    ],
+        Path | None,
+        typer.Option(metavar="FILE", help="Answers: .jsonl, or .txt with one in each line."),
+    ] = None,
     preset: MaybePresetFlag = None,
     tokenizer: TokenizerFlag = None,
     dry_run: DryRunFlag = False,
     overrides: OverridesArgument = None,
 ) -> None:
-    flags = {
-        "load": load,
-        "data": data,
-        "output": output,
-        "tokenizer": tokenizer,
-        "model": load_preset(preset).model if preset else None,
-    }
+    flags: dict[str, Any] = {"load": load, "data": data, "output": output}
+    if preset:
+        flags |= find_by_name(
+            flags,
+            load=lambda: places.exported(places.require_policy(preset)),
+            data=lambda: places.require(PROMPTS, preset, "--data"),
+            output=lambda: places.place("answers", f"{places.stem(preset)}.jsonl"),
+        )
+    flags |= {"tokenizer": tokenizer, "model": load_preset(preset).model if preset else None}
+    require_flags(flags, "load", "data", "output")
     found = options(GenerateOptions, flags, overrides or [])
-    named = {"--load": load, "--data": data, "--tokenizer": tokenizer}
-    refuse_inside("--output", output, named.items())
+    named = {"--load": found.load, "--data": found.data, "--tokenizer": tokenizer}
+    refuse_inside("--output", found.output, named.items())
     if dry_run:
         console.note_all(not_here(named.items()))
         console.emit(found.model_dump_json(indent=2))

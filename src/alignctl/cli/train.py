@@ -25,10 +25,19 @@ from alignctl.cli.flags import (
     PresetFlag,
     SimulateFlag,
     example,
+    say_found,
 )
 from alignctl.cli.lazy import PLAIN
 from alignctl.config.bounds import MOST
-from alignctl.config.inputs import Input, missing_inputs, paths_of, refuse_inside, require_inputs
+from alignctl.config.inputs import (
+    Input,
+    find_inputs,
+    missing_inputs,
+    paths_of,
+    refuse_inside,
+    require_inputs,
+)
+from alignctl.config.places import place, stem
 from alignctl.config.presets.load import resolve
 from alignctl.config.run import TrainingConfig
 from alignctl.errors import UserError
@@ -62,11 +71,19 @@ class Request:
     simulated_gpu_gib: float | None
 
     def resolve(self, nnodes: int | None) -> TrainingConfig:
-        """Resolve the configuration; `nnodes` counts where no flag gives the number of nodes."""
-        output = self.flags["output"] or Path("runs") / f"{Path(self.preset).stem}-{self.name}"
+        """Resolve the configuration, with what is found by convention where a flag is left out.
+
+        Args:
+            nnodes: Nodes, where no flag gives their number.
+        """
+        output = self.flags["output"] or place("runs", f"{stem(self.preset)}-{self.name}")
         nnodes = self.nodes.nnodes or nnodes
         flags = {**self.flags, "output": output, "launch.nnodes": nnodes}
         config: TrainingConfig = resolve(self.stage.config, self.preset, flags, self.overrides)
+        if self.simulated_gpu_gib is None and (found := find_inputs(self.stage.inputs, config)):
+            say_found({each.flag: path for each, path in found.items()})
+            flags |= {each.key: path for each, path in found.items()}
+            config = resolve(self.stage.config, self.preset, flags, self.overrides)
         refuse_inside("--output", config.output, paths_of(self.stage.inputs, config))
         return config
 

@@ -8,6 +8,7 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
+from alignctl.config import places
 from alignctl.config.presets.problems import refuse
 from alignctl.config.run import TrainingConfig
 from alignctl.errors import UserError
@@ -35,6 +36,8 @@ class Input:
         meaning: What is missing where it is; `{config...}` stands for a value.
         is_needed: Tells of a configuration whether there has to be one.
         is_dataset: Whether it names indexed datasets, which are no files by that name.
+        places: Where it is by convention, the likeliest place first: see `places.find`.
+        maker: Command that makes it there, without `--preset`.
     """
 
     key: str
@@ -44,6 +47,8 @@ class Input:
     meaning: str = ""
     is_needed: Callable[[Any], bool] = never
     is_dataset: bool = False
+    places: tuple[str, ...] = ()
+    maker: str = ""
 
     @property
     def flag(self) -> str:
@@ -61,7 +66,27 @@ class Input:
         """Return a line if the input is needed and not named."""
         if self.paths(config) or not self.is_needed(config):
             return []
-        return [f"{self.flag} is missing: {self.meaning.format(config=config)}"]
+        line = f"{self.flag} is missing: {self.meaning.format(config=config)}"
+        if not self.places:
+            return [line]
+        searched = places.describe_search(self.places, config.preset)
+        maker = self.maker.format(preset=config.preset)
+        return [f"{line}; {searched}: `{maker}` writes there"]
+
+    def find(self, config: TrainingConfig) -> Path | None:
+        """Find what a configuration needs and does not name, where it is by convention.
+
+        What the run was told when it was started counts before that.
+
+        Raises:
+            UserError: It may be one of several things.
+        """
+        if self.paths(config) or not self.places or not self.is_needed(config):
+            return None
+        told = places.recorded(config.output, self.key)
+        if isinstance(told, str):
+            return Path(told)
+        return places.find(self.places, config.preset, self.flag)
 
 
 def require_inputs(
@@ -96,6 +121,12 @@ def require_inputs(
             hint = f"alignctl {config.stage} --help"
     if problems:
         raise refuse(problems, hint=hint)
+
+
+def find_inputs(inputs: Iterable[Input], config: TrainingConfig) -> dict[Input, Path]:
+    """Find what a run needs and its command line does not name, where it is by convention."""
+    found = {each: each.find(config) for each in inputs}
+    return {each: path for each, path in found.items() if path is not None}
 
 
 def missing_inputs(inputs: Iterable[Input], config: TrainingConfig) -> list[str]:

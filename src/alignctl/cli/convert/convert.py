@@ -19,8 +19,11 @@ from alignctl.cli.flags import (
     VerifyFlag,
     WaitFlag,
     example,
+    find_by_name,
+    require_flags,
 )
 from alignctl.cli.lazy import PLAIN
+from alignctl.config import places
 from alignctl.config.inputs import not_here, refuse_inside
 from alignctl.config.presets.load import convert_options
 
@@ -44,8 +47,10 @@ def make_app(direction: "Direction", text: str, load: str, *examples: str) -> ty
 
     @app.command(f"convert-{direction}", help=text, epilog=example(*examples))
     def convert(
-        load: Annotated[Path, typer.Option(metavar="DIR", help=load)],
-        save: Annotated[Path, typer.Option(metavar="DIR", help="Megatron checkpoint to write.")],
+        load: Annotated[Path | None, typer.Option(metavar="DIR", help=load)] = None,
+        save: Annotated[
+            Path | None, typer.Option(metavar="DIR", help="Megatron checkpoint to write.")
+        ] = None,
         preset: MaybePresetFlag = None,
         tp: TPFlag = None,
         pp: PPFlag = None,
@@ -88,6 +93,9 @@ def run_conversion(
         dry_run: Whether to print the options and convert nothing.
         **flags: The fields of `ConvertOptions`.
     """
+    if preset is not None:
+        flags |= _found(direction, preset, flags)
+    require_flags(flags, "load", "save")
     options = convert_options(preset, **flags)
     paths = [("--load", options.load), ("--tokenizer", options.tokenizer)]
     refuse_inside("--save", options.save, paths)
@@ -100,3 +108,28 @@ def run_conversion(
     from alignctl.stages import convert
 
     convert.run(direction, options, on_wait=console.say if wait else None)
+
+
+def _found(direction: "Direction", preset: str, flags: dict[str, Any]) -> dict[str, Path]:
+    """Find what a conversion reads and writes by convention, where no flag says it.
+
+    Raises:
+        UserError: What it reads is not there.
+    """
+    if direction == "mg2mg":
+        return {}
+    if direction == "hf2mg":
+        return find_by_name(
+            flags,
+            load=lambda: places.require(("models/{preset}",), preset, "--load"),
+            save=lambda: places.place("models", f"{places.stem(preset)}-mg"),
+        )
+    found = find_by_name(flags, load=lambda: _run_of(preset, flags["role"]))
+    load: Path = found.get("load", flags["load"])
+    return found | find_by_name(flags, save=lambda: places.place("models", load.name))
+
+
+def _run_of(preset: str, role: str | None) -> Path:
+    if role == "reward":
+        return places.require(("runs/{preset}-reward",), preset, "--load")
+    return places.require_policy(preset)

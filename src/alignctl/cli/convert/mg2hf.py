@@ -30,8 +30,16 @@ app = typer.Typer(**PLAIN)
     ),
 )
 def _convert(
-    load: Annotated[Path, typer.Option(metavar="DIR", help=MEGATRON)],
-    save: Annotated[Path, typer.Option(metavar="DIR", help="Hugging Face folder to write.")],
+    load: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help=f"{MEGATRON} Default: --preset's run that ended last."),
+    ] = None,
+    save: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR", help="Hugging Face folder to write; default, with --preset: models/RUN."
+        ),
+    ] = None,
     preset: MaybePresetFlag = None,
     role: RoleFlag = None,
     dtype: DtypeFlag = "keep",

@@ -5,13 +5,25 @@ goes on after an interruption.
 """
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from alignctl.cli.eval.models import EvalOutputFlag, JSONFlag, ModelsArgument, split_models
-from alignctl.cli.flags import TokenizerFlag, example
+from alignctl.cli.eval.models import (
+    JSONFlag,
+    MaybeEvalOutputFlag,
+    MaybeModelsArgument,
+    split_models,
+)
+from alignctl.cli.flags import (
+    NamePresetFlag,
+    TokenizerFlag,
+    example,
+    find_by_name,
+    require_flags,
+)
 from alignctl.cli.lazy import PLAIN
+from alignctl.config import places
 from alignctl.config.generation import MathOptions
 from alignctl.config.presets.load import options
 
@@ -28,16 +40,27 @@ app = typer.Typer(**PLAIN)
     ),
 )
 def _math(
-    models: ModelsArgument,
+    models: MaybeModelsArgument = None,
     data: Annotated[
-        Path, typer.Option(metavar="FILE", help="Problems: GSM8K's rows, or prompts with answers.")
-    ],
-    output: EvalOutputFlag,
+        Path | None,
+        typer.Option(metavar="FILE", help="Problems: GSM8K's rows, or prompts with answers."),
+    ] = None,
+    output: MaybeEvalOutputFlag = None,
+    preset: NamePresetFlag = None,
     tokenizer: TokenizerFlag = None,
     as_json: JSONFlag = False,
 ) -> None:
-    paths, overrides = split_models(models)
-    flags = {"models": paths, "data": data, "output": output, "tokenizer": tokenizer}
+    paths, overrides = split_models(models, preset)
+    flags: dict[str, Any] = {"data": data, "output": output}
+    if preset:
+        patterns = ("data/math/dev.jsonl", "data/*/math/dev.jsonl")
+        flags |= find_by_name(
+            flags,
+            data=lambda: places.require(patterns, preset, "--data"),
+            output=lambda: places.place("answers", f"{places.stem(preset)}-math"),
+        )
+    require_flags(flags, "data", "output")
+    flags |= {"models": paths, "tokenizer": tokenizer}
     found = options(MathOptions, flags, overrides)
     from alignctl.stages import eval_math  # arrays and files of checkpoints: not for a typo
 

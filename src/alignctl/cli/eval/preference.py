@@ -8,13 +8,25 @@ truncation, template, precision, score_batch.
 """
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from alignctl.cli.eval.models import EvalOutputFlag, JSONFlag, ModelsArgument, split_models
-from alignctl.cli.flags import TokenizerFlag, example
+from alignctl.cli.eval.models import (
+    JSONFlag,
+    MaybeEvalOutputFlag,
+    MaybeModelsArgument,
+    split_models,
+)
+from alignctl.cli.flags import (
+    NamePresetFlag,
+    TokenizerFlag,
+    example,
+    find_by_name,
+    require_flags,
+)
 from alignctl.cli.lazy import PLAIN
+from alignctl.config import places
 from alignctl.config.generation import PairOptions, WinOptions
 from alignctl.config.presets.load import options
 from alignctl.errors import UserError
@@ -32,11 +44,12 @@ app = typer.Typer(**PLAIN)
     ),
 )
 def _preference(
-    models: ModelsArgument,
+    models: MaybeModelsArgument = None,
     data: Annotated[
-        Path, typer.Option(metavar="FILE", help="Prompts; or preferences, for reward models.")
-    ],
-    output: EvalOutputFlag,
+        Path | None,
+        typer.Option(metavar="FILE", help="Prompts; or preferences, for reward models."),
+    ] = None,
+    output: MaybeEvalOutputFlag = None,
     reward_load: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Reward model that compares answers.")
     ] = None,
@@ -46,11 +59,18 @@ def _preference(
             metavar="DIR|FILE", help="What answers are compared with: a model, or its answers."
         ),
     ] = None,
+    preset: NamePresetFlag = None,
     tokenizer: TokenizerFlag = None,
     as_json: JSONFlag = False,
 ) -> None:
-    paths, overrides = split_models(models)
-    flags = {"models": paths, "data": data, "output": output, "tokenizer": tokenizer}
+    paths, overrides = split_models(models, preset)
+    flags: dict[str, Any] = {"data": data, "output": output}
+    flags |= {"reward_load": reward_load, "baseline": baseline}
+    if preset:
+        flags |= _found(preset, flags)
+    require_flags(flags, "data", "output")
+    flags |= {"models": paths, "tokenizer": tokenizer}
+    reward_load, baseline = flags["reward_load"], flags["baseline"]
     if reward_load is None and baseline is None:
         pairs = options(PairOptions, flags, overrides)
         from alignctl.stages import eval_pairs
@@ -64,9 +84,19 @@ def _preference(
             "answers are compared with those of --baseline, by the model of --reward-load; without "
             "both, the models are reward models, and --data holds preferences",
         )
-    wins = options(
-        WinOptions, {**flags, "reward_load": reward_load, "baseline": baseline}, overrides
-    )
+    wins = options(WinOptions, flags, overrides)
     from alignctl.stages import eval_preference
 
     eval_preference.run(wins, as_json=as_json)
+
+
+def _found(preset: str, flags: dict[str, Any]) -> dict[str, Path]:
+    """Find by a preset's name what answers are compared with, by which model, on which prompts."""
+    patterns = ("data/alignment/dev.jsonl", "data/*/alignment/dev.jsonl")
+    return find_by_name(
+        flags,
+        data=lambda: places.require(patterns, preset, "--data"),
+        output=lambda: places.place("answers", f"{places.stem(preset)}-preference"),
+        reward_load=lambda: places.require(("runs/{preset}-reward",), preset, "--reward-load"),
+        baseline=lambda: places.require(("runs/{preset}-sft",), preset, "--baseline"),
+    )
