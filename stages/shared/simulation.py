@@ -14,6 +14,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from alignctl import console
+from alignctl.config.kernels import Kernels
 from alignctl.config.on_policy_run import is_on_policy
 from alignctl.config.run import TrainingConfig
 from alignctl.corpus.pool import map_in_order
@@ -76,6 +77,7 @@ def simulate(
         raise UserError(
             f"engine {config.engine}: only engine megatron can be simulated", "leave out --simulate"
         )
+    config = _with_kernels(config, is_gpu=is_gpu)
     kinds = kinds_of_ranks(config)
     if progress:
         console.say(f"simulating: {', '.join(kinds)}")
@@ -88,6 +90,19 @@ def simulate(
         gpu_memory_gib,
         sampler(config, gpu_memory_gib) if is_on_policy(config) else None,
         config.launch.nproc_per_node,
+    )
+
+
+def _with_kernels(config: TrainingConfig, *, is_gpu: bool) -> TrainingConfig:
+    """Copy the run with kernels that are there: Transformer Engine's keep what FlexAttention's do.
+
+    What is on a GPU by default does not follow from this machine.
+    """
+    chosen = config.kernels.attention
+    if chosen in ("auto", "transformer_engine"):
+        chosen = Kernels().choose(config.architecture, is_gpu=is_gpu, has_transformer_engine=False)
+    return config.model_copy(
+        update={"kernels": config.kernels.model_copy(update={"attention": chosen})}
     )
 
 

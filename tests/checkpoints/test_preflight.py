@@ -41,9 +41,15 @@ def test_a_library_that_is_to_train_has_to_be_there(
         check_engine(resolve(SFTConfig, "tiny-llama", overrides))
 
 
-def test_transformer_engines_attention_needs_it_and_a_gpu() -> None:
-    overrides = {"output": Path("run"), "kernels.attention": "transformer_engine"}
-    with pytest.raises(
-        UserError, match=r"kernels\.attention transformer_engine: it is not installed"
-    ):
-        check_devices(resolve(SFTConfig, "tiny-llama", overrides), 0)
+@pytest.mark.parametrize(
+    ("attention", "said"),
+    [
+        ("transformer_engine", r"kernels\.attention transformer_engine: it is not installed"),
+        ("flex", r"kernels\.attention flex: it learns on a GPU alone, and none can be seen here"),
+    ],
+)
+def test_the_attention_that_is_asked_for_has_to_run_here(attention: str, said: str) -> None:
+    overrides = {"output": Path("run"), "kernels.attention": attention}
+    config = resolve(SFTConfig, "tiny-llama", overrides)
+    with pytest.raises(UserError, match=said):
+        check_devices(config, 0)

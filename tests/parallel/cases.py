@@ -431,6 +431,20 @@ SHARED_BF16 = tuple(
     if case.world == 2 and not case.lora and case.parallel.recompute == "none"
 )
 
+FLEX = tuple(
+    case.model_copy(update={"kind": "flex"})
+    for case in SHARED
+    if not case.lora
+    and case.data_parallel_size == 1
+    and case.world <= (1 if case.parallel.recompute == "selective" else 2)
+    and (case.model in POLICIES or case.world == 2)
+)
+FLEX_BF16 = tuple(
+    Case(kind="flex", model=model, world=2, parallel=parallel, grouping="2", precision="bf16")
+    for model, parallel in (("llama-gqa", _parallel(1, 2)), ("bloom", _parallel(2)))
+)
+"""FlexAttention and plain attention: policies, and models that score where there are two ranks."""
+
 _OVERLAPPING = {"overlap_grad_reduce": True}
 _GATHERING = {"distributed_optimizer": True, "overlap_param_gather": True, **_OVERLAPPING}
 OVERLAP = tuple(
@@ -519,6 +533,8 @@ _LISTED = (
     *SHARED,
     *SHARED_BF16,
     *OVERLAP,
+    *FLEX,
+    *FLEX_BF16,
 )
 ALL = (*_LISTED, *(case for case in WHOLE_LOGITS if case not in _LISTED), *CHUNKED_LOGITS)
 """Everything, each case under a name of its own."""

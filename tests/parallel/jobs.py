@@ -18,6 +18,7 @@ from alignctl.launch.job import Job, worker_environment
 from tests.parallel import documents
 from tests.parallel.adapters import lora, lora_dpo, lora_dropout, lora_reward
 from tests.parallel.cases import ALL, Case
+from tests.parallel.flex import flex
 from tests.parallel.float16 import apart, float16, overflow
 from tests.parallel.followed import dpo_follow, reward_follow
 from tests.parallel.on_policy import offload, policy, value
@@ -421,6 +422,7 @@ KINDS: dict[str, Callable[[Case, Path], Result]] = {
         offload,
         overlap,
         shared,
+        flex,
     )
 }
 

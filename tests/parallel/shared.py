@@ -111,7 +111,7 @@ def preferences(
     ]
 
 
-def _episode_batches(
+def episode_batches(
     grouping: str, engine: Any, *, share_prompts: bool, by_tokens: bool = False
 ) -> Any:
     """By tokens the first group, of 50 when it is shared, is cut."""
@@ -147,11 +147,11 @@ def _each(case: Case, folder: Path) -> Iterator[tuple[str, list[dict[str, Any]],
         engine = engine_of(case, folder, documents.TRAIN_OPTIMIZER, **kinds)
         yield "scores", *_both(case, engine, preferences, reward_loss())
         engine = engine_of(case, folder, documents.TRAIN_OPTIMIZER, is_value=True, **kinds)
-        yield "values", *_both(case, engine, _episode_batches, _value_loss(), episode())
+        yield "values", *_both(case, engine, episode_batches, value_loss(), episode())
         return
     engine = engine_of(case, folder, documents.TRAIN_OPTIMIZER, with_entropy=True, **kinds)
     yield "preferences", *_both(case, engine, preferences, dpo_loss())
-    yield "answers", *_both(case, engine, _episode_batches, _policy_loss(), episode())
+    yield "answers", *_both(case, engine, episode_batches, policy_loss(), episode())
 
 
 def _both(
@@ -232,7 +232,7 @@ def _noise(seed: int, scale: float = 1.0) -> Any:
     return torch.from_numpy(scale * np.random.default_rng(seed).normal(size=count))
 
 
-def _policy_loss() -> Any:
+def policy_loss() -> Any:
     from tests.algorithms.experience import policy_loss
 
     return policy_loss(
@@ -246,7 +246,7 @@ def _policy_loss() -> Any:
     )
 
 
-def _value_loss() -> Any:
+def value_loss() -> Any:
     from alignctl.algorithms.value_loss import ValueLoss
 
     return ValueLoss(episode().segments, _noise(1, 0.2), _noise(2), clip=0.1)

@@ -13,6 +13,7 @@ from alignctl.planning.memory import (
     forward_activations,
     held,
     kept_by_layer,
+    kept_of_shared,
     training_activations,
 )
 from tests.test_presets import PARAMETERS, count
@@ -68,6 +69,22 @@ def test_recomputation_and_cuts_never_take_more(name: str, tp: int, tokens: int)
 
     assert kept(tp, "selective") < kept(tp, "none")
     assert kept(tp, "none") <= kept(1, "none")
+
+
+@pytest.mark.parametrize("recompute", ["none", "selective"])
+@pytest.mark.parametrize("name", ["llama2-7b", "llama2-70b", "bloom-7b"])
+def test_attention_in_one_kernel_keeps_what_plain_attention_does_without_copies(
+    name: str, recompute: str
+) -> None:
+    """Its output once, and 70B's 8 key-value heads without repeating them for 64."""
+    model = PRESETS[name]
+    parallel = Parallel(recompute=recompute)  # type: ignore[arg-type]
+    plain, flex = (Part(model, parallel, 0, "lm", "bf16", kind) for kind in ("plain", "flex"))
+    repeated = 2 * model.hidden_size - model.hidden_size // 8 if name == "llama2-70b" else 0
+    copies = 2 * (model.hidden_size + repeated) if recompute == "none" else 0
+    assert kept_by_layer(plain, 100) - kept_by_layer(flex, 100) == 100 * copies
+    shared = Tokens(4096, 2048, 4096, continued=4096)
+    assert kept_of_shared(flex, shared) == 0 <= kept_of_shared(plain, shared)
 
 
 def test_micro_batches_under_way_add_up() -> None:

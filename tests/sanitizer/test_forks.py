@@ -34,7 +34,7 @@ ONLY_ON_A_GPU = {
     "evaluation/generation.py start_rollout": "bf16 by default",
     "evaluation/scoring.py RewardScorer.__enter__": "bf16 by default; Megatron's cuda is one",
     "evaluation/tp_workers.py Ranks.__enter__": "a GPU for each rank; cores are not shared",
-    "models/megatron.py _layer_spec": "Transformer Engine's attention",
+    "models/attention.py choose_attention": "Transformer Engine's attention",
     "reporting/phases.py Phases.__call__": "a phase ends when the GPU is done",
     "rollouts/alone.py process_group": "this rank's GPU, and NCCL",
     "rollouts/vllm.py Rollout._can_sleep": "vLLM gives memory back on GPUs alone",

@@ -104,14 +104,15 @@ def check_engine(config: TrainingConfig) -> None:
             raise UserError(f"{what}: {name} is not installed", "pip install -e '.[deepspeed]'")
 
 
-def _check_transformer_engine(num_gpus: int) -> None:
+def _check_attention(attention: str, num_gpus: int) -> None:
     installed = importlib.util.find_spec("transformer_engine") is not None
-    if num_gpus and installed:
+    if attention == "transformer_engine" and not installed:
+        problem = "it is not installed"
+    elif attention in ("flex", "transformer_engine") and not num_gpus:
+        problem = "it learns on a GPU alone, and none can be seen here"
+    else:
         return
-    what = "needs a GPU, and none can be seen here" if installed else "it is not installed"
-    raise UserError(
-        f"kernels.attention transformer_engine: {what}", "leave it out, or set it to auto"
-    )
+    raise UserError(f"kernels.attention {attention}: {problem}", "leave it out, or set it to auto")
 
 
 def check_devices(config: TrainingConfig, num_gpus: int) -> None:
@@ -125,8 +126,7 @@ def check_devices(config: TrainingConfig, num_gpus: int) -> None:
         UserError: There are fewer GPUs than processes, or the kernels that are asked for need one.
     """
     num_processes = config.launch.nproc_per_node
-    if config.kernels.attention == "transformer_engine":
-        _check_transformer_engine(num_gpus)
+    _check_attention(config.kernels.attention, num_gpus)
     if 0 < num_gpus < num_processes:
         raise UserError(
             f"launch.nproc_per_node {num_processes}: only {num_gpus} GPUs can be seen on this "

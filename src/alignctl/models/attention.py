@@ -1,4 +1,4 @@
-"""Megatron's core attention, per document: how `document_attention` gets into its layers.
+"""Megatron's core attention, per document: how ours gets into its layers.
 
 Notation used for tensor shapes:
     - T: tokens of a micro batch, documents laid end to end
@@ -6,12 +6,14 @@ Notation used for tensor shapes:
     - D: width of a head
 """
 
+import importlib.util
 from collections.abc import Callable
 from copy import copy
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from megatron.core import parallel_state
 from megatron.core.packed_seq_params import PackedSeqParams
 from megatron.core.transformer.enums import AttnMaskType
@@ -20,8 +22,21 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from numpy.typing import NDArray
 from torch import Tensor
 
+from alignctl.config.kernels import Attention, Kernels
+from alignctl.config.sections import Model
 from alignctl.data.batch import Pieces
-from alignctl.models.document_attention import Alibi, attend
+from alignctl.models import document_attention, flex_attention
+from alignctl.models.document_attention import Alibi
+from alignctl.models.flex_attention import FlexMask
+
+
+def choose_attention(model: Model, kernels: Kernels) -> Attention:
+    """Choose what computes a model's attention on this machine."""
+    return kernels.choose(
+        model,
+        is_gpu=torch.cuda.is_available(),
+        has_transformer_engine=importlib.util.find_spec("transformer_engine") is not None,
+    )
 
 
 @dataclass(kw_only=True)
@@ -39,6 +54,7 @@ class Documents(PackedSeqParams):
         positions: Of each token in its documents `[T]`, int64.
         learned: Positions whose target is learned `[N]`, int64; one at least. Finding them on the
             GPU would wait for it.
+        mask: Who sees whom, for FlexAttention; None where documents attend one after the other.
     """
 
     pieces: Pieces
@@ -46,6 +62,7 @@ class Documents(PackedSeqParams):
     ends: Tensor
     positions: Tensor
     learned: Tensor
+    mask: FlexMask | None
 
     @classmethod
     def at(
@@ -53,6 +70,8 @@ class Documents(PackedSeqParams):
         pieces: Pieces,
         is_learned: NDArray[np.bool_],
         to_device: Callable[[NDArray[np.generic]], Tensor],
+        *,
+        is_flex: bool = False,
     ) -> "Documents":
         """Describe the documents that are made of these pieces.
 
@@ -61,6 +80,7 @@ class Documents(PackedSeqParams):
             is_learned: Whether the target of each position is learned `[T]`. Where none is, there
                 is one position with a gradient of zero: ranks take part in collectives evenly.
             to_device: Copies an array to where the model is.
+            is_flex: Whether FlexAttention computes them; the pieces fill whole blocks then.
         """
         longest = max(pieces.document_lengths)
         learned = np.flatnonzero(is_learned)
@@ -73,6 +93,7 @@ class Documents(PackedSeqParams):
             ends=to_device(np.array(pieces.ends, np.int64)),
             positions=to_device(pieces.positions),
             learned=to_device(learned if learned.size else np.zeros(1, np.int64)),
+            mask=FlexMask.of(pieces, to_device) if is_flex else None,
         )
 
     def with_boundaries(self) -> "Documents":
@@ -130,7 +151,11 @@ def attend_documents(
 ) -> Tensor:
     """Attend in a layer, with its dropout; query `[T, H, D]`, the others `[T, G, D]`."""
     dropout = layer.config.attention_dropout if layer.training else 0.0
-    return attend(query, key, value, documents.pieces, dropout=dropout, alibi=alibi)
+    if documents.mask is None:
+        pieces = documents.pieces
+        return document_attention.attend(query, key, value, pieces, dropout=dropout, alibi=alibi)
+    assert not dropout
+    return flex_attention.attend(query, key, value, documents.mask, alibi=alibi)
 
 
 class AlibiAttention(DocumentAttention):

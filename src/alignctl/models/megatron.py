@@ -25,7 +25,12 @@ from torch.nn.functional import gelu, silu
 from alignctl.config.kernels import Kernels
 from alignctl.config.sections import Head, Model, Parallel
 from alignctl.data.batch import IGNORE
-from alignctl.models.attention import AlibiAttention, DocumentAttention, attend_documents
+from alignctl.models.attention import (
+    AlibiAttention,
+    DocumentAttention,
+    attend_documents,
+    choose_attention,
+)
 from alignctl.models.chunked_logprobs import chunked_logprobs
 from alignctl.models.score_head import score_head
 from alignctl.models.vocab_parallel import Softmax, vocab_parallel_logprobs
@@ -290,21 +295,16 @@ def _layer_spec(model: Model, kernels: Kernels) -> ModuleSpec:
     spec.submodules.input_layernorm = norm
     spec.submodules.pre_mlp_layernorm = norm
     attention = spec.submodules.self_attention.submodules
-    if traits.positions == "alibi":
-        attention.core_attention = AlibiAttention
-    elif kernels.attention == "plain" or not torch.cuda.is_available():
-        attention.core_attention = DocumentAttention
+    if choose_attention(model, kernels) == "transformer_engine":
+        attention.core_attention = _transformer_engine_attention()
     else:
-        attention.core_attention = _transformer_engine_attention() or DocumentAttention
+        is_alibi = traits.positions == "alibi"
+        attention.core_attention = AlibiAttention if is_alibi else DocumentAttention
     return spec
 
 
-def _transformer_engine_attention() -> type | None:
-    """Find Transformer Engine's attention with packed sequences, where it is installed."""
-    try:
-        import transformer_engine  # noqa: F401
-    except ImportError:
-        return None
+def _transformer_engine_attention() -> type:
+    """Make Transformer Engine's attention with packed sequences."""
     from megatron.core.extensions.transformer_engine import TEDotProductAttention
 
     class SharingAttention(TEDotProductAttention):

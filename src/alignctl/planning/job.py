@@ -117,7 +117,10 @@ def micro_batches_under_way(config: TrainingConfig, stage: int) -> int:
 
 
 def _part(config: TrainingConfig, stage: int, head: Head) -> Part:
-    return Part(config.architecture, config.parallel, stage, head, config.precision)
+    attention = config.kernels.choose(
+        config.architecture, is_gpu=True, has_transformer_engine=False
+    )
+    return Part(config.architecture, config.parallel, stage, head, config.precision, attention)
 
 
 def _training(config: TrainingConfig, kind: str, stage: int) -> RankReport:

@@ -8,6 +8,7 @@ Notation:
 
 from dataclasses import dataclass
 
+from alignctl.config.kernels import Attention
 from alignctl.config.precision import Precision, bytes_of_number
 from alignctl.config.sections import Head, Lora, Model, Parallel
 
@@ -51,6 +52,7 @@ class Part:
         stage: Which stage.
         head: What is on top.
         precision: Of the run.
+        attention: What computes it; all but plain are one kernel, which copies nothing.
     """
 
     model: Model
@@ -58,6 +60,7 @@ class Part:
     stage: int
     head: Head
     precision: Precision
+    attention: Attention = "plain"
 
     @property
     def is_first(self) -> bool:
@@ -73,6 +76,11 @@ class Part:
     def layers(self) -> int:
         """Layers of the part."""
         return self.model.num_layers // self.parallel.pp
+
+    @property
+    def keeps_copies(self) -> bool:
+        """True if a layer keeps what attention copies: it is plain, and not computed again."""
+        return self.attention == "plain" and self.parallel.recompute != "selective"
 
     @property
     def bytes_per_number(self) -> int:
@@ -194,9 +202,9 @@ class Tokens:
 def kept_of_shared(part: Part, tokens: Tokens) -> int:
     """Count bytes that a layer keeps of shared beginnings: keys and values for each document.
 
-    None where attention is computed again.
+    None where attention is one kernel, or computed again.
     """
-    if part.parallel.recompute == "selective":
+    if not part.keeps_copies:
         return 0
     width = part.model.hidden_size // part.parallel.tp
     return tokens.continued * 2 * width * part.bytes_per_number
@@ -206,9 +214,10 @@ def kept_by_layer(part: Part, tokens: int) -> int:
     """Count the bytes that a layer keeps of a micro batch for its backward pass.
 
     Outputs of both norms and both sums of the residual stream (4 T H / s); the outputs of the
-    projection to q, k and v; of attention, twice; and of the feed-forward block's first matrix and
-    all that is made of it. Llama also keeps rotated queries, keys and values repeated for every
-    query head, and four tables of cosines and sines.
+    projection to q, k and v; of attention, twice where it is plain; and of the feed-forward block's
+    first matrix and all that is made of it. Llama also keeps rotated queries and keys, for plain
+    attention both keys and values repeated for every query head, and four tables of cosines and
+    sines.
     """
     model, tp = part.model, part.parallel.tp
     hidden, ffn = model.hidden_size, model.ffn_hidden_size // tp
@@ -217,11 +226,11 @@ def kept_by_layer(part: Part, tokens: int) -> int:
     is_repeated = model.num_query_groups < model.num_attention_heads
     is_selective = part.parallel.recompute == "selective"
     numbers = 4 * hidden // part.sequence_cut + (width + 2 * kv)
-    numbers += width if is_selective else 2 * width
+    numbers += 2 * width if part.keeps_copies else width
     numbers += (5 if model.traits.is_gated else 2) * ffn
     if model.traits.is_rotary:
         numbers += width + 4 * model.head_dim
-        numbers += kv if is_selective or not is_repeated else 2 * width
+        numbers += 2 * width if part.keeps_copies and is_repeated else kv
     normalisers = 0 if is_selective else 4 * model.num_attention_heads // tp
     return tokens * (numbers * part.bytes_per_number + normalisers)
 
@@ -301,12 +310,13 @@ def _head_peak(part: Part, tokens: Tokens, is_trained: bool) -> int:
 
 
 def _bias(part: Part, tokens: Tokens) -> int:
-    """Count bytes of what is added to scores, of a power of two of positions, for all layers.
+    """Count bytes of what plain attention adds to scores, of a power of two of positions.
 
-    ALiBi's of each head; without it one for all heads, and only where documents share something.
+    It is there once for all layers: ALiBi's of each head; without it one for all heads, and only
+    where documents share something.
     """
     is_alibi = part.model.traits.positions == "alibi"
-    if not is_alibi and not tokens.continued:
+    if part.attention != "plain" or (not is_alibi and not tokens.continued):
         return 0
     side = 1 << (tokens.longest - 1).bit_length()
     heads = part.model.num_attention_heads // part.parallel.tp if is_alibi else 1

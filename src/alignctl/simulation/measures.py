@@ -78,14 +78,14 @@ class _Watch:
     is sent once for all of them stays as it is.
 
     Attributes:
-        hidden_size: Of the model.
+        engine: The model.
         config: The run.
         tracker: Of the rank.
         before: Bytes sent before the pass, in the groups of each kind.
         count: Micro batches of the pass.
     """
 
-    hidden_size: int
+    engine: MegatronEngine
     config: TrainingConfig
     tracker: MemoryTracker
     before: Counter[str] = field(default_factory=Counter)
@@ -95,7 +95,9 @@ class _Watch:
         """Set the shapes of what this stage will receive."""
         parallel = self.config.parallel
         tp = parallel.tp if parallel.sequence_parallel else 1
-        shapes = [(-(-batch.num_tokens // tp), 1, self.hidden_size) for batch in batches]
+        hidden_size = self.engine.architecture.hidden_size
+        counts = [self.engine.count_computed(batch) for batch in batches]
+        shapes = [(count // tp, 1, hidden_size) for count in counts]
         # Those of a training step are equal, and also come back as gradients.
         self.tracker.boundaries = iter(shapes) if forward_only else repeat(shapes[0])
         self.before, self.count = Counter(self.tracker.sent), len(batches)
@@ -109,7 +111,7 @@ class _Watch:
 
 def watch_schedule(engine: MegatronEngine, config: TrainingConfig, tracker: MemoryTracker) -> None:
     """Note in the tracker what the engine's pipeline stage exchanges; see `_Watch`."""
-    engine.observer = _Watch(engine.architecture.hidden_size, config, tracker)
+    engine.observer = _Watch(engine, config, tracker)
 
 
 def _storages(tensors: Iterable[Tensor]) -> dict[int, int]:

@@ -18,7 +18,7 @@ from alignctl.config.run import TrainingConfig
 from alignctl.engines import offload
 from alignctl.engines.megatron import cpu as megatron_cpu
 from alignctl.engines.megatron import groups as megatron_groups
-from alignctl.models import document_attention
+from alignctl.models import document_attention, flex_attention
 from alignctl.simulation.host import HostNumbers
 from alignctl.simulation.memory_tracker import MemoryTracker
 
@@ -115,11 +115,19 @@ def _replacements(tracker: MemoryTracker, *, is_gpu: bool) -> list[tuple[Any, st
     def dropout(x: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
         return torch.native_dropout(x, p, training)[0]
 
+    def attend(query: Tensor, key: Tensor, value: Tensor, **_: Any) -> Tensor:
+        return _FlexKernel.apply(query, key, value)  # type: ignore[no-any-return, no-untyped-call]
+
+    no_mask: Any = None  # the kernel above reads none
+
     # On a GPU dropout keeps a byte of each element, and RMSNorm is one kernel; on the CPU they keep
-    # a number, and are a handful of operators in float32. Attention keeps the same on both.
+    # a number, and are a handful of operators in float32. Plain attention keeps the same on both;
+    # FlexAttention is one kernel on a GPU alone.
     kernels = [
         (torch.nn.functional, "rms_norm", rms_norm),
         (torch.nn.functional, "dropout", dropout),
+        (flex_attention, "flex_attention", attend),
+        (flex_attention.FlexMask, "of", lambda *_: flex_attention.FlexMask(no_mask, no_mask)),
     ]
     kernels = kernels if is_gpu else []
     return [
@@ -172,3 +180,19 @@ class _RMSNormKernel(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor]:
         x, weight, _ = ctx.saved_tensors
         return torch.empty_like(x), torch.empty_like(weight)
+
+
+class _FlexKernel(torch.autograd.Function):
+    """What FlexAttention's kernel on a GPU keeps: inputs, output, and a number for each row."""
+
+    @staticmethod
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        batch, heads, tokens, width = query.shape
+        output = query.new_empty(batch, tokens, heads, width).transpose(1, 2)
+        rows = query.new_empty((batch, heads, tokens), dtype=torch.float32)
+        ctx.save_for_backward(query, key, value, output, rows)
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, ...]:
+        return tuple(torch.empty_like(each) for each in ctx.saved_tensors[:3])

@@ -47,8 +47,9 @@ from alignctl.engines.sums import (
     select_targets,
 )
 from alignctl.models.adapters import adapter_map
-from alignctl.models.attention import Documents
+from alignctl.models.attention import Documents, choose_attention
 from alignctl.models.families import weight_map
+from alignctl.models.flex_attention import BLOCK
 from alignctl.models.lora import add_lora, without_adapters
 from alignctl.models.megatron import LanguageModel, RewardModel, build, transformer_config
 from alignctl.models.weight_map import Sliced
@@ -107,6 +108,7 @@ class MegatronEngine(MegatronState):
         self.architecture, self.parallel = architecture, parallel
         self.head, self.lora, self.is_value = head, lora, is_value
         self._kernels = kernels or Kernels()
+        self._attention = choose_attention(architecture, self._kernels)
         self.base: Base | None = None
         self.rows = weight_map(architecture, head)
         if lora is not None:
@@ -442,15 +444,31 @@ class MegatronEngine(MegatronState):
             **communication(self._config, batches),
         )
 
+    def _is_flex(self, batch: TokenBatch) -> bool:
+        """Tell whether FlexAttention computes a batch: Transformer Engine knows no shared parts."""
+        is_shared = self._attention == "transformer_engine" and bool(batch.pieces.parents)
+        return is_shared or self._attention == "flex"
+
+    def count_computed(self, batch: TokenBatch) -> int:
+        """Count the tokens that are computed of a batch: it is filled up to whole parts.
+
+        Sequence parallelism cuts the tokens evenly, and FlexAttention into blocks.
+        """
+        multiple = self.parallel.tp if self._config.sequence_parallel else 1
+        if self._is_flex(batch):
+            multiple = math.lcm(multiple, BLOCK)
+        return -(-batch.num_tokens // multiple) * multiple
+
     def _forward(self, batch: TokenBatch, model: Any, *, with_labels: bool) -> tuple[Any, Tensor]:
         """Run one micro batch; also return its targets `[T]` as the output has them."""
         tokens, targets, pieces = batch.tokens, batch.targets, batch.pieces
-        if self._config.sequence_parallel and (extra := -len(tokens) % self.parallel.tp):
-            # Sequence parallelism cuts the tokens evenly: a last document nobody learns fills up.
+        if extra := self.count_computed(batch) - batch.num_tokens:
+            # A last document that nobody learns fills up.
             tokens = np.pad(tokens, (0, extra))
             targets = np.pad(targets, (0, extra), constant_values=IGNORE)
             pieces = pieces.with_filler(extra)
-        documents = Documents.at(pieces, targets != IGNORE, to_device)
+        is_flex = self._is_flex(batch)
+        documents = Documents.at(pieces, targets != IGNORE, to_device, is_flex=is_flex)
         labels = to_device(targets)
         output = model(
             to_device(tokens)[None],
