@@ -170,8 +170,10 @@ class LanguageModel(GPTModel):
 
     def _logits(self, hidden_states: Tensor) -> Tensor:
         """Compute the logits of this rank's vocabulary `[N, hidden]` -> `[N, V / tp]`."""
+        # A weight of its own is the layer's to fetch: a conversion's check loads it at the call.
+        weight = self._output_weight if self.share_embeddings_and_output_weights else None
         logits: Tensor
-        logits, _ = self.output_layer(hidden_states[:, None], weight=self._output_weight)
+        logits, _ = self.output_layer(hidden_states[:, None], weight=weight)
         # Not logits[:, 0]: the gradient of an index is a tensor of zeros, written into.
         return logits.squeeze(1)
 
