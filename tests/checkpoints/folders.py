@@ -3,7 +3,7 @@
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,17 +14,24 @@ from alignctl.checkpoints.formats import hf
 from alignctl.checkpoints.manifest import Recorder
 from alignctl.checkpoints.tensors.dtypes import bits_of
 from alignctl.checkpoints.tensors.lazy import LazyTensor, Spec
-from alignctl.config.sections import Head, Model
+from alignctl.config.families import TRAITS
+from alignctl.config.sections import Head, Model, RopeScaling
 from alignctl.models.families import FAMILIES, config_of_head, weight_map
 from alignctl.models.weight_map import hf_shapes
 
-Family = Literal["llama2", "bloom"]
-FAMILY_NAMES: tuple[Family, ...] = ("llama2", "bloom")
+Family = str
+FAMILY_NAMES: tuple[Family, ...] = tuple(FAMILIES)
 
 
 def architecture(family: Family, *, tie: bool | None = None) -> Model:
-    """Two layers and 11 tokens; grouped queries where the family has them."""
+    """Two layers and 11 tokens; grouped queries, and what else the family may have."""
     is_bloom = family == "bloom"
+    scaling = RopeScaling(
+        factor=8.0,
+        low_freq_factor=1.0,
+        high_freq_factor=4.0,
+        original_max_position_embeddings=8192,
+    )
     return Model(
         family=family,
         num_layers=2,
@@ -35,6 +42,8 @@ def architecture(family: Family, *, tie: bool | None = None) -> Model:
         vocab_size=11,
         max_position_embeddings=2048 if is_bloom else 64,
         rotary_base=None if is_bloom else 10000.0,
+        rope_scaling=scaling if TRAITS[family].may_scale_positions else None,
+        head_dim=6 if TRAITS[family].may_set_head_dim else None,
         tie_embeddings=is_bloom if tie is None else tie,
     )
 

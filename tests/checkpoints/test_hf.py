@@ -348,7 +348,7 @@ def test_reward_models_of_deepspeed_chat_are_read(
     """They wrap the bare model, once misspelt, and call the row that scores v_head."""
     model = architecture(family)
     weights = random_weights(model, head="linear")
-    ours = {"llama2": "model.", "bloom": "transformer."}[family]
+    ours = "transformer." if family == "bloom" else "model."
     stored = {
         "v_head.weight" if name == "score.weight" else prefix + name.removeprefix(ours): tensor
         for name, tensor in weights.items()

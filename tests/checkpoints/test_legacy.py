@@ -346,7 +346,14 @@ def test_a_missing_rank_is_named_although_the_tracker_says_complete(tmp_path: Pa
         ({"num_experts": 8}, "num_experts = 8 in its arguments is not part of a family of ours"),
         ({"apply_layernorm_1p": True}, "apply_layernorm_1p = True"),
         ({"rotary_interleaved": True}, "rotary_interleaved = True"),
-        ({"hidden_size": 24}, "do not fit 4 heads of 6"),
+        (
+            {"hidden_size": 24},
+            "word_embeddings.weight: shape [11, 16], but the model's config",
+        ),
+        ({"kv_channels": 6}, "do not fit 4 heads of 6"),
+        ({"use_rope_scaling": True, "kv_channels": 6}, "with scaled rotary positions, with heads"),
+        ({"qk_layernorm": True}, "qk_layernorm = True in its arguments is not part of a family"),
+        ({"add_qkv_bias": True}, "add_qkv_bias = True in its arguments is not part of a family"),
         ({"num_layers": 3}, "num_layers = 3 in its arguments are not 2 pipeline stages"),
         ({"num_layers": "two"}, "num_layers = 'two'"),
         (

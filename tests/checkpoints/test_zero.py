@@ -32,7 +32,6 @@ from alignctl.config.sections import Model
 from alignctl.errors import UserError
 from alignctl.launch.job import Job, worker_environment
 from tests.checkpoints.folders import (
-    FAMILY_NAMES,
     Family,
     architecture,
     is_identical,
@@ -40,6 +39,9 @@ from tests.checkpoints.folders import (
     write_config,
     write_hf,
 )
+
+FAMILIES = ("llama2", "bloom")
+"""DeepSpeed knows of none: two with other names and shapes are enough."""
 
 ROOT = Path(__file__).parents[2]
 TAG = "global_step2"
@@ -65,7 +67,7 @@ class Case:
 def _cases() -> dict[str, Case]:
     cases = {
         f"{family}-{stage}-{precision}": Case(family, stage, precision)
-        for family in FAMILY_NAMES
+        for family in FAMILIES
         for stage in (1, 2, 3)
         for precision in ("fp32", "bf16", "fp16")
     }
@@ -168,7 +170,7 @@ def write_case(folder: Path, name: str, case: Case) -> None:
 def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of all cases."""
     folder = tmp_path_factory.mktemp("zero")
-    for family in FAMILY_NAMES:
+    for family in FAMILIES:
         write_hf(folder / family, model_of(family))
     environment = os.environ | dict(worker_environment(WORLD, os.environ))
     job = Job("tests.checkpoints.test_zero", (str(folder),), nproc=WORLD, master_port=0)
@@ -272,7 +274,7 @@ def test_of_the_files_only_the_bytes_of_a_weight_are_read(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("family", FAMILY_NAMES)
+@pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("stage", [1, 2, 3])
 def test_with_its_config_beside_it_a_checkpoint_is_a_model(
     family: Family, stage: int, written: Path

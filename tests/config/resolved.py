@@ -15,6 +15,9 @@ from alignctl.config.presets.render import render_preset
 
 FILE = Path(__file__).with_name("resolved.json")
 
+ABSENT = "is not there"
+"""The value of a key in a section that is off, and of a section that is on."""
+
 Values = dict[str, dict[str, Any]]
 """Dotted key, with its stage, to the name of a preset to its value."""
 
@@ -25,7 +28,11 @@ def resolve() -> Values:
     for name in presets.names():
         for key, value in _leaves(json.loads(render_preset(name, [], as_json=True)), ""):
             found.setdefault(key, {})[name] = value
-    return found
+    # Sections of some presets are off in others.
+    return {
+        key: {name: by_name.get(name, ABSENT) for name in presets.names()}
+        for key, by_name in found.items()
+    }
 
 
 def read() -> Values:

@@ -1,5 +1,5 @@
 import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import pytest
@@ -9,12 +9,9 @@ from megatron.core import parallel_state
 from torch import Tensor
 from torch.nn.functional import linear
 from transformers import (
-    BloomConfig,
-    BloomForCausalLM,
-    BloomForSequenceClassification,
-    LlamaConfig,
-    LlamaForCausalLM,
-    LlamaForSequenceClassification,
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
 )
 
 from alignctl.checkpoints.tensors.lazy import LazyTensor
@@ -41,10 +38,24 @@ MODELS: dict[str, dict[str, Any]] = {
         "rotary_base": None,
         "tie_embeddings": True,
     },
+    "llama3": {
+        "family": "llama3",
+        "num_query_groups": 2,
+        "rotary_base": 500.0,
+        "rope_scaling": {
+            "factor": 4.0,
+            "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 16,
+        },
+    },
+    "mistral": {"family": "mistral", "num_query_groups": 2, "head_dim": 16},
+    "qwen2": {"family": "qwen2", "num_query_groups": 2, "tie_embeddings": True},
+    "qwen3": {"family": "qwen3", "num_query_groups": 3, "head_dim": 12},
 }
 HEADS: tuple[Head, ...] = ("lm", "linear", "pooler")
 BOTH = [(name, head) for name in ("llama-gqa", "bloom") for head in HEADS]
-EVERY = [*BOTH, *((name, "lm") for name in ("llama", "llama-tied", "llama-many-rows"))]
+EVERY = [*BOTH, *((name, "lm") for name in MODELS if name not in ("llama-gqa", "bloom"))]
 
 
 def architecture(name: str) -> Model:
@@ -90,12 +101,10 @@ def lazy(
     return {name: LazyTensor.holding(value, name).compute(make) for name, value in tensors.items()}
 
 
-def whole_model(kinds: Sequence[Any], model: Model, weights: Tensors) -> Any:
-    """The model as transformers itself builds and runs it, of Llama's or of Bloom's kind."""
-    is_bloom = model.family == "bloom"
+def whole_model(factory: Any, model: Model, weights: Tensors) -> Any:
+    """The model as transformers itself builds and runs it, by one of its factories."""
     content = FAMILIES[model.family].to_hf(model) | {"num_labels": 1, "pad_token_id": None}
-    config = (BloomConfig if is_bloom else LlamaConfig)(**content)
-    built = kinds[is_bloom](config).eval()
+    built = factory.from_config(AutoConfig.for_model(**content)).eval()
     missing, unexpected = built.load_state_dict(weights, strict=False)
     assert not unexpected
     assert set(missing) <= ({"lm_head.weight"} if model.tie_embeddings else set())
@@ -106,13 +115,12 @@ def expected(model: Model, head: Head, weights: Tensors, probe: Probe) -> Tensor
     """Logits of the probe's rows, or scores of its tokens, by the whole model at once."""
     tokens = probe.token_ids[None]
     if head == "lm":
-        whole = whole_model((LlamaForCausalLM, BloomForCausalLM), model, weights)
+        whole = whole_model(AutoModelForCausalLM, model, weights)
         logits: Tensor = whole(tokens).logits[0]
         return logits[:, probe.rows]
     body = {name: value for name, value in weights.items() if not name.startswith("pooler")}
     score = {} if head == "linear" else {"score.weight": torch.zeros(1, model.hidden_size)}
-    kinds = (LlamaForSequenceClassification, BloomForSequenceClassification)
-    whole = whole_model(kinds, model, body | score)
+    whole = whole_model(AutoModelForSequenceClassification, model, body | score)
     hidden: Tensor = whole.base_model(tokens).last_hidden_state[0]
     if head == "linear":
         scores = linear(hidden, weights["score.weight"])
@@ -195,7 +203,7 @@ def drop_the_interleave(tensors: Tensors, model: Model) -> None:
 
 def shift_a_head(tensors: Tensors, model: Model) -> None:
     name = "decoder.layers.2.self_attention.linear_qkv.weight"
-    tensors[name] = tensors[name].roll(3 * model.head_dim, dims=0)
+    tensors[name] = tensors[name].roll(3 * model.head_width, dims=0)
 
 
 def transpose_a_projection(tensors: Tensors, model: Model) -> None:

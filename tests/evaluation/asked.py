@@ -16,6 +16,11 @@ LIMIT = 40
 """Tokens of a prompt; the last ones below are longer."""
 
 PENALTIES = (1.0, 1.3)
+GREEDY = (
+    *((model, penalty) for model in ("llama-gqa", "bloom") for penalty in PENALTIES),
+    *((model, 1.0) for model in ("llama3", "mistral", "qwen2", "qwen3")),
+)
+"""Models that are asked, and with which penalty of repetitions."""
 LENGTH = 24
 EOS = 2
 
@@ -61,11 +66,10 @@ def main(folder: Path, results: Path) -> None:
 
     torch.set_num_threads(1)
     found: dict[str, Any] = {}
-    for model in ("llama-gqa", "bloom"):
-        for penalty in PENALTIES:
-            prompts, answers = asked(folder / model, settings(repetition_penalty=penalty))
-            found[f"{model} {penalty}"] = [[*each[0].tokens] for each in answers]
-            found[f"{model} prompts"] = prompts
+    for model, penalty in GREEDY:
+        prompts, answers = asked(folder / model, settings(repetition_penalty=penalty))
+        found[f"{model} {penalty}"] = [[*each[0].tokens] for each in answers]
+        found[f"{model} prompts"] = prompts
     for target in (Target("mcore", tp=2), Target("legacy", tp=2, pp=2)):
         written = folder / target.format
         written.mkdir()

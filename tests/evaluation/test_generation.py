@@ -12,7 +12,7 @@ from alignctl.data.tokenizer import load_tokenizer
 from alignctl.errors import UserError
 from alignctl.evaluation.generation import Generator
 from tests import tiny
-from tests.evaluation.asked import EOS, LENGTH, LIMIT, PENALTIES, QUESTIONS
+from tests.evaluation.asked import EOS, GREEDY, LENGTH, LIMIT, QUESTIONS
 
 pytestmark = pytest.mark.ci
 
@@ -34,8 +34,7 @@ def said_by_transformers(folder: Path, prompts: list[list[int]], **more: object)
     ]
 
 
-@pytest.mark.parametrize("penalty", PENALTIES)
-@pytest.mark.parametrize("model", ["llama-gqa", "bloom"])
+@pytest.mark.parametrize(("model", "penalty"), GREEDY)
 def test_greedy_answers_are_those_of_transformers_token_for_token(
     model: str, penalty: float, models: Path, found: dict[str, Any]
 ) -> None:

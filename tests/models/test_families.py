@@ -3,11 +3,20 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import BloomConfig, BloomForCausalLM, LlamaConfig, LlamaForCausalLM
+from transformers import (
+    AutoModelForCausalLM,
+    BloomConfig,
+    LlamaConfig,
+    MistralConfig,
+    Qwen2Config,
+    Qwen3Config,
+)
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from alignctl.config.sections import Model
 from alignctl.errors import UserError
 from alignctl.models.families import FAMILIES, differences, model_from_hf, weight_map
+from alignctl.models.rotary import scale_frequencies
 from alignctl.models.weight_map import hf_shapes
 
 LLAMA: dict[str, Any] = {
@@ -20,15 +29,31 @@ LLAMA: dict[str, Any] = {
     "max_position_embeddings": 128,
     "rms_norm_eps": 1e-6,
 }
+SCALED: dict[str, Any] = {
+    "rope_type": "llama3",
+    "rope_theta": 5e5,
+    "factor": 32.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 64,
+}
 BLOOM: dict[str, Any] = {"n_layer": 3, "hidden_size": 48, "n_head": 6, "vocab_size": 509}
 
 
 def configs() -> dict[str, Any]:
     return {
-        "llama": LlamaConfig(**LLAMA, rope_parameters={"rope_type": "default", "rope_theta": 5e5}),
+        "llama": LlamaConfig(**LLAMA, rope_parameters={"rope_type": "default", "rope_theta": 3e5}),
         "tied llama": LlamaConfig(**LLAMA, tie_word_embeddings=True),
         "bloom": BloomConfig(**BLOOM, layer_norm_epsilon=1e-6),
         "untied bloom": BloomConfig(**BLOOM, tie_word_embeddings=False),
+        "plain llama 3": LlamaConfig(**LLAMA, rope_parameters={"rope_theta": 5e5}),
+        "scaled llama 3": LlamaConfig(**LLAMA, rope_parameters=SCALED, tie_word_embeddings=True),
+        "mistral": MistralConfig(**LLAMA, head_dim=12, sliding_window=None),
+        "mistral of usual heads": MistralConfig(**LLAMA, sliding_window=None),
+        "qwen 2": Qwen2Config(**LLAMA),
+        "tied qwen 2": Qwen2Config(**LLAMA, tie_word_embeddings=True),
+        "qwen 3": Qwen3Config(**LLAMA, head_dim=12),
+        "tied qwen 3": Qwen3Config(**LLAMA, head_dim=8, tie_word_embeddings=True),
     }
 
 
@@ -48,7 +73,7 @@ def test_the_weight_map_names_what_transformers_has(name: str) -> None:
     config = configs()[name]
     model = model_from_hf(config.to_dict(), where="config.json")
     with torch.device("meta"):
-        theirs = {"llama": LlamaForCausalLM, "bloom": BloomForCausalLM}[config.model_type](config)
+        theirs = AutoModelForCausalLM.from_config(config)
     theirs.tie_weights()
     shapes = {name: tuple(p.shape) for name, p in theirs.named_parameters()}
     assert hf_shapes(weight_map(model), model) == shapes
@@ -66,7 +91,7 @@ def test_llama_keeps_what_its_config_says() -> None:
         vocab_size=509,
         max_position_embeddings=128,
         norm_epsilon=1e-6,
-        rotary_base=5e5,
+        rotary_base=3e5,
         tie_embeddings=False,
         vocab_divisor=128,
     )
@@ -103,7 +128,7 @@ def test_bloom_configs_of_bigscience_are_understood() -> None:
     ("change", "culprit"),
     [
         ({"rope_scaling": {"type": "linear", "factor": 2.0}}, "rope_scaling"),
-        ({"rope_parameters": {"rope_type": "llama3", "rope_theta": 5e5}}, "rope_parameters"),
+        ({"rope_parameters": {"rope_type": "yarn", "factor": 4.0}}, "rope_parameters"),
         # An empty one beside it changes nothing, one that says more takes its place.
         ({"rope_parameters": {"rope_type": "linear", "factor": 2}, "rope_scaling": {}}, "'linear'"),
         ({"rope_parameters": {}, "rope_scaling": {"type": "dynamic", "factor": 2}}, "'dynamic'"),
@@ -245,7 +270,119 @@ def test_a_config_that_is_incomplete_or_impossible_says_which_key(
 def test_another_model_type_is_refused_with_those_that_work() -> None:
     with pytest.raises(UserError, match="model_type = 'gpt2'") as error:
         model_from_hf({"model_type": "gpt2"}, where="config.json")
-    assert error.value.hint == "supported model types: llama, bloom"
+    assert error.value.hint == "supported model types: llama, bloom, mistral, qwen2, qwen3"
+
+
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        ({"model_type": "qwen3_moe", "num_experts": 128}, "it is a mixture of experts"),
+        ({"model_type": "mixtral", "num_local_experts": 8}, "it is a mixture of experts"),
+        ({"model_type": "deepseek_v3", "n_routed_experts": 256}, "it is a mixture of experts"),
+        ({"model_type": "qwen2_5_vl", "vision_config": {"depth": 32}}, "more than text"),
+        ({"model_type": "mistral3", "text_config": {}, "vision_config": {"a": 1}}, "than text"),
+        ({"model_type": "own", "auto_map": {"AutoModel": "a.B"}}, "code of its own, which is not"),
+        ({"model_type": "llama", **LLAMA, "num_local_experts": 8}, "num_local_experts = 8 is not"),
+        ({"model_type": "qwen3", **LLAMA, "num_experts": 8}, "num_experts = 8 is not supported"),
+        ({"model_type": "mistral", **LLAMA, "sliding_window": 4096}, "sliding_window = 4096 is n"),
+        ({"model_type": "mistral", **LLAMA}, "sliding_window is missing, and transformers then t"),
+        (
+            {"model_type": "qwen2", **LLAMA, "sliding_window": 64, "use_sliding_window": True},
+            "use_sliding_window = True is not supported",
+        ),
+        ({"model_type": "qwen2", **LLAMA, "layer_types": ["sliding_attention"]}, "layer_types = "),
+        (
+            {"model_type": "qwen3", **LLAMA, "head_dim": 8, "use_sliding_window": True},
+            "use_sliding_window = True is not supported",
+        ),
+        ({"model_type": "qwen3", **LLAMA}, "head_dim is missing, and transformers then takes 128"),
+        ({"model_type": "qwen3", **LLAMA, "head_dim": 7}, "heads of 7 cannot be turned"),
+        (
+            {"model_type": "qwen3", **LLAMA, "head_dim": 8, "attention_bias": True},
+            "attention_bias = True is not part of the Qwen 3 family",
+        ),
+        ({"model_type": "qwen2", **LLAMA, "head_dim": 16}, "head_dim = 16 is not part of the Qwen"),
+        (
+            {"model_type": "qwen2", **LLAMA, "rope_scaling": {"type": "yarn", "factor": 4.0}},
+            "rope_scaling = {'type': 'yarn', 'factor': 4.0} is not part of the Qwen 2 family",
+        ),
+        (
+            {"model_type": "llama", **LLAMA, "rope_scaling": {"rope_type": "llama3"}},
+            "key 'factor' is missing",
+        ),
+        (
+            {"model_type": "llama", **LLAMA, "rope_scaling": SCALED | {"factor": 1.0}},
+            "factor: Input should be greater than 1",
+        ),
+        (
+            {"model_type": "llama", **LLAMA, "rope_scaling": SCALED | {"low_freq_factor": 4}},
+            r"low_freq_factor 4.0 is not less than high_freq_factor 4.0",
+        ),
+        (
+            {"model_type": "llama", **LLAMA, "rope_scaling": SCALED | {"factor": "many"}},
+            "a value in it is of the wrong kind",
+        ),
+        (
+            {
+                "model_type": "llama",
+                **LLAMA,
+                "rope_scaling": SCALED,
+                "rope_parameters": SCALED | {"factor": 8.0},
+            },
+            "rope_scaling and rope_parameters contradict each other",
+        ),
+        (
+            {"model_type": "qwen2", **LLAMA, "dual_chunk_attention_config": {"chunk_size": 8}},
+            "dual_chunk_attention_config = ",
+        ),
+    ],
+)
+def test_what_is_near_to_a_family_but_different_is_refused_by_name(
+    config: dict[str, Any], words: str
+) -> None:
+    with pytest.raises(UserError, match=words):
+        model_from_hf(config, where="c")
+
+
+def test_a_window_that_is_off_is_none() -> None:
+    """As Qwen publishes its configs: the size of a window that nothing looks through."""
+    window = {"sliding_window": 131072, "use_sliding_window": False, "max_window_layers": 28}
+    for kind in ({"model_type": "qwen2"}, {"model_type": "qwen3", "head_dim": 8}):
+        plain = model_from_hf({**kind, **LLAMA}, where="c")
+        assert model_from_hf({**kind, **LLAMA, **window}, where="c") == plain
+
+
+@pytest.mark.parametrize("head_dim", [8, 64, 128])
+@pytest.mark.parametrize(
+    "scaling",
+    [
+        {},
+        {"factor": 8.0, "original_max_position_embeddings": 8192},
+        {"factor": 32.0, "original_max_position_embeddings": 8192},
+        {"factor": 2.5, "low_freq_factor": 0.5, "high_freq_factor": 7.0},
+    ],
+)
+def test_scaled_frequencies_have_the_bits_of_transformers(
+    scaling: dict[str, float], head_dim: int
+) -> None:
+    told = SCALED | scaling
+    config = LlamaConfig(**LLAMA | {"hidden_size": 6 * head_dim}, rope_parameters=told)
+    theirs, _ = ROPE_INIT_FUNCTIONS["llama3"](config)
+    model = model_from_hf(config.to_dict(), where="c")
+    assert model.rope_scaling is not None
+    plain = 1.0 / 5e5 ** (torch.arange(0, head_dim, 2).float() / head_dim)
+    assert torch.equal(scale_frequencies(plain, model.rope_scaling), theirs)
+    assert not torch.equal(plain, theirs)
+
+
+def test_models_of_one_class_in_transformers_are_not_different() -> None:
+    """A run of before Llama 3 was a family has llama2 in its configuration."""
+    ours = model_from_hf({"model_type": "llama", **LLAMA, "rope_theta": 5e5}, where="c")
+    assert ours.family == "llama3"
+    old = ours.model_copy(update={"family": "llama2"})
+    assert differences(old, ours) == []
+    other = ours.model_copy(update={"family": "mistral"})
+    assert differences(ours, other) == ["family: llama3 != mistral"]
 
 
 def test_differences_name_the_keys_and_both_values() -> None:

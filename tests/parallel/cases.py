@@ -12,6 +12,17 @@ TRAINED = ("llama-gqa", "bloom", "llama-tied")
 """Grouped queries contain everything that multi-head attention has."""
 POLICIES = ("llama-gqa", "bloom")
 """Of these there are reward models too: NAME-reward."""
+FAMILY_MODELS = (
+    "llama3",
+    "llama3-tied",
+    "mistral",
+    "qwen2",
+    "qwen2-tied",
+    "qwen3",
+    "qwen3-tied",
+)
+"""Llama-likes with what only they have; documents are longer than the original length of Llama 3,
+heads of Mistral and Qwen 3 are of a width of their own."""
 
 
 class Case(BaseModel):
@@ -489,6 +500,56 @@ CHUNKED_LOGITS = tuple(
 )
 """The same, seven learned tokens at a time: most micro batches have more, and not a multiple."""
 
+FAMILY_LOGITS = tuple(
+    Case(kind="logits", model=model, world=tp * pp, parallel=_parallel(tp, pp), load=load)
+    for model in FAMILY_MODELS
+    for load, tp, pp in (
+        ("hf", 1, 1),
+        ("hf", 2, 1),
+        ("hf", 1, 2),
+        ("hf", 2, 2),
+        ("mcore", 2, 2),
+        *((("legacy", 2, 1),) if model in ("mistral", "qwen2", "qwen2-tied") else ()),
+    )
+)
+_FAMILY_LAYOUTS: tuple[tuple[int, Parallel, str], ...] = (
+    (1, _parallel(), "2"),
+    (1, _parallel(recompute="full"), "packed"),
+    (2, _parallel(2), "2"),
+    (2, _parallel(2, sequence_parallel=True), "1"),
+    (2, _parallel(1, 2), "2"),
+    (4, _parallel(2, 2, sequence_parallel=True), "packed"),
+    (4, _parallel(2, sequence_parallel=True, distributed_optimizer=True), "1"),
+)
+FAMILY_GRADIENTS = tuple(
+    Case(kind="gradients", model=model, world=world, parallel=parallel, grouping=grouping)
+    for model in FAMILY_MODELS
+    for world, parallel, grouping in _FAMILY_LAYOUTS
+    if not parallel.distributed_optimizer
+)
+FAMILY_FOLLOWING = tuple(
+    Case(kind="follow", model=model, world=world, parallel=parallel, grouping=grouping)
+    for model in FAMILY_MODELS
+    for world, parallel, grouping in _FAMILY_LAYOUTS
+    if world == 4
+)
+FAMILY_LORA = tuple(
+    Case(kind="lora", model=model, world=world, parallel=parallel, grouping=grouping)
+    for model in ("llama3", "mistral", "qwen2", "qwen3")
+    for world, parallel, grouping in (_FAMILY_LAYOUTS[0], *_FAMILY_LAYOUTS[3:6])
+)
+FAMILY_PLAIN_MEGATRON = tuple(
+    Case(kind="plain_megatron", model=model, world=1, load="mcore")
+    for model in ("mistral", "qwen2-tied", "qwen3")
+)
+FAMILIES = (
+    *FAMILY_LOGITS,
+    *FAMILY_GRADIENTS,
+    *FAMILY_FOLLOWING,
+    *FAMILY_LORA,
+    *FAMILY_PLAIN_MEGATRON,
+)
+
 _LISTED = (
     *LOGITS,
     *BASELINES,
@@ -539,3 +600,6 @@ _LISTED = (
 ALL = (*_LISTED, *(case for case in WHOLE_LOGITS if case not in _LISTED), *CHUNKED_LOGITS)
 """Everything, each case under a name of its own."""
 assert len({case.name for case in ALL}) == len(ALL)
+
+SUITES = {"all": ALL, "families": FAMILIES}
+"""The cases of one job for each world size."""

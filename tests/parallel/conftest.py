@@ -28,3 +28,22 @@ def result(models: Path) -> Callable[[Case], Result]:
         return jobs.run(models, world=world)
 
     return lambda case: of_world(case.world)[case.name]
+
+
+@pytest.fixture(scope="session")
+def family_models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same of the families that are like Llama."""
+    from tests.parallel import reference
+
+    return reference.make_families(tmp_path_factory.mktemp("families"))
+
+
+@pytest.fixture(scope="session")
+def family_result(family_models: Path) -> Callable[[Case], Result]:
+    """What a case of theirs computed."""
+
+    @cache
+    def of_world(world: int) -> dict[str, Result]:
+        return jobs.run(family_models, world=world, suite="families")
+
+    return lambda case: of_world(case.world)[case.name]

@@ -22,7 +22,9 @@ class DeepSpeedCase(BaseModel):
         "train", "spoilt", "resume", "document_outputs", "stop", "checkpoint", "overflow", "shared"
     ] = "train"
     loss: Literal["sft", "dpo", "reward"] = "sft"
-    model: Literal["llama-gqa", "bloom", "llama-tied"] = "llama-gqa"
+    model: Literal[
+        "llama-gqa", "bloom", "llama-tied", "llama3-tied", "mistral", "qwen2-tied", "qwen3"
+    ] = "llama-gqa"
     head: Literal["linear", "pooler"] = "linear"
     """Of a reward model."""
     world: Literal[0, 1, 2] = 1
@@ -108,6 +110,15 @@ SFT = (
     ),
     *(DeepSpeedCase(world=2, stage=stage, offload=True, grouping="2") for stage in (1, 2, 3)),
 )
+FAMILIES = (
+    DeepSpeedCase(model="llama3-tied", world=2, stage=2, grouping="2"),
+    DeepSpeedCase(model="mistral", world=2, stage=1, grouping="packed"),
+    DeepSpeedCase(model="qwen2-tied", world=2, stage=3, grouping="2"),
+    DeepSpeedCase(model="qwen3", world=2, stage=3, recompute="full"),
+    DeepSpeedCase(model="qwen2-tied", world=2, stage=2, lora=True),
+    DeepSpeedCase(model="qwen3", world=2, stage=2, lora=True, grouping="packed"),
+)
+"""transformers' own layers of each family."""
 PREFERENCES = (
     *(
         DeepSpeedCase(loss=loss, model=model, world=world, stage=stage, grouping=grouping)
@@ -250,6 +261,7 @@ FAST = {
     DeepSpeedCase(kind="document_outputs", world=2, stage=3),
     DeepSpeedCase(kind="document_outputs", loss="reward", world=2, stage=2),
     STOP,
+    *FAMILIES[2:],
     *SHARED,
     *LORA[:3],
     *LORA[4:6],
@@ -259,12 +271,12 @@ FAST = {
 """What runs without `slow` tests too."""
 
 _DEEPSPEED = (
-    *(*SFT, *PREFERENCES, *BF16, *SPOILT, *RESUME, *CHECKPOINT, *OUTPUTS, STOP),
+    *(*SFT, *FAMILIES, *PREFERENCES, *BF16, *SPOILT, *RESUME, *CHECKPOINT, *OUTPUTS, STOP),
     *(*LORA, *LORA_BF16, *LORA_RESUME, *LORA_CHECKPOINT),
     *(*FP16, *OVERFLOW, *SHARED),
 )
 assert set(_DEEPSPEED) >= FAST
-_TRAINED = {each.reference for each in (*SFT, *PREFERENCES, *LORA)}
+_TRAINED = {each.reference for each in (*SFT, *FAMILIES, *PREFERENCES, *LORA)}
 _SCORED = {each.reference.model_copy(update={"kind": "document_outputs"}) for each in OUTPUTS}
 _MEGATRON = _TRAINED | _SCORED | {each.reference for each in OVERFLOW}
 ALL = (*sorted(_MEGATRON, key=lambda case: case.name), *_DEEPSPEED)

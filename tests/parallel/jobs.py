@@ -17,10 +17,11 @@ from typing import TYPE_CHECKING, Any
 from alignctl.launch.job import Job, worker_environment
 from tests.parallel import documents
 from tests.parallel.adapters import lora, lora_dpo, lora_dropout, lora_reward
-from tests.parallel.cases import ALL, Case
+from tests.parallel.cases import SUITES, Case
 from tests.parallel.flex import flex
 from tests.parallel.float16 import apart, float16, overflow
 from tests.parallel.followed import dpo_follow, reward_follow
+from tests.parallel.gradients import gradients
 from tests.parallel.on_policy import offload, policy, value
 from tests.parallel.overlap import overlap
 from tests.parallel.preferences import dpo
@@ -39,15 +40,15 @@ TIMEOUT_MINUTES = 2
 Result = dict[str, Any]
 
 
-def run(folder: Path, *, world: int) -> dict[str, Result]:
-    """Runs the job of a world size over the models in `folder`; results by the cases' names.
+def run(folder: Path, *, world: int, suite: str = "all") -> dict[str, Result]:
+    """Runs a suite's job of a world size over the models in `folder`; results by cases' names.
 
     Raises:
         RuntimeError: The job failed; the message ends with the last lines of its output.
     """
-    results = folder / f"results_{world}.json"
+    results = folder / f"results_{suite}_{world}.json"
     environment = os.environ | dict(worker_environment(2, os.environ))
-    job = Job("tests.parallel.jobs", (str(folder), str(results)), nproc=world, master_port=0)
+    job = Job("tests.parallel.jobs", (str(folder), str(results), suite), nproc=world, master_port=0)
     done = subprocess.run(
         job.command(), cwd=ROOT, env=environment, capture_output=True, text=True, timeout=540
     )
@@ -60,8 +61,8 @@ def run(folder: Path, *, world: int) -> dict[str, Result]:
 # ---- what every rank runs ----
 
 
-def main(folder: Path, results: Path) -> None:
-    """Runs the cases of this job's world size, those of one layout after each other."""
+def main(folder: Path, results: Path, suite: str) -> None:
+    """Runs a suite's cases of this job's world size, those of one layout after each other."""
     import torch
     import torch.distributed as dist
 
@@ -74,7 +75,7 @@ def main(folder: Path, results: Path) -> None:
     torch.set_num_threads(1)
     world = int(os.environ["WORLD_SIZE"])
     cases = sorted(
-        (case for case in ALL if case.world == world),
+        (case for case in SUITES[suite] if case.world == world),
         key=lambda case: (case.parallel.tp, case.parallel.pp),
     )
     initialize(Parallel(), seed=1, timeout_minutes=TIMEOUT_MINUTES)
@@ -356,19 +357,24 @@ def plain_megatron(case: Case, folder: Path) -> Result:
         hidden_size=told["hidden_size"],
         num_attention_heads=told["num_attention_heads"],
         num_query_groups=told["num_key_value_heads"],
+        kv_channels=told.get("head_dim", told["hidden_size"] // told["num_attention_heads"]),
         ffn_hidden_size=told["intermediate_size"],
         normalization="RMSNorm",
         layernorm_epsilon=told["rms_norm_eps"],
         gated_linear_unit=True,
         activation_func=torch.nn.functional.silu,
         add_bias_linear=False,
+        add_qkv_bias=told["model_type"] == "qwen2",
+        qk_layernorm=told["model_type"] == "qwen3",
         hidden_dropout=0.0,
         attention_dropout=0.0,
         use_cpu_initialization=True,
     )
     model = GPTModel(
         config,
-        get_gpt_layer_local_spec(normalization="RMSNorm"),
+        get_gpt_layer_local_spec(
+            normalization="RMSNorm", qk_layernorm=told["model_type"] == "qwen3"
+        ),
         vocab_size=documents.VOCAB_SIZE + documents.VOCAB_SIZE % documents.VOCAB_DIVISOR,
         max_sequence_length=documents.SEQ_LENGTH,
         position_embedding_type="rope",
@@ -423,8 +429,9 @@ KINDS: dict[str, Callable[[Case, Path], Result]] = {
         overlap,
         shared,
         flex,
+        gradients,
     )
 }
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]))
+    main(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3])

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
     BloomConfig,
     BloomForCausalLM,
@@ -20,11 +21,13 @@ from alignctl.config.sections import Model, Optimizer
 from alignctl.data.batch import IGNORE, Document
 from alignctl.stages import convert
 from tests.parallel import documents
-from tests.parallel.cases import MODELS, POLICIES, TRAINED
+from tests.parallel.cases import FAMILY_MODELS, MODELS, POLICIES, TRAINED
 
 
 def make(folder: Path) -> Path:
     """Writes every model as a Hugging Face folder and as a Megatron checkpoint, with references.
+
+    Of the other families it writes the Hugging Face folder alone.
 
     Args:
         folder: Gets NAME/hf, NAME/mcore, NAME/legacy (TP 2, PP 4), NAME/logits.npy and, for what
@@ -57,7 +60,41 @@ def make(folder: Path) -> Path:
             plain_peft.write(build(name), _architecture(path / "hf"), path)
             plain_rewards.write(build(name), path, folder / f"{name}-reward")
             plain_on_policy.write(path, folder / f"{name}-reward")
+    for name in FAMILY_MODELS:
+        build(name).save_pretrained(folder / name / "hf")
     return folder
+
+
+def make_families(folder: Path) -> Path:
+    """Writes the models of the families that are like Llama: what `make` does, and gradients.npz.
+
+    Checkpoints by rank are only of those that Megatron-LM has.
+    """
+    from tests.parallel import plain_peft
+
+    for name in FAMILY_MODELS:
+        path = folder / name
+        model = build(name)
+        model.save_pretrained(path / "hf")
+        options = {"load": path / "hf", "model": _architecture(path / "hf"), "verify": "none"}
+        targets: list[dict[str, Any]] = [{"save": path / "mcore"}]
+        if name.startswith(("mistral", "qwen2")):
+            targets.append({"save": path / "legacy", "format": "legacy", "tp": 2, "pp": 4})
+        for target in targets:
+            convert.run("hf2mg", ConvertOptions.model_validate(options | target))
+        np.save(path / "logits.npy", logits(model).numpy())
+        np.savez(path / "gradients.npz", **gradients(model))
+        (path / "follow.json").write_text(json.dumps(train(model)))
+        plain_peft.write(build(name), _architecture(path / "hf"), path)
+    return folder
+
+
+def gradients(model: Any) -> dict[str, Any]:
+    """Of the mean loss of a step's documents, by Hugging Face's names."""
+    cross_entropy(model, documents.of_step(0, count=4))[0].backward()
+    found = {name: p.grad.numpy().copy() for name, p in model.named_parameters()}
+    model.zero_grad()
+    return found
 
 
 def build(name: str) -> Any:
@@ -72,6 +109,8 @@ def build(name: str) -> Any:
             initializer_range=0.1,
         )
         model: Any = BloomForCausalLM(config)
+    elif name in FAMILY_MODELS:
+        model = _family(name)
     else:
         config = LlamaConfig(
             num_hidden_layers=4,
@@ -91,6 +130,41 @@ def build(name: str) -> Any:
             if parameter.ndim == 1:
                 parameter.add_(0.2 * torch.randn_like(parameter))
     return model.eval()
+
+
+def _family(name: str) -> Any:
+    """Grouped queries in all of them; three scales of rotary frequencies in Llama 3's."""
+    family, _, tied = name.partition("-")
+    of_family: dict[str, dict[str, Any]] = {
+        "llama3": {
+            "rope_parameters": {
+                "rope_type": "llama3",
+                "rope_theta": 500.0,  # a turn in 6, 30, 140 and 664 tokens
+                "factor": 4.0,
+                "low_freq_factor": 1.0,
+                "high_freq_factor": 4.0,
+                "original_max_position_embeddings": 32,
+            }
+        },
+        "mistral": {"head_dim": 16, "sliding_window": None},
+        "qwen2": {},
+        "qwen3": {"head_dim": 12},
+    }
+    config = AutoConfig.for_model(
+        {"llama3": "llama"}.get(family, family),
+        num_hidden_layers=4,
+        hidden_size=48,
+        num_attention_heads=6,
+        num_key_value_heads=2,
+        intermediate_size=88,
+        vocab_size=documents.VOCAB_SIZE,
+        max_position_embeddings=128,
+        rms_norm_eps=1e-5,
+        tie_word_embeddings=bool(tied),
+        initializer_range=0.1,
+        **of_family[family],
+    )
+    return AutoModelForCausalLM.from_config(config)
 
 
 def _architecture(path: Path) -> Model:

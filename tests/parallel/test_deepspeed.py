@@ -19,6 +19,7 @@ from tests.parallel import deepspeed_jobs, documents
 from tests.parallel.deepspeed_cases import (
     BF16,
     CHECKPOINT,
+    FAMILIES,
     FAST,
     FP16,
     LORA,
@@ -67,7 +68,7 @@ def found(models: Path) -> Results:
     return lambda case: of_world(case.world, is_fast=case in FAST)[case.name]
 
 
-@each_of([*SFT, *PREFERENCES, *LORA])
+@each_of([*SFT, *FAMILIES, *PREFERENCES, *LORA])
 def test_the_course_and_the_weights_are_megatrons(case: DeepSpeedCase, found: Results) -> None:
     """Three AdamW steps in fp32; every term of DPO's and of the reward model's loss."""
     ours, theirs = found(case), found(case.reference)

@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
-MODELS = ("llama-mha", "llama-gqa", "llama-tied", "bloom")
+MODELS = ("llama-mha", "llama-gqa", "llama-tied", "bloom", "llama3", "mistral", "qwen2", "qwen3")
 
 
 class Case(BaseModel):
@@ -12,7 +12,9 @@ class Case(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    model: Literal["llama-mha", "llama-gqa", "llama-tied", "bloom"]
+    model: Literal[
+        "llama-mha", "llama-gqa", "llama-tied", "bloom", "llama3", "mistral", "qwen2", "qwen3"
+    ]
     world: Literal[1, 2, 4] = 1
     tp: int = 1
     pp: int = 1
@@ -32,6 +34,9 @@ FAST = (
     Case(model="llama-gqa", world=2, tp=2, has_lora=True),
     Case(model="llama-tied", world=2, pp=2, rollout_tp=2),
     Case(model="bloom", world=2, pp=2, rollout_tp=2),
+    Case(model="llama3"),
+    Case(model="qwen2", world=2, tp=2, rollout_tp=2, has_lora=True),
+    Case(model="qwen3", world=2, tp=2, rollout_tp=2),
 )
 SLOW = tuple(
     case

@@ -24,6 +24,24 @@ ROOT = Path(__file__).parents[2]
 VOCAB_SIZE = 509
 SEQ_LENGTH = 96
 STOP = 2
+FAMILIES: dict[str, dict[str, Any]] = {
+    "llama3": {
+        "model_type": "llama",
+        "tie_word_embeddings": True,
+        "rope_parameters": {
+            "rope_type": "llama3",
+            "rope_theta": 500.0,
+            "factor": 4.0,
+            "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 32,
+        },
+    },
+    "mistral": {"model_type": "mistral", "head_dim": 64, "sliding_window": None},
+    "qwen2": {"model_type": "qwen2", "tie_word_embeddings": True},
+    "qwen3": {"model_type": "qwen3", "head_dim": 64},
+}
+"""Grouped queries in all; heads twice as wide as usual in two of them."""
 SAMPLING = Sampling(max_new_tokens=20, stop_token_ids=(STOP,))
 Result = dict[str, Any]
 
@@ -57,7 +75,33 @@ def make_models(folder: Path) -> Path:
                 if parameter.ndim == 1:
                     parameter.add_(0.2 * torch.randn_like(parameter))
         model.save_pretrained(folder / name)
+    for name, told in FAMILIES.items():
+        model = _family_model(name, told)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                if parameter.ndim == 1:
+                    parameter.add_(0.2 * torch.randn_like(parameter))
+        model.save_pretrained(folder / name)
     return folder
+
+
+def _family_model(name: str, told: dict[str, Any]) -> Any:
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    torch.manual_seed(sum(name.encode()))
+    config = AutoConfig.for_model(
+        **told,
+        num_hidden_layers=2,
+        hidden_size=128,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        intermediate_size=160,
+        max_position_embeddings=SEQ_LENGTH,
+        vocab_size=VOCAB_SIZE,
+        initializer_range=0.1,
+    )
+    return AutoModelForCausalLM.from_config(config)
 
 
 def run(folder: Path, cases: Sequence[Case]) -> dict[str, Result]:

@@ -1,7 +1,7 @@
 """What all models of a family are alike in, as far as configurations and plans need to know it."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Literal
 
 
@@ -52,11 +52,9 @@ class Traits:
         return self.positions == "rotary"
 
 
-_LLAMA = Traits("Llama 2", "Llama")
-_BLOOM = replace(
-    _LLAMA,
-    title="Bloom",
-    hf_class="Bloom",
+_BLOOM = Traits(
+    "Bloom",
+    "Bloom",
     normalization="LayerNorm",
     activation="gelu_tanh",
     is_gated=False,
@@ -71,7 +69,16 @@ _BLOOM = replace(
 )
 
 TRAITS: dict[str, Traits] = {
-    "llama2": _LLAMA,
+    "llama2": Traits("Llama 2", "Llama"),
     "bloom": _BLOOM,
+    "llama3": Traits("Llama 3", "Llama", may_scale_positions=True),
+    "mistral": Traits("Mistral", "Mistral", may_set_head_dim=True),
+    "qwen2": Traits("Qwen 2", "Qwen2", has_qkv_bias=True),
+    "qwen3": Traits("Qwen 3", "Qwen3", has_qk_norm=True, may_set_head_dim=True),
 }
 """The families by name. Each has a module of that name in `models`."""
+
+
+def families_that(trait: str) -> str:
+    """Name the families that have a trait, for messages."""
+    return ", ".join(name for name, traits in TRAITS.items() if getattr(traits, trait))

@@ -108,7 +108,7 @@ class Generation(rollout.SamplingParams):
     def rollout(self, model: Model) -> rollout.Rollout:
         """Make vLLM's section of these settings."""
         # Keys and values of one sequence, in float32.
-        per_token = 8 * model.num_layers * model.num_query_groups * model.head_dim
+        per_token = 8 * model.num_layers * model.num_query_groups * model.head_width
         gib = (self.longest(model) + 16) * per_token / 2**30
         return rollout.Rollout(
             tp=self.tp,

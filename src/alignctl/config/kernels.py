@@ -45,7 +45,7 @@ class Kernels(Section):
                 for name in sorted(self.model_fields_set)
                 if getattr(self, name) != getattr(Kernels(), name)
             ]
-        if self.attention == "transformer_engine" and model.traits.positions == "alibi":
+        if self.attention == "transformer_engine" and not model.traits.is_rotary:
             return [
                 "kernels.attention transformer_engine: it knows no ALiBi, which "
                 f"{model.family} needs"
@@ -61,9 +61,9 @@ def _flex_problems(model: Model) -> list[str]:
             f"kernels.attention flex: it drops no attention weights, and model.attention_dropout "
             f"is {model.attention_dropout}; take plain"
         )
-    if model.head_dim < _NARROWEST_HEAD:
+    if model.head_width < _NARROWEST_HEAD:
         problems.append(
-            f"kernels.attention flex: the model's heads are {model.head_dim} wide, and it needs "
+            f"kernels.attention flex: the model's heads are {model.head_width} wide, and it needs "
             f"{_NARROWEST_HEAD} or more; take plain"
         )
     return problems

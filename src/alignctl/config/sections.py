@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-from alignctl.config.families import TRAITS, Traits
+from alignctl.config.families import TRAITS, Traits, families_that
 from alignctl.config.numbers import (
     Count,
     Fraction,
@@ -60,11 +60,38 @@ else:
 """A family of architectures, by its name."""
 
 
+class RopeScaling(Section):
+    """Rotary positions stretched beyond the length of the first training, as Llama 3.1 does it."""
+
+    factor: Annotated[float, Field(gt=1, le=1e6)]
+    """What the slow frequencies are divided by."""
+
+    low_freq_factor: Annotated[float, Field(gt=0, le=1e6)]
+    """Frequencies that turn fewer times than this within the original length are slow."""
+
+    high_freq_factor: Annotated[float, Field(gt=0, le=1e6)]
+    """Those that turn more often stay as they are; between the two it is interpolated."""
+
+    original_max_position_embeddings: Count
+    """Longest sequence of the first training, in tokens."""
+
+    @model_validator(mode="after")
+    def _has_a_band(self) -> Self:
+        if self.low_freq_factor >= self.high_freq_factor:
+            raise ValueError(
+                f"low_freq_factor {self.low_freq_factor} is not less than high_freq_factor "
+                f"{self.high_freq_factor}"
+            )
+        return self
+
+
 class Model(Section):
     """The architecture. A model folder's own config.json must agree with it."""
 
     family: Family
-    """llama2: RMSNorm, SwiGLU, RoPE, no biases. bloom: LayerNorm, GELU, ALiBi, biases."""
+    """bloom: LayerNorm, GELU, ALiBi, biases. The others: RMSNorm, SwiGLU, rotary positions, no
+    biases; llama3 may scale its positions, qwen2 has biases on queries, keys and values, qwen3
+    normalises queries and keys."""
 
     num_layers: Layers
     """Transformer layers, over all pipeline stages."""
@@ -93,6 +120,13 @@ class Model(Section):
     rotary_base: Annotated[float, Field(gt=0, le=1e12)] | None = None
     """Base of the rotary frequencies; bloom has none, all others need it."""
 
+    head_dim: Width | None = None
+    """Width of an attention head where it is not hidden_size / num_attention_heads, as in mistral
+    and qwen3; null: it is."""
+
+    rope_scaling: RopeScaling | None = None
+    """How rotary positions are stretched, in llama3; null: they are not."""
+
     tie_embeddings: bool
     """Whether the output layer is the embedding itself."""
 
@@ -111,9 +145,14 @@ class Model(Section):
         return TRAITS[self.family]
 
     @property
-    def head_dim(self) -> int:
+    def head_width(self) -> int:
         """Width of one attention head."""
-        return self.hidden_size // self.num_attention_heads
+        return self.head_dim or self.hidden_size // self.num_attention_heads
+
+    @property
+    def attention_width(self) -> int:
+        """Width of all query heads end to end."""
+        return self.num_attention_heads * self.head_width
 
     def padded_vocab_size(self, tp: int) -> int:
         """Count the rows of the embedding as Megatron holds it, over all `tp` ranks."""
@@ -142,17 +181,8 @@ class Model(Section):
 
     @model_validator(mode="after")
     def _architecture_is_possible(self) -> Self:
-        problems = []
+        problems = self._head_problems()
         heads, groups = self.num_attention_heads, self.num_query_groups
-        if self.hidden_size % heads:
-            problems.append(
-                f"hidden_size {self.hidden_size} is not divisible by num_attention_heads {heads}"
-            )
-        elif self.traits.is_rotary and self.head_dim % 2:
-            problems.append(
-                f"hidden_size {self.hidden_size} / num_attention_heads {heads} gives heads of "
-                f"{self.head_dim}, and rotary positions need an even number"
-            )
         if heads % groups:
             problems.append(
                 f"num_attention_heads {heads} is not divisible by num_query_groups {groups}"
@@ -161,9 +191,34 @@ class Model(Section):
             problems.append(f"rotary_base is missing: {self.family} needs it (10000.0 for Llama 2)")
         if self.traits.positions == "alibi":
             problems.extend(self._alibi_problems())
+        if self.rope_scaling and not self.traits.may_scale_positions:
+            problems.append(
+                f"rope_scaling is set: {self.family} has no scaled rotary positions; those that "
+                f"have are {families_that('may_scale_positions')}"
+            )
         if problems:
             raise ValueError("\n".join(problems))
         return self
+
+    def _head_problems(self) -> list[str]:
+        """List what is wrong with the width of heads."""
+        heads, own = self.num_attention_heads, self.head_dim
+        source = f"hidden_size {self.hidden_size} / num_attention_heads {heads}"
+        if own is None and self.hidden_size % heads:
+            return [
+                f"hidden_size {self.hidden_size} is not divisible by num_attention_heads {heads}"
+            ]
+        if own is not None and own * heads == self.hidden_size:
+            return [f"head_dim {own} has no effect: it is {source}; leave it out"]
+        if own is not None and not self.traits.may_set_head_dim:
+            return [
+                f"head_dim {own} is not {source}, as {self.family} has it; those that may have "
+                f"another are {families_that('may_set_head_dim')}"
+            ]
+        if self.traits.is_rotary and self.head_width % 2:
+            which = f"{source} gives heads of" if own is None else "head_dim"
+            return [f"{which} {self.head_width}, and rotary positions need an even number"]
+        return []
 
     def _alibi_problems(self) -> list[str]:
         """List what Hugging Face's Bloom cannot express, so that it could never be written back."""

@@ -74,22 +74,28 @@ def model_from_hf(config: Mapping[str, Any], *, where: str, vocab_divisor: int =
     Raises:
         UserError: The model type is not a family of ours, or a key is missing or impossible.
     """
-    for family in FAMILIES.values():
-        if config.get("model_type") == family.hf_model_type:
-            hf_config.check(config, where)
-            try:
-                return family.from_hf(config, where=where, vocab_divisor=vocab_divisor)
-            except KeyError as error:
-                raise UserError(f"{where}: key {error.args[0]!r} is missing") from error
-            except ValidationError as error:
-                raise UserError(f"{where}: {_first_problem(error)}") from error
-            except (ArithmeticError, AttributeError, TypeError) as error:
-                raise UserError(f"{where}: a value in it is of the wrong kind: {error}") from error
-    supported = ", ".join(dict.fromkeys(each.hf_model_type for each in FAMILIES.values()))
-    raise UserError(
-        f"{where}: model_type = {config.get('model_type')!r} is not supported",
-        f"supported model types: {supported}",
-    )
+    family = _family_of(config, where)
+    hf_config.check(config, where, family.judges)
+    try:
+        return family.from_hf(config, where=where, vocab_divisor=vocab_divisor)
+    except KeyError as error:
+        raise UserError(f"{where}: key {error.args[0]!r} is missing") from error
+    except ValidationError as error:
+        raise UserError(f"{where}: {_first_problem(error)}") from error
+    except (ArithmeticError, AttributeError, TypeError, ValueError) as error:
+        raise UserError(f"{where}: a value in it is of the wrong kind: {error}") from error
+
+
+def _family_of(config: Mapping[str, Any], where: str) -> Family:
+    kind = config.get("model_type")
+    found = [family for family in FAMILIES.values() if family.hf_model_type == kind]
+    if not found:
+        supported = ", ".join(dict.fromkeys(each.hf_model_type for each in FAMILIES.values()))
+        raise UserError(
+            f"{where}: model_type = {kind!r} is not supported{hf_config.explain(config)}",
+            f"supported model types: {supported}",
+        )
+    return next((each for each in found if each.is_own and each.is_own(config)), found[0])
 
 
 def _first_problem(error: ValidationError) -> str:
@@ -105,8 +111,17 @@ def differences(ours: Model, theirs: Model) -> list[str]:
     What does not change a weight or its meaning (dropout, vocabulary padding, the position limit
     of a model without position weights) is not compared.
     """
-    ignored = {"vocab_divisor", "attention_dropout", "hidden_dropout", "max_position_embeddings"}
-    return [
+    ignored = {
+        "family",
+        "vocab_divisor",
+        "attention_dropout",
+        "hidden_dropout",
+        "max_position_embeddings",
+    }
+    # Families with one class in transformers compute the same.
+    kinds = [FAMILIES[model.family].hf_model_type for model in (ours, theirs)]
+    families = [f"family: {ours.family} != {theirs.family}"] if kinds[0] != kinds[1] else []
+    return families + [
         f"{key}: {getattr(ours, key)} != {getattr(theirs, key)}"
         for key in type(ours).model_fields
         if key not in ignored and getattr(ours, key) != getattr(theirs, key)

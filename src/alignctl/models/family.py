@@ -39,6 +39,8 @@ class Family:
             `vocab_divisor`. It raises UserError where the config asks for something else.
         to_hf: Builds the config of a model that has none of its own.
         legacy: Of Megatron-LM's checkpoints by rank; None where it has no such models.
+        judges: Keys of a config that `hf_config` leaves to `from_hf`.
+        is_own: Whether a parsed config is of this family, where an older one has the same type.
     """
 
     weights: tuple[Weight, ...]
@@ -48,6 +50,8 @@ class Family:
     from_hf: Callable[..., Model]
     to_hf: Callable[[Model], dict[str, Any]]
     legacy: Legacy | None
+    judges: tuple[str, ...] = ()
+    is_own: Callable[[Mapping[str, Any]], bool] | None = None
 
     def hf_module(self, ours: str) -> str:
         """Return the name below `hf_prefix` of the module that is `ours` in Megatron."""

@@ -4,7 +4,7 @@ What is named here was looked up in transformers 5.19: its configs take any key,
 more of them than the config classes list. Keys of one family are in the family's own module.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from alignctl.errors import UserError
@@ -43,6 +43,10 @@ _HARMLESS: Mapping[str, tuple[Callable[[Any], bool], str]] = {
     "layer_types": (_is_full_attention, "attention is over all tokens before, in every layer"),
     "per_layer_config": (_is_false, "all layers are of one shape"),
     "pruned_heads": (_is_false, "all layers are of one shape"),
+    "num_experts": (_is_none, "only dense models are trained, without experts"),
+    "num_local_experts": (_is_none, "only dense models are trained, without experts"),
+    "vision_config": (_is_none, "only models of text are trained"),
+    "dual_chunk_attention_config": (_is_none, "attention is over all tokens before, at once"),
     "fusion_config": (_is_false, "remove the key: the model is the same without it"),
     "partial_rotary_factor": (
         lambda value: value is None or value == 1,
@@ -52,18 +56,40 @@ _HARMLESS: Mapping[str, tuple[Callable[[Any], bool], str]] = {
 """Of each key, whether a value leaves things as they are, and what to do or know where not."""
 
 
-def check(config: Mapping[str, Any], where: str) -> None:
+_OTHERS: Mapping[str, str] = {
+    "num_experts": "a mixture of experts",
+    "num_local_experts": "a mixture of experts",
+    "n_routed_experts": "a mixture of experts",
+    "vision_config": "a model of more than text",
+    "audio_config": "a model of more than text",
+    "text_config": "a model of more than text",
+    "auto_map": "a model with code of its own, which is not run",
+}
+
+
+def explain(config: Mapping[str, Any]) -> str:
+    """Say what a config of no family of ours is, as far as its keys tell; empty where they do not.
+
+    Args:
+        config: The parsed `config.json`.
+    """
+    found = dict.fromkeys(what for key, what in _OTHERS.items() if config.get(key))
+    return f": it is {' and '.join(found)}" if found else ""
+
+
+def check(config: Mapping[str, Any], where: str, judged: Collection[str] = ()) -> None:
     """Refuse what changes the computation beyond what a family of ours has.
 
     Args:
         config: The parsed `config.json`.
         where: The file's name, for messages.
+        judged: Keys that its family judges by itself.
 
     Raises:
         UserError: A key asks for it.
     """
     for key, (is_harmless, hint) in _HARMLESS.items():
-        if key in config and not is_harmless(config[key]):
+        if key in config and key not in judged and not is_harmless(config[key]):
             raise UserError(f"{where}: {key} = {shown(config[key])} is not supported", hint)
     pad, rows = config.get("pad_token_id"), config.get("vocab_size")
     if isinstance(pad, int) and isinstance(rows, int) and not -rows <= pad < rows:

@@ -6,6 +6,7 @@ from typing import Any
 from alignctl.config.families import TRAITS
 from alignctl.config.sections import Model
 from alignctl.errors import UserError
+from alignctl.models import hf_rotary as rotary
 from alignctl.models.family import Family, Legacy
 from alignctl.models.hf_config import shown
 from alignctl.models.weight_map import (
@@ -79,6 +80,7 @@ def describe(
     from_hf: Callable[..., Model],
     to_hf: Callable[[Model], dict[str, Any]],
     legacy_tokenizer: str | None,
+    **more: Any,
 ) -> Family:
     """Describe a family.
 
@@ -88,6 +90,7 @@ def describe(
         from_hf: As for `Family`.
         to_hf: As for `Family`.
         legacy_tokenizer: Megatron-LM's tokenizer type; None where it has no such models by rank.
+        more: Further fields of `Family`.
     """
     legacy = legacy_tokenizer and Legacy(LEGACY_NORMS, legacy_tokenizer, has_extra_states=True)
     return Family(
@@ -98,7 +101,21 @@ def describe(
         from_hf=from_hf,
         to_hf=to_hf,
         legacy=legacy or None,
+        **more,
     )
+
+
+def refuse_window(config: Mapping[str, Any], where: str) -> None:
+    """Refuse a sliding window that is turned on, of configs that keep its size where it is off.
+
+    Raises:
+        UserError: It is on.
+    """
+    if config.get("use_sliding_window"):
+        raise UserError(
+            f"{where}: use_sliding_window = {shown(config['use_sliding_window'])} is not supported",
+            "attention is over all tokens before",
+        )
 
 
 def read(
@@ -116,29 +133,34 @@ def read(
     Raises:
         UserError: The config asks for something that the family does not have.
     """
+    traits = TRAITS[family]
     heads, hidden = config["num_attention_heads"], config["hidden_size"]
+    width = config.get("head_dim") or hidden // heads
+    is_own_width = config.get("head_dim") not in (None, hidden / heads)
     unsupported = {
         "attention_bias": bool(config.get("attention_bias")),
         "mlp_bias": bool(config.get("mlp_bias")),
         "hidden_act": config.get("hidden_act", "silu") not in ("silu", "swish"),
-        "head_dim": config.get("head_dim") not in (None, hidden / heads),
+        "head_dim": is_own_width and not traits.may_set_head_dim,
     }
-    title = TRAITS[family].title
     if found := [key for key, is_unsupported in unsupported.items() if is_unsupported]:
         values = ", ".join(f"{key} = {config.get(key)!r}" for key in found)
         raise UserError(
-            f"{where}: {values} is not part of the {title} family",
-            f"alignctl trains {title} models: {has}",
+            f"{where}: {values} is not part of the {traits.title} family",
+            f"alignctl trains {traits.title} models: {has}",
         )
     groups = config.get("num_key_value_heads")
-    for key, parts, name, whole in (
-        ("num_key_value_heads", heads if groups is None else groups, "num_attention_heads", heads),
-        ("num_attention_heads", heads, "hidden_size", hidden),
-    ):
+    divisions = [
+        ("num_key_value_heads", heads if groups is None else groups, "num_attention_heads", heads)
+    ]
+    if not is_own_width:
+        divisions.append(("num_attention_heads", heads, "hidden_size", hidden))
+    for key, parts, name, whole in divisions:
         if parts < 1 or whole % parts:
             raise UserError(f"{where}: {key} = {parts} does not divide {name} = {whole}")
-    if hidden // heads % 2:
-        raise UserError(f"{where}: heads of {hidden // heads} cannot be turned: an odd size")
+    if width % 2:
+        raise UserError(f"{where}: heads of {width} cannot be turned: an odd size")
+    rotary_base, rope_scaling = rotary.read(config, where, traits)
     return Model(
         family=family,
         num_layers=config["num_hidden_layers"],
@@ -149,51 +171,12 @@ def read(
         vocab_size=config["vocab_size"],
         max_position_embeddings=config["max_position_embeddings"],
         norm_epsilon=config["rms_norm_eps"],
-        rotary_base=_rotary_base(config, where, title),
+        rotary_base=rotary_base,
+        rope_scaling=rope_scaling,
+        head_dim=width if is_own_width else None,
         tie_embeddings=config.get("tie_word_embeddings", False),
         vocab_divisor=vocab_divisor,
     )
-
-
-def _rotary_base(config: Mapping[str, Any], where: str, title: str) -> float:
-    """Return the base of the rotary positions, from whichever keys transformers takes it.
-
-    What is not empty under `rope_scaling` takes the place of all of `rope_parameters`; where the
-    base is not in there, it is the config's own `rope_theta` (`convert_rope_params_to_dict`).
-
-    Raises:
-        UserError: Positions are scaled, or two keys contradict each other.
-    """
-    meant = {}
-    for key in ("rope_scaling", "rope_parameters"):
-        told = config.get(key)
-        if told is not None and not isinstance(told, Mapping):
-            raise UserError(
-                f"{where}: {key} = {shown(told)} is no mapping",
-                "write null where positions are not scaled",
-            )
-        if not told:
-            continue
-        kind = told.get("rope_type", told.get("type", "default"))
-        if kind != "default" or any(isinstance(value, Mapping) for value in told.values()):
-            raise UserError(
-                f"{where}: {key} = {shown(told)} is not part of the {title} family",
-                "alignctl trains models with plain rotary positions",
-            )
-        if told.get("partial_rotary_factor", 1) != 1:
-            raise UserError(f"{where}: {key} = {shown(told)} turns only a part of each head")
-        meant[key] = told.get("rope_theta", config.get("rope_theta", 10000.0))
-    bases: list[Any] = list(meant.values()) or [config.get("rope_theta", 10000.0)]
-    for base in bases:
-        if isinstance(base, bool) or not isinstance(base, int | float) or base <= 0:
-            raise UserError(f"{where}: rope_theta = {shown(base)} is no base of rotary positions")
-    if len(set(bases)) > 1:
-        raise UserError(
-            f"{where}: rope_scaling and rope_parameters contradict each other: rope_theta "
-            + " and ".join(map(str, bases)),
-            "transformers takes rope_scaling; remove the one that is wrong",
-        )
-    return float(bases[0])
 
 
 def write(model: Model, **own: Any) -> dict[str, Any]:
@@ -214,7 +197,7 @@ def write(model: Model, **own: Any) -> dict[str, Any]:
         "vocab_size": model.vocab_size,
         "max_position_embeddings": model.max_position_embeddings,
         "rms_norm_eps": model.norm_epsilon,
-        "rope_parameters": {"rope_type": "default", "rope_theta": model.rotary_base},
+        "rope_parameters": rotary.write(model),
         "tie_word_embeddings": model.tie_embeddings,
         **own,
     }

@@ -32,6 +32,7 @@ from alignctl.models.attention import (
     choose_attention,
 )
 from alignctl.models.chunked_logprobs import chunked_logprobs
+from alignctl.models.rotary import scale_frequencies
 from alignctl.models.score_head import score_head
 from alignctl.models.vocab_parallel import Softmax, vocab_parallel_logprobs
 from alignctl.models.weight_map import HEAD_MODULES
@@ -88,6 +89,10 @@ class LanguageModel(GPTModel):
     def __init__(self, model: Model, config: TransformerConfig, **kwargs: Any) -> None:
         super().__init__(config=config, **kwargs)
         self.model = model
+        if model.rope_scaling:
+            # Megatron's own scaling knows only Llama 3.1's factors.
+            rotary = self.rotary_pos_emb
+            rotary.inv_freq = scale_frequencies(rotary.inv_freq, model.rope_scaling)
         if model.traits.has_embedding_norm and self.pre_process:
             # A hook, since GPTModel builds its embedding itself and ties it to the last stage's.
             self.embedding.layernorm = NORMS[model.traits.normalization](
@@ -253,12 +258,16 @@ def transformer_config(
         hidden_size=model.hidden_size,
         num_attention_heads=model.num_attention_heads,
         num_query_groups=model.num_query_groups,
+        kv_channels=model.head_width,
         ffn_hidden_size=model.ffn_hidden_size,
         normalization=traits.normalization,
         layernorm_epsilon=model.norm_epsilon,
         gated_linear_unit=traits.is_gated,
         activation_func=ACTIVATIONS[traits.activation],
         add_bias_linear=traits.has_biases,
+        add_qkv_bias=traits.has_qkv_bias,
+        # Of a norm of queries or keys each rank sees its own heads: Megatron sums its gradients.
+        qk_layernorm=traits.has_qk_norm,
         attention_dropout=model.attention_dropout,
         hidden_dropout=model.hidden_dropout,
         bf16=dtype == torch.bfloat16,
@@ -292,11 +301,15 @@ def transformer_config(
 
 def _layer_spec(model: Model, kernels: Kernels) -> ModuleSpec:
     traits = model.traits
-    spec = get_gpt_layer_local_spec(normalization=traits.normalization)
+    spec = get_gpt_layer_local_spec(
+        normalization=traits.normalization, qk_layernorm=traits.has_qk_norm
+    )
     norm = NORMS[traits.normalization]
     spec.submodules.input_layernorm = norm
     spec.submodules.pre_mlp_layernorm = norm
     attention = spec.submodules.self_attention.submodules
+    if traits.has_qk_norm:
+        attention.q_layernorm = attention.k_layernorm = norm
     if choose_attention(model, kernels) == "transformer_engine":
         attention.core_attention = _transformer_engine_attention()
     else:

@@ -168,14 +168,14 @@ class GroupedQKV(Sliced):
     @override
     def merge(self, parts: Sequence[Array], model: Model) -> Array:
         groups, (first, *_) = model.num_query_groups, parts
-        grouped = [part.reshape(groups, -1, model.head_dim, *part.shape[1:]) for part in parts]
+        grouped = [part.reshape(groups, -1, model.head_width, *part.shape[1:]) for part in parts]
         return _join(grouped, 1).reshape(-1, *first.shape[1:])
 
     @override
     def split(self, full: Array, model: Model) -> list[Array]:
         groups = model.num_query_groups
         queries = model.num_attention_heads // groups
-        grouped = full.reshape(groups, queries + 2, model.head_dim, *full.shape[1:])
+        grouped = full.reshape(groups, queries + 2, model.head_width, *full.shape[1:])
         parts = grouped[:, :queries], grouped[:, queries : queries + 1], grouped[:, queries + 1 :]
         return [part.reshape(-1, *full.shape[1:]) for part in parts]
 
@@ -268,10 +268,12 @@ def full_shape(row: Weight, model: Model) -> tuple[int, ...]:
     name, kind = row.megatron.removesuffix(".weight").removesuffix(".bias"), row.megatron
     outputs, inputs = {
         "linear_qkv": (
-            (model.num_attention_heads + 2 * model.num_query_groups) * model.head_dim,
+            model.attention_width + 2 * model.num_query_groups * model.head_width,
             hidden,
         ),
-        "linear_proj": (hidden, model.num_attention_heads * model.head_dim),
+        "linear_proj": (hidden, model.attention_width),
+        "q_layernorm": (model.head_width, None),
+        "k_layernorm": (model.head_width, None),
         "linear_fc1": (2 * ffn if isinstance(row.layout, GatedColumn) else ffn, hidden),
         "linear_fc2": (hidden, ffn),
         "word_embeddings": (model.vocab_size, hidden),

@@ -116,8 +116,8 @@ def flops_per_token(model: Model, document_tokens: int) -> tuple[float, float]:
     """Count floating-point operations of a forward pass: matrix products, and causal attention."""
     weights = model.num_layers * layer_parameters(model, 1)
     products = 2 * (weights + model.padded_vocab_size(1) * model.hidden_size)
-    # Scores and weighted values: 2 x 2 L H of every query, of which the causal half is computed.
-    attention = 2 * model.num_layers * document_tokens * model.hidden_size
+    # Scores and weighted values: 2 x 2 L W of every query, W wide over all heads; half is computed.
+    attention = 2 * model.num_layers * document_tokens * model.attention_width
     return products, attention
 
 

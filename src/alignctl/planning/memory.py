@@ -128,10 +128,13 @@ def layer_parameters(model: Model, tp: int) -> int:
     """Count the weights of one layer on one of `tp` ranks."""
     hidden, ffn = model.hidden_size, model.ffn_hidden_size
     heads, groups = model.num_attention_heads // tp, model.num_query_groups // tp
-    qkv, attention = (heads + 2 * groups) * model.head_dim, heads * model.head_dim
-    matrices = hidden * (qkv + attention + (3 if model.traits.is_gated else 2) * ffn // tp)
-    biases = qkv + hidden + ffn // tp + hidden if model.traits.has_biases else 0
-    return matrices + biases + 2 * _norm_parameters(model)
+    qkv, attention = (heads + 2 * groups) * model.head_width, heads * model.head_width
+    traits = model.traits
+    matrices = hidden * (qkv + attention + (3 if traits.is_gated else 2) * ffn // tp)
+    biases = qkv if traits.has_biases or traits.has_qkv_bias else 0
+    biases += hidden + ffn // tp + hidden if traits.has_biases else 0
+    norms = 2 * _norm_parameters(model) + (2 * model.head_width if traits.has_qk_norm else 0)
+    return matrices + biases + norms
 
 
 def _norm_parameters(model: Model) -> int:
@@ -158,14 +161,14 @@ def adapter_parameters(part: Part, lora: Lora) -> int:
     """Count weights of the adapters on one rank, and of the head that is trained with them."""
     model, tp = part.model, part.parallel.tp
     hidden, ffn = model.hidden_size, model.ffn_hidden_size
-    kv = model.head_dim * model.num_query_groups
+    heads, kv = model.attention_width, model.head_width * model.num_query_groups
     # Rows of A are as wide as the input, columns of B as long as the output; one of them is cut.
     shapes = {
-        "q_proj": hidden + hidden // tp,
+        "q_proj": hidden + heads // tp,
         "k_proj": hidden + kv // tp,
         "v_proj": hidden + kv // tp,
         "query_key_value": hidden + 3 * hidden // tp,
-        "o_proj": hidden // tp + hidden,
+        "o_proj": heads // tp + hidden,
         "dense": hidden // tp + hidden,
         "gate_proj": hidden + ffn // tp,
         "up_proj": hidden + ffn // tp,
@@ -206,7 +209,7 @@ def kept_of_shared(part: Part, tokens: Tokens) -> int:
     """
     if not part.keeps_copies:
         return 0
-    width = part.model.hidden_size // part.parallel.tp
+    width = part.model.attention_width // part.parallel.tp
     return tokens.continued * 2 * width * part.bytes_per_number
 
 
@@ -217,20 +220,22 @@ def kept_by_layer(part: Part, tokens: int) -> int:
     projection to q, k and v; of attention, twice where it is plain; and of the feed-forward block's
     first matrix and all that is made of it. Llama also keeps rotated queries and keys, for plain
     attention both keys and values repeated for every query head, and four tables of cosines and
-    sines.
+    sines; norms of queries and keys their inputs.
     """
     model, tp = part.model, part.parallel.tp
     hidden, ffn = model.hidden_size, model.ffn_hidden_size // tp
-    width = hidden // tp
-    kv = model.head_dim * model.num_query_groups // tp
+    width = model.attention_width // tp
+    kv = model.head_width * model.num_query_groups // tp
     is_repeated = model.num_query_groups < model.num_attention_heads
     is_selective = part.parallel.recompute == "selective"
     numbers = 4 * hidden // part.sequence_cut + (width + 2 * kv)
     numbers += 2 * width if part.keeps_copies else width
     numbers += (5 if model.traits.is_gated else 2) * ffn
     if model.traits.is_rotary:
-        numbers += width + 4 * model.head_dim
+        numbers += width + 4 * model.head_width
         numbers += 2 * width if part.keeps_copies and is_repeated else kv
+    if model.traits.has_qk_norm:
+        numbers += width + kv
     normalisers = 0 if is_selective else 4 * model.num_attention_heads // tp
     return tokens * (numbers * part.bytes_per_number + normalisers)
 
@@ -245,7 +250,7 @@ def kept_by_dropout(part: Part, tokens: int, lora: Lora | None) -> int:
         return 0
     model, tp = part.model, part.parallel.tp
     cut = {
-        "o_proj": model.hidden_size // tp,
+        "o_proj": model.attention_width // tp,
         "dense": model.hidden_size // tp,
         "down_proj": model.ffn_hidden_size // tp,
         "dense_4h_to_h": model.ffn_hidden_size // tp,

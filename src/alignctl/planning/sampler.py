@@ -52,7 +52,7 @@ def sampler(config: OnPolicyConfig, gpu_memory_gib: float) -> Sampler:
         weights=weights,
         work=work,
         cache=share - weights - work,
-        per_token=2 * model.num_layers * model.num_query_groups // tp * model.head_dim * b,
+        per_token=2 * model.num_layers * model.num_query_groups // tp * model.head_width * b,
         longest=config.batch.seq_length,
         wanted=settings.max_num_seqs,
     )

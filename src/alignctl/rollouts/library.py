@@ -60,11 +60,16 @@ def check_vllm(model: Model) -> str | None:
             f"vLLM is not installed; {TESTED} is the version that was tested",
             f"pip install '{name}~={TESTED}.0'",
         )
-    if not has_gpu and model.head_dim not in CPU_HEAD_DIMS:
+    if not has_gpu and model.head_width not in CPU_HEAD_DIMS:
         raise UserError(
-            f"vLLM cannot run attention heads of {model.head_dim} (model.hidden_size "
-            f"{model.hidden_size} / model.num_attention_heads {model.num_attention_heads}) "
-            "without a GPU",
+            f"vLLM cannot run attention heads of {model.head_width} "
+            + (
+                f"(model.head_dim {model.head_dim}) "
+                if model.head_dim
+                else f"(model.hidden_size {model.hidden_size} / model.num_attention_heads "
+                f"{model.num_attention_heads}) "
+            )
+            + "without a GPU",
             f"it can run heads of {', '.join(map(str, CPU_HEAD_DIMS))}",
         )
     if model.traits.positions == "alibi" and not model.tie_embeddings:

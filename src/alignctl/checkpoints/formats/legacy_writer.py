@@ -68,10 +68,15 @@ class Cut:
         Raises:
             UserError: It has no such models.
         """
+        advice = "leave out --format legacy: Megatron-Core's format holds every model"
+        if self.model.rope_scaling:
+            raise UserError(
+                "Megatron-LM has no scaled rotary positions in checkpoints by rank", advice
+            )
         if (found := FAMILIES[self.model.family].legacy) is None:
             raise UserError(
                 f"Megatron-LM has no {self.model.traits.title} models in checkpoints by rank",
-                "leave out --format legacy: Megatron-Core's format holds every family",
+                advice,
             )
         return found
 
@@ -184,7 +189,7 @@ def arguments(cut: Cut, embedding: Spec) -> Namespace:
         hidden_size=model.hidden_size,
         ffn_hidden_size=model.ffn_hidden_size,
         num_attention_heads=model.num_attention_heads,
-        kv_channels=model.head_dim,
+        kv_channels=model.head_width,
         group_query_attention=model.num_query_groups != model.num_attention_heads,
         num_query_groups=model.num_query_groups,
         seq_length=model.max_position_embeddings,

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from alignctl.checkpoints.tensors.lazy import LazyTensor
 from alignctl.config.families import TRAITS
-from alignctl.config.sections import Model
+from alignctl.config.sections import Model, RopeScaling
 from alignctl.errors import UserError
 from alignctl.models.families import FAMILIES
 from alignctl.models.weight_map import SCORE_HEADS
@@ -23,11 +23,14 @@ _UNSUPPORTED: Mapping[str, tuple[Any, ...]] = {
     "rotary_interleaved": (False, None),
     "rotary_percent": (1.0, 1, None),
     "rotary_seq_len_interpolation_factor": (None, 1),
-    "use_rope_scaling": (False, None),
-    "rope_scaling": (False, None),
     "multi_latent_attention": (False, None),
 }
 """Arguments that change what the weights mean, with the values that do not."""
+
+_NEEDED = {
+    "may_scale_positions": "with scaled rotary positions",
+    "may_set_head_dim": "with heads of a width of their own",
+}
 
 _SUPPORTED = f"supported are {', '.join(each.title for each in TRAITS.values())}"
 
@@ -59,7 +62,16 @@ def model_from(
 def _model_from(
     args: Any, tensors: Mapping[str, LazyTensor], where: str, expected: Model | None
 ) -> Model:
-    family = family_of(tensors, where, expected)
+    sizes = {
+        key: _size(args, key, where, expected)
+        for key in ("num_layers", "hidden_size", "num_attention_heads")
+    }
+    heads = sizes["num_attention_heads"]
+    usual = sizes["hidden_size"] // heads
+    width = _first(args, "kv_channels", "head_width") or usual
+    scaling = _rope_scaling(args, expected)
+    needed = {"may_scale_positions": scaling is not None, "may_set_head_dim": width != usual}
+    family = family_of(tensors, where, expected, [name for name, is_so in needed.items() if is_so])
     traits = TRAITS[family]
     unsupported = {
         **_UNSUPPORTED,
@@ -76,18 +88,17 @@ def _model_from(
     is_scored = any(row.megatron in tensors for rows in SCORE_HEADS.values() for row in rows)
     if is_tied and not is_scored and getattr(args, "untie_embeddings_and_output_weights", False):
         raise UserError(f"{where}: no output_layer.weight in it, which its arguments tell of")
-    sizes = {
-        key: _size(args, key, where, expected)
-        for key in ("num_layers", "hidden_size", "num_attention_heads")
-    }
-    heads = sizes["num_attention_heads"]
     embedding = tensors["embedding.word_embeddings.weight"]
     norm_epsilon = _first(args, "norm_epsilon", "layernorm_epsilon")
     padded = embedding.shape[0]
     return Model(
         family=family,
         **sizes,
-        num_query_groups=_query_groups(tensors, sizes, where) if traits.is_rotary else heads,
+        num_query_groups=(
+            _query_groups(tensors, heads, width, where) if traits.is_rotary else heads
+        ),
+        head_dim=None if width * heads == sizes["hidden_size"] else width,
+        rope_scaling=scaling,
         ffn_hidden_size=tensors["decoder.layers.0.mlp.linear_fc2.weight"].shape[1],
         vocab_size=_vocab_size(args, padded, where, expected),
         max_position_embeddings=_first(args, "max_position_embeddings")
@@ -99,13 +110,19 @@ def _model_from(
     )
 
 
-def family_of(names: Collection[str], where: str, expected: Model | None = None) -> str:
+def family_of(
+    names: Collection[str],
+    where: str,
+    expected: Model | None = None,
+    needed: Collection[str] = (),
+) -> str:
     """Find the family of a model, by the weights that only some families have.
 
     Args:
         names: Its tensors, by our Megatron names.
         where: The checkpoint, for messages.
         expected: Whose family is taken where several have such weights; else the oldest one is.
+        needed: Traits that it must have.
 
     Raises:
         UserError: It is a GPT model of another kind, or none.
@@ -120,11 +137,16 @@ def family_of(names: Collection[str], where: str, expected: Model | None = None)
     every = set().union(*own.values())
     optional = {weight for weight in every if any(weight not in each for each in own.values())}
     found = optional.intersection(names)
-    fitting = [name for name, weights in own.items() if weights & optional == found]
+    fitting = [
+        name
+        for name, weights in own.items()
+        if weights & optional == found and all(getattr(TRAITS[name], need) for need in needed)
+    ]
     if not fitting:
         nearest = min(own, key=lambda name: len(own[name] & optional ^ found))
         lacking, more = sorted(own[nearest] & optional - found), sorted(found - own[nearest])
         told = [f"without {name}" for name in lacking] + [f"with {name}" for name in more]
+        told += [_NEEDED[need] for need in needed]
         raise UserError(
             f"{where}: a GPT model of no family of ours: like {TRAITS[nearest].title}, but "
             f"{', '.join(told)}",
@@ -146,11 +168,9 @@ def _size(args: Any, name: str, where: str, expected: Model | None) -> int:
     return value
 
 
-def _query_groups(tensors: Mapping[str, LazyTensor], sizes: Mapping[str, int], where: str) -> int:
+def _query_groups(tensors: Mapping[str, LazyTensor], heads: int, size: int, where: str) -> int:
     """Count query groups: the fused projection has (heads + 2 x groups) x size rows."""
     rows = tensors["decoder.layers.0.self_attention.linear_qkv.weight"].shape[0]
-    heads = sizes["num_attention_heads"]
-    size = sizes["hidden_size"] // heads
     groups = (rows // size - heads) // 2 if size else 0
     if groups < 1 or (heads + 2 * groups) * size != rows:
         raise UserError(
@@ -168,6 +188,23 @@ def _vocab_size(args: Any, padded: int, where: str, expected: Model | None) -> i
             f"{where}: a vocabulary of {size!r} tokens does not fit an embedding of {padded} rows"
         )
     return size
+
+
+def _rope_scaling(args: Any, expected: Model | None) -> RopeScaling | None:
+    """Read how positions are stretched: Megatron-LM's arguments tell the factor alone."""
+    told = _first(args, "rope_scaling", "use_rope_scaling")
+    if isinstance(told, RopeScaling):  # a preset's, where there are no arguments
+        return told
+    if told is None:
+        return expected.rope_scaling if expected else None
+    if not told:
+        return None
+    return RopeScaling(
+        factor=float(_first(args, "rope_scaling_factor") or 8.0),
+        low_freq_factor=1.0,
+        high_freq_factor=4.0,
+        original_max_position_embeddings=8192,
+    )
 
 
 def _rotary_base(args: Any, expected: Model | None) -> float:
