@@ -53,7 +53,7 @@ def draw_two_steps(draw: random.Random) -> tuple[str, int]:
 
 def draw_rows(seed: int) -> Iterator[dict[str, Any]]:
     """Draw chats without end, every third of two steps, none of them twice."""
-    draw, seen = random.Random(seed), set()
+    draw, seen = random.Random(seed), set[str]()
     while True:
         question, answer = (draw_two_steps if len(seen) % 3 == 2 else draw_one_step)(draw)
         if question not in seen:

@@ -1,11 +1,10 @@
 """The sums in words that a real model learns from."""
 
+import json
 import re
 import subprocess
 import sys
 from pathlib import Path
-
-from alignctl.data.rows.files import read_rows
 
 SCRIPT = Path(__file__).parents[2] / "examples" / "word_sums.py"
 TAKEN_AWAY = ("of them to", "loses")
@@ -24,9 +23,9 @@ def test_every_answer_is_right_and_no_question_is_in_both_files(tmp_path: Path) 
     subprocess.run([sys.executable, SCRIPT, tmp_path], check=True)
     asked = []
     for name, count in (("train", 1000), ("validation", 64)):
-        rows = [row.record for row in read_rows([tmp_path / f"{name}.jsonl"])]
-        assert len(rows) == count
-        for record in rows:
+        lines = (tmp_path / f"{name}.jsonl").read_text().splitlines()
+        assert len(lines) == count
+        for record in map(json.loads, lines):
             question = record["messages"][-1]["content"]
             asked.append(question)
             assert int(record["answer"]) == solve(question) > 0, question
