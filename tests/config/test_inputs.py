@@ -10,6 +10,11 @@ from alignctl.config.run import SFTConfig, TrainingConfig
 from alignctl.errors import UserError
 from alignctl.stages.shared.stage import load_stage
 
+NO_MODEL = (
+    "--load is missing: a model folder to start from; looked for models/tiny-llama-mg, "
+    "models/tiny-llama: `alignctl convert-hf2mg --preset tiny-llama --load DIR` writes there"
+)
+
 
 def config(**flags: Path) -> SFTConfig:
     keys = {"data": "data.train", "validation": "data.validation"}
@@ -30,7 +35,7 @@ def test_every_missing_input_is_named_with_its_flag(tmp_path: Path) -> None:
         require_inputs(config(data=tmp_path / "rows.jsonl", tokenizer=tmp_path / "tokenizer"))
     assert caught.value.message.splitlines() == [
         "3 problems:",
-        "  --load is missing: a model folder to start from",
+        f"  {NO_MODEL}",
         f"  --data {tmp_path}/rows.jsonl does not exist",
         f"  --tokenizer {tmp_path}/tokenizer does not exist",
     ]
@@ -56,8 +61,9 @@ def test_a_run_that_is_only_shown_notes_what_is_not_here(tmp_path: Path) -> None
         f"--tokenizer {tmp_path}/train.json: not found here; did you mean {tmp_path}/train.jsonl?",
     ]
     assert missing_inputs(config()) == [
-        "--load is missing: a model folder to start from",
-        "--data is missing: a file or folder of training rows",
+        NO_MODEL,
+        "--data is missing: a file or folder of training rows; looked for data/sft, data/*/sft: "
+        "`alignctl prepare` writes there",
     ]
 
 
@@ -101,7 +107,8 @@ def test_a_missing_reward_model_is_asked_for_where_one_scores() -> None:
         require_inputs(on_policy())
     assert caught.value.message == (
         "--reward-load is missing: score.source dense_only needs a reward model, such as a run of "
-        "alignctl reward; score.source=sparse_only scores by the rules that rows name, without one"
+        "alignctl reward; score.source=sparse_only scores by the rules that rows name, without one; "
+        "looked for runs/tiny-llama-reward: `alignctl reward --preset tiny-llama` writes there"
     )
     assert caught.value.hint == "alignctl rlhf --help"
     require_inputs(on_policy("score.source=sparse_only", "value.load=/"))
