@@ -49,7 +49,7 @@ def test_a_wheel_made_from_the_source_archive_holds_stages_and_presets(tmp_path:
     stages = {f"alignctl/stages/{path.name}" for path in (ROOT / "stages").glob("*.py")}
     files = [path.relative_to(ROOT) for path in (ROOT / "presets").rglob("*.yaml")]
     presets = {f"alignctl/{path.as_posix()}" for path in files}
-    assert len(presets) == 18
+    assert len(presets) == 33
     assert stages | presets | {"alignctl/py.typed"} <= wheeled
     assert {f"src/{name}" for name in stages | presets} <= archived
     assert not [name for name in wheeled if name.startswith(("stages/", "presets/", "tests/"))]

@@ -212,7 +212,7 @@ def test_a_model_without_a_tokenizer_asks_for_one(
     [
         ("num_hidden_layers", 3, "9 of 30 tensors are missing, the first is 'model.layers.2"),
         ("vocab_size", 300, "shape [261, 32], but the model's config asks for [300, 32]"),
-        ("model_type", "qwen2", "model_type = 'qwen2' is not supported"),
+        ("model_type", "gpt_neox", "model_type = 'gpt_neox' is not supported"),
         ("attention_bias", True, "attention_bias = True is not part of the Llama 2 family"),
     ],
 )
