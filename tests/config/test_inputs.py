@@ -107,8 +107,8 @@ def test_a_missing_reward_model_is_asked_for_where_one_scores() -> None:
         require_inputs(on_policy())
     assert caught.value.message == (
         "--reward-load is missing: score.source dense_only needs a reward model, such as a run of "
-        "alignctl reward; score.source=sparse_only scores by the rules that rows name, without one; "
-        "looked for runs/tiny-llama-reward: `alignctl reward --preset tiny-llama` writes there"
+        "alignctl reward; score.source=sparse_only scores by the rules that rows name, without one"
+        "; looked for runs/tiny-llama-reward: `alignctl reward --preset tiny-llama` writes there"
     )
     assert caught.value.hint == "alignctl rlhf --help"
     require_inputs(on_policy("score.source=sparse_only", "value.load=/"))
