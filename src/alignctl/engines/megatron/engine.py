@@ -441,7 +441,7 @@ class MegatronEngine(MegatronState):
             seq_length=self._seq_length,
             micro_batch_size=1,
             forward_only=learned is None,
-            **communication(self._config, batches),
+            **communication(self._config, [self.count_computed(each) for each in batches]),
         )
 
     def _is_flex(self, batch: TokenBatch) -> bool:

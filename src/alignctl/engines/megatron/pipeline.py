@@ -10,8 +10,6 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 from typing_extensions import override
 
-from alignctl.data.batch import TokenBatch
-
 _Shape = tuple[int, int, int]
 
 
@@ -23,12 +21,11 @@ class KnownShapes(P2PCommunicator):
     order, forward and backward: what comes next has the shape of the next micro batch.
     """
 
-    def __init__(self, config: TransformerConfig, batches: Sequence[TokenBatch]) -> None:
-        """Prepare for one pass over the micro batches of a pipeline."""
+    def __init__(self, config: TransformerConfig, lengths: Sequence[int]) -> None:
+        """Prepare for one pass over micro batches of so many tokens each, as they are computed."""
         super().__init__(parallel_state.get_pipeline_model_parallel_group(), config)
         parts = config.tensor_model_parallel_size if config.sequence_parallel else 1
-        # With sequence parallelism each rank has its part; the engine fills the last one up.
-        shapes = [(-(-batch.num_tokens // parts), 1, config.hidden_size) for batch in batches]
+        shapes = [(length // parts, 1, config.hidden_size) for length in lengths]
         self._forward, self._backward = iter(shapes), iter(shapes)
 
     @override
@@ -46,13 +43,19 @@ class KnownShapes(P2PCommunicator):
         )
 
 
-def communication(config: TransformerConfig, batches: Sequence[TokenBatch]) -> dict[str, Any]:
-    """List what Megatron's schedule has to be given for these micro batches; {} of one stage."""
+def communication(config: TransformerConfig, lengths: Sequence[int]) -> dict[str, Any]:
+    """List what Megatron's schedule has to be given; {} of one stage.
+
+    Args:
+        config: The model's.
+        lengths: Tokens that are computed of each micro batch: a multiple of the parts in which
+            sequence parallelism cuts them.
+    """
     if config.pipeline_model_parallel_size == 1:
         return {}
     names = ["tp", "pp", "cp", "dp_cp", "embd", "pos_embd"]
     return {
-        "p2p_communicator": KnownShapes(config, batches),
+        "p2p_communicator": KnownShapes(config, lengths),
         # The groups that it takes by itself, but wants to be named beside a communicator.
         "pg_collection": ProcessGroupCollection.use_mpu_process_groups(names),
     }
