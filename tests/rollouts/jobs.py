@@ -295,7 +295,8 @@ def _poisoned(rollout: Any) -> Result:
     poison = VOCAB_SIZE - 3
 
     def break_down(module: Any, inputs: Any) -> None:
-        if (inputs[0] == poison).any():
+        tokens = inputs[0]  # a model may well say this token: only behind BOS it is a prompt
+        if ((tokens[1:] == poison) & (tokens[:-1] == 1)).any():
             raise RuntimeError("a poisoned prompt")
 
     model = _model(rollout)
