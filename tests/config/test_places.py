@@ -131,3 +131,13 @@ def test_a_run_that_was_started_keeps_what_it_was_told(tmp_path: Path) -> None:
     done = alignctl("sft", "--preset", "tiny-llama", "--dry-run")
     assert "--load mine, by its name" in done.err
     assert "--data rows, by its name" in done.err
+
+
+def test_what_evaluation_lacks_is_told_with_the_command_that_makes_it() -> None:
+    for words, maker in (
+        (("convert-mg2hf", "--role", "reward"), "alignctl reward --preset mine"),
+        (("eval", "math", "model"), "alignctl prepare"),
+    ):
+        done = alignctl(*words, "--preset", "mine")
+        assert done.code == 2
+        assert f"hint: {maker} writes there" in done.err

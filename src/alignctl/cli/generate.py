@@ -26,8 +26,8 @@ from alignctl.config.generation import GenerateOptions
 from alignctl.config.inputs import not_here, refuse_inside
 from alignctl.config.presets.load import load_preset, options
 
-PROMPTS = ("data/alignment/dev.jsonl", "data/*/alignment/dev.jsonl", "data/*/math/dev.jsonl")
-"""Where prompts are that no stage has learned from."""
+PROMPTS = (*places.held_out("alignment"), *places.held_out("math"))
+"""Where prompts are by convention."""
 
 app = typer.Typer(**PLAIN)
 

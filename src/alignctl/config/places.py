@@ -104,8 +104,19 @@ def require(patterns: Sequence[str], preset: str, flag: str) -> Path:
     """
     found = find(patterns, preset, flag)
     if found is None:
-        raise UserError(f"{flag} is missing: {describe_search(patterns, preset)}")
+        kind, name = _split(patterns[0], stem(preset))
+        stage = name.removeprefix(f"{stem(preset)}-")
+        makers = {"runs": f"alignctl {stage} --preset {preset}", "data": "alignctl prepare"}
+        maker = makers.get(kind, "hf download")
+        raise UserError(
+            f"{flag} is missing: {describe_search(patterns, preset)}", f"{maker} writes there"
+        )
     return found
+
+
+def held_out(kind: str) -> tuple[str, ...]:
+    """Return where rows are that no stage has learned from, of a kind that `prepare` writes."""
+    return (f"data/{kind}/dev.jsonl", f"data/*/{kind}/dev.jsonl")
 
 
 def require_policy(preset: str) -> Path:

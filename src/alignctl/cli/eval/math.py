@@ -53,10 +53,9 @@ def _math(
     paths, overrides = split_models(models, preset)
     flags: dict[str, Any] = {"data": data, "output": output}
     if preset:
-        patterns = ("data/math/dev.jsonl", "data/*/math/dev.jsonl")
         flags |= find_by_name(
             flags,
-            data=lambda: places.require(patterns, preset, "--data"),
+            data=lambda: places.require(places.held_out("math"), preset, "--data"),
             output=lambda: places.place("answers", f"{places.stem(preset)}-math"),
         )
     require_flags(flags, "data", "output")

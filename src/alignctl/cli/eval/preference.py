@@ -92,10 +92,9 @@ def _preference(
 
 def _found(preset: str, flags: dict[str, Any]) -> dict[str, Path]:
     """Find by a preset's name what answers are compared with, by which model, on which prompts."""
-    patterns = ("data/alignment/dev.jsonl", "data/*/alignment/dev.jsonl")
     return find_by_name(
         flags,
-        data=lambda: places.require(patterns, preset, "--data"),
+        data=lambda: places.require(places.held_out("alignment"), preset, "--data"),
         output=lambda: places.place("answers", f"{places.stem(preset)}-preference"),
         reward_load=lambda: places.require(("runs/{preset}-reward",), preset, "--reward-load"),
         baseline=lambda: places.require(("runs/{preset}-sft",), preset, "--baseline"),
