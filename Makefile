@@ -5,6 +5,10 @@ BIN := .venv/bin
 READY := .venv/.ready
 TORCH_CPU ?= https://download.pytorch.org/whl/cpu
 
+# Files of tests that run at once. A job of its own has two processes of one thread each.
+WORKERS ?= 2
+PYTEST := $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile
+
 MEGATRONS := 0.18.2 0.19.2
 OVERLAYS := $(MEGATRONS:%=$(CURDIR)/.cache/megatron-core-%)
 
@@ -44,7 +48,7 @@ demo-all: setup ## The same, then a tiny Bloom, and a Llama with grouped queries
 	$(BIN)/python examples/demo.py --models tiny-llama tiny-bloom tiny-llama-gqa
 
 test: setup ## The tests of every day, in minutes: the quick ones, and one chain from end to end.
-	$(BIN)/python -m pytest -m "not ci and not slow and not gpu"
+	$(PYTEST) -m "not ci and not slow and not gpu"
 
 test-ci: setup ## The tests that start processes: layouts, formats, resumed runs, every stage.
 	$(BIN)/python -m pytest -m "ci and not slow and not gpu"

@@ -11,25 +11,23 @@ is asserted.
 
 import argparse
 import json
-import resource
-import subprocess
 import sys
-import time
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from alignctl.data.batch import Document, TokenBatch
+from benchmarks.lib.one_step import measure_in_a_process, measure_step
 from benchmarks.lib.race import table
-from benchmarks.lib.workload import MODEL, VOCAB_SIZE
+from benchmarks.lib.workload import VOCAB_SIZE
 
 PROMPTS, GROUPS, ANSWER = (64, 256, 1024), (2, 8, 16), 128
 
 
 def main() -> None:
-    """Measure each cell twice, prints the table."""
+    """Measure each cell twice, print the table."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
     parser.add_argument("--prompt", type=int, nargs="+", default=PROMPTS, help="tokens of a prompt")
     parser.add_argument("--group", type=int, nargs="+", default=GROUPS, help="answers to it")
@@ -38,14 +36,17 @@ def main() -> None:
     parser.add_argument("--cell", type=json.loads, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.cell is not None:
-        print(json.dumps(measure(**options.cell, steps=options.steps)))
+        seq_length, steps = (options.cell.pop(name) for name in ("seq_length", "steps"))
+        found = measure_step(_batches(**options.cell), seq_length=seq_length, steps=steps)
+        print(json.dumps(found))
         return
     rows = [["prompt", "answers", "tokens", "limit", "core s", "once", "ratio", "GiB", "once"]]
     for prompt in options.prompt:
         for group in options.group:
             cell = {"prompt": prompt, "group": group, "answer": options.answer}
+            cell |= {"seq_length": prompt + options.answer, "steps": options.steps}
             apart, once = (
-                _in_a_process({**cell, "share_prompts": share_prompts}, options.steps)
+                measure_in_a_process(__file__, {**cell, "share_prompts": share_prompts})
                 for share_prompts in (False, True)
             )
             rows.append(
@@ -65,67 +66,11 @@ def main() -> None:
     print(f"\n{table(rows)}")
 
 
-def _in_a_process(cell: dict[str, Any], steps: int) -> dict[str, Any]:
-    command = [sys.executable, __file__, "--steps", str(steps), "--cell", json.dumps(cell)]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return found
-
-
-def measure(
-    *, prompt: int, group: int, answer: int, share_prompts: bool, steps: int
-) -> dict[str, float]:
-    """Take steps over one micro batch of a group; tokens, processor seconds a step, peak memory.
-
-    Returns:
-        `tokens` that are computed, `seconds` of the processor (the least of the steps), and `gib`,
-        what the peak is above what the process held before the first step.
-    """
-    import torch
-
-    from alignctl.algorithms.cross_entropy import CrossEntropy
-    from alignctl.config.sections import Model, Optimizer, Parallel
-    from alignctl.data.batch import TokenBatch
-    from alignctl.engines.megatron import cpu as megatron_cpu
-
-    torch.set_num_threads(1)
-    megatron_cpu.load()
-    from alignctl.engines.megatron import groups as megatron_groups
-    from alignctl.engines.megatron.engine import MegatronEngine
-    from alignctl.rollouts import alone
-
-    documents = make_group(prompt, group, answer)
-    batch = TokenBatch.sharing([documents] if share_prompts else [[each] for each in documents])
-    with alone.process_group():
-        megatron_cpu.install()
-        megatron_groups.lay_out(Parallel(), seed=1, timeout_minutes=10)
-        engine = MegatronEngine(
-            Model.model_validate({"family": "llama2", **MODEL}),
-            Parallel(),
-            precision="fp32",
-            seq_length=prompt + answer,
-            optimizer=Optimizer(lr=1e-3),
-        )
-        for parameter in engine.model.parameters():
-            torch.nn.init.normal_(parameter, std=0.02)
-        engine.create_optimizer()
-        before, seconds = _resident(), []
-        for _ in range(1 + steps):
-            started = time.process_time()
-            engine.train_step([batch], CrossEntropy(), learning_rate=1e-3)
-            seconds.append(time.process_time() - started)
-        megatron_groups.leave()
-    gib = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before) / 2**30
-    return {"tokens": batch.num_tokens, "seconds": min(seconds[1:]), "gib": gib}
-
-
-def make_group(prompt: int, group: int, answer: int) -> list[Any]:
-    """Make documents of one prompt of random tokens and different answers."""
-    from alignctl.data.batch import Document
-
+def _batches(prompt: int, group: int, answer: int, share_prompts: bool) -> list[TokenBatch]:
+    """Make one micro batch of documents of one prompt of random tokens and different answers."""
     rng = np.random.default_rng(1)
     question = rng.integers(0, VOCAB_SIZE, prompt, dtype=np.int32)
-    return [
+    documents = [
         Document(
             np.concatenate([question, rng.integers(0, VOCAB_SIZE, answer, dtype=np.int32)]),
             np.arange(prompt + answer) >= prompt,
@@ -133,12 +78,8 @@ def make_group(prompt: int, group: int, answer: int) -> list[Any]:
         )
         for number in range(group)
     ]
-
-
-def _resident() -> int:
-    """Count the bytes that this process has in memory."""
-    pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
-    return pages * resource.getpagesize()
+    groups = [documents] if share_prompts else [[each] for each in documents]
+    return [TokenBatch.sharing(groups)]
 
 
 if __name__ == "__main__":

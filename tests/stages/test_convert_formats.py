@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from alignctl.checkpoints import auxiliary_files, padding
 from alignctl.checkpoints.pickles.torch_writer import Writer
 from alignctl.checkpoints.tensors.dtypes import Bits
-from alignctl.models import llama2
+from alignctl.models import hf_rotary
 from tests import commands, tiny
 from tests.stages.conftest import Alignctl, refused, snapshot
 
@@ -272,7 +272,7 @@ def test_a_mistake_in_reading_a_config_is_found_by_transformers_own_load(
     configure(folder, rope_scaling={"type": "linear", "factor": 2.0})
     flags = ["--load", folder, "--save", tmp_path / "mg"]
     assert "rope_scaling = {'type': 'linear'" in refused(alignctl("convert-hf2mg", *flags))
-    monkeypatch.setattr(llama2, "_rotary_base", lambda *_: 10000.0)
+    monkeypatch.setattr(hf_rotary, "read", lambda *_: (10000.0, None))
     for layers in ("full", "fast"):
         outcome = alignctl("convert-hf2mg", *flags, "--verify", layers)
         assert outcome.code == 1
