@@ -9,6 +9,7 @@ One process, no GPU, one tensor in memory at a time. A Megatron checkpoint is wr
 it gets its name: a folder that is there is complete and right.
 """
 
+import shlex
 import time
 import warnings
 from collections.abc import Callable, Mapping
@@ -26,11 +27,14 @@ from alignctl.checkpoints.source import Source
 from alignctl.checkpoints.tensors.dtypes import BY_FLAG
 from alignctl.checkpoints.tensors.lazy import LazyTensor
 from alignctl.config.convert import ConvertOptions
+from alignctl.config.places import place
 from alignctl.data.tokenizer import check_fits, load_tokenizer
 from alignctl.errors import RunError, TakenError, UserError
 from alignctl.models.families import differences, model_from_hf
 from alignctl.reporting.progress.bytes import BytesProgress
+from alignctl.reporting.progress.ending import finishing
 from alignctl.run_folder import LATEST
+from alignctl.stages.shared.ending import generate_command
 
 Direction = Literal["hf2mg", "mg2hf", "mg2mg"]
 
@@ -41,13 +45,18 @@ _MEGATRON = ("mcore", "legacy")
 
 
 def run(
-    direction: Direction, options: ConvertOptions, *, on_wait: atomic.OnWait | None = None
+    direction: Direction,
+    options: ConvertOptions,
+    *,
+    preset: str = "NAME",
+    on_wait: atomic.OnWait | None = None,
 ) -> None:
     """Convert, and print the folder that was written, or that the same conversion wrote before.
 
     Args:
         direction: Which of the commands it is.
         options: What it was told.
+        preset: The model's preset, for the command that is named as the next one.
         on_wait: Told that another conversion to the same folder is waited for; None: do not wait.
 
     Raises:
@@ -56,6 +65,35 @@ def run(
         RunError: What was written is not what was read. It is removed.
     """
     allocator.keep_freed()
+    sources: list[Source] = []
+
+    def following() -> str:
+        return _following(direction, options, sources[0], preset)
+
+    with finishing(f"convert-{direction}", "converted", options.save, following):
+        sources.append(_run(direction, options, on_wait))
+    console.emit(str(options.save))
+
+
+def _following(direction: Direction, options: ConvertOptions, source: Source, preset: str) -> str:
+    """Return the command that usually goes on with what was written."""
+    save = options.save
+    if direction == "mg2mg":
+        words = ["verify", options.load, save]
+    elif options.adapter_only:
+        words = ["report", options.load]
+    elif source.role == "reward":
+        pairs = ["--data", "PAIRS", "--output", place("answers", f"{save.name}-pairs")]
+        words = ["eval", "preference", save, *pairs]
+    elif direction == "hf2mg":
+        words = ["sft", "--preset", preset, "--load", save]
+    else:
+        return generate_command(save)
+    return shlex.join(["alignctl", *map(str, words)])
+
+
+def _run(direction: Direction, options: ConvertOptions, on_wait: atomic.OnWait | None) -> Source:
+    """Convert; return what was read."""
     source = find(
         options.load,
         vocab_divisor=options.model.vocab_divisor if options.model else 128,
@@ -65,7 +103,7 @@ def run(
     console.say(f"from: {source.description}")
     if options.adapter_only:
         _write_adapters(options, source, on_wait)
-        return
+        return source
     told = options.model_dump(mode="json", include=_SAYS_WHAT)
     target = Target(
         format="hf" if direction == "mg2hf" else options.format,
@@ -84,7 +122,7 @@ def run(
         console.say(_THERE.format(options.save))
     else:
         _tell(options, source, target)
-    console.emit(str(options.save))
+    return source
 
 
 _THERE = "{} is there already, whole and from the same: nothing is to do"
@@ -177,7 +215,6 @@ def _write_adapters(options: ConvertOptions, source: Source, on_wait: atomic.OnW
         if not (options.save.is_dir() and peft.is_written(source, options.save)):
             raise
         console.say(_THERE.format(options.save))
-        console.emit(str(options.save))
         return
     console.say(f"to: {options.save} (adapters, for PEFT)")
     assert source.adapted is not None
@@ -189,7 +226,6 @@ def _write_adapters(options: ConvertOptions, source: Source, on_wait: atomic.OnW
             "pad_token_id, or transformers will not score the last token of texts in a batch"
         )
     _tell_offset(source)
-    console.emit(str(options.save))
 
 
 def _write(source: Source, folder: Path, target: Target, on_bytes: Callable[[int], None]) -> None:

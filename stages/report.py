@@ -6,11 +6,13 @@
 Nothing is started. Runs may be running, killed or finished; whatever is there is shown.
 """
 
+import shlex
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from alignctl import atomic, console
 from alignctl.errors import UserError
+from alignctl.reporting.progress.ending import finishing
 from alignctl.run_folder import RunFolder
 
 
@@ -45,10 +47,16 @@ def run(paths: list[Path], *, output: Path | None, png: Path | None, window: int
             else has that name already.
     """
     _require_libraries()
+    inputs, target = recognise(paths), _target(paths, output)
+    with finishing("report", "written", target, shlex.join(["xdg-open", str(target)])):
+        _render(inputs, target, png, window)
+    console.emit(str(target))
+
+
+def _render(inputs: Inputs, target: Path, png: Path | None, window: int | None) -> None:
+    """Read everything, and write the page and the pictures."""
     from alignctl.reporting.page import answers, benchmark, evaluations, page, recorded_run
 
-    inputs = recognise(paths)
-    target = _target(paths, output)
     names = recorded_run.short_names(inputs.runs)
     runs = [recorded_run.read(*each) for each in zip(inputs.runs, names, strict=True)]
     damaged = {run.path / "metrics.jsonl": run.damaged for run in runs}
@@ -70,7 +78,6 @@ def run(paths: list[Path], *, output: Path | None, png: Path | None, window: int
         for name, picture in pictures.items():
             _write(png / name, picture)
         console.say(f"{len(pictures)} pictures in {png}")
-    console.emit(str(target))
 
 
 def _write(file: Path, content: bytes) -> None:

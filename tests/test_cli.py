@@ -223,7 +223,7 @@ def test_a_library_that_is_not_installed_is_named_with_its_extra(
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert done.returncode == 2, done.stderr
-    assert done.stderr.startswith(f"error: this command needs {library}, which is not installed\n")
+    assert f"error: this command needs {library}, which is not installed\n" in done.stderr
     assert "'.[cpu]'" in done.stderr
 
 

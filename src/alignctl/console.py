@@ -3,6 +3,7 @@
 import os
 import re
 import sys
+import time
 import traceback
 from collections.abc import Iterable
 
@@ -33,9 +34,24 @@ def emit(text: str) -> None:
         raise RunError(f"the output cannot be written: {error.strerror}") from error
 
 
+_spoken = [time.monotonic()]
+"""When something was last shown to a person, or the program began."""
+
+
 def say(text: str) -> None:
     """Print words for a person."""
     print(shown(text), file=sys.stderr)
+    note_sign()
+
+
+def note_sign() -> None:
+    """Note that a person has just seen something move."""
+    _spoken[0] = time.monotonic()
+
+
+def still_seconds() -> float:
+    """Return for how long nothing has moved."""
+    return time.monotonic() - _spoken[0]
 
 
 def note_all(lines: Iterable[str]) -> None:

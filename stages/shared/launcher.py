@@ -3,6 +3,7 @@
 import os
 import shutil
 import sys
+import time
 from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
@@ -28,8 +29,10 @@ from alignctl.launch.job import Job, worker_environment
 from alignctl.launch.nodes import Nodes
 from alignctl.launch.peers import Peers
 from alignctl.models.adapters import describe
+from alignctl.reporting.progress.alive import alive
 from alignctl.reporting.progress.run import display
 from alignctl.run_folder import RunFolder
+from alignctl.stages.shared.ending import tell_run
 from alignctl.stages.shared.other_models import open_others
 from alignctl.stages.shared.prepared import choose_data
 from alignctl.stages.shared.rows import KINDS
@@ -73,14 +76,18 @@ def launch(
     if dry_run:
         _show(config, todo)
         return 0
+    started = time.monotonic()
     peers = _find_peers(config, nodes) if nodes.nnodes > 1 else None
     try:
-        models = _check(stage, config, nodes)
+        console.say(f"{stage.name}: checking the inputs")
+        with alive("checking the inputs"):
+            models = _check(stage, config, nodes)
         if peers is not None:
             todo = _at_the_right_interface(todo)
         for restart in range(config.launch.max_restarts + 1):
             try:
-                _attempt(stage, config, models, todo, resume=resume or restart > 0, peers=peers)
+                again = resume or restart > 0
+                is_new = _attempt(stage, config, models, todo, resume=again, peers=peers)
                 break
             except LostError as error:
                 if restart == config.launch.max_restarts:
@@ -93,6 +100,8 @@ def launch(
         if peers is not None and config.output.is_dir():
             peers.cannot_start(error)
         raise
+    if nodes.node_rank == 0:
+        tell_run(stage, config, time.monotonic() - started if is_new else None)
     return 0
 
 
@@ -159,8 +168,8 @@ def _attempt(
     *,
     resume: bool,
     peers: Peers | None,
-) -> None:
-    """Start the job once, and see it to its end."""
+) -> bool:
+    """Start the job once, and see it to its end; tell whether there was anything to do."""
     folder = RunFolder(config.output)
     if peers is not None and todo.node_rank > 0:
         console.say(f"waiting for node 0 to open {folder.path}")
@@ -175,8 +184,10 @@ def _attempt(
             if peers is not None:
                 console.say(f"rendezvous: {todo.describe_rendezvous()}")
             if todo.node_rank == 0:
-                _make_ready(stage, config, models, attempt, peers)
+                with alive("preparing"):
+                    _make_ready(stage, config, models, attempt, peers)
         local.run(todo, attempt, display(), peers)
+    return attempt.state != "finished"
 
 
 def _make_ready(

@@ -32,6 +32,14 @@ class Config(BaseModel):
         return recorded
 
 
+class Train(BaseModel):
+    steps: int = 5
+
+
+class Trained(Config):
+    train: Train = Train()
+
+
 ARGV = ["alignctl", "sft", "--data", "my data"]
 
 
@@ -78,6 +86,25 @@ def test_what_leaves_the_numbers_alone_may_change(folder: RunFolder) -> None:
     changed = Config(output="moved", checkpoint=Checkpoint(save_interval=5))
     start(folder, changed)
     assert Config.model_validate_json(folder.config.read_text()) == changed
+
+
+@pytest.mark.parametrize("is_finished", [False, True])
+def test_a_run_may_be_made_longer_and_not_shorter(folder: RunFolder, is_finished: bool) -> None:
+    start(folder, Trained(train=Train(steps=5)))
+    if is_finished:
+        folder.write_result({"steps": 5})
+    with pytest.raises(UserError, match=r"train\.steps: 5 -> 4"):
+        start(folder, Trained(train=Train(steps=4)))
+    assert folder.result.exists() == is_finished
+    assert start(folder, Trained(train=Train(steps=6))).startswith("resuming ")
+    assert folder.read_result() is None
+    assert folder.read_config()["train"] == {"steps": 6}
+
+
+def test_a_longer_run_with_another_setting_is_another_run(folder: RunFolder) -> None:
+    start(folder, Trained(train=Train(steps=5)))
+    with pytest.raises(UserError, match=r"lr: 0\.1 -> 0\.2\n  train\.steps: 5 -> 6"):
+        start(folder, Trained(optimizer=Optimizer(lr=0.2), train=Train(steps=6)))
 
 
 def test_another_runs_folder_is_refused_with_all_that_differs(folder: RunFolder) -> None:

@@ -59,11 +59,31 @@ def test_a_finished_run_is_said_to_be_finished_and_nothing_is_done(
 ) -> None:
     before = snapshot(finished)
     outcome = alignctl(*sft(workspace, finished))
-    assert (outcome.code, outcome.out) == (0, "")
-    assert outcome.err == (
-        f"{finished} holds this run already, finished; choose another --output to repeat it\n"
-    )
+    assert (outcome.code, outcome.out) == (0, f"{finished}\n")
+    assert outcome.err.splitlines() == [
+        "sft: checking the inputs",
+        f"{finished} holds this run already, finished; choose another --output to repeat it",
+        f"next: alignctl reward --preset {workspace / 'tiny.yaml'} --load {finished}",
+    ]
     assert snapshot(finished) == before
+
+
+def test_a_finished_run_goes_on_when_it_is_made_longer_and_prints_its_folder(
+    workspace: Path, tmp_path: Path, finished: Path
+) -> None:
+    """`$(alignctl sft ...)` is the run folder: stdout has nothing else."""
+    run = RunFolder(Path(shutil.copytree(finished, tmp_path / "run")))
+    before = recorded(run, until=4)
+    outcome = commands.alignctl(*sft(workspace, run.path, "train.steps=6"))
+    assert (outcome.code, outcome.out) == (0, f"{run.path}\n"), outcome.text
+    assert f"{run.path} is made longer: train.steps 4 -> 6; from here on" in outcome.err
+    assert "sft: 6 steps, held out: loss " in outcome.err
+    result = run.read_result()
+    assert result is not None
+    assert (result["steps"], run.latest_step()) == (6, 6)
+    rows = recorded(run, until=6)
+    assert rows[: len(before)] == before
+    assert [row["step"] for row in rows if row["kind"] == "train"] == [1, 2, 3, 4, 5, 6]
 
 
 @pytest.mark.slow

@@ -22,6 +22,9 @@ from alignctl.run_folder import RunFolder, read_object
 MAY_CHANGE = ("output", "checkpoint", "launch", "train.eval_interval", "train.log_interval")
 """Settings, with all below them, that a resume may change: the numbers do not depend on them."""
 
+MAY_GROW = ("train.steps", "train.epochs")
+"""Settings of which a resume may raise one: the run then goes on beyond its old end."""
+
 _MAX_DIFFERENCES_SHOWN = 12
 
 
@@ -107,8 +110,8 @@ def _open(
     exists = folder.config.exists()
     if exists:
         # Node 0 may have created the folder a moment ago, so the others cannot tell new from old.
-        check_same_run(folder, config, resume=resume or node_rank > 0)
-        if folder.read_result() is not None:
+        is_longer = check_same_run(folder, config, resume=resume or node_rank > 0)
+        if folder.read_result() is not None and not is_longer:
             return Attempt(folder, "finished", _attempts_so_far(folder), lock)
     number = _attempts_so_far(folder)
     if node_rank == 0:
@@ -117,13 +120,16 @@ def _open(
     return Attempt(folder, "resumed" if exists and number > 1 else "new", number, lock)
 
 
-def check_same_run(folder: RunFolder, config: Config, *, resume: bool) -> None:
+def check_same_run(folder: RunFolder, config: Config, *, resume: bool) -> bool:
     """Check that a run folder may be continued with a configuration.
 
     Args:
         folder: A folder that holds a run.
         config: The configuration that is about to run in it.
         resume: Whether continuing is wanted at all.
+
+    Returns:
+        Whether the configuration makes the run longer than it was.
 
     Raises:
         UserError: When the run has other settings (each is listed), or when it must not be resumed.
@@ -132,7 +138,8 @@ def check_same_run(folder: RunFolder, config: Config, *, resume: bool) -> None:
     recorded = folder.read_config()
     known = config.complete(recorded)
     changes = differences(known, json.loads(config.model_dump_json()))
-    if changes:
+    is_longer = _makes_longer(changes)
+    if changes and not is_longer:
         shown = [f"  {key}: {old} -> {new}" for key, old, new in changes[:_MAX_DIFFERENCES_SHOWN]]
         if len(changes) > len(shown):
             shown.append(f"  and {len(changes) - len(shown)} more")
@@ -151,6 +158,22 @@ def check_same_run(folder: RunFolder, config: Config, *, resume: bool) -> None:
             f"{folder.path} holds this run already, and --no-resume was given",
             f"{other}, or leave --no-resume out to continue it; nothing was changed",
         )
+    if is_longer:
+        ((key, old, new),) = changes
+        console.say(
+            f"{folder.path} is made longer: {key} {old} -> {new}; from here on the learning rate "
+            "takes the course of the longer run"
+        )
+    return is_longer
+
+
+def _makes_longer(changes: list[tuple[str, str, str]]) -> bool:
+    """Tell whether nothing differs but the length of the run, which grows."""
+    if len(changes) != 1 or changes[0][0] not in MAY_GROW:
+        return False
+    _, *values = changes[0]
+    old, new = map(json.loads, values)
+    return old is not None and new is not None and new > old
 
 
 def differences(old: dict[str, Any], new: dict[str, Any]) -> list[tuple[str, str, str]]:
@@ -266,6 +289,8 @@ def _attempts_so_far(folder: RunFolder) -> int:
 
 
 def _start_attempt(folder: RunFolder, config: Config, argv: Sequence[str], number: int) -> None:
+    # A run that is made longer is no longer finished; with its old length it would be again.
+    folder.result.unlink(missing_ok=True)
     # First: a folder that holds anything but no configuration is refused from then on.
     atomic.write_text(folder.config, config.model_dump_json(indent=2) + "\n")
     for stale in [folder.stop_file, *folder.logs.glob("ended_rank_*")]:

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from types import FrameType
 
+from alignctl import console
 from alignctl.errors import RunError
 from alignctl.launch.attempt import Attempt
 from alignctl.launch.failure import diagnose
@@ -106,6 +107,7 @@ def _watch(
     """Show progress and pass on interrupts until torchrun has ended; return the interrupts."""
     acted = 0
     watch = _Watch(peers, display)
+    console.note_sign()
     with _interrupts() as received:
         while process.poll() is None:
             for row in follower.rows() if follower else ():
@@ -119,6 +121,7 @@ def _watch(
                     process.kill()
             if watch.is_over():
                 process.kill()
+            display.breathe()
             time.sleep(_SECONDS_BETWEEN_LOOKS)
         for row in follower.rows() if follower else ():
             display.show(row)

@@ -107,7 +107,8 @@ def run_conversion(
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     from alignctl.stages import convert
 
-    convert.run(direction, options, on_wait=console.say if wait else None)
+    on_wait = console.say if wait else None
+    convert.run(direction, options, preset=preset or "NAME", on_wait=on_wait)
 
 
 def _found(direction: "Direction", preset: str, flags: dict[str, Any]) -> dict[str, Path]:

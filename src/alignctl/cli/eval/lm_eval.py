@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from alignctl.cli.eval.models import EvalOutputFlag, JSONFlag, ModelsArgument, split_models
+from alignctl.cli.eval.models import EvalOutputFlag, JSONFlag, ModelsArgument, measure, split_models
 from alignctl.cli.flags import TokenizerFlag, example
 from alignctl.cli.lazy import PLAIN
 from alignctl.config.generation import HarnessOptions
@@ -49,4 +49,4 @@ def _lm_eval(
     found = options(HarnessOptions, flags, overrides)
     from alignctl.stages import eval_lm
 
-    eval_lm.run(found, as_json=as_json)
+    measure("eval lm-eval", found.output, lambda: eval_lm.run(found, as_json=as_json))

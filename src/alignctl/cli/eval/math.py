@@ -13,6 +13,7 @@ from alignctl.cli.eval.models import (
     JSONFlag,
     MaybeEvalOutputFlag,
     MaybeModelsArgument,
+    measure,
     split_models,
 )
 from alignctl.cli.flags import (
@@ -63,4 +64,4 @@ def _math(
     found = options(MathOptions, flags, overrides)
     from alignctl.stages import eval_math  # arrays and files of checkpoints: not for a typo
 
-    eval_math.run(found, as_json=as_json)
+    measure("eval math", found.output, lambda: eval_math.run(found, as_json=as_json))

@@ -1,7 +1,8 @@
 """What the commands that measure models have in common."""
 
 import re
-from collections.abc import Sequence
+import shlex
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -23,6 +24,20 @@ MaybeEvalOutputFlag = Annotated[Path | None, _OUTPUT]
 JSONFlag = Annotated[bool, typer.Option("--json", help="Print the result as JSON, not a table.")]
 
 _OVERRIDE = re.compile(r"[a-z_][a-z0-9_.]*=")
+
+
+def measure(name: str, output: Path, run: Callable[[], None]) -> None:
+    """Run an evaluation, with signs of life, and say where its result is.
+
+    Args:
+        name: The command.
+        output: What it writes.
+        run: Measures the models.
+    """
+    from alignctl.reporting.progress.ending import finishing  # not in the way of a typo
+
+    with finishing(name, "measured", output, shlex.join(["alignctl", "report", str(output)])):
+        run()
 
 
 def split_models(

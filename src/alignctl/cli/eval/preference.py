@@ -16,6 +16,7 @@ from alignctl.cli.eval.models import (
     JSONFlag,
     MaybeEvalOutputFlag,
     MaybeModelsArgument,
+    measure,
     split_models,
 )
 from alignctl.cli.flags import (
@@ -32,6 +33,8 @@ from alignctl.config.presets.load import options
 from alignctl.errors import UserError
 
 app = typer.Typer(**PLAIN)
+
+_NAME = "eval preference"
 
 
 @app.command(
@@ -75,7 +78,7 @@ def _preference(
         pairs = options(PairOptions, flags, overrides)
         from alignctl.stages import eval_pairs
 
-        eval_pairs.run(pairs, as_json=as_json)
+        measure(_NAME, pairs.output, lambda: eval_pairs.run(pairs, as_json=as_json))
         return
     if reward_load is None or baseline is None:
         missing = "--baseline" if baseline is None else "--reward-load"
@@ -87,7 +90,7 @@ def _preference(
     wins = options(WinOptions, flags, overrides)
     from alignctl.stages import eval_preference
 
-    eval_preference.run(wins, as_json=as_json)
+    measure(_NAME, wins.output, lambda: eval_preference.run(wins, as_json=as_json))
 
 
 def _found(preset: str, flags: dict[str, Any]) -> dict[str, Path]:

@@ -15,6 +15,8 @@ from alignctl.cli.prepare.common import (
     InputsArgument,
     OutputFlag,
     WorkersFlag,
+    after_text,
+    followed,
     refuse_inside_inputs,
     unless_made,
     waiting,
@@ -125,7 +127,10 @@ def _clean(
         compression=compress,
         workers=workers or available_cores(),
     )
-    with unless_made(output, lambda: recipe(options)):
+    with (
+        followed("prepare clean", "cleaned", output, after_text(output)),
+        unless_made(output, lambda: recipe(options)),
+    ):
         outcome = run(options, CorpusProgress("cleaning", total_bytes(files)), waiting(wait))
         for message in outcome.rejected:
             console.say(f"rejected: {message}")

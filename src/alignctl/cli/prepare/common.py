@@ -1,5 +1,6 @@
 """What the commands that write data have in common."""
 
+import shlex
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,6 +13,8 @@ from alignctl.config.bounds import MOST_PROCESSES
 from alignctl.config.inputs import refuse_inside
 from alignctl.corpus.manifest import is_made
 from alignctl.errors import TakenError
+from alignctl.reporting.progress.ending import tell
+from alignctl.reporting.progress.stopwatch import Stopwatch
 
 InputsArgument = Annotated[
     list[Path],
@@ -38,6 +41,23 @@ def refuse_inside_inputs(output: Path, inputs: Sequence[Path]) -> None:
 def waiting(is_wanted: bool) -> Callable[[str], None] | None:
     """Return the function that is told what is waited for; None where nobody waits."""
     return console.say if is_wanted else None
+
+
+def after_text(output: Path) -> str:
+    """Return the command that goes on with text that was written."""
+    given = ["--tokenizer", "DIR", "--output", f"{output}-tokens"]
+    return shlex.join(["alignctl", "prepare", "tokenize", str(output), *given])
+
+
+@contextmanager
+def followed(name: str, did: str, where: Path, following: str) -> Iterator[None]:
+    """Say at the end what was done, how long it took, where it is and what comes next.
+
+    Signs of life are the progress of the block itself.
+    """
+    watch = Stopwatch()
+    yield
+    tell(f"{name}: {did}", watch.seconds, where, following)
 
 
 @contextmanager

@@ -1,6 +1,8 @@
 """What the commands of well-known data sets have in common."""
 
 import json
+import shlex
+from pathlib import Path
 from textwrap import shorten
 from typing import Annotated
 
@@ -11,9 +13,20 @@ from alignctl.cli.flags import WaitFlag, example
 from alignctl.cli.lazy import PLAIN
 from alignctl.cli.prepare.common import OutputFlag, refuse_inside_inputs, unless_made, waiting
 from alignctl.reporting.preview import visible
+from alignctl.reporting.progress.ending import finishing
 from alignctl.sources import preparation
 from alignctl.sources.download import locate
 from alignctl.sources.formats import FORMATS, Name
+
+_STAGES = {"sft": "sft", "reward": "reward", "alignment": "dpo", "math": "grpo"}
+"""The stage that learns from each kind of rows; the likeliest first."""
+
+
+def following(output: Path) -> str:
+    """Return the command that learns from what was written."""
+    kind = next(kind for kind in _STAGES if (output / kind).is_dir())
+    words = ["alignctl", _STAGES[kind], "--preset", "NAME", "--data", str(output / kind)]
+    return shlex.join(words)
 
 
 def make_app(name: Name, text: str, sample: str) -> typer.Typer:
@@ -56,7 +69,8 @@ def make_app(name: Name, text: str, sample: str) -> typer.Typer:
         paths = tuple(locate(given, FORMATS[name].hub) for given in inputs)
         refuse_inside_inputs(output, paths)
         options = preparation.Options(name, paths, output, dev_fraction, license)
-        with unless_made(output, lambda: preparation.recipe(options)):
+        ending = finishing(f"prepare {name}", "written", output, lambda: following(output))
+        with ending, unless_made(output, lambda: preparation.recipe(options)):
             outcome = preparation.prepare(options, waiting(wait))
             for kind, row in outcome.preview.items():
                 text = visible(json.dumps(row, ensure_ascii=False))

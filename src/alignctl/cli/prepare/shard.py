@@ -11,6 +11,8 @@ from alignctl.cli.prepare.common import (
     CompressFlag,
     InputsArgument,
     OutputFlag,
+    after_text,
+    followed,
     refuse_inside_inputs,
     unless_made,
     waiting,
@@ -20,6 +22,7 @@ from alignctl.config.convert import size_in_bytes
 from alignctl.corpus.blocks import find_texts, total_bytes
 from alignctl.corpus.shards import Options, recipe
 from alignctl.corpus.shards import shard as run
+from alignctl.reporting.progress.bytes import size as bytes_in_words
 from alignctl.reporting.progress.corpus import CorpusProgress
 
 app = typer.Typer(**PLAIN)
@@ -61,8 +64,11 @@ def _shard(
         seed=seed,
         compression=compress,
     )
-    with unless_made(output, lambda: recipe(options)):
+    with (
+        followed("prepare shard", "sharded", output, after_text(output)),
+        unless_made(output, lambda: recipe(options)),
+    ):
         shards = run(options, CorpusProgress("sharding", total_bytes(files)), waiting(wait))
         rows, written = sum(s.lines for s in shards), sum(s.record.bytes for s in shards)
         many = f"{len(shards):,} {'file' if len(shards) == 1 else 'files'}"
-        console.say(f"{output}: {rows:,} rows in {many}, {written / 1e6:.1f} MB")
+        console.say(f"{output}: {rows:,} rows in {many}, {bytes_in_words(written)}")

@@ -4,6 +4,7 @@ The bytes do not depend on the number of workers. An interrupted run goes on whe
 when the same command is started again.
 """
 
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -16,6 +17,7 @@ from alignctl.cli.prepare.common import (
     InputsArgument,
     KeyFlag,
     WorkersFlag,
+    followed,
     refuse_inside_inputs,
     waiting,
 )
@@ -24,6 +26,7 @@ from alignctl.corpus.manifest import prefix_of
 from alignctl.corpus.pool import available_cores
 from alignctl.corpus.tokenization import Counts, Options
 from alignctl.corpus.tokenization import tokenize as run
+from alignctl.reporting.progress.bytes import size
 from alignctl.reporting.progress.corpus import CorpusProgress
 
 TokenizerFlag = Annotated[
@@ -78,19 +81,18 @@ def _tokenize(
         last = counts
         progress.resume(counts.consumed, counts.text_bytes, counts.tokens)
 
-    manifest = run(
-        options,
-        note,
-        resume,
-        waiting(wait),
+    following = shlex.join(
+        ["alignctl", "pretrain", "--preset", "NAME", "--data", str(options.prefix)]
     )
+    with followed("prepare tokenize", "tokenised", options.prefix, following):
+        manifest = run(options, note, resume, waiting(wait))
     if last == Counts():
         console.say(f"{options.prefix} is complete already: nothing is left to do")
         return
     left_out = f", {last.empty:,} empty ones left out" if last.empty else ""
     console.say(
         f"{options.prefix}: {manifest.documents:,} documents{left_out}, {manifest.tokens:,} tokens "
-        f"({manifest.dtype}), {manifest.bytes / 1e6:.1f} MB; "
+        f"({manifest.dtype}), {size(manifest.bytes)}; "
         f"{progress.speed(last.text_bytes, last.tokens)} with {options.workers} "
         f"{'worker' if options.workers == 1 else 'workers'}"
     )

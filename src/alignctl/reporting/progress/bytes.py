@@ -1,6 +1,5 @@
-"""Progress of work measured in bytes: a bar on a terminal, one line at the end elsewhere."""
+"""Progress of work measured in bytes: a bar on a terminal, a line now and then elsewhere."""
 
-import time
 from types import TracebackType
 from typing import Self
 
@@ -15,6 +14,17 @@ from rich.progress import (
 )
 
 from alignctl import console
+from alignctl.reporting.progress.stopwatch import Stopwatch
+
+_UNITS = {"TB": 1e12, "GB": 1e9, "MB": 1e6, "KB": 1e3}
+
+
+def size(num_bytes: float) -> str:
+    """Write a number of bytes in four digits, in the largest unit of which there is one."""
+    for unit, factor in _UNITS.items():
+        if num_bytes >= factor:
+            return f"{num_bytes / factor:#.4g} {unit}".replace(". ", " ")
+    return f"{num_bytes:.0f} B"
 
 
 class BytesProgress:
@@ -30,7 +40,7 @@ class BytesProgress:
         self._verb = verb
         self._total = total
         self._done = 0
-        self._started = time.perf_counter()
+        self._watch = Stopwatch()
         terminal = Console(stderr=True)
         self._bar = Progress(
             TextColumn("{task.description}"),
@@ -47,7 +57,11 @@ class BytesProgress:
     def advance(self, num_bytes: int) -> None:
         """Count bytes that are done."""
         self._done += num_bytes
-        self._bar.advance(self._task, num_bytes)
+        if not self._bar.disable:
+            self._bar.advance(self._task, num_bytes)
+            console.note_sign()
+        elif self._watch.take_turn():
+            console.say(f"{self._verb}: {size(self._done)} of {size(self._total)}")
 
     def __enter__(self) -> Self:
         self._bar.start()
@@ -61,7 +75,6 @@ class BytesProgress:
     ) -> None:
         self._bar.stop()
         if error is None:
-            seconds = time.perf_counter() - self._started
-            speed = self._done / 1e9 / max(seconds, 1e-9)
-            size = f"{self._done / 1e9:.2f} GB"
-            console.say(f"{self._verb}: {size} in {seconds:.1f} s ({speed:.2f} GB/s)")
+            seconds = self._watch.seconds
+            speed = size(self._done / seconds)
+            console.say(f"{self._verb}: {size(self._done)} in {seconds:.1f} s ({speed}/s)")

@@ -9,12 +9,14 @@ from types import TracebackType
 from typing import Any, Protocol, Self, TextIO
 
 from rich.console import Console, RenderableType
-from rich.progress import BarColumn, Progress, TaskID, TextColumn
+from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Column
 
-from alignctl.console import shown
+from alignctl.console import note_sign, shown, still_seconds
 from alignctl.reporting import preview
 from alignctl.reporting.metrics import measured
+from alignctl.reporting.progress.alive import STILL_SECONDS
+from alignctl.reporting.progress.stopwatch import Stopwatch
 
 Row = Mapping[str, Any]
 
@@ -33,6 +35,10 @@ _MEASURES = (
     ("peak_memory_gib", "memory {:.2f} GiB"),
 )
 _SMOOTHING = 0.1
+_STARTING = "starting the processes"
+_LOGGED_SECONDS = 60.0
+"""How long a log that has the first step stays still: its later ones should not be full of signs
+of life."""
 
 
 class Display(Protocol):
@@ -43,6 +49,9 @@ class Display(Protocol):
 
     def note(self, text: str) -> None:
         """Show a remark that stays."""
+
+    def breathe(self) -> None:
+        """Give a sign of life if nothing was shown for long; it is called all the time."""
 
     def __enter__(self) -> Self: ...
 
@@ -106,6 +115,8 @@ class PlainDisplay:
         self._stream = stream
         self._pace = Pace()
         self._total = 0
+        self._watch = Stopwatch()
+        self._doing, self._still_seconds = _STARTING, STILL_SECONDS
 
     def show(self, row: Row) -> None:
         """Write one row as a line."""
@@ -113,8 +124,10 @@ class PlainDisplay:
             case "start":
                 self._total = row["total"]
                 self._pace.observe(row["step"], row["time"])
+                self._doing = f"before step {row['step'] + 1}/{self._total}"
             case "train":
                 self._pace.observe(row["step"], row["time"])
+                self._doing, self._still_seconds = f"after step {row['step']}", _LOGGED_SECONDS
                 left = duration(self._pace.seconds_left(self._total))
                 self.note(f"step {row['step']}/{self._total}  {measures(row)}  eta {left}")
             case "preview":
@@ -126,6 +139,12 @@ class PlainDisplay:
         """Write a line."""
         self._stream.write(f"{shown(text)}\n")
         self._stream.flush()
+        note_sign()
+
+    def breathe(self) -> None:
+        """Write a line if there was none for long."""
+        if still_seconds() >= self._still_seconds:
+            self.note(f"{self._doing}: {self._watch.seconds:.0f} s since the start")
 
     def __enter__(self) -> Self:
         return self
@@ -145,7 +164,8 @@ class LiveDisplay:
     def __init__(self, console: Console) -> None:
         self._pace = Pace()
         self._progress = Progress(
-            TextColumn("step {task.completed:.0f}/{task.total:.0f}"),
+            SpinnerColumn(),
+            TextColumn("{task.fields[done]}"),
             BarColumn(bar_width=20),
             TextColumn(
                 "{task.fields[measures]}",
@@ -153,9 +173,10 @@ class LiveDisplay:
                 table_column=Column(no_wrap=True, overflow="ellipsis"),
             ),
             TextColumn("eta {task.fields[left]}"),
+            TimeElapsedColumn(),
             console=console,
         )
-        self._task: TaskID | None = None
+        self._task = self._add_task(_STARTING, total=None, completed=0)
         self._total = 0
 
     def show(self, row: Row) -> None:
@@ -174,6 +195,9 @@ class LiveDisplay:
         """Write a line that stays above the bar."""
         self._print(shown(text))
 
+    def breathe(self) -> None:
+        """Do nothing: the bar moves by itself."""
+
     def __enter__(self) -> Self:
         self._progress.start()
         return self
@@ -189,19 +213,25 @@ class LiveDisplay:
     def _start(self, row: Row) -> None:
         self._total = row["total"]
         self._pace.observe(row["step"], row["time"])
-        if self._task is not None:
-            self._progress.remove_task(self._task)
-        self._task = self._progress.add_task(
-            "", total=self._total, completed=row["step"], measures="", left=duration(None)
+        self._progress.remove_task(self._task)
+        done = f"step {row['step']}/{self._total}"
+        self._task = self._add_task(done, total=self._total, completed=row["step"])
+
+    def _add_task(self, done: str, *, total: int | None, completed: int) -> TaskID:
+        left = duration(None)
+        return self._progress.add_task(
+            "", total=total, completed=completed, done=done, measures="", left=left
         )
 
     def _advance(self, row: Row) -> None:
         self._pace.observe(row["step"], row["time"])
-        if self._task is not None:
-            left = duration(self._pace.seconds_left(self._total))
-            self._progress.update(
-                self._task, completed=row["step"], measures=measures(row), left=left
-            )
+        self._progress.update(
+            self._task,
+            completed=row["step"],
+            done=f"step {row['step']}/{self._total}",
+            measures=measures(row),
+            left=duration(self._pace.seconds_left(self._total)),
+        )
 
     def _print(self, text: RenderableType) -> None:
         self._progress.console.print(text, markup=False, highlight=False, soft_wrap=True)
