@@ -10,6 +10,9 @@ import yaml
 
 from benchmarks.lib.workload import MODEL, OPTIMIZER, SEED, SPECIAL, VOCAB_SIZE, Workload
 
+LEARNING_RATE = 1e-6
+"""So small that answers stay as long as those of random weights: a step is to be like another."""
+
 
 def draw_prompts(length: int) -> Iterator[list[int]]:
     """Draw prompts of so many tokens without end, BOS among them."""
@@ -56,7 +59,7 @@ def make(
         "rollout": {"max_new_tokens": new_tokens},
         "experience": {"prompts": prompts, "samples": samples, "score_batch_size": samples},
         "score": {"source": "dense_only"},
-        "optimizer": {**OPTIMIZER, "schedule": "constant"},
+        "optimizer": {**OPTIMIZER, "lr": LEARNING_RATE, "schedule": "constant"},
         "train": {"steps": workload.warm_up + workload.steps, "seed": SEED},
     }
     preset = {"model": {"family": "llama2", **MODEL}, "grpo": stage}

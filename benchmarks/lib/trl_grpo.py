@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 from trl import GRPOConfig, GRPOTrainer
 
 from benchmarks.lib import trl_steps
+from benchmarks.lib.prompts import LEARNING_RATE
 from benchmarks.lib.race import json_lines
 
 
@@ -76,6 +77,7 @@ def main() -> None:
     options = parser.parse_args()
     settings = trl_steps.settings(options)
     del settings["max_length"]
+    settings["learning_rate"] = LEARNING_RATE
     tokenizer = AutoTokenizer.from_pretrained(options.input / "hf", padding_side="left")
     report = _Report(options.output)
     if options.engine == "vllm":

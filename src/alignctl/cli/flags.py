@@ -20,6 +20,14 @@ else:
 PresetFlag = Annotated[
     str, typer.Option("--preset", metavar="NAME|FILE", help="Preset: its name, or a YAML file.")
 ]
+SuitingPresetFlag = Annotated[
+    str | None,
+    typer.Option(
+        "--preset",
+        metavar="NAME|FILE",
+        help="Preset: its name, or a YAML file; default: one made for the model of --load.",
+    ),
+]
 MaybePresetFlag = Annotated[
     str | None,
     typer.Option(

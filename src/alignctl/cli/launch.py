@@ -227,6 +227,11 @@ def _read(context: typer.Context, words: list[str], name: str | None) -> Planned
     with program.make_context(f"alignctl {command}", rest) as inner:
         program.invoke(inner)
     (request,) = read
+    if request.preset is None:
+        raise UserError(
+            "--preset is missing: what suits a model depends on the machine, which is another one",
+            "alignctl presets suggest --load DIR --gpus N > FILE.yaml writes one",
+        )
     is_simulated = request.simulated_gpu_gib is not None
     if request.nodes != NodeFlags(request.nodes.nnodes) or request.dry_run or is_simulated:
         raise UserError(

@@ -8,6 +8,7 @@ import typer
 from alignctl import console
 from alignctl.cli.flags import PresetArgument, example
 from alignctl.cli.lazy import PLAIN
+from alignctl.config.bounds import MOST_PROCESSES
 from alignctl.config.presets import inheritance
 from alignctl.config.presets import library as presets
 from alignctl.config.presets.knobs import render_knobs
@@ -119,6 +120,43 @@ def copy_preset(
     """
     inheritance.copy(preset, file)
     console.say(f"wrote {file}; use it with --preset {file}")
+
+
+@app.command(
+    "suggest",
+    epilog=example(
+        "alignctl presets suggest --load models/llama3-8b --gpus 8 > my-model.yaml",
+        "alignctl presets suggest --load models/qwen3-32b --gpus 32 --gpu h100 > my-model.yaml",
+    ),
+)
+def suggest_preset(
+    load: Annotated[Path, typer.Option(metavar="DIR", help="The model, in any format.")],
+    gpus: Annotated[
+        int | None,
+        typer.Option(min=1, max=MOST_PROCESSES, metavar="N", help="GPUs; default: those here."),
+    ] = None,
+    gpu: Annotated[
+        str | None, typer.Option(metavar="NAME", help="As of plan; default: what is here.")
+    ] = None,
+    gpu_memory: Annotated[
+        float | None,
+        typer.Option(min=1, max=10**6, metavar="GIB", help="Memory of a GPU; default: that GPU's."),
+    ] = None,
+) -> None:
+    """Print a preset made for a model: its architecture, its family's recipe, layouts that fit.
+
+    A stage without --preset takes the same.
+    """
+    from alignctl.stages.shared import suggestion  # arrays and formats
+
+    if gpus is None and (gpu or gpu_memory):
+        raise UserError("--gpu and --gpu-memory need --gpus: how many there are")
+    if gpus is None:
+        machine = suggestion.this_machine(None, are_gpus=False)
+    else:
+        machine = suggestion.named_machine(gpus, gpu or "a100-80g", gpu_memory)
+    console.emit(suggestion.suggest_for(load, machine).rstrip())
+    console.say(f"for {machine}; a file {suggestion.name_for(load)} with this is a preset")
 
 
 @app.command("validate", epilog=example("alignctl presets validate my-model.yaml other.yaml"))

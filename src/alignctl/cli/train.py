@@ -22,8 +22,8 @@ from alignctl.cli.flags import (
     NprocFlag,
     OutputFlag,
     OverridesArgument,
-    PresetFlag,
     SimulateFlag,
+    SuitingPresetFlag,
     example,
     say_found,
 )
@@ -38,6 +38,7 @@ from alignctl.config.inputs import (
     require_inputs,
 )
 from alignctl.config.places import place, stem
+from alignctl.config.presets.library import is_ours
 from alignctl.config.presets.load import resolve
 from alignctl.config.run import TrainingConfig
 from alignctl.errors import UserError
@@ -52,7 +53,7 @@ class Request:
 
     Attributes:
         stage: The stage.
-        preset: Name or path of the preset.
+        preset: Name or path of the preset; None: what suits the model.
         flags: Dotted key to value; None where there is no flag.
         overrides: `section.key=value`.
         nodes: The flags that say which nodes there are.
@@ -62,7 +63,7 @@ class Request:
     """
 
     stage: Stage[Any]
-    preset: str
+    preset: str | None
     flags: dict[str, Any]
     overrides: list[str]
     nodes: NodeFlags
@@ -76,16 +77,51 @@ class Request:
         Args:
             nnodes: Nodes, where no flag gives their number.
         """
-        output = self.flags["output"] or place("runs", f"{stem(self.preset)}-{self.name}")
         nnodes = self.nodes.nnodes or nnodes
+        preset, text = (self.preset, None) if self.preset else self._suggested(nnodes)
+        output = self.flags["output"] or place("runs", f"{stem(preset)}-{self.name}")
         flags = {**self.flags, "output": output, "launch.nnodes": nnodes}
-        config: TrainingConfig = resolve(self.stage.config, self.preset, flags, self.overrides)
+        config: TrainingConfig = resolve(
+            self.stage.config, preset, flags, self.overrides, text=text
+        )
         if self.simulated_gpu_gib is None and (found := find_inputs(self.stage.inputs, config)):
             say_found({each.flag: path for each, path in found.items()})
             flags |= {each.key: path for each, path in found.items()}
-            config = resolve(self.stage.config, self.preset, flags, self.overrides)
+            config = resolve(self.stage.config, preset, flags, self.overrides, text=text)
         refuse_inside("--output", config.output, paths_of(self.stage.inputs, config))
         return config
+
+    def _suggested(self, nnodes: int | None) -> tuple[str, str | None]:
+        """Return the preset that suits the model: that of its run, or else one made for it.
+
+        Returns:
+            Its name, and what it holds if it is no file.
+
+        Raises:
+            UserError: There is no model to suit.
+        """
+        load = self.flags["load"]
+        if load is None:
+            raise UserError(
+                "--preset is missing: neither it nor --load says which model it is to be",
+                "alignctl presets list has the names; with --load alone, layout and recipe are "
+                "chosen for that model",
+            )
+        from alignctl.stages.shared import suggestion  # arrays and formats: not for a typo
+
+        recorded = suggestion.recorded_preset(load)
+        if recorded is not None and (is_ours(recorded) or Path(recorded).is_file()):
+            console.say(f"--preset {recorded}, as of the run {load}")
+            return recorded, None
+        processes = self.flags["launch.nproc_per_node"]
+        machine = suggestion.this_machine(
+            processes and processes * (nnodes or 1),
+            are_gpus=self.simulated_gpu_gib is not None,
+        )
+        name, text = suggestion.name_for(load), suggestion.suggest_for(load, machine, self.name)
+        console.say(f"no --preset: this one is made for {load}\n\n{text}")
+        console.say(f"to keep and to change it: alignctl presets suggest --load {load} > {name}")
+        return name, text
 
     @property
     def name(self) -> str:
@@ -102,7 +138,7 @@ def make_app(stage: Stage[Any], act: Callable[[Request], None] | None = None) ->
     """
 
     def train(
-        preset: PresetFlag,
+        preset: SuitingPresetFlag = None,
         output: OutputFlag = None,
         nproc: NprocFlag = None,
         nnodes: NnodesFlag = None,

@@ -95,7 +95,12 @@ def read_yaml(path: Path) -> Document:
         UserError: When the file cannot be read, is not YAML, is not a mapping, or repeats a key.
     """
     name = shown(path)
-    node = _compose(read_text(Path(name), MOST_BYTES), name)
+    return parse_yaml(read_text(Path(name), MOST_BYTES), name)
+
+
+def parse_yaml(text: str, name: str) -> Document:
+    """Do as `read_yaml` with the text of a file that messages call `name`."""
+    node = _compose(text, name)
     if not isinstance(node, yaml.MappingNode):
         raise UserError(f"{name} is not a mapping of keys to values")
     reader = _Reader(name)

@@ -15,7 +15,14 @@ from pydantic import BaseModel, ValidationError
 
 from alignctl.config.precision import Precision
 from alignctl.config.presets import library as presets
-from alignctl.config.presets.document import Document, KeyPath, Origin, read_yaml, shown
+from alignctl.config.presets.document import (
+    Document,
+    KeyPath,
+    Origin,
+    parse_yaml,
+    read_yaml,
+    shown,
+)
 from alignctl.config.presets.problems import describe, is_table, quoted, refuse
 from alignctl.config.rollout import Rollout
 from alignctl.config.sections import WARMUPS, Launch, Parallel, Section
@@ -49,18 +56,19 @@ class _LayoutAlone(Section):
     layout: StageLayout
 
 
-def read(path: Path, stages: Mapping[str, type[BaseModel]]) -> Document:
+def read(path: Path, stages: Mapping[str, type[BaseModel]], *, text: str | None = None) -> Document:
     """Read a preset with all that it extends; the document has no `extends` and no `layout`.
 
     Args:
         path: The preset's file.
         stages: The sections that take the layout, with the classes that they become.
+        text: What the file would hold if there were one; None: there is one.
 
     Raises:
         UserError: When a file cannot be read, or extends what it cannot; it names file and line.
     """
     whole, layout = Document({}, {}), Document({}, {})
-    files = _in_order(path)
+    files = _in_order(path, text)
     for distance, file in zip(reversed(range(len(files))), files, strict=True):
         for at, origin in file.origins.items():
             file.origins[at] = Origin(origin.text, distance=distance)
@@ -168,13 +176,13 @@ def copy(name_or_file: str, target: Path) -> None:
         raise UserError(f"cannot copy {source} to {target}: {error.strerror}") from error
 
 
-def _in_order(path: Path) -> list[Document]:
+def _in_order(path: Path, text: str | None) -> list[Document]:
     """Read the files that a preset consists of, each once, after those that it extends."""
     found: dict[Path, Document] = {}
     trail: list[Path] = []
 
-    def collect(file: Path) -> None:
-        document = read_yaml(file)
+    def collect(file: Path, text: str | None = None) -> None:
+        document = read_yaml(file) if text is None else parse_yaml(text, shown(file))
         trail.append(file)
         for name in bases(document):
             here = document.origins[("extends",)].text
@@ -189,7 +197,7 @@ def _in_order(path: Path) -> list[Document]:
         trail.pop()
         found[file.resolve()] = document
 
-    collect(path)
+    collect(path, text)
     return list(found.values())
 
 

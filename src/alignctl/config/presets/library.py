@@ -25,6 +25,11 @@ def recipes() -> list[str]:
     return sorted(f"recipes/{path.stem}" for path in (folder() / "recipes").glob("*.yaml"))
 
 
+def is_ours(name: str) -> bool:
+    """Tell whether a name is that of a preset that comes with the package."""
+    return ALIASES.get(name, name) in names()
+
+
 def title(name: str) -> str:
     """Read the first line of a preset's header comment, which names its model."""
     with (folder() / f"{name}.yaml").open(encoding="utf-8") as file:

@@ -88,6 +88,8 @@ def resolve(
     preset: str,
     flags: Mapping[str, Any],
     overrides: Sequence[str] = (),
+    *,
+    text: str | None = None,
 ) -> Config:
     """Make the configuration of a stage: the preset, then the flags, then the overrides.
 
@@ -96,12 +98,13 @@ def resolve(
         preset: Name or path of a preset.
         flags: Dotted key to value, such as {"data.train": Path("rows.jsonl")}; None is skipped.
         overrides: `section.key=value`, relative to the stage's section of the preset.
+        text: What the preset would hold, which then is no file; None: it is one.
 
     Raises:
         UserError: For anything the user got wrong; it names the file and line, or the override.
     """
-    path = presets.find(preset)
-    return settle(inheritance.read(path, STAGES), config_class, preset, flags, overrides)[0]
+    whole = inheritance.read(presets.find(preset), STAGES, text=text)
+    return settle(whole, config_class, preset, flags, overrides)[0]
 
 
 def settle(
