@@ -7,7 +7,7 @@ TORCH_CPU ?= https://download.pytorch.org/whl/cpu
 
 # Files of tests that run at once. A job of its own has two processes of one thread each.
 WORKERS ?= 2
-PYTEST := $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile
+PYTEST := $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile --durations 15
 
 MEGATRONS := 0.18.2 0.19.2
 OVERLAYS := $(MEGATRONS:%=$(CURDIR)/.cache/megatron-core-%)
@@ -51,7 +51,7 @@ test: setup ## The tests of every day, in minutes: the quick ones, and one chain
 	$(PYTEST) -m "not ci and not slow and not gpu"
 
 test-ci: setup ## The tests that start processes: layouts, formats, resumed runs, every stage.
-	$(BIN)/python -m pytest -m "ci and not slow and not gpu"
+	$(PYTEST) -m "ci and not slow and not gpu"
 
 test-all: setup ## All tests but those of a GPU.
 	$(BIN)/python -m pytest -m "not gpu"
