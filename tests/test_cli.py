@@ -79,7 +79,8 @@ def test_the_version_is_data(alignctl: Alignctl) -> None:
     [
         (["sftt"], "No such command 'sftt'. Did you mean 'sft'?", "alignctl --help"),
         (["sft", "--nprok", "2"], "No such option: --nprok", "alignctl sft --help"),
-        (["sft"], "Missing option '--preset'", "alignctl sft --help"),
+        (["sft"], "--preset is missing", "alignctl presets list"),
+        (["plan"], "Missing option '--preset'", "alignctl plan --help"),
         (["sft", "--preset", "x", "--nproc", "two"], "--nproc", "alignctl sft --help"),
         (["sft", "--preset", "lama2-7b"], "did you mean llama2-7b?", "presets: bloom-13b, "),
         (["convert-hf2mg", "--load", "a", "--save", "b", "--format", "old"], "'old'", "--help"),

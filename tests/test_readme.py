@@ -12,7 +12,7 @@ from alignctl import cli
 from alignctl.config.presets import library as presets
 from alignctl.config.presets.knobs import render_knobs
 from alignctl.config.presets.load import load_preset
-from tests.tiny import write_tokenizer
+from tests.tiny import write_model, write_tokenizer
 
 ROOT = Path(__file__).parents[1]
 PAGES = {
@@ -92,6 +92,7 @@ def test_every_alignctl_command_is_accepted(page: str, run: Run) -> None:
     for name in ("runs/llama2-7b-sft/config.json", "runs/llama2-7b-sft/result.json"):
         Path(name).write_text("{}", encoding="utf-8")
     Path("data/hh/alignment/dev.jsonl").touch()
+    write_model(Path("models/my-llama"))
     ours = [c for c in commands(page) if c[0] == "alignctl" and c[1] not in left_out]
     for command in ours:
         is_real = command[1] not in CAN_DRY_RUN or "--dry-run" in command

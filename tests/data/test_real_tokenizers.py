@@ -22,6 +22,7 @@ from alignctl.data.rows.schemas import schema_of
 from alignctl.data.text.masks import Encoded, encode, encode_prompts
 from alignctl.data.text.templates import Renderer
 from alignctl.data.tokenizer import Tokenizer
+from alignctl.errors import UserError
 from tests.real_tokenizers import NAMES, folder, tokenizer
 
 PIECES = (
@@ -185,3 +186,75 @@ def test_chats_are_written_as_transformers_writes_them(name: str) -> None:
     assert not whole[len(written.text) :].strip()
     prompt = theirs.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
     assert written.before_last_turn().text == prompt
+
+
+WEATHER = {
+    "type": "function",
+    "function": {
+        "name": "get_temperature",
+        "description": "Tell how warm it is.",
+        "parameters": {
+            "type": "object",
+            "properties": {"place": {"type": "string", "description": "A town."}},
+            "required": ["place"],
+        },
+    },
+}
+CALL = {
+    "role": "assistant",
+    "content": "",
+    "tool_calls": [
+        {
+            "type": "function",
+            "id": "call_001",
+            "function": {"name": "get_temperature", "arguments": {"place": "Turin"}},
+        }
+    ],
+}
+ASKED: list[dict[str, object]] = [
+    {"role": "system", "content": "Answer in a few words."},
+    {"role": "user", "content": "How warm is it in Turin?"},
+]
+CALLED: list[dict[str, object]] = [
+    *ASKED,
+    CALL,
+    {"role": "tool", "name": "get_temperature", "tool_call_id": "call_001", "content": "21"},
+]
+
+
+@pytest.mark.parametrize(
+    ("name", "turns", "tools"),
+    [("llama3.1", ASKED, []), ("qwen3", ASKED, [WEATHER]), ("qwen3", CALLED, [WEATHER])],
+    ids=["system", "before a call", "after a call"],
+)
+def test_tools_and_system_turns_are_written_as_transformers_writes_them(
+    name: str, turns: list[dict[str, object]], tools: list[dict[str, object]]
+) -> None:
+    """And what the last turn is asked with is a prefix of what is learned."""
+    from transformers import AutoTokenizer
+
+    theirs = AutoTokenizer.from_pretrained(folder(name))
+    answer = {"role": "assistant", "content": "21 degrees."}
+    last = CALL if tools and turns is ASKED else answer
+    record: dict[str, object] = {"messages": [*turns, last], "tools": tools}
+    conversation = schema_of(row(record)).parse(row(record))
+    written = Renderer("tokenizer", tokenizer(name))(conversation)
+    whole = theirs.apply_chat_template([*turns, last], tools=tools or None, tokenize=False)
+    assert whole.startswith(written.text)
+    assert not whole[len(written.text) :].strip()
+    assert "Answer in a few words." in written.text
+    assert ('"get_temperature"' in written.text) == bool(tools)
+    prompt = theirs.apply_chat_template(
+        turns, tools=tools or None, tokenize=False, add_generation_prompt=True
+    )
+    assert written.before_last_turn().text == prompt
+    asked = read_prompt({"messages": turns, "tools": tools}, "tokenizer", tokenizer(name))
+    np.testing.assert_array_equal(asked, theirs(prompt, add_special_tokens=False)["input_ids"])
+    check(asked, documents(record, "tokenizer", tokenizer(name))[-1])
+
+
+def test_tools_that_a_template_does_not_write_are_refused() -> None:
+    """That of the package of Llama 3.1 has turns alone."""
+    record: dict[str, object] = {"messages": [*CALLED, CALL], "tools": [WEATHER]}
+    with pytest.raises(UserError, match=r"rows.jsonl:1: the row has messages.*nothing writes"):
+        documents(record, "tokenizer", tokenizer("llama3.1"))
