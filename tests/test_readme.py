@@ -51,8 +51,8 @@ def blocks(page: str, language: str) -> list[str]:
 
 
 def commands(page: str) -> list[list[str]]:
-    """The commands of its shell blocks, continued lines joined, comments left out."""
-    text = "".join(blocks(page, "sh")).replace("\\\n", " ")
+    """The commands of its shell blocks, continued lines joined, comments and `> FILE` left out."""
+    text = re.sub(r" > \S+$", "", "".join(blocks(page, "sh")).replace("\\\n", " "), flags=re.M)
     return [shlex.split(line, comments=True) for line in text.splitlines() if line.strip()]
 
 

@@ -200,7 +200,7 @@ WEATHER = {
         },
     },
 }
-CALL = {
+CALL: dict[str, object] = {
     "role": "assistant",
     "content": "",
     "tool_calls": [

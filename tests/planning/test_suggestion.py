@@ -2,6 +2,7 @@ from pathlib import Path
 
 import pytest
 
+from alignctl.config.on_policy_run import is_on_policy
 from alignctl.config.presets.load import STAGES, load_preset, resolve
 from alignctl.config.sections import Model
 from alignctl.planning.devices import device
@@ -53,6 +54,7 @@ def test_a_model_of_few_positions_is_not_asked_for_more(tmp_path: Path) -> None:
         config = resolve(config_class, file, {"output": Path("runs")})
         assert config.batch.seq_length == 256
     grpo = resolve(STAGES["grpo"], file, {"output": Path("runs")})
+    assert is_on_policy(grpo)
     assert grpo.data.max_prompt_length + grpo.rollout.max_new_tokens == 256
 
 
