@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
 
+import numpy as np
+
 from alignctl import console
 from alignctl.config.generation import MathOptions
 from alignctl.data.rows.files import read_rows
@@ -26,6 +28,7 @@ from alignctl.reporting.page.tables import percent
 from alignctl.reporting.progress.rows import RowsProgress
 from alignctl.rewards.rules import RULES, Reason
 from alignctl.rewards.workers import RuleWorkers, Task
+from alignctl.stages.shared.own_rewards import check_functions, score_answers
 from alignctl.user_files import reading
 
 _BATCH = 256
@@ -54,6 +57,7 @@ def run(options: MathOptions, *, as_json: bool) -> None:
         UserError: An input is wrong; nothing was started.
         RunError: vLLM failed, or the disk is full. What was answered is kept.
     """
+    check_functions(options.functions)
     file = _problems(options)
     names = results.names_of(options.models)
     generators = [
@@ -61,12 +65,15 @@ def run(options: MathOptions, *, as_json: bool) -> None:
     ]
     results.make_folder(options.output)
     found: dict[str, Solved] = {}
+    rewarded: dict[str, dict[str, Any]] = {name: {} for name in names}
     with RuleWorkers(options.workers, options.timeout_seconds) as workers:
         for name, generator in zip(names, generators, strict=True):
             answers = options.output / f"{name}.jsonl"
             answer(generator, file, answers)
             found[name] = _judged(answers, file, options, workers)
-    measured = {name: measure(each) for name, each in found.items()}
+            if options.functions:
+                rewarded[name] = _rewarded(answers, file, options)
+    measured = {name: measure(each) | rewarded[name] for name, each in found.items()}
     text = results.write(
         options.output,
         {
@@ -131,6 +138,17 @@ def _judged(answers: Path, file: PromptFile, options: MathOptions, workers: Rule
     )
 
 
+def _rewarded(answers: Path, file: PromptFile, options: MathOptions) -> dict[str, Any]:
+    """Compute what rewards of one's own say: their means, and where they failed."""
+    said = [_listed(row.record["response"]) for row in read_rows([answers])]
+    told: dict[str, Any] = {}
+    scores = score_answers(options.functions, options.workers, file, said)
+    for label, values in scores.items():
+        told[f"reward_{label}"] = float(np.nanmean(values))
+        told[f"reward_{label}_failed"] = int(np.isnan(values).sum())
+    return told
+
+
 def _listed(value: Any) -> list[Any]:
     return value if isinstance(value, list) else [value]
 
@@ -165,5 +183,7 @@ def _table(measured: dict[str, dict[str, Any]]) -> str:
             rows[name] = [percent(e[key]["value"], e[key]["interval"]) for e in models]
     for key in ("no_answer", "timeout", "crashed", "bad_reference", "at_max_new_tokens"):
         rows[key.replace("_", " ")] = [f"{each[key]:,}" for each in models]
+    for key in (key for key in models[0] if key.startswith("reward_")):
+        rows[key.replace("_", " ", 1)] = [f"{each[key]:,.4g}" for each in models]
     rows["tokens per answer"] = [f"{each['mean_tokens']:.1f}" for each in models]
     return results.table("", list(measured), rows)

@@ -36,6 +36,7 @@ from alignctl.evaluation.statistics import bootstrap
 from alignctl.reporting.page.evaluations import BASELINE
 from alignctl.reporting.page.tables import percent
 from alignctl.reporting.progress.rows import RowsProgress
+from alignctl.stages.shared.own_rewards import check_functions, score_answers
 
 
 def run(options: WinOptions, *, as_json: bool) -> None:
@@ -45,6 +46,7 @@ def run(options: WinOptions, *, as_json: bool) -> None:
         UserError: An input is wrong; nothing was started.
         RunError: vLLM failed, a score is not finite, or the disk is full. Answers are kept.
     """
+    check_functions(options.functions)
     file = prompts.read(options.data, options.limit)
     has_answers = options.baseline.is_file()
     asked = [*options.models, *([] if has_answers else [options.baseline])]
@@ -66,6 +68,8 @@ def run(options: WinOptions, *, as_json: bool) -> None:
     said = {name: _read(path, file) for name, path in answers.items()}
     scores, num_cut = _scores(said, file, reward, options)
     measured = {name: _measure(scores[name], scores[BASELINE]) for name in answers}
+    if options.functions:
+        _add_own(measured, said, file, options)
     for name, generator in zip(names, generators, strict=True):
         measured[name]["max_new_tokens"] = generator.settings.max_new_tokens
     text = results.write(
@@ -197,6 +201,31 @@ def _measure(own: NDArray[np.float64], baseline: NDArray[np.float64]) -> dict[st
     }
 
 
+def _add_own(
+    measured: dict[str, dict[str, Any]],
+    said: dict[str, list[dict[str, Any]]],
+    file: PromptFile,
+    options: WinOptions,
+) -> None:
+    """Add how often rewards of one's own prefer a model's answers, where they score both."""
+    found = {
+        name: score_answers(
+            options.functions, options.workers, file, [[row["response"]] for row in rows]
+        )
+        for name, rows in said.items()
+    }
+    for name, told in measured.items():
+        for label, scores in found[name].items():
+            own, baseline = scores[:, 0], found[BASELINE][label][:, 0]
+            is_known = ~np.isnan(own) & ~np.isnan(baseline)
+            if is_known.any():
+                wins = (np.sign(own - baseline)[is_known] + 1) / 2
+                interval = list(bootstrap(wins.tolist()))
+                told[f"wins_by_{label}"] = {"value": float(wins.mean()), "interval": interval}
+            told[f"reward_{label}"] = float(np.nanmean(own))
+            told[f"reward_{label}_failed"] = int(np.isnan(own).sum())
+
+
 def _table(measured: dict[str, dict[str, Any]]) -> str:
     rows: dict[str, list[str]] = {"prompts": [], "win rate %": [], "ties": [], "mean score": []}
     for name, each in measured.items():
@@ -206,4 +235,14 @@ def _table(measured: dict[str, dict[str, Any]]) -> str:
         rows["win rate %"].append("-" if is_baseline else rate)
         rows["ties"].append("-" if is_baseline else f"{each['ties']:,}")
         rows["mean score"].append(f"{each['mean_score']:.3f}")
+    for key in dict.fromkeys(key for each in measured.values() for key in each):
+        if key.startswith("wins_by_"):
+            rows[f"{key.replace('_', ' ', 2)} %"] = [
+                percent(each[key]["value"], each[key]["interval"])
+                if key in each and name != BASELINE
+                else "-"
+                for name, each in measured.items()
+            ]
+        elif key.startswith("reward_"):
+            rows[key.replace("_", " ", 1)] = [f"{each[key]:,.4g}" for each in measured.values()]
     return results.table("", list(measured), rows)

@@ -20,7 +20,7 @@ PAGES = {
     for page in (
         "README.md",
         *(f"docs/{name}.md" for name in ("checkpoints", "data", "evaluation", "install")),
-        *(f"docs/{name}.md" for name in ("on-policy", "presets", "runs", "training")),
+        *(f"docs/{name}.md" for name in ("on-policy", "presets", "rewards", "runs", "training")),
     )
 }
 README = PAGES["README.md"]
@@ -41,8 +41,8 @@ WANT_MODELS = ("verify", "eval", "report")
 WANT_TIME = ("doctor",)
 """What takes long and says the same every time; its own tests run it."""
 
-WANT_FILES = ("prepare",)
-"""Commands that do nothing without data, which they are given in a test of their own."""
+WANT_FILES = ("prepare", "rewards")
+"""Commands that do nothing without data, which they are given in tests of their own."""
 
 
 def blocks(page: str, language: str) -> list[str]:
@@ -152,7 +152,7 @@ def test_the_errors_are_those_that_a_user_sees(run: Run) -> None:
 
 def test_the_table_of_stages_lists_the_stages_that_exist() -> None:
     listed = [name for row in table("README.md", "Stages") for name in named(row[:1])]
-    helpers = ["prepare", "plan", "report", "presets", "doctor", "verify", "launch"]
+    helpers = ["prepare", "plan", "report", "presets", "doctor", "verify", "launch", "rewards"]
     group = typer.main.get_command(cli.app)
     assert sorted([*listed, *helpers]) == sorted(getattr(group, "commands", {}))
     assert all(f"`{name}`" in README for name in helpers)

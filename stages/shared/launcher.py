@@ -34,6 +34,7 @@ from alignctl.reporting.progress.run import display
 from alignctl.run_folder import RunFolder
 from alignctl.stages.shared.ending import tell_run
 from alignctl.stages.shared.other_models import open_others
+from alignctl.stages.shared.own_rewards import keep_sources
 from alignctl.stages.shared.prepared import choose_data
 from alignctl.stages.shared.rows import KINDS
 from alignctl.stages.shared.stage import Stage
@@ -215,6 +216,8 @@ def _make_ready(
             attempt.folder.data.mkdir(exist_ok=True)
             source = origin.with_own_files(models["load"], attempt.folder)
             _prepare(stage, config, source, attempt)
+            if is_on_policy(config):
+                keep_sources(config.score.functions, attempt)
             origin.keep(config, attempt.folder, models)
         if peers is not None:
             peers.start()

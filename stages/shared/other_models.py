@@ -10,6 +10,7 @@ from alignctl.errors import UserError
 from alignctl.models.adapters import describe
 from alignctl.on_policy import sources
 from alignctl.rollouts.library import check_vllm
+from alignctl.stages.shared.own_rewards import check_functions
 
 
 def open_others(config: OnPolicyConfig) -> dict[str, Source]:
@@ -22,11 +23,12 @@ def open_others(config: OnPolicyConfig) -> dict[str, Source]:
     Raises:
         UserError: vLLM is missing; a model is missing, is of the wrong role, cannot be cut as the
             policy is, reads other tokens, or cannot have its adapters; end tokens are named that
-            the policy has not.
+            the policy has not; a file with a reward of one's own cannot be imported.
     """
     if warning := check_vllm(config.model):
         console.say(f"warning: {warning}")
     _check_ends(config)
+    check_functions(config.score.functions)
     found = {}
     if "reward" in config.roles:
         found["reward_load"] = _check_reward(config)

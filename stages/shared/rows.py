@@ -102,7 +102,8 @@ def _show_preferences(folder: Path, tokenizer: Tokenizer, samples: int) -> Itera
 
 
 def _prepare_prompts(config: OnPolicyConfig, tokenizer: Tokenizer, folder: Path) -> Path:
-    return prompts.prepare(config.data, tokenizer, folder, RULES, RowsProgress("tokenising"))
+    progress, keeps_rows = RowsProgress("tokenising"), bool(config.score.functions)
+    return prompts.prepare(config.data, tokenizer, folder, RULES, progress, keeps_rows=keeps_rows)
 
 
 def _describe_prompts(config: OnPolicyConfig, folder: Path) -> Iterator[str]:
@@ -128,19 +129,26 @@ def _check_rules(config: OnPolicyConfig, data: PromptData) -> None:
 
     Raises:
         UserError: Rows without an answer and a rule, where the rule alone scores; or no row with
-            them, where it takes part.
+            them, where it takes part beside others.
     """
     # A row that names a rule has an answer: others were refused.
     unjudged = [place for place, rule in enumerate(data.eval_funcs) if rule is None]
-    total = len(data.eval_funcs)
-    if config.score.source == "sparse_only" and unjudged:
+    total, source = len(data.eval_funcs), config.score.source
+    if source == "sparse_only" and config.score.functions and len(unjudged) == total:
+        raise UserError(
+            f"{config.data.train}: score.source is sparse_only, and no row has answer and "
+            "eval_func for a rule",
+            "leave it to your own rewards: score.source=functions",
+        )
+    if source == "sparse_only" and unjudged and not config.score.functions:
         raise UserError(
             f"{data.where(unjudged[0])}: this is one of {len(unjudged):,} prompts (of {total:,}) "
             "without answer or eval_func, and score.source is sparse_only: nothing could score it",
             "give all rows prompt, answer and eval_func; or score by a model: "
-            "score.source=dense_only --reward-load DIR",
+            "score.source=dense_only --reward-load DIR, or by functions of your own: "
+            "score.source=functions",
         )
-    if config.score.source == "merge" and len(unjudged) == total:
+    if source == "merge" and len(unjudged) == total:
         raise UserError(
             f"{config.data.train}: score.source is merge, and no row has answer and eval_func for "
             "a rule",

@@ -76,8 +76,8 @@ def refused(preset: str, stage: str, *overrides: str, **flags: Any) -> str:
         (
             ["grpo"],
             ["score.missing_eos_score=-2"],
-            "score.missing_eos_score -2.0 has no effect where a rule alone scores, unless "
-            "score.missing_eos is replace or add",
+            "score.missing_eos_score -2.0 has no effect where no reward model scores, "
+            "unless score.missing_eos is replace or add",
         ),
         (
             ["grpo"],
@@ -228,8 +228,8 @@ def test_a_reward_model_without_a_part_in_scoring_is_refused(preset: str, stage:
     flags = {"reward_load": Path("r")}
     rule = refused(preset, stage, "score.source=sparse_only", *more, **flags)
     assert rule == (
-        "reward_load r has no effect with score.source sparse_only: the rule alone scores; leave "
-        "it out, or choose merge"
+        "reward_load r has no effect with score.source sparse_only: no reward model scores; "
+        "leave it out, or choose merge"
     )
 
 
@@ -303,8 +303,8 @@ def test_a_preset_without_the_section_names_it_as_the_file_has_it(tmp_path: Path
         (
             "grpo",
             "score.source=dense_ony",
-            "score.source must be one of dense_only, sparse_only, merge; found 'dense_ony'; "
-            "did you mean 'dense_only'?",
+            "score.source must be one of dense_only, sparse_only, merge, functions; found "
+            "'dense_ony'; did you mean 'dense_only'?",
         ),
         ("grpo", "rollout.top_p=0", "rollout.top_p must be greater than 0; found 0"),
         ("grpo", "experience.prompts=0", "experience.prompts must be at least 1; found 0"),

@@ -206,3 +206,38 @@ def test_the_order_takes_each_prompt_once_per_epoch_and_needs_no_state() -> None
     assert flat[:10] != flat[10:]
     assert order(seed=3, step=4).tolist() == taken[4]
     assert order(seed=4, step=0).tolist() != taken[0]
+
+
+def test_rows_are_kept_whole_where_they_are_wanted(
+    tmp_path: Path, make_tokenizer: MakeTokenizer, write_rows: WriteRows
+) -> None:
+    """Held-out ones too, but for those that are dropped; otherwise neither rows nor another name.
+
+    The third row is too long.
+    """
+    rows = [
+        {"prompt": "a", "level": 3, "tags": ["x", None]},
+        {"messages": [{"role": "user", "content": "no"}], "prompt": "caf\u00e9"},
+        {"prompt": "long " * 40, "level": 9},
+    ]
+    held_out = [{"prompt": "b", "level": 5}]
+    files = {
+        "train": write_rows(rows, name="rows.jsonl"),
+        "validation": write_rows(held_out, name="held.jsonl"),
+        "max_prompt_length": 20,
+    }
+    tokenizer = make_tokenizer()
+    settings = Prompts.model_validate(files)
+    folder = prepare(settings, tokenizer, tmp_path / "data", RULES, keeps_rows=True)
+    data = PromptData.open(folder)
+    assert data.rows is not None
+    assert data.rows.read([2, 0, 1]) == [
+        ("b", held_out[0]),
+        ("a", rows[0]),
+        ("caf\u00e9", rows[1]),
+    ]
+    assert data.summary.unread == {}
+    without = prepare(settings, tokenizer, tmp_path / "data", RULES)
+    assert without != folder
+    assert PromptData.open(without).rows is None
+    assert not (without / "rows.jsonl").exists()

@@ -289,3 +289,43 @@ def test_the_command_explains_itself_and_shows_what_it_would_run(
     assert len(commands) == 4
     assert f" -m alignctl.stages.{stage.replace('-', '_')} runs/llama2-70b-{stage}" in commands[0]
     assert f'"stage": "{stage}"' in outcome.out
+
+
+@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (None, "my_reward.py: cannot be read: No such file or directory"),
+        ("def score(p, c, r) return 1", "my_reward.py:1: not valid Python: expected ':'"),
+        ("def rate(p, c, r): return 1", "no function 'score' in it; its functions: rate"),
+        ("def score(answer): return 1", "score(answer) cannot be called with three arguments"),
+        ("import nothing_like_it\ndef score(p, c, r): ...", "my_reward.py:1: ModuleNotFoundError"),
+    ],
+)
+def test_a_reward_of_ones_own_that_cannot_work(
+    stage: str, text: str | None, said: str, refuse: Refuse, tmp_path: Path
+) -> None:
+    file = tmp_path / "my_reward.py"
+    if text is not None:
+        file.write_text(text)
+    assert said in refuse(stage, f"score.functions=[{{file: {file}}}]")
+
+
+@pytest.mark.parametrize(
+    ("functions", "said"),
+    [
+        ("[{file: a.py}, {file: a.py}]", "2 rewards are called 'score'; give them labels"),
+        ("[{url: 'ftp://x'}]", "url 'ftp://x' is not one of http:// or https://"),
+        ("[{file: a.py, weight: .nan}]", "score.functions.0.weight must be a finite number"),
+        ("[{file: a.py, wieght: 1}]", "unknown key 'score.functions.0.wieght'"),
+        ("a.py", "score.functions"),
+        ("{file: a.py}", "is a mapping"),
+    ],
+)
+def test_an_entry_of_own_rewards_that_is_wrong(functions: str, said: str, refuse: Refuse) -> None:
+    assert said in refuse("grpo", f"score.functions={functions}")
+
+
+def test_own_rewards_alone_have_to_be_there(refuse: Refuse) -> None:
+    said = refuse("grpo", "score.source=functions")
+    assert "score.source functions: score.functions is empty, so nothing scores" in said

@@ -111,6 +111,7 @@ class Root(LazyGroup):
         "Answers and measures": {
             "generate": "alignctl.cli.generate",
             "eval": "alignctl.cli.eval",
+            "rewards": "alignctl.cli.rewards",
             "report": "alignctl.cli.report",
         },
         "Machines": {

@@ -37,9 +37,12 @@ from alignctl.config.inputs import (
     refuse_inside,
     require_inputs,
 )
+from alignctl.config.on_policy_run import is_on_policy
 from alignctl.config.places import place, stem
 from alignctl.config.presets.library import is_ours
 from alignctl.config.presets.load import resolve
+from alignctl.config.presets.problems import refuse
+from alignctl.config.rewards import file_problems
 from alignctl.config.run import TrainingConfig
 from alignctl.errors import UserError
 from alignctl.launch.nodes import NodeFlags, nnodes_in, nodes_from
@@ -227,11 +230,14 @@ def start(request: Request) -> None:
 
         gpu_memory = request.simulated_gpu_gib
         raise typer.Exit(simulation.launch(config, gpu_memory_gib=gpu_memory))
+    functions = config.score.functions if is_on_policy(config) else []
     if dry_run:
-        console.note_all(missing_inputs(stage.inputs, config))
+        console.note_all([*missing_inputs(stage.inputs, config), *file_problems(functions)])
     else:
         is_started = RunFolder(config.output).origin.is_dir()
         require_inputs(stage.inputs, config, is_started=is_started)
+        if problems := file_problems(functions):
+            raise refuse(problems)
     place = nodes_from(
         request.nodes,
         os.environ,

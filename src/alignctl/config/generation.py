@@ -8,6 +8,7 @@ from alignctl.config import rollout
 from alignctl.config.data import Template, Truncation
 from alignctl.config.numbers import Count, MaybeNone, Processes, ProcessorSeconds, Seed, Weight
 from alignctl.config.precision import Precision
+from alignctl.config.rewards import RewardFunction, label_problems
 from alignctl.config.sections import FilePath, Model, Section
 
 RESOURCES = {"tp", "batch", "kv_cache_gib", "gpu_memory_utilization"}
@@ -183,18 +184,31 @@ class EvalOptions(Compared, Generation):
     """Only so many rows, the first ones; null: all."""
 
 
-class MathOptions(EvalOptions):
-    """One call of `eval math`."""
+class RewardedOptions(EvalOptions):
+    """One evaluation that rewards of one's own may take part in."""
+
+    functions: list[RewardFunction] = Field([], max_length=32)
+    """Rewards of one's own that are told beside, as in score.functions of the on-policy stages."""
 
     workers: Processes = 2
-    """Processes that compare answers."""
+    """Processes that compare answers by rules, and of each function in a file."""
+
+    @model_validator(mode="after")
+    def _labels_differ(self) -> Self:
+        if problems := label_problems(self.functions, "functions"):
+            raise ValueError("\n".join(problems))
+        return self
+
+
+class MathOptions(RewardedOptions):
+    """One call of `eval math`."""
 
     timeout_seconds: ProcessorSeconds = 5.0
     """Processor seconds for one comparison; 20 times as long by the clock. What takes longer is
     tried once more, alone; then it counts as wrong, and is counted."""
 
 
-class WinOptions(EvalOptions):
+class WinOptions(RewardedOptions):
     """One call of `eval preference` that compares models' answers with a baseline's."""
 
     reward_load: FilePath

@@ -16,14 +16,15 @@ from alignctl.config.numbers import (
     Several,
     Weight,
 )
+from alignctl.config.rewards import RewardFunction, label_problems
 from alignctl.config.sections import FilePath, Optimizer, Section, Train
 
 LongPrompts = Literal["drop", "cut"]
 """What happens to a prompt with too many tokens: its row is left out, or it loses its start."""
 
-ScoreSource = Literal["dense_only", "sparse_only", "merge"]
+ScoreSource = Literal["dense_only", "sparse_only", "merge", "functions"]
 """Who scores answers, in the words of ChatLearn's `math_reward_strategy`: a reward model, the rule
-that each row names, or both."""
+that each row names, or both; and what ChatLearn has not, rewards of one's own alone."""
 
 MissingEOS = Literal["keep", "replace", "add"]
 """What a given score does to an answer that the limit cut: nothing, takes its place, is added."""
@@ -127,7 +128,12 @@ class Score(Section):
 
     source: ScoreSource = "dense_only"
     """In ChatLearn's words. dense_only: by the reward model. sparse_only: by the rule that each row
-    names, 1 or 0. merge: both, added."""
+    names, 1 or 0. merge: both, added. functions: by score.functions alone, which any of the others
+    may have beside it."""
+
+    functions: list[RewardFunction] = Field([], max_length=32)
+    """Rewards of one's own, weighted and added to the score: Python functions and servers, such as
+    [{file: my_reward.py, weight: 2.0}, {url: "http://127.0.0.1:8000", name: judge}]."""
 
     bias: Real = 0.0
     """Taken from a reward model's score before anything else."""
@@ -159,7 +165,7 @@ class Score(Section):
     """Weight of ChatLearn's penalty of repeated pairs and triples of tokens."""
 
     workers: Processes = 1
-    """Processes of each rank that judge answers by rules."""
+    """Processes of each rank that judge answers by rules, and of each function in a file."""
 
     timeout_seconds: ProcessorSeconds = 3.0
     """Processor seconds that judging one answer may take; 20 times as long by the clock. One that
@@ -171,12 +177,19 @@ class Score(Section):
     @property
     def needs_model(self) -> bool:
         """True if a reward model takes part."""
-        return self.source != "sparse_only"
+        return self.source in ("dense_only", "merge")
 
     @property
     def of_cut_answers(self) -> MissingEOS:
         """`missing_eos`, or what its null means."""
         return self.missing_eos or ("replace" if self.needs_model else "keep")
+
+    def problems(self) -> list[str]:
+        """List what is wrong between these knobs, a line each."""
+        problems = label_problems(self.functions, "score.functions")
+        if self.source == "functions" and not self.functions:
+            problems.append("score.source functions: score.functions is empty, so nothing scores")
+        return problems
 
 
 class GroupScore(Score):
@@ -184,7 +197,8 @@ class GroupScore(Score):
 
     source: ScoreSource = "sparse_only"
     """In ChatLearn's words. sparse_only: by the rule that each row names, 1 or 0. dense_only: by
-    the reward model. merge: both, added."""
+    the reward model. merge: both, added. functions: by score.functions alone, which any of the
+    others may have beside it."""
 
 
 class Penalty(Section):

@@ -210,7 +210,7 @@ class OnPolicyConfig(OnPolicySettings, TrainingConfig):
         return problems
 
     def _score_problems(self) -> list[str]:
-        problems = []
+        problems = self.score.problems()
         buffer, limit = self.score.overlong_buffer, self.rollout.max_new_tokens
         if buffer is not None and buffer > limit:
             problems.append(
@@ -219,8 +219,8 @@ class OnPolicyConfig(OnPolicySettings, TrainingConfig):
         fixed, is_unsaid = self.score.missing_eos_score, self.score.missing_eos is None
         if fixed is not None and is_unsaid and not self.needs_reward_model:
             problems.append(
-                f"score.missing_eos_score {fixed} has no effect where a rule alone scores, unless "
-                "score.missing_eos is replace or add"
+                f"score.missing_eos_score {fixed} has no effect where no reward model scores, "
+                "unless score.missing_eos is replace or add"
             )
         if not self.needs_reward_model:
             problems += [
@@ -235,7 +235,7 @@ class OnPolicyConfig(OnPolicySettings, TrainingConfig):
         if self.reward_load is not None and not self.needs_reward_model:
             problems.append(
                 f"reward_load {self.reward_load} has no effect with score.source "
-                f"{self.score.source}: the rule alone scores; leave it out, or choose merge"
+                f"{self.score.source}: no reward model scores; leave it out, or choose merge"
             )
         if self.reward_load_iteration is not None and self.reward_load is None:
             problems.append(

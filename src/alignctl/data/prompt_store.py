@@ -1,9 +1,10 @@
 """Prepared prompts on disk: their summary, and prompts by number."""
 
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Self
+from typing import Any, BinaryIO, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -84,6 +85,42 @@ class TokenLists:
         return self.tokens[int(self.offsets[prompt]) : int(self.offsets[prompt + 1])]
 
 
+_ROWS = "rows.jsonl"
+
+
+def open_rows(folder: Path) -> BinaryIO:
+    """Open the file of whole rows to write it, for `encode_row`."""
+    return (folder / _ROWS).open("wb")
+
+
+def encode_row(asked: str, row: dict[str, object]) -> bytes:
+    """Write a row and what it asks as a line; what JSON does not have becomes its text."""
+    return json.dumps({"prompt": asked, "row": row}, default=str).encode() + b"\n"
+
+
+@dataclass(frozen=True, eq=False)
+class WholeRows:
+    """Rows of prompts as they stand in their files, by the prompts' numbers.
+
+    Attributes:
+        file: A line for each.
+        starts: Where each line starts, and the last one ends `[P + 1]`, in bytes.
+    """
+
+    file: Path
+    starts: NDArray[np.int64]
+
+    def read(self, prompts: Iterable[int]) -> list[tuple[str, dict[str, Any]]]:
+        """Read the rows of some prompts, each after what it asks."""
+        found = []
+        with self.file.open("rb") as stream:
+            for prompt in prompts:
+                stream.seek(int(self.starts[prompt]))
+                whole = json.loads(stream.readline())
+                found.append((whole["prompt"], whole["row"]))
+        return found
+
+
 @dataclass(frozen=True, eq=False, kw_only=True)
 class PromptData(Prepared):
     """A folder that `prompts.prepare` wrote. Prompts are numbered over both splits, P in all.
@@ -94,6 +131,7 @@ class PromptData(Prepared):
         eval_funcs: The rule that compares with it, or None `[P]`.
         train: Numbers of the prompts to train on.
         validation: Numbers of the prompts held out; maybe none.
+        rows: The rows themselves, where rewards of one's own want them.
     """
 
     summary: PromptSummary
@@ -102,12 +140,15 @@ class PromptData(Prepared):
     eval_funcs: list[str | None]
     train: NDArray[np.int64]
     validation: NDArray[np.int64]
+    rows: WholeRows | None = None
 
     @classmethod
     def open(cls, folder: Path) -> Self:
         """Map the arrays of a prepared folder into memory, and read its answers."""
         summary = PromptSummary.from_json(read_summary(folder))
         answers = json.loads((folder / "answers.json").read_text("utf-8"))
+        row_starts = folder / "row_starts.npy"
+        rows = WholeRows(folder / _ROWS, read_array(row_starts)) if row_starts.exists() else None
         return cls(
             folder=folder,
             summary=summary,
@@ -118,5 +159,6 @@ class PromptData(Prepared):
             eval_funcs=answers["eval_funcs"],
             train=read_array(folder / "train.npy"),
             validation=read_array(folder / "validation.npy"),
+            rows=rows,
             **origin_arrays(folder),
         )

@@ -1,4 +1,7 @@
-"""Preparation of prompts: files of rows to a folder of memory-mapped token ids and answers."""
+"""Preparation of prompts: files of rows to a folder of memory-mapped token ids and answers.
+
+For rewards of one's own the rows are kept too, whole: `rows.jsonl`, and where each starts in it.
+"""
 
 import difflib
 import json
@@ -15,7 +18,7 @@ from alignctl.config.on_policy import Prompts
 from alignctl.data.documents import Progress, Unread, ahead, batches, text_hashes
 from alignctl.data.packing import starts
 from alignctl.data.preparation import Sources, choose_held_out, prepare_folder
-from alignctl.data.prompt_store import PromptSummary
+from alignctl.data.prompt_store import PromptSummary, encode_row, open_rows
 from alignctl.data.rows.files import Row
 from alignctl.data.rows.prompt_schemas import Question, prompt_schema_of
 from alignctl.data.rows.schemas import Rendered
@@ -37,6 +40,7 @@ class _Recipe:
     tokenizer: Tokenizer
     settings: Prompts
     eval_funcs: Collection[str]
+    keeps_rows: bool
 
 
 @dataclass(eq=False)
@@ -47,6 +51,7 @@ class _Tally:
     answers: list[str | None] = field(default_factory=list)
     eval_funcs: list[str | None] = field(default_factory=list)
     text_hashes: list[NDArray[np.uint64]] = field(default_factory=list)
+    row_bytes: list[int] = field(default_factory=list)
     rows: int = 0
     unread: Unread = field(default_factory=Unread)
     dropped: int = 0
@@ -59,6 +64,8 @@ def prepare(
     out_dir: Path,
     eval_funcs: Collection[str],
     on_progress: Progress | None = None,
+    *,
+    keeps_rows: bool = False,
 ) -> Path:
     """Write prompts as the tokenizer's model reads them, unless that was done before.
 
@@ -72,6 +79,7 @@ def prepare(
         out_dir: Parent of the prepared folders.
         eval_funcs: The rules that rows may name.
         on_progress: Told about every batch of rows.
+        keeps_rows: Whether the rows themselves are wanted later.
 
     Returns:
         The folder, for `PromptData.open`.
@@ -82,7 +90,8 @@ def prepare(
     """
 
     def write(folder: Path, sources: Sources, on_rows: Callable[[int], None]) -> None:
-        recipe = _Recipe(Renderer(settings.template, tokenizer), tokenizer, settings, eval_funcs)
+        render = Renderer(settings.template, tokenizer)
+        recipe = _Recipe(render, tokenizer, settings, eval_funcs, keeps_rows)
         tallies = _stream_sources(sources, recipe, folder, on_rows)
         summary = _write_rest(settings, tallies, sources, folder)
         (folder / "summary.json").write_text(summary.to_json(), encoding="utf-8")
@@ -95,6 +104,8 @@ def prepare(
         "max_prompt_length": settings.max_prompt_length,
         "tokenizer": tokenizer.fingerprint,
     }
+    if keeps_rows:  # others keep the name that they have always had
+        state["rows"] = True
     return prepare_folder(settings, state, out_dir, write, on_progress)
 
 
@@ -110,14 +121,19 @@ def _stream_sources(
         lines = ArrayWriter(folder / "lines.npy", np.int64)
         for array in (tokens, file_numbers, lines):
             stack.callback(array.close)
+        rows_file = stack.enter_context(open_rows(folder)) if recipe.keeps_rows else None
         for files, tally in zip((sources.train, sources.held_out), tallies, strict=True):
             batch = batches(files, prompt_schema_of, tally.unread)
             for (rows, questions), texts in ahead(batch, partial(_start, recipe.render)):
                 kept = _kept(rows, questions, texts, recipe, tally)
                 if kept:
-                    tokens.append(np.concatenate([prompt for _, prompt in kept]))
-                    file_numbers.append(np.asarray([number_of[row.file] for row, _ in kept]))
-                    lines.append(np.asarray([row.line for row, _ in kept]))
+                    tokens.append(np.concatenate([prompt for _, prompt, _ in kept]))
+                    file_numbers.append(np.asarray([number_of[row.file] for row, _, _ in kept]))
+                    lines.append(np.asarray([row.line for row, _, _ in kept]))
+                if rows_file is not None:
+                    tally.row_bytes += [
+                        rows_file.write(encode_row(asked, row.record)) for row, _, asked in kept
+                    ]
                 on_rows(len(rows))
             if files and not tally.lengths:
                 raise _explain_nothing_left(files, tally, recipe.settings.max_prompt_length)
@@ -141,8 +157,8 @@ def _kept(
     texts: Sequence[Rendered],
     recipe: _Recipe,
     tally: _Tally,
-) -> list[tuple[Row, NDArray[np.int32]]]:
-    """Select the rows that are not left out, each with the tokens of its prompt."""
+) -> list[tuple[Row, NDArray[np.int32], str]]:
+    """Select the rows that are not left out, each with its prompt: tokens, and what is asked."""
     settings, tokenizer = recipe.settings, recipe.tokenizer
     kept, kept_texts = [], []
     encoded = encode_prompts(texts, tokenizer)
@@ -155,7 +171,7 @@ def _kept(
             continue
         tally.cut += is_long
         prompt = cut_prompt(tokens, settings.max_prompt_length, tokenizer.bos_id)
-        kept.append((row, prompt))
+        kept.append((row, prompt, question.asked))
         kept_texts.append(text.text[: text.spans[-1][0]])
         tally.lengths.append(len(prompt))
         tally.answers.append(question.answer)
@@ -209,6 +225,9 @@ def _write_rest(
     train, held_out = tallies
     lengths = np.asarray([*train.lengths, *held_out.lengths], np.int64)
     write_array(folder / "offsets.npy", starts(lengths))
+    if train.row_bytes:
+        row_bytes = np.asarray([*train.row_bytes, *held_out.row_bytes], np.int64)
+        write_array(folder / "row_starts.npy", starts(row_bytes))
     answers = [*train.answers, *held_out.answers]
     eval_funcs = [*train.eval_funcs, *held_out.eval_funcs]
     text = json.dumps({"answers": answers, "eval_funcs": eval_funcs})
@@ -225,7 +244,8 @@ def _write_rest(
         cut=train.cut + held_out.cut,
         with_answer=sum(answer is not None for answer in answers),
         max_prompt_length=settings.max_prompt_length,
-        unread=train.unread.counts() | held_out.unread.counts(),
+        # Of rows that are kept, a reward may read any key.
+        unread={} if train.row_bytes else train.unread.counts() | held_out.unread.counts(),
         eval_funcs=tuple(sorted({name for name in eval_funcs if name is not None})),
         files=sources.names,
         train=int((~is_held_out).sum()),

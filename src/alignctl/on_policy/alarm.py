@@ -25,7 +25,7 @@ class Alarm:
             metrics: Of the answers: `accuracy`, where a rule was applied, and the shares of what
                 else it found, as `rule_no_answer`.
         """
-        if self.settings.source == "dense_only":
+        if self.settings.source in ("dense_only", "functions"):
             return None
         self.silent = self.silent + 1 if metrics.get("accuracy") == 0 else 0
         if not self.silent or self.silent % self.settings.alarm_after:

@@ -1,6 +1,6 @@
 """The loop of every on-policy stage.
 
-    gather     prompts -> answers (rollout) -> scores (reward model, rule)
+    gather     prompts -> answers (rollout) -> scores (reward model, rule, functions)
     learn      log-probabilities, advantages or pairs, updates        (the stage's own part)
     sync       the new weights to the rollout
 
@@ -159,8 +159,15 @@ class Loop:
                 f"warning: {retried} requests failed in the sampler and were tried again alone, "
                 f"{failed} in vain; the logs of the ranks have its errors"
             )
+        self._warn_of_rewards(metrics)
         if warning := self.alarm.observe(scored.metrics):
             metrics.note(warning)
+
+    def _warn_of_rewards(self, metrics: MetricsWriter) -> None:
+        """Tell what rewards of one's own have failed of."""
+        if self.scorer.own is not None:
+            for warning in self.scorer.own.take_warnings():
+                metrics.note(warning)
 
     def _validate(self, metrics: MetricsWriter) -> None:
         """Sample and score greedy answers to the held-out prompts, the same ones every time."""
@@ -180,6 +187,7 @@ class Loop:
         if self.step == 0:
             self.first_validation = self.validation
         metrics.validation(self.step, **self.validation)
+        self._warn_of_rewards(metrics)
 
     # ---- what lasts ----
 

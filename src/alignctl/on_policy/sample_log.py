@@ -1,6 +1,7 @@
 """The answers of each episode, to be read: a file of JSON lines, and a few on the console."""
 
 import json
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -56,6 +57,10 @@ def shown(
         yield f"  score {row['score']:.3g}  {row['prompt']!r} -> {row['answer']!r}"
 
 
+def _known(value: float) -> float | None:
+    return None if math.isnan(value) else float(value)
+
+
 def _row(
     experience: Experience, sample: int, data: PromptData, tokenizer: Tokenizer
 ) -> dict[str, Any]:
@@ -72,6 +77,11 @@ def _row(
         row["penalty"] = float(scored.extra[sample])
     if scored.model is not None:
         row["model_score"] = float(scored.model[sample])
+    if scored.parts:
+        row["rewards"] = {part.label: _known(part.values[sample]) for part in scored.parts}
+        failed = {part.label: part.failures[sample] for part in scored.parts}
+        if why := {label: text for label, text in failed.items() if text is not None}:
+            row["failures"] = why
     if scored.reasons[sample] >= 0:
         row["rule"] = REASONS[scored.reasons[sample]]
         row["expected"] = data.answers[prompt]

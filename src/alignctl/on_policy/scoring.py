@@ -1,4 +1,7 @@
-"""How good answers are: by a reward model, by the rule that each row names, or by both."""
+"""How good answers are: by a reward model, by the rule that each row names, by one's own rewards.
+
+They are added; the penalties of length and of repetitions come beside the sum.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -16,6 +19,7 @@ from alignctl.data.tokenizer import Tokenizer
 from alignctl.engines.device import DEVICE
 from alignctl.errors import RunError
 from alignctl.on_policy.models import Models
+from alignctl.on_policy.own_rewards import OwnRewards, Part
 from alignctl.on_policy.samples import Samples
 from alignctl.rewards.combine import combine, repetition_penalty
 from alignctl.rewards.rules import Reason
@@ -32,17 +36,19 @@ class Scored:
     """Scores of answers, the same on every rank.
 
     Attributes:
-        scores: By model, rule or both, shaped `[S]`: what the answers are worth.
+        scores: By all rewards together, shaped `[S]`: what the answers are worth.
         model: As the reward model gave them, with its offset `[S]`; None without one.
         reasons: What the rule found, a place in `REASONS` `[S]`; -1 where a row names no rule.
         extra: What is added to that, and no shaping touches `[S]`: the penalties of length and of
             repetitions, zero or less. They say nothing about what is right.
+        parts: The rewards whose sum the scores are, where there are some of one's own.
     """
 
     scores: NDArray[np.float64]
     model: NDArray[np.float64] | None
     reasons: NDArray[np.int64]
     extra: NDArray[np.float64]
+    parts: tuple[Part, ...] = ()
 
     @property
     def rewards(self) -> NDArray[np.float64]:
@@ -56,6 +62,7 @@ class Scored:
             None if self.model is None else self.model[samples],
             self.reasons[samples],
             self.extra[samples],
+            tuple(part.select(samples) for part in self.parts),
         )
 
     @classmethod
@@ -67,6 +74,7 @@ class Scored:
             np.concatenate(models) if models else None,
             np.concatenate([part.reasons for part in parts]),
             np.concatenate([part.extra for part in parts]),
+            tuple(map(Part.join, zip(*(each.parts for each in parts), strict=True))),
         )
 
     @property
@@ -83,6 +91,10 @@ class Scored:
             for place, reason in enumerate(REASONS):
                 if reason not in ("correct", "wrong"):
                     found[f"rule_{reason}"] = float((judged == place).mean())
+        if self.parts:
+            total = np.sum([part.weighted for part in self.parts], axis=0)
+            for part in self.parts:
+                found |= part.told(total)
         return found
 
 
@@ -107,12 +119,14 @@ class Scorer:
         models: The models.
         data: The prompts, with the answers that are expected.
         judge: Applies rules; None where no row names one.
+        own: Applies rewards of one's own, where there are any.
         running: Deviation of the reward model's scores so far.
     """
 
     models: Models
     data: PromptData
     judge: Judge | None
+    own: OwnRewards | None = None
     running: RunningStd = field(default_factory=RunningStd)
 
     @property
@@ -128,9 +142,11 @@ class Scorer:
             is_validation: Whether the deviation so far is to stay as it is.
 
         Raises:
-            RunError: The reward model gives a score that is not finite.
+            RunError: The reward model gives a score that is not finite, or a reward of one's own
+                gives none at all.
         """
         settings = self.settings
+        wait = self.own.start(samples) if self.own is not None else list
         model = self._score_by_model(samples.end_by(self.models.end_token_ids[0]))
         reasons = self._judge_by_rule(samples)
         has_eos = torch.from_numpy(samples.is_finished)
@@ -145,16 +161,37 @@ class Scorer:
                 exact, has_eos, missing_eos="keep", clip=settings.clip, scale=scale
             ).numpy()
         rule = (reasons == REASONS.index("correct")).astype(np.float64)
-        total = torch.from_numpy(
-            combine(settings.source, model=shaped, rule=rule, model_weight=settings.model_coef)
+        combined = combine(
+            settings.source, model=shaped, rule=rule, model_weight=settings.model_coef
         )
+        parts = wait()
+        for part in parts:
+            combined = combined + part.weighted
         total = shape_scores(
-            total,
+            torch.from_numpy(combined),
             has_eos,
             missing_eos=settings.of_cut_answers,
             missing_eos_score=settings.missing_eos_score,
         )
-        return Scored(total.double().numpy(), model, reasons, self._penalties(samples))
+        if parts:
+            parts = [*self._others(rule, model, shaped), *parts]
+        scores, penalties = total.double().numpy(), self._penalties(samples)
+        return Scored(scores, model, reasons, penalties, tuple(parts))
+
+    def _others(
+        self,
+        rule: NDArray[np.float64],
+        model: NDArray[np.float64] | None,
+        shaped: NDArray[np.float64],
+    ) -> list[Part]:
+        """Make parts of the rule and of the reward model, as far as they count."""
+        source, unfailed = self.settings.source, [None] * len(rule)
+        parts = []
+        if source in ("sparse_only", "merge"):
+            parts.append(Part("rule", 1.0, rule, rule, unfailed))
+        if model is not None:
+            parts.append(Part("model", self.settings.model_coef, model, shaped, unfailed))
+        return parts
 
     def _penalties(self, samples: Samples) -> NDArray[np.float64]:
         """Compute the penalties of length and of repetitions `[S]`."""

@@ -20,12 +20,15 @@ def combine(
     """Combine the scores of each answer to its reward `[B]`.
 
     Args:
-        source: merge: the weighted sum; sparse_only: the rule's alone; dense_only: the model's.
+        source: merge: the weighted sum; sparse_only: the rule's alone; dense_only: the model's;
+            functions: neither, so nothing.
         rule: Scores of the rule `[B]`, 0 or 1.
         model: Scores of the reward model `[B]`.
         rule_weight: What the rule's scores are multiplied by.
         model_weight: What the model's scores are multiplied by.
     """
+    if source == "functions":
+        return np.zeros_like(rule)
     if source == "sparse_only":
         return rule_weight * rule
     if source == "dense_only":

@@ -11,14 +11,11 @@ import resource
 import signal
 import sys
 
+from alignctl.rewards.processes import READY, TIME_OVER
 from alignctl.rewards.rules import RULES
 
 MEMORY_BYTES = 2 << 30
 """Address space of a worker: powers of powers fill the memory of the machine before their time."""
-
-
-TIME_OVER = signal.SIGPROF
-"""The signal that a process dies of when a task has used up its processor time."""
 
 
 def main() -> None:
@@ -31,7 +28,7 @@ def main() -> None:
     signal.signal(TIME_OVER, signal.SIG_DFL)
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
     RULES["math_rule"](r"\boxed{\sqrt{2}}", r"2^{1/2}")  # imports what the first task needs
-    print(json.dumps("ready"), file=answers, flush=True)
+    print(json.dumps(READY), file=answers, flush=True)
     for line in sys.stdin:
         task = json.loads(line)
         signal.setitimer(signal.ITIMER_PROF, limit_seconds)

@@ -16,7 +16,7 @@ from alignctl.config.generation import (
     WinOptions,
 )
 from alignctl.config.presets.load import Preset
-from alignctl.config.presets.problems import sections_of
+from alignctl.config.presets.problems import items_of, sections_of
 from alignctl.config.presets.schema import describe_fields
 
 COMMANDS: dict[str, type[BaseModel]] = {
@@ -101,7 +101,7 @@ def _walk(
         sections = list(sections_of(info.annotation))
         if sections and name in _ELSEWHERE:
             continue
-        for section in sections:
+        for section in (*sections, *items_of(info.annotation)):
             yield from _walk(section, (*path, name))
         if not sections or schemas[name].get("default", ...) is None:
             declared = next(each for each in model.__mro__ if name in each.__annotations__)

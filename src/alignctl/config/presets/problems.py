@@ -157,9 +157,16 @@ def _culprit(
 
 
 def sections_of(annotation: Any) -> list[type[BaseModel]]:
-    """List the models that a field of this type may hold."""
+    """List the models that a field of this type may hold; none where it holds a list of them."""
+    if get_origin(annotation) is list:
+        return []
     candidates = (annotation, *get_args(annotation))
     return [each for each in candidates if isinstance(each, type) and issubclass(each, BaseModel)]
+
+
+def items_of(annotation: Any) -> list[type[BaseModel]]:
+    """List the models that a field of this type holds a list of."""
+    return sections_of(get_args(annotation)[0]) if get_origin(annotation) is list else []
 
 
 def is_table(model: type[BaseModel], key: str) -> bool:

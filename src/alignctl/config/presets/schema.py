@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from alignctl.config.presets.load import PresetFile
-from alignctl.config.presets.problems import sections_of
+from alignctl.config.presets.problems import items_of, sections_of
 
 
 def preset_schema() -> str:
@@ -59,6 +59,6 @@ def _models(model: type[BaseModel]) -> set[type[BaseModel]]:
     """Collect a model and all the sections below it."""
     found = {model}
     for field in model.model_fields.values():
-        for section in sections_of(field.annotation):
+        for section in (*sections_of(field.annotation), *items_of(field.annotation)):
             found |= _models(section)
     return found

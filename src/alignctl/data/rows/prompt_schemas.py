@@ -58,6 +58,11 @@ class Question:
         """Characters of the prompt."""
         return self.conversation.characters
 
+    @property
+    def asked(self) -> str:
+        """Text of the last turn before the answer, as the row has it."""
+        return self.conversation.messages[-2].content
+
     def answered(self, answer: str) -> Conversation:
         """Return the conversation with an answer in its place, as a row of fine-tuning has it."""
         own = self.conversation.own

@@ -15,7 +15,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from alignctl import __version__
-from alignctl.reporting.page import charts, drawing, redaction, tables
+from alignctl.reporting.page import charts, drawing, redaction, rewards, tables
 from alignctl.reporting.page.answers import Asked
 from alignctl.reporting.page.benchmark import Benchmark
 from alignctl.reporting.page.evaluations import Evaluation, Measure
@@ -134,6 +134,7 @@ def render(material: Material) -> str:
         settings=tables.table([run.config for run in runs]),
         environment=tables.table([run.environment for run in runs]),
         progress=progress(main, runs),
+        rewards=list(rewards.tabulate(runs)),
         results=tables.table([run.result or {} for run in runs]),
         light=drawing.variables(drawing.LIGHT),
         dark=drawing.variables(drawing.DARK),
