@@ -53,7 +53,7 @@ def test_grpo_with_a_rule_a_function_and_a_server_that_fails(inputs: Path, tmp_p
         functions = (
             f"[{{file: {file}, weight: 0.5, label: digits}},"
             f" {{file: {file}, name: many, batched: true, label: brevity}},"
-            f' {{url: "{served.url}", name: judge, weight: 2.0}}]'
+            f' {{url: "{served.url}", name: judge, weight: 3.0}}]'
         )
         knobs = ("score.source=sparse_only", "checkpoint.save_interval=1")
         whole = tmp_path / "whole"
