@@ -1,10 +1,11 @@
 """A reward on this machine: an HTTP server that scores, and misbehaves as it is told."""
 
 import json
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -31,11 +32,42 @@ class Act:
 
 @dataclass
 class Served:
-    """The server's side of the story: its address, and the requests by their number."""
+    """The server's side of the story: its address, requests by their number, and connections."""
 
     url: str = ""
     requests: list[dict[str, Any]] = field(default_factory=list)
+    failed: list[dict[str, Any]] = field(default_factory=list)
+    connections: list[socket.socket] = field(default_factory=list)
     lock: threading.Lock = field(default_factory=threading.Lock)
+
+    @property
+    def num_connections(self) -> int:
+        """Connections that were opened."""
+        return len(self.connections)
+
+    def hang_up(self) -> None:
+        """Closes all connections."""
+        for connection in self.connections:
+            with suppress(OSError):  # it is closed already
+                connection.shutdown(socket.SHUT_RDWR)
+
+
+def fail_every_tenth(served: "Served", number: int) -> Act:
+    """Every tenth request fails, unless it is one that has just failed: so no answer has no score.
+
+    Args:
+        served: The server's side of the story.
+        number: Of the request.
+    """
+    request = served.requests[number]
+    with served.lock:
+        is_again = request in served.failed
+        if is_again:
+            served.failed.remove(request)
+        elif number % 10 == 9:
+            served.failed.append(request)
+            return Act(status=503)
+    return Act()
 
 
 def score_length(request: dict[str, Any]) -> list[float]:
@@ -45,26 +77,27 @@ def score_length(request: dict[str, Any]) -> list[float]:
 
 @contextmanager
 def serving(
-    act: Callable[[int], Act] = lambda _: Act(),
+    act: Callable[["Served", int], Act] = lambda *_: Act(),
     score: Callable[[dict[str, Any]], list[Any]] = score_length,
 ) -> Iterator[Served]:
     """A reward for as long as the block lasts.
 
     Args:
-        act: From the number of a request, from 0, to what is done with it.
+        act: From this side of the story and the number of a request, from 0, to what is done.
         score: From a request to its scores.
     """
     served = Served()
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
+        disable_nagle_algorithm = True  # or each answer waits 40 ms for an acknowledgement
 
         def do_POST(self) -> None:
             request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
             with served.lock:
                 number = len(served.requests)
                 served.requests.append(request)
-            found = act(number)
+            found = act(served, number)
             time.sleep(found.seconds)
             self.send(found, request)
 
@@ -90,12 +123,17 @@ def serving(
             """Says nothing."""
 
         def handle(self) -> None:
+            with served.lock:
+                served.connections.append(self.connection)
             try:
                 super().handle()
             except (BrokenPipeError, ConnectionResetError):
                 return  # who asked has gone
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    class Server(ThreadingHTTPServer):
+        request_queue_size = 128  # of five, as is usual, the sixth connection waits for a second
+
+    server = Server(("127.0.0.1", 0), Handler)
     server.daemon_threads = True
     thread = threading.Thread(target=server.serve_forever, args=(0.05,))
     thread.start()

@@ -8,7 +8,7 @@ import pytest
 
 from tests import commands
 from tests import tiny_on_policy as tiny
-from tests.rewards.reward_server import Act, serving
+from tests.rewards.reward_server import fail_every_tenth, serving
 
 pytestmark = [pytest.mark.ci, pytest.mark.timeout(600)]
 
@@ -49,7 +49,7 @@ def test_grpo_with_a_rule_a_function_and_a_server_that_fails(inputs: Path, tmp_p
     The same scores come of it as without an interruption, to the last bit.
     """
     file = inputs / "my_reward.py"
-    with serving(lambda number: Act(status=503 if number % 10 == 9 else 200)) as served:
+    with serving(fail_every_tenth) as served:
         functions = (
             f"[{{file: {file}, weight: 0.5, label: digits}},"
             f" {{file: {file}, name: many, batched: true, label: brevity}},"

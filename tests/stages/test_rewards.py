@@ -77,7 +77,7 @@ def test_failures_are_shown_with_their_rows_and_end_it_only_if_all_are(
 
 
 def test_a_server_is_tried_like_a_file(alignctl: Alignctl, rows: Path) -> None:
-    with serving(lambda number: Act(status=503 if number == 0 else 200)) as served:
+    with serving(lambda _, number: Act(status=503 if number == 0 else 200)) as served:
         outcome = alignctl("rewards", "test", served.url, "--data", rows, "--json", "name=length")
     assert outcome.code == 0, outcome.text
     assert (json.loads(outcome.out)["failed"], json.loads(outcome.out)["retried"]) == (0, 1)

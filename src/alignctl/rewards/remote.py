@@ -10,9 +10,11 @@ answer that is not of that form. Redirects are not followed, and no proxy is ask
 
 import http.client
 import json
+import queue
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any, Self
 from urllib.parse import urlsplit
@@ -50,11 +52,15 @@ class Remote:
         self._url, self._timeout_seconds = url, timeout_seconds
         self._threads = ThreadPoolExecutor(CONCURRENCY, "reward")
 
+        self._idle: queue.SimpleQueue[http.client.HTTPConnection] = queue.SimpleQueue()
+
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
         self._threads.shutdown(cancel_futures=True)
+        while not self._idle.empty():
+            self._idle.get().close()
 
     def results(self, tasks: Sequence[Mapping[str, list[Any]]]) -> list[list[Result]]:
         """Score the answers of tasks, several tasks at a time; a list for each, in their order."""
@@ -77,27 +83,53 @@ class Remote:
 
     def _ask(self, body: bytes) -> object:
         """Send one request, once, and return its `scores`."""
-        deadline = time.monotonic() + self._timeout_seconds
-        parts = urlsplit(self._url)
-        secure = parts.scheme == "https"
-        make = http.client.HTTPSConnection if secure else http.client.HTTPConnection
-        connection = make(str(parts.hostname), parts.port, timeout=self._timeout_seconds)
-        path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
         try:
-            connection.request("POST", path, body, {"Content-Type": "application/json"})
-            response = connection.getresponse()
-            content = _read(connection, response, deadline)
+            status, content = self._send(body)
         except TimeoutError as error:
             raise _AttemptError(f"no answer in {self._timeout_seconds:g} s") from error
         except (OSError, http.client.HTTPException) as error:
             raise _AttemptError(f"{type(error).__name__}: {error}") from error
-        finally:
-            connection.close()
-        if response.status != 200:
-            may_pass = response.status in _MAY_PASS or response.status >= 500
+        if status != 200:
             said = content[:80].decode("utf-8", "replace")
-            raise _AttemptError(f"HTTP {response.status}: {said}", may_pass=may_pass)
+            may_pass = status in _MAY_PASS or status >= 500
+            raise _AttemptError(f"HTTP {status}: {said}", may_pass=may_pass)
         return _scores(content)
+
+    def _send(self, body: bytes) -> tuple[int, bytes]:
+        """Send a request on a connection that is open already, or else on a new one.
+
+        The server may have closed an idle one meanwhile, which is no failure of the request.
+        """
+        deadline = time.monotonic() + self._timeout_seconds
+        if not self._idle.empty():
+            with suppress(queue.Empty, ConnectionError):  # RemoteDisconnected is one too
+                return self._exchange(self._idle.get_nowait(), body, deadline)
+        parts = urlsplit(self._url)
+        secure = parts.scheme == "https"
+        make = http.client.HTTPSConnection if secure else http.client.HTTPConnection
+        connection = make(str(parts.hostname), parts.port, timeout=self._timeout_seconds)
+        return self._exchange(connection, body, deadline)
+
+    def _exchange(
+        self, connection: http.client.HTTPConnection, body: bytes, deadline: float
+    ) -> tuple[int, bytes]:
+        """Send a request and read its answer; keep the connection if the server does."""
+        parts = urlsplit(self._url)
+        path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
+        try:
+            if connection.sock is not None:
+                connection.sock.settimeout(self._timeout_seconds)
+            connection.request("POST", path, body, {"Content-Type": "application/json"})
+            response = connection.getresponse()
+            content = _read(connection, response, deadline)
+        except BaseException:
+            connection.close()
+            raise
+        if response.will_close:
+            connection.close()
+        else:
+            self._idle.put(connection)
+        return response.status, content
 
 
 def _read(
@@ -120,6 +152,7 @@ def _read(
             connection.sock.settimeout(left)
     if response.length:
         raise http.client.IncompleteRead(content)
+    response.close()  # read1 leaves it open at its end, and the connection waits for that
     return content
 
 
