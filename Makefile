@@ -12,13 +12,15 @@ PYTEST := $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile --du
 MEGATRONS := 0.18.2 0.19.2
 OVERLAYS := $(MEGATRONS:%=$(CURDIR)/.cache/megatron-core-%)
 
+DOCS := .cache/docs
+
 GPU_PYTHON ?= $(if $(wildcard $(READY)),$(BIN)/python,python3)
 GPU_SITE := .cache/gpu-site
 GPU_READY := $(if $(wildcard gpu-wheels/*.whl),$(GPU_SITE)/.ready)
 GPU_PATH := PYTHONPATH=$(CURDIR)/src:$(CURDIR)/$(GPU_SITE)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-all test test-ci test-all test-gpu bench-gpu gpu-wheels test-megatron resolve lock-gpu lint check bench format clean
+.PHONY: help setup demo demo-all test test-ci test-all test-gpu bench-gpu gpu-wheels test-megatron resolve lock-gpu docs docs-serve lint check bench format clean
 
 help: ## Show this list.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -88,6 +90,18 @@ resolve: setup ## Whether a resolver accepts every extra, on Python 3.11, 3.12 a
 
 lock-gpu: setup ## Write requirements/gpu.lock and te.lock anew, from the ranges of pyproject.toml.
 	$(BIN)/python requirements/lock_gpu.py
+
+docs: $(DOCS)/.ready ## Build the site from docs/ into build/site; a warning is an error.
+	NO_MKDOCS_2_WARNING=1 $(DOCS)/bin/mkdocs build --strict
+
+docs-serve: $(DOCS)/.ready ## Show the site at http://127.0.0.1:8000, anew after each change.
+	NO_MKDOCS_2_WARNING=1 $(DOCS)/bin/mkdocs serve --dev-addr 127.0.0.1:8000
+
+# An environment of its own, half a minute to make: nothing in it that .venv needs.
+$(DOCS)/.ready: requirements/docs.lock
+	$(PYTHON) -m venv $(DOCS)
+	$(DOCS)/bin/python -m pip install --quiet --no-deps -r requirements/docs.lock
+	touch $@
 
 lint: setup ## Format, lint and types, nothing changed.
 	$(BIN)/ruff format --check

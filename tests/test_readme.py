@@ -16,12 +16,9 @@ from tests.tiny import write_model, write_tokenizer
 
 ROOT = Path(__file__).parents[1]
 PAGES = {
-    page: (ROOT / page).read_text(encoding="utf-8")
-    for page in (
-        "README.md",
-        *(f"docs/{name}.md" for name in ("checkpoints", "data", "evaluation", "install")),
-        *(f"docs/{name}.md" for name in ("on-policy", "presets", "rewards", "runs", "training")),
-    )
+    str(path.relative_to(ROOT)): path.read_text(encoding="utf-8")
+    for path in (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")))
+    if path.parent.name != "adr"
 }
 README = PAGES["README.md"]
 EVERY_PAGE = pytest.mark.parametrize("page", PAGES)
@@ -31,6 +28,8 @@ CAN_DRY_RUN = (
     *("sft", "reward", "dpo"),
     *("rlhf", "online-dpo", "grpo", "generate"),
 )
+
+OTHER_PROGRAMS = ("docker", "head", "hf", "mkdir", "pip", "python", "python3.12", "sbatch", "tail")
 
 Run = Callable[[list[str]], tuple[int, str]]
 
@@ -51,8 +50,13 @@ def blocks(page: str, language: str) -> list[str]:
 
 
 def commands(page: str) -> list[list[str]]:
-    """The commands of its shell blocks, continued lines joined, comments and `> FILE` left out."""
-    text = re.sub(r" > \S+$", "", "".join(blocks(page, "sh")).replace("\\\n", " "), flags=re.M)
+    """The commands of its shell blocks, continued lines joined.
+
+    Comments, and what follows ` > ` or ` | `, are left out.
+    """
+    text = re.sub(
+        r" (> \S+|\| .+)$", "", "".join(blocks(page, "sh")).replace("\\\n", " "), flags=re.M
+    )
     return [shlex.split(line, comments=True) for line in text.splitlines() if line.strip()]
 
 
@@ -87,7 +91,10 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp
 def test_every_alignctl_command_is_accepted(page: str, run: Run) -> None:
     """Stages are asked what they would do; the other commands really run, one after the other."""
     left_out = (*WANT_MODELS, *WANT_FILES, *WANT_TIME)
-    for place in ("models/llama2-7b", "runs/llama2-7b-sft", "data/hh/alignment"):
+    Path("examples").symlink_to(ROOT / "examples")
+    for place in ("llama2-7b", "llama2-70b-mg"):
+        Path("models", place).mkdir(parents=True)
+    for place in ("runs/llama2-7b-sft", "data/hh/alignment", "data/sft"):
         Path(place).mkdir(parents=True)
     for name in ("runs/llama2-7b-sft/config.json", "runs/llama2-7b-sft/result.json"):
         Path(name).write_text("{}", encoding="utf-8")
@@ -135,12 +142,14 @@ def test_every_other_command_is_one_that_exists(page: str) -> None:
         if program == "make":
             assert set(words) <= TARGETS
         else:
-            assert program in ("alignctl", "docker", "hf", "pip", "python3.12")
+            assert program in ("alignctl", *OTHER_PROGRAMS)
+        if program == "python":
+            assert (ROOT / words[0]).is_file()
 
 
 @EVERY_PAGE
 def test_every_make_target_that_is_mentioned_exists(page: str) -> None:
-    assert set(re.findall(r"\bmake ([a-z-]+)", PAGES[page])) <= TARGETS
+    assert set(re.findall(r"`make ([a-z-]+)", PAGES[page])) <= TARGETS
 
 
 def test_the_errors_are_those_that_a_user_sees(run: Run) -> None:

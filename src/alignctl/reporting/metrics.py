@@ -4,8 +4,8 @@ Every line is an object with `kind`, `step` (optimizer steps completed) and `tim
 1970). The kinds and what they add:
 
     start       total: the steps of the whole run
-    train       loss, lr, grad_norm, tokens_per_second, peak_memory_gib ... as the stage names them
-    validation  loss, token_accuracy ...
+    train       loss, lr, grad_norm ... : those of `alignctl.reporting.glossary`, and no other
+    validation  loss, token_accuracy ... likewise
     checkpoint  path
     note        text
     preview     pieces: [[text, is_supervised], ...] of one sample
@@ -22,6 +22,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TextIO
 
 from alignctl import atomic
+from alignctl.reporting import glossary
 from alignctl.run_folder import RunFolder
 
 if TYPE_CHECKING:
@@ -103,6 +104,7 @@ class MetricsWriter:
 
     def _write(self, kind: str, step: int, values: Mapping[str, Any]) -> None:
         self._step = step
+        glossary.check(kind, values)
         if self._lines is None:
             return
         row = {"kind": kind, "step": step, "time": time.time()}
