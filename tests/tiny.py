@@ -35,7 +35,9 @@ def architecture(**changes: Any) -> Model:
     return Model(**shape | changes)
 
 
-def write_model(folder: Path, family: Family = "llama-gqa", *, seed: int = 0) -> Path:
+def write_model(
+    folder: Path, family: Family = "llama-gqa", *, seed: int = 0, heads: int = HEADS
+) -> Path:
     """A Hugging Face model with random weights and its tokenizer, as transformers writes them."""
     import torch
     from transformers import BloomConfig, BloomForCausalLM, LlamaConfig, LlamaForCausalLM
@@ -44,15 +46,15 @@ def write_model(folder: Path, family: Family = "llama-gqa", *, seed: int = 0) ->
     tokens: dict[str, Any] = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 3}
     model: Any
     if family == "bloom":
-        shape = {"n_layer": LAYERS, "hidden_size": HIDDEN, "n_head": HEADS}
+        shape = {"n_layer": LAYERS, "hidden_size": HIDDEN, "n_head": heads}
         model = BloomForCausalLM(BloomConfig(**shape, vocab_size=VOCABULARY, **tokens))
     else:
         model = LlamaForCausalLM(
             LlamaConfig(
                 num_hidden_layers=LAYERS,
                 hidden_size=HIDDEN,
-                num_attention_heads=HEADS,
-                num_key_value_heads=2 if family == "llama-gqa" else HEADS,
+                num_attention_heads=heads,
+                num_key_value_heads=2 if family == "llama-gqa" else heads,
                 intermediate_size=2 * HIDDEN,
                 max_position_embeddings=128,
                 rms_norm_eps=1e-5,

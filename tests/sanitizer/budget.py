@@ -45,24 +45,31 @@ _RULE: Counts = {
 }
 
 
-def _episode(update: Counts, num_passes: int) -> dict[str, Counts]:
-    """The budget of an episode in which so many passes over its answers only compute numbers."""
+# Log-probabilities that an update has found on its way.
+_FOUND: Counts = {"alignctl/engines/sums.py: copy to the host": 1}
+
+# Gradients are scattered in the host's memory by gloo; NCCL does it where they are.
+_SCATTERED: Counts = {"core/distributed/param_and_grad_buffer.py: copy gpu and host": 1}
+
+
+def _episode(update: Counts, num_passes: int, more: Counts | None = None) -> dict[str, Counts]:
+    """The budget of an episode in which so many passes over its answers only compute numbers.
+
+    With `offload` a model that comes to the device, or goes, is waited for.
+    """
     passes = {"alignctl/engines/sums.py: copy to the host": num_passes}
     return {
         "update": update,
         "sampling": _SAMPLING,
         "push": _PUSH,
-        "else": {**_RULE, **passes},
+        "else": {**_RULE, **passes, **(more or {})},
     }
 
 
 BUDGET: dict[str, dict[str, Counts]] = {
     "pretrain-pp": {"update": _STEP},
     "sft-tp": {"update": _STEP},
-    # Gradients are scattered in the host's memory by gloo; NCCL does it where they are.
-    "sft-dp-bf16": {
-        "update": _STEP | {"core/distributed/param_and_grad_buffer.py: copy gpu and host": 1}
-    },
+    "sft-dp-bf16": {"update": _STEP | _SCATTERED},
     # DeepSpeed's gradient norm, and whether it is finite, in its own code.
     "sft-deepspeed": {
         "update": {
@@ -72,12 +79,15 @@ BUDGET: dict[str, dict[str, Counts]] = {
             "engines/deepspeed/optimizer.py: number to the host": 1,
         }
     },
-    "reward-pp": {"update": _STEP},
+    "reward-bloom-flex-pp": {"update": _STEP},
     "dpo-lora-tp": {"update": _STEP},
     # Scores, log-probabilities, those of the reference, and values.
-    "rlhf-pp-offload": _episode(_STEP, 4),
+    "rlhf-pp-offload": _episode(_STEP, 4, {"alignctl/engines/offload.py: synchronize": 14}),
+    "rlhf-tp-flex": _episode(_STEP, 4),
     # Scores, and log-probabilities of policy and reference.
     "online-dpo-tp": _episode(_STEP, 3),
+    "online-dpo-pp": _episode(_STEP, 3),
     # Scores and the reference's log-probabilities; the policy's are found by the one update.
-    "grpo-tp": _episode(_STEP | {"alignctl/engines/sums.py: copy to the host": 1}, 2),
+    "grpo-tp": _episode(_STEP | _FOUND, 2),
+    "grpo-dp-bf16": _episode(_STEP | _SCATTERED | _FOUND, 2),
 }

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -107,6 +108,8 @@ class Places:
 
 
 def _reference(tensor: Tensor) -> StorageWeakRef:
+    while torch._C._functorch.is_functorch_wrapped_tensor(tensor):  # inside of vmap
+        tensor = torch._C._functorch.get_unwrapped(tensor)
     return StorageWeakRef(tensor.untyped_storage())
 
 
@@ -223,6 +226,7 @@ def make_mode(places: Places) -> type[cpu._CudaMeansCpu]:
             makes_on_gpu = cpu._names_cuda(kwargs.get("device"))
             if func is Tensor.pin_memory:
                 return args[0]  # as a GPU would have it: the same numbers, on the host
+            kwargs.pop("pin_memory", None)
             if (makes_on_gpu and func in (torch.tensor, torch.as_tensor)) or (
                 func is Tensor.new_tensor and places.is_gpu(args[0])
             ):
@@ -243,8 +247,13 @@ def make_mode(places: Places) -> type[cpu._CudaMeansCpu]:
 
 
 def watch() -> Places:
-    """Makes "cuda" mean the CPU with marks, for this process; `Operators` is to be entered."""
-    device.DEVICE = torch.device("cuda")  # before anything else imports it
+    """Makes "cuda" mean the CPU with marks, for this process; `Operators` is to be entered.
+
+    Code that asks whether there is a GPU hears that there is one: what it does then is done here,
+    with gloo in NCCL's place, and with memory that is not pinned.
+    """
+    device.DEVICE = torch.device("cuda")  # before anything else imports them
+    device.IS_GPU = True
     places = Places()
     cpu.load()
     anything: Any = cpu
@@ -254,6 +263,12 @@ def watch() -> Places:
     cuda: Any = torch.cuda
     cuda.current_device = lambda: cpu.CPU if is_backward() else device.DEVICE
     cuda.synchronize = places.synchronize
+    cuda.set_device = lambda _: None
+    join: Any = dist.init_process_group
+    anything = dist
+    anything.init_process_group = lambda backend, **more: join(
+        "gloo" if backend == "nccl" else backend, **more
+    )
     return places
 
 

@@ -11,6 +11,10 @@ import os
 import sys
 from typing import Any
 
+import torch
+from torch import Tensor
+from torch.nn.attention.flex_attention import BlockMask
+
 from alignctl.launch import worker
 from alignctl.run_folder import RunFolder
 from alignctl.stages.shared.stage import load_stage
@@ -62,8 +66,9 @@ def _tell_phases(places: Places) -> None:
     """Tells what waits in the steps of a run, in its updates, and in the loops of their batches."""
     from alignctl.engines.megatron.engine import MegatronEngine
     from alignctl.engines.megatron.forward_backward import LossPass
+    from alignctl.models import flex_attention
     from alignctl.on_policy.loop import Loop
-    from alignctl.rollouts.vllm import Rollout
+    from alignctl.rollouts import vllm
     from alignctl.stages.shared import training
 
     _within(places, training, "_step", None)
@@ -71,8 +76,40 @@ def _tell_phases(places: Places) -> None:
     _within(places, MegatronEngine, "train_step", "update")
     _within(places, MegatronEngine, "_schedule", "loop")
     _within(places, LossPass, "finalize_gradients", "update")
-    _within(places, Rollout, "generate", "sampling")
-    _within(places, Rollout, "load_weights", "push")
+    _within(places, vllm.Rollout, "generate", "sampling")
+    _within(places, vllm.Rollout, "load_weights", "push")
+    anything: Any = vllm
+    anything.IS_GPU = False  # vLLM itself sees none, and is started as a CPU wants it
+    anything = flex_attention
+    anything.flex_attention = _attend
+
+
+def _attend(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    *,
+    score_mod: Any,
+    block_mask: BlockMask,
+    enable_gqa: bool,
+) -> Tensor:
+    """Computes in operators, which are seen, what FlexAttention's kernel computes at once.
+
+    Its mask and its scores are ours: what they read has to lie where the queries do.
+    """
+    heads, total = query.shape[1:3]
+    if enable_gqa:
+        key, value = (each.repeat_interleave(heads // each.shape[1], 1) for each in (key, value))
+    head, *places = torch.meshgrid(
+        *(torch.arange(size, device=query.device) for size in (heads, total, total)), indexing="ij"
+    )
+    scores = query @ key.transpose(-1, -2) / query.shape[-1] ** 0.5
+    batch = query.new_zeros((), dtype=torch.int64)
+    if score_mod is not None:
+        scores = score_mod(scores, batch, head, *places)
+    is_seen = block_mask.mask_mod(batch, head, *places)
+    attended: Tensor = scores.masked_fill(~is_seen, -torch.inf).softmax(-1) @ value
+    return attended
 
 
 def _watch_deepspeed(places: Places) -> None:

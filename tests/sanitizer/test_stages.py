@@ -20,19 +20,29 @@ from tests.sanitizer.budget import AT_FIRST, BUDGET
 pytestmark = pytest.mark.ci
 
 STEPS = 2
+HEADS = 2
+"""Of 16 numbers each, the fewest that FlexAttention computes."""
 TRAINING = {
     "pretrain-pp": ("pretrain", ["parallel.pp=2"]),
     "sft-tp": ("sft", ["parallel.tp=2", "parallel.sequence_parallel=true"]),
     "sft-dp-bf16": ("sft", ["parallel.distributed_optimizer=true", "precision=bf16"]),
     "sft-deepspeed": ("sft", ["engine=deepspeed"]),
-    "reward-pp": ("reward", ["parallel.pp=2"]),
+    "reward-bloom-flex-pp": ("reward", ["parallel.pp=2", "kernels.attention=flex"]),
     "dpo-lora-tp": ("dpo", ["parallel.tp=2", "lora.rank=4"]),
 }
 ON_POLICY = {
     "rlhf-pp-offload": ("rlhf", ["parallel.pp=2", "offload=true", "value.warmup_steps=1"]),
+    "rlhf-tp-flex": (
+        "rlhf",
+        ["parallel.tp=2", "parallel.sequence_parallel=true", "kernels.attention=flex"],
+    ),
     "online-dpo-tp": ("online-dpo", ["parallel.tp=2"]),
+    "online-dpo-pp": ("online-dpo", ["parallel.pp=2"]),
     "grpo-tp": ("grpo", ["parallel.tp=2"]),
+    "grpo-dp-bf16": ("grpo", ["parallel.distributed_optimizer=true", "precision=bf16"]),
 }
+RESUMED = ("sft-tp", "sft-deepspeed", "rlhf-tp-flex")
+"""Stopped after a step, and gone on with."""
 
 
 def watch(run: Path, *arguments: object) -> list[dict[str, Any]]:
@@ -96,10 +106,27 @@ def count_waits(
     return {phase: dict(counter) for phase, counter in most.items()}, lines
 
 
-def write_inputs(folder: Path, stage: str) -> list[object]:
+def command_of(case: str, folder: Path) -> list[object]:
+    """Writes the inputs of a case; returns its command, without what `watch` adds."""
+    if case in TRAINING:
+        stage, knobs = TRAINING[case]
+        return [stage, *write_inputs(folder, case), "optimizer.warmup_steps=0", *knobs]
+    stage, knobs = ON_POLICY[case]
+    inputs = tiny_on_policy.write(folder / "inputs")
+    flags: list[object] = ["--preset", inputs / "tiny.yaml", "--load", inputs / "hf"]
+    flags += ["--reward-load", inputs / "reward", "--data", inputs / "prompts.jsonl"]
+    return [stage, *flags, *knobs]
+
+
+def write_inputs(folder: Path, case: str) -> list[object]:
     """Writes a model and rows; returns the flags that name them."""
-    tiny.write_model(folder / "hf")
-    preset = tiny.write_preset(folder / "tiny.yaml", **tiny.preset())
+    stage, _ = TRAINING[case]
+    family: tiny.Family = "bloom" if "bloom" in case else "llama-gqa"
+    shape = {"num_attention_heads": HEADS, "num_query_groups": HEADS}
+    made = tiny.preset(family)
+    made["model"] |= shape
+    tiny.write_model(folder / "hf", family, heads=HEADS)
+    preset = tiny.write_preset(folder / "tiny.yaml", **made)
     flags: list[object] = ["--preset", preset, "--load", folder / "hf", "--data"]
     if stage == "pretrain":
         return [*flags, tiny.write_corpus(folder / "corpus")]
@@ -107,31 +134,25 @@ def write_inputs(folder: Path, stage: str) -> list[object]:
     return [*flags, write(folder / "rows.jsonl")]
 
 
-@pytest.mark.parametrize("case", TRAINING)
+@pytest.mark.parametrize("case", [each for each in TRAINING if each not in RESUMED])
 def test_training_keeps_its_tensors_apart(tmp_path: Path, case: str) -> None:
-    stage, knobs = TRAINING[case]
-    flags = write_inputs(tmp_path, stage)
-    check(watch(tmp_path / "run", stage, *flags, "optimizer.warmup_steps=0", *knobs), case)
+    check(watch(tmp_path / "run", *command_of(case, tmp_path)), case)
 
 
-@pytest.mark.parametrize("case", ON_POLICY)
+@pytest.mark.parametrize("case", [each for each in ON_POLICY if each not in RESUMED])
 def test_episodes_keep_their_tensors_apart(tmp_path: Path, case: str) -> None:
-    stage, knobs = ON_POLICY[case]
-    inputs = tiny_on_policy.write(tmp_path / "inputs")
-    flags = ["--preset", inputs / "tiny.yaml", "--load", inputs / "hf"]
-    flags += ["--reward-load", inputs / "reward", "--data", inputs / "prompts.jsonl"]
-    check(watch(tmp_path / "run", stage, *flags, *knobs), case)
+    check(watch(tmp_path / "run", *command_of(case, tmp_path)), case)
 
 
-def test_a_resumed_run_keeps_its_tensors_apart(tmp_path: Path) -> None:
+@pytest.mark.parametrize("case", RESUMED)
+def test_a_resumed_run_keeps_its_tensors_apart(tmp_path: Path, case: str) -> None:
     """As after a kill between the first checkpoint and the second step."""
-    case, run = "sft-tp", RunFolder(tmp_path / "run")
-    stage, knobs = TRAINING[case]
-    command = [stage, *write_inputs(tmp_path, stage), "optimizer.warmup_steps=0", *knobs]
-    watch(run.path, *command, "checkpoint.save_interval=1")
+    run = RunFolder(tmp_path / "run")
+    command = [*command_of(case, tmp_path), "checkpoint.save_interval=1"]
+    check(watch(run.path, *command), case)
     shutil.rmtree(run.checkpoints / "iter_0000002")
     (run.checkpoints / "latest_checkpointed_iteration.txt").write_text("1")
     run.result.unlink()
-    found = watch(run.path, *command, "checkpoint.save_interval=1")
+    found = watch(run.path, *command)
     assert all(max(map(int, rank["updates"])) == 1 for rank in found)  # the second step alone
     check(found, case)
