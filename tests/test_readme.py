@@ -126,6 +126,8 @@ def test_the_commands_that_prepare_data_run(page: str, run: Run, tmp_path: Path)
     for folder, row in rows.items():
         (tmp_path / folder).mkdir(parents=True)
         (tmp_path / folder / "train.jsonl").write_text(json.dumps(row) + "\n", encoding="utf-8")
+    held_out = json.dumps({"question": "1 + 2?", "answer": "It is 3.\n#### 3"}) + "\n"
+    (tmp_path / "downloads/gsm8k/test.jsonl").write_text(held_out, encoding="utf-8")
     prepare = [c for c in commands(page) if c[:2] == ["alignctl", "prepare"]]
     wanted = {"hh", "gsm8k"}
     if page != "README.md":
@@ -134,6 +136,8 @@ def test_the_commands_that_prepare_data_run(page: str, run: Run, tmp_path: Path)
     for command in prepare:
         code, output = run(command)
         assert code == 0, output
+    made = [word for c in commands(page) for word in c if word.startswith("data/gsm8k/")]
+    assert not [path for path in made if not Path(path).exists()]
 
 
 @EVERY_PAGE

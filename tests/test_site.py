@@ -11,11 +11,13 @@ import pytest
 import yaml
 
 from alignctl import __version__, errors
+from alignctl.reporting import glossary
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 SITE = yaml.safe_load((ROOT / "mkdocs.yml").read_text("utf-8"))
 URLS = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]["urls"]
+TUTORIALS = ("pretrain", "sft", "reward", "dpo", "rlhf", "online-dpo", "grpo")
 WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
 
 
@@ -45,10 +47,12 @@ def test_readers_browsers_ask_nobody_else() -> None:
     assert SITE["theme"]["font"] is False
     assert SITE["plugins"] == ["search"]
     assert not SITE.get("extra_javascript")
+    assert not SITE.get("repo_url")
 
 
 def test_the_project_has_one_address() -> None:
-    assert SITE["repo_url"] == URLS["Source"]
+    assert SITE["edit_uri"] == f"{URLS['Source']}/edit/main/docs/"
+    assert SITE["extra"]["social"][0]["link"] == URLS["Source"]
     assert SITE["site_url"] == URLS["Documentation"]
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text("utf-8"))
     assert citation["repository-code"] == URLS["Source"]
@@ -126,14 +130,37 @@ def test_each_class_of_errors_is_explained() -> None:
 
 
 def test_each_tutorial_is_of_a_stage_and_names_metrics_that_exist() -> None:
-    from alignctl.reporting import glossary
-
     pages = {path.stem for path in (DOCS / "tutorials").glob("*.md")} - {"index"}
-    assert pages == {"pretrain", "sft", "reward", "dpo", "rlhf", "online-dpo", "grpo"}
-    for page in sorted(pages):
+    assert pages == set(TUTORIALS)
+    for page in TUTORIALS:
         text = (DOCS / "tutorials" / f"{page}.md").read_text("utf-8")
         watch = text.partition("## Watch\n")[2].partition("\n## ")[0]
         names = set(re.findall(r"`([a-z_0-9.*]+)`", watch)) - {"sft", "dpo", "rlhf", "validation"}
         names = {name for name in names if not name.startswith(("_", "samples", "train."))}
         assert names, page
         assert not [name for name in names if not glossary.is_known(name)], page
+
+
+def knobs(stage: str) -> set[str]:
+    """Every knob of a stage, as the page of knobs lists them; `any` of all stages."""
+    found = set()
+    for part in (DOCS / "knobs.md").read_text("utf-8").split("\n## ")[1:]:
+        heading = re.match(r"(?:`([\w.]+)` of )?(.+)", part)
+        assert heading is not None
+        if stage in ("any", *re.findall(r"`([^`]+)`", heading[2])):
+            section = f"{heading[1]}." if heading[1] else ""
+            found |= {f"{section}{key}" for key in re.findall(r"^\| `(\w+)` ", part, re.MULTILINE)}
+    return found
+
+
+@pytest.mark.parametrize("page", [*TUTORIALS, "troubleshooting"])
+def test_each_knob_that_is_named_is_one_of_the_stage(page: str) -> None:
+    """Others than those in commands, which `tests/test_readme.py` tries."""
+    is_tutorial = page in TUTORIALS
+    text = (DOCS / ("tutorials" if is_tutorial else "") / f"{page}.md").read_text("utf-8")
+    tables = re.findall(r"^\| (`.+`) \| ", text, re.MULTILINE) if is_tutorial else []
+    named = {name for cell in tables for name in re.findall(r"`([\w.]+)", cell)}
+    named |= set(re.findall(r"`([a-z_]+\.[a-z_.]+)(?:=[^`]+)?`", text))
+    named = {name for name in named if not name.endswith((".txt", ".json", ".jinja", ".jsonl"))}
+    assert named
+    assert not named - knobs(page if is_tutorial else "any")

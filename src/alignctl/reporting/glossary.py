@@ -94,7 +94,12 @@ SECTIONS = (
         "`reward`",
         "Rows of kind `train` and `validation`; `loss` is in both.",
         (
-            Entry("accuracy", "share", "pairs in which the better answer has the higher score"),
+            Entry(
+                "accuracy",
+                "share",
+                "pairs in which the better answer has the higher score, or in `dpo` gained more; "
+                "on-policy: answers that a rule found right",
+            ),
             Entry("accuracy_*_to_*", "share", "of the pairs whose scores are so far apart"),
             Entry("accuracy_above_*", "share", "of the pairs whose scores are further apart"),
             Entry("margin", "", "score of the better answer less that of the worse, on average"),

@@ -7,7 +7,7 @@ app = make_group(
     "eval",
     __doc__,
     example(
-        "alignctl eval math runs/sft runs/grpo --data data/gsm8k/test.jsonl --output runs/math",
+        "alignctl eval math runs/sft runs/grpo --data data/gsm8k/math/dev.jsonl --output runs/math",
     ),
     {
         "Measures": {

@@ -35,8 +35,8 @@ app = typer.Typer(**PLAIN)
     "math",
     help=__doc__,
     epilog=example(
-        "alignctl eval math runs/sft runs/grpo --data data/gsm8k/test.jsonl --output runs/math",
-        "alignctl eval math runs/grpo --data data/gsm8k/test.jsonl --output runs/math-8 \\",
+        "alignctl eval math runs/sft runs/grpo --data data/gsm8k/math/dev.jsonl --output runs/math",
+        "alignctl eval math runs/grpo --data data/gsm8k/math/dev.jsonl --output runs/math-8 \\",
         "  samples=8 temperature=0.7",
     ),
 )
