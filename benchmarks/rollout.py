@@ -82,7 +82,7 @@ def work(results: Path, tp: int, pp: int, rollout_tp: int, layers: int, width: i
     from alignctl.rollouts.vllm import Rollout
 
     parallel = Parallel(tp=tp, pp=pp)
-    initialize(parallel, seed=1, timeout_minutes=5)
+    initialize([parallel], seed=1, timeout_minutes=5)
     model = Model(
         family="llama2",
         num_layers=layers,

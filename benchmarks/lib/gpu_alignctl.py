@@ -41,7 +41,7 @@ def measure(model: Model, scale: Scale, *, precision: Any) -> dict[str, Any]:
 
     found: dict[str, Any] = {}
     with alone.process_group():
-        megatron_groups.initialize(Parallel(), seed=1, timeout_minutes=5)
+        megatron_groups.initialize([Parallel()], seed=1, timeout_minutes=5)
         for method in gpu_rows.METHODS:
             chosen = variants() if method == "sft" else {"": {}}
             for name, kernels in chosen.items():

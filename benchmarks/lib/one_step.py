@@ -51,7 +51,7 @@ def measure_step(
 
     with alone.process_group():
         megatron_cpu.install()
-        megatron_groups.lay_out(Parallel(), seed=1, timeout_minutes=10)
+        megatron_groups.lay_out([Parallel()], seed=1, timeout_minutes=10)
         engine = MegatronEngine(
             Model.model_validate({"family": "llama2", **MODEL}),
             Parallel(),

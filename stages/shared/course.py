@@ -62,7 +62,7 @@ def of_documents(config: SFTConfig, summary: Summary) -> Course:
 def of_preferences(config: TrainingConfig, summary: PreferenceSummary) -> Course:
     """Describe `reward` or `dpo`, whose steps count prompts; each has a row."""
     train, size = summary.train, config.batch.global_batch_size
-    is_scored = config.roles["model"].head != "lm"
+    is_scored = config.models["model"].head != "lm"
     learned = train.documents if is_scored else train.answer_tokens
     return Course(
         config.total_steps(train.groups),

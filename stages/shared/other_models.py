@@ -30,12 +30,14 @@ def open_others(config: OnPolicyConfig) -> dict[str, Source]:
     _check_ends(config)
     check_functions(config.score.functions)
     found = {}
-    if "reward" in config.roles:
+    if "reward" in config.models:
         found["reward_load"] = _check_reward(config)
-    if "value" in config.roles:
+    if "value" in config.models:
         found["value.load"] = sources.open_value(config)
         if config.value_load is not None:
-            _check_fits(config, found["value.load"], "value.load")
+            _check_fits(config, found["value.load"], "value.load", "value")
+        else:
+            _check_layout(config, found["value.load"], "the value model", "value")
         _check_adapters(config, found["value.load"])
     return found
 
@@ -59,7 +61,7 @@ def _check_reward(config: OnPolicyConfig) -> Source:
     source = sources.open_reward(config)
     require_reward(source, f"--reward-load {source.path}")
     console.say(f"reward: {source.description}")
-    _check_fits(config, source, "--reward-load")
+    _check_fits(config, source, "--reward-load", "reward")
     return source
 
 
@@ -76,13 +78,24 @@ def _check_adapters(config: OnPolicyConfig, source: Source) -> None:
     console.say(f"value model: {describe(source.model, config.lora)}")
 
 
-def _check_fits(config: OnPolicyConfig, source: Source, name: str) -> None:
-    """Check that a model can be cut as the policy is, and reads the same tokens."""
-    if problems := source.model.layout_problems(config.parallel.tp, config.parallel.pp):
-        raise UserError(
-            f"{name} {source.path} cannot be laid out as the policy is: {'; '.join(problems)}",
-            "choose parallel.tp and parallel.pp that divide both models",
-        )
+def _check_layout(config: OnPolicyConfig, source: Source, name: str, role: str) -> None:
+    """Check that a model can be cut as its role, or else as the policy is."""
+    layout, key = config.models[role].parallel, config.layout_key(role)
+    problems = source.model.layout_problems(layout.tp, layout.pp, prefix=f"{key}.")
+    if not problems:
+        return
+    is_shared = key == "parallel"
+    raise UserError(
+        f"{name} {source.path} cannot be laid out as {'the policy is' if is_shared else key}: "
+        f"{'; '.join(problems)}",
+        f"choose {key}.tp and {key}.pp that divide {'both models' if is_shared else 'it'}"
+        + (f", or give it a layout of its own: roles.{role}.parallel" if is_shared else ""),
+    )
+
+
+def _check_fits(config: OnPolicyConfig, source: Source, name: str, role: str) -> None:
+    """Check that a model can be cut as it is to be, and reads the same tokens."""
+    _check_layout(config, source, name, role)
     if source.model.family == "llama2":
         longest = source.model.max_position_embeddings
         if config.batch.seq_length > longest:

@@ -21,7 +21,7 @@ from alignctl.corpus.pool import map_in_order
 from alignctl.errors import UserError
 from alignctl.planning.budget import counted
 from alignctl.planning.devices import device
-from alignctl.planning.job import describe, kinds_of_ranks
+from alignctl.planning.job import check_cuts, describe, kinds_of_ranks
 from alignctl.planning.layouts import fitting
 from alignctl.planning.memory import GIB
 from alignctl.planning.report import RankReport, Report, largest
@@ -71,12 +71,13 @@ def simulate(
         progress: Whether to say which rank is under way.
 
     Raises:
-        UserError: The engine cannot be simulated.
+        UserError: The engine cannot be simulated, or a model cannot be cut as its role says.
     """
     if config.engine != "megatron":
         raise UserError(
             f"engine {config.engine}: only engine megatron can be simulated", "leave out --simulate"
         )
+    check_cuts(config)
     config = _with_kernels(config, is_gpu=is_gpu)
     kinds = kinds_of_ranks(config)
     if progress:
@@ -121,16 +122,16 @@ def _played(
     """Simulate a rank and measure what the ranks of its kind take."""
     from alignctl.simulation.process import playing
 
-    kind, stage = rank_kind
+    kind, number = rank_kind
     here = load_stage(config.stage)
     if here.learner is None or not is_on_policy(config):
-        with playing(config, stage, is_gpu=is_gpu) as rank:
+        with playing(config, number, is_gpu=is_gpu) as rank:
             return _training_step(here, config, rank, kind)
     from alignctl.simulation.episode import simulate_episode
 
     found, gpu_memory = [], int(gpu_memory_gib * GIB)
     for each in counted(config):
-        with playing(each, stage, is_gpu=is_gpu) as rank:
+        with playing(each, number, is_gpu=is_gpu) as rank:
             found.append(simulate_episode(each, here.learner, rank, kind, gpu_memory))
     return largest(found)
 
@@ -155,12 +156,12 @@ def _training_step(
     assert stage.loss is not None
     loss = stage.loss(config)
     with rank.host.building():
-        engine: Any = training.build_engine(config, config.roles["model"].head)
+        engine: Any = training.build_engine(config, config.models["model"].head)
     engine.create_optimizer()
     make_state(engine)
     watch_schedule(engine, config, rank.tracker)
     batch, recorder = training_batch(config), PhaseRecorder(rank.tracker)
-    count = micro_batches(config, rank.stage)
+    count = micro_batches(config, config.parallel, rank.number)
     if config.needs_reference:
         with recorder.phase("reference"):
             engine.document_outputs([batch] * count, 1)

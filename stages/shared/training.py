@@ -134,7 +134,7 @@ def run(
     data = OPENERS[stage.rows](prepared_data(folder), config)
     checkpoint, source = newest_model(config, folder)
     # A reward model goes on with the head it has.
-    head = source.head if source.role == "reward" else config.roles["model"].head
+    head = source.head if source.role == "reward" else config.models["model"].head
     engine = build_engine(config, head)
     step = checkpoints.start(engine, source, checkpoint, seed=config.train.seed)
     assert stage.loss is not None
@@ -171,7 +171,8 @@ def initialize(config: C, folder: RunFolder) -> C:
         megatron_cpu.load()
         from alignctl.engines.megatron import groups as megatron_groups
 
-        megatron_groups.initialize(config.parallel, seed=seed, timeout_minutes=timeout_minutes)
+        layouts = [role.parallel for role in config.models.values()]
+        megatron_groups.initialize(layouts, seed=seed, timeout_minutes=timeout_minutes)
         groups |= megatron_groups.groups()
     rendezvous.check_groups(
         groups, start_seconds=patience, give_up=lambda error: worker.leave_failed(folder, error)

@@ -91,6 +91,35 @@ def refused(preset: str, stage: str, *overrides: str, **flags: Any) -> str:
             "scores",
         ),
         (
+            ["grpo"],
+            ["score.source=sparse_only", "roles.reward.parallel.tp=1"],
+            "roles.reward.parallel.tp 1 has no effect: with score.source sparse_only no reward "
+            "model scores",
+        ),
+        (
+            ["grpo"],
+            ["loss.kl_coef=0", "roles.reference.parallel.pp=1"],
+            "roles.reference.parallel.pp 1 has no effect: loss.kl_coef 0 needs no reference",
+        ),
+        (
+            ["rlhf", "online-dpo"],
+            ["lora.rank=4", "roles.reference.parallel.tp=1"],
+            "roles.reference.parallel.tp 1 has no effect: with lora the reference is the policy "
+            "without its adapters",
+        ),
+        (
+            ["rlhf", "online-dpo"],
+            ["roles.reward.parallel.tp=3"],
+            "2 processes (launch.nproc_per_node 2 x launch.nnodes 1) are not a multiple of "
+            "roles.reward.parallel.tp 3 x roles.reward.parallel.pp 1 = 3",
+        ),
+        (
+            ["rlhf"],
+            ["batch.micro_batch_size=4", "roles.value.parallel.tp=1"],
+            "batch.global_batch_size 4 is not divisible by batch.micro_batch_size 4 x 2 copies of "
+            "the value model (roles.value.parallel.tp 1 x roles.value.parallel.pp 1) = 8",
+        ),
+        (
             ALL,
             ["reward_load_iteration=3"],
             "reward_load_iteration 3 has no effect without reward_load",
@@ -177,6 +206,30 @@ def test_settings_that_disagree_are_refused_with_the_numbers(
 ) -> None:
     for stage in stages:
         assert refused(preset, stage, *overrides) == rule.format(stage=stage)
+
+
+def test_a_reference_that_cannot_be_cut_names_its_own_knobs(preset: str) -> None:
+    own = "roles.reference.parallel"
+    with pytest.raises(UserError) as caught:
+        resolved(preset, "rlhf", "launch.nproc_per_node=12", f"{own}.tp=4", f"{own}.pp=3")
+    said = caught.value.message
+    assert "model.num_attention_heads 2 is not divisible by roles.reference.parallel.tp 4" in said
+    assert "model.num_layers 2 is not divisible by roles.reference.parallel.pp 3" in said
+    assert "not divisible by parallel." not in said
+
+
+def test_only_rlhf_has_a_layout_of_values(preset: str) -> None:
+    with pytest.raises(UserError) as caught:
+        resolved(preset, "grpo", "roles.value.parallel.tp=1")
+    assert "roles.value" in caught.value.message
+
+
+def test_what_a_role_does_not_say_is_the_policys(preset: str) -> None:
+    config = resolved(preset, "rlhf", "roles.reward.parallel.tp=1")
+    layouts = {name: model.parallel for name, model in config.models.items()}
+    assert [layouts[role] for role in ("reference", "value")] == [config.parallel] * 2
+    assert layouts["reward"] == config.parallel.model_copy(update={"tp": 1})
+    assert config.copies_of(layouts["reward"]) == 2 * config.data_parallel_size
 
 
 @pytest.mark.parametrize("stage", ALL)

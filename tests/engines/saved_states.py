@@ -99,14 +99,14 @@ def initialize(engine: str) -> None:
     megatron_cpu.load()
     from alignctl.engines.megatron.groups import initialize
 
-    initialize(Parallel(), seed=1, timeout_minutes=2)
+    initialize([Parallel()], seed=1, timeout_minutes=2)
 
 
 def _lay_out(layout: dict[str, Any]) -> None:
     from alignctl.config.sections import Parallel
     from alignctl.engines.megatron.groups import lay_out
 
-    lay_out(Parallel.model_validate(layout), seed=1, timeout_minutes=2)
+    lay_out([Parallel.model_validate(layout)], seed=1, timeout_minutes=2)
 
 
 def make(

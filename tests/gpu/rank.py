@@ -174,7 +174,7 @@ def main(place: str, parts: dict[str, list[Any]], parallel: Parallel, folder: Pa
         mode.__enter__()
     from alignctl.engines.megatron import groups
 
-    groups.initialize(parallel, seed=1, timeout_minutes=2)
+    groups.initialize([parallel], seed=1, timeout_minutes=2)
     found: dict[str, Any] = {}
     for name, (part, *arguments) in parts.items():
         more = {"places": places} if part == "waits" else {}

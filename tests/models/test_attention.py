@@ -1,5 +1,5 @@
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from itertools import accumulate, pairwise
 
 import numpy as np
@@ -7,7 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from megatron.core import parallel_state
+from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.transformer_config import TransformerConfig
 from transformers.models.bloom.modeling_bloom import build_alibi_tensor
@@ -21,19 +21,25 @@ BOUNDARIES = (0, 1, 6, 13, 17)
 WIDTH = 8
 
 
-@pytest.fixture(autouse=True)
-def rank() -> Iterator[None]:
-    """Attention asks which heads are its own; there are no process groups here."""
-    parallel_state.set_tensor_model_parallel_rank(0)
-    yield
-    parallel_state.set_tensor_model_parallel_rank(None)
+class Rank:
+    """One of two tensor-parallel ranks, as attention asks a process group for it."""
+
+    def __init__(self, number: int) -> None:
+        self.rank = lambda: number
 
 
-def attention(heads: int, *, alibi: bool) -> DocumentAttention:
+def attention(heads: int, *, alibi: bool, rank: int = 0) -> DocumentAttention:
     config = TransformerConfig(
         num_layers=1, hidden_size=heads * WIDTH, num_attention_heads=heads, attention_dropout=0.0
     )
-    return DocumentAttention(config, 1, AttnMaskType.causal, "self", alibi=alibi)
+    return DocumentAttention(
+        config,
+        1,
+        AttnMaskType.causal,
+        "self",
+        pg_collection=ProcessGroupCollection(tp=Rank(rank)),
+        alibi=alibi,
+    )
 
 
 def attend(module: DocumentAttention, *qkv: torch.Tensor) -> torch.Tensor:
@@ -116,8 +122,7 @@ def test_slopes_are_those_of_transformers(heads: int) -> None:
 def test_a_tensor_parallel_rank_takes_the_slopes_of_its_own_heads() -> None:
     qkv = random_qkv(6, 6)
     whole = attend(attention(6, alibi=True), *qkv)
-    parallel_state.set_tensor_model_parallel_rank(1)
-    part = attend(attention(6, alibi=True), *(x[:, 3:] for x in qkv))
+    part = attend(attention(6, alibi=True, rank=1), *(x[:, 3:] for x in qkv))
     torch.testing.assert_close(part, whole[:, 3:])
 
 

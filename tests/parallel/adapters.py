@@ -50,14 +50,13 @@ def _gradient(case: Case, folder: Path, batch: Any) -> dict[str, Any]:
     import numpy as np
     import torch
     import torch.distributed as dist
-    from megatron.core import parallel_state
 
     from alignctl.algorithms.cross_entropy import CrossEntropy
     from alignctl.models.adapters import adapter_shapes
     from tests.parallel.jobs import engine_of
 
     engine = engine_of(case, folder, GRADIENT, lora=LORA)
-    rank = parallel_state.get_tensor_model_parallel_rank()
+    rank = engine.groups.tp.rank()
     with torch.no_grad():
         for local, parameter in engine.model.named_parameters():
             name = engine.global_name(local)
@@ -152,7 +151,7 @@ def lora_dropout(case: Case, folder: Path) -> dict[str, Any]:
     """Steps with dropout before A; what falls away on which rank, and what they have in common."""
     import torch
     import torch.distributed as dist
-    from megatron.core import parallel_state, tensor_parallel
+    from megatron.core import tensor_parallel
     from torch.nn import functional
 
     from alignctl.algorithms.cross_entropy import CrossEntropy
@@ -176,7 +175,8 @@ def lora_dropout(case: Case, folder: Path) -> dict[str, Any]:
         kept["row" if module.is_row else "column"].append(mask.flatten()[:64].tolist())
 
     # The ranks' own numbers too: the cases of a layout follow each other in one process.
-    tensor_parallel.model_parallel_cuda_manual_seed(SEED, force_reset_rng=True)
+    rank = engine.groups.tp.rank()
+    tensor_parallel.model_parallel_cuda_manual_seed(SEED, tp_rank=rank, force_reset_rng=True)
     torch.manual_seed(SEED)
     if case.parallel.recompute == "none":
         for module in layer.modules():
@@ -206,8 +206,8 @@ def lora_dropout(case: Case, folder: Path) -> dict[str, Any]:
         for name in mine.keys() & other.keys()
     )
     batch = TokenBatch.from_documents(documents.of_evaluation())
-    rank = parallel_state.get_tensor_model_parallel_rank()
-    stage = parallel_state.get_pipeline_model_parallel_rank()
+    rank = engine.groups.tp.rank()
+    stage = engine.groups.pp.rank()
     return {
         "loss": [result.loss for result in found],
         "grad_norm": [result.grad_norm for result in found],

@@ -97,7 +97,7 @@ def _initialize(world: int) -> None:
         from alignctl.config.sections import Parallel
         from alignctl.engines.megatron import groups as megatron_groups
 
-        megatron_groups.initialize(Parallel(), seed=1, timeout_minutes=TIMEOUT_MINUTES)
+        megatron_groups.initialize([Parallel()], seed=1, timeout_minutes=TIMEOUT_MINUTES)
     else:
         from alignctl.engines.deepspeed import engine as deepspeed
 

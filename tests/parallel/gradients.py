@@ -12,7 +12,6 @@ def gradients(case: Case, folder: Path) -> dict[str, Any]:
     import numpy as np
     import torch
     import torch.distributed as dist
-    from megatron.core import parallel_state
 
     from alignctl.algorithms.cross_entropy import CrossEntropy
     from tests.parallel.jobs import engine_of
@@ -23,7 +22,7 @@ def gradients(case: Case, folder: Path) -> dict[str, Any]:
     batches = documents.micro_batches(documents.of_step(0, count=4), case.grouping, **share)
     engine.train_step(batches, CrossEntropy(), learning_rate=0.0)
     mine = {engine.global_name(n): p.main_grad.clone() for n, p in engine.model.named_parameters()}
-    rank = parallel_state.get_tensor_model_parallel_rank()
+    rank = engine.groups.tp.rank()
     everybody: list[Any] = [None] * case.world
     dist.all_gather_object(everybody, (rank, mine))
     theirs = np.load(folder / case.model / "gradients.npz")

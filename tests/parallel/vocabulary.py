@@ -84,19 +84,21 @@ def _ours(
     entropies too.
     """
     import torch
-    from megatron.core import parallel_state, tensor_parallel
+    from megatron.core import tensor_parallel
 
+    from alignctl.config.sections import Parallel
+    from alignctl.engines.megatron.groups import groups_of
     from alignctl.models.vocab_parallel import Softmax, vocab_parallel_logprobs
 
-    rank = parallel_state.get_tensor_model_parallel_rank()
+    group = groups_of(Parallel(tp=2)).tp
+    rank = group.rank()
     local = full[:, rank * COLUMNS : (rank + 1) * COLUMNS].clone().requires_grad_()
-    group = parallel_state.get_tensor_model_parallel_group()
     softmax = Softmax(group, VOCABULARY, temperature, with_entropy=len(upstream) == 2)
     logprobs, hits, *found = vocab_parallel_logprobs(local, targets, softmax)
     (entropy,) = found or [torch.zeros_like(logprobs)]
     outputs = [logprobs, *found]
     (grad,) = torch.autograd.grad(outputs, local, list(upstream.to(logprobs.dtype)))
-    gathered = tensor_parallel.gather_from_tensor_model_parallel_region(grad)
+    gathered = tensor_parallel.gather_from_tensor_model_parallel_region(grad, group=group)
     return (logprobs.detach(), entropy.detach(), gathered), hits
 
 
@@ -124,15 +126,17 @@ def _of_whole(
 
     Both ranks perturb the same element of the same table, and add up what they find.
     """
-    from megatron.core import parallel_state, tensor_parallel
+    from megatron.core import tensor_parallel
 
+    from alignctl.config.sections import Parallel
+    from alignctl.engines.megatron.groups import groups_of
     from alignctl.models.vocab_parallel import Softmax, vocab_parallel_logprobs
 
-    group = parallel_state.get_tensor_model_parallel_group()
+    group = groups_of(Parallel(tp=2)).tp
     softmax = Softmax(group, vocabulary, temperature, with_entropy=True)
 
     def compute(full: "Tensor") -> tuple["Tensor", "Tensor"]:
-        local = tensor_parallel.scatter_to_tensor_model_parallel_region(full)
+        local = tensor_parallel.scatter_to_tensor_model_parallel_region(full, group=group)
         logprobs, _, entropy = vocab_parallel_logprobs(local, targets, softmax)
         return logprobs, entropy
 

@@ -54,6 +54,11 @@ def test_the_best_is_marked_and_can_be_pasted(
     ("command", "expected"),
     [
         ("--preset llama2-70b --gpus 8", "no layout of llama2-70b sft fits onto 8 x a100-80g"),
+        (
+            "--preset bloom-7b --stage rlhf roles.reward.parallel.tp=1 roles.reward.parallel.pp=4",
+            "the reward model is supposed to be as large as the policy, and cannot be cut as "
+            "roles.reward.parallel says: model.num_layers 30 is not divisible by",
+        ),
         ("--preset llama2-7b --gpu b200", "--gpu b200: unknown; known are a100-80g, a800"),
         ("--preset llama2-7b --gpus 8 parallel.tq=2", "did you mean 'parallel.tp'?"),
     ],

@@ -1,4 +1,5 @@
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -85,6 +86,25 @@ def test_attention_in_one_kernel_keeps_what_plain_attention_does_without_copies(
     assert kept_by_layer(plain, 100) - kept_by_layer(flex, 100) == 100 * copies
     shared = Tokens(4096, 2048, 4096, continued=4096)
     assert kept_of_shared(flex, shared) == 0 <= kept_of_shared(plain, shared)
+
+
+def test_a_role_takes_what_its_own_layout_takes() -> None:
+    """A reward model at TP 1 keeps about four times what a quarter of it does, and others the same.
+
+    A value model in two stages makes ranks of two kinds; its state is spread over its own copies.
+    """
+
+    def models(*overrides: str) -> list[dict[str, Any]]:
+        config = resolve(STAGES["rlhf"], "llama2-7b", {"output": Path("x")}, overrides)
+        return [dict(rank.models) for rank in predict(config).ranks]
+
+    (shared,), (own,) = models(), models("roles.reward.parallel.tp=1")
+    assert own["reward"].weights == pytest.approx(4 * shared["reward"].weights, rel=0.01)
+    assert {**own, "reward": None} == {**shared, "reward": None}
+    first, last = models("roles.value.parallel.tp=2", "roles.value.parallel.pp=2")
+    both = first["value"].weights + last["value"].weights
+    assert both == pytest.approx(2 * shared["value"].weights, rel=0.01)
+    assert first["policy"] == last["policy"] == shared["policy"]
 
 
 def test_micro_batches_under_way_add_up() -> None:

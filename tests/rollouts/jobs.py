@@ -131,10 +131,10 @@ def main(folder: Path, told: Path, results: Path) -> None:
     from alignctl.engines.megatron.groups import initialize, lay_out
 
     torch.set_num_threads(1)
-    initialize(Parallel(), seed=1, timeout_minutes=2)
+    initialize([Parallel()], seed=1, timeout_minutes=2)
     found: dict[str, Result] = {}
     for case in [Case(**each) for each in json.loads(told.read_text())]:
-        lay_out(Parallel(tp=case.tp, pp=case.pp), seed=1, timeout_minutes=2)
+        lay_out([Parallel(tp=case.tp, pp=case.pp)], seed=1, timeout_minutes=2)
         mine = course(case, folder)
         everybody: list[Result] = [{} for _ in range(case.world)]
         dist.all_gather_object(everybody, mine)

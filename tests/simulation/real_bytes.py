@@ -96,7 +96,7 @@ def prepare(config: TrainingConfig) -> tuple[Any, Callable[[], object]]:
     stage = load_stage(config.stage)
     assert stage.loss is not None
     loss = stage.loss(config)
-    engine: Any = training.build_engine(config, config.roles["model"].head)
+    engine: Any = training.build_engine(config, config.models["model"].head)
     for parameter in engine.model.parameters():
         torch.nn.init.normal_(parameter, std=0.02)
     engine.create_optimizer()
@@ -134,9 +134,9 @@ def main(cases: list[list[Any]]) -> None:
     for number, case in enumerate(cases):
         config = config_of(*case)
         if number == 0:
-            megatron_groups.initialize(config.parallel, seed=1, timeout_minutes=2)
+            megatron_groups.initialize([config.parallel], seed=1, timeout_minutes=2)
         else:
-            megatron_groups.lay_out(config.parallel, seed=1, timeout_minutes=2)
+            megatron_groups.lay_out([config.parallel], seed=1, timeout_minutes=2)
         gathered: list[Any] = [None] * dist.get_world_size()
         with shared.in_its_place() if SHARED in case[2] else nullcontext():
             dist.all_gather_object(gathered, measure(config))

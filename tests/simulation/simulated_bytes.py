@@ -24,7 +24,7 @@ def main(cases: list[list[Any]], *, is_gpu: bool) -> None:
         row = {
             "seconds": time.perf_counter() - started,
             "resident_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
-            "stages": list(kinds_of_ranks(config).values()),
+            "numbers": list(kinds_of_ranks(config).values()),
             "simulated": plain(report),
             "computed": plain(predict(config)),
         }

@@ -16,6 +16,8 @@ pytestmark = pytest.mark.ci
 ROOT = Path(__file__).parents[2]
 REAL = [name for name in presets.names() if not name.startswith("tiny")]
 FAST: list[Any] = [("sft", "bloom-560m", []), ("grpo", "bloom-1b1", ["offload=true"])]
+OWN = ["roles.reward.parallel.tp=1", "roles.value.parallel.pp=2", "roles.value.parallel.tp=1"]
+"""Layouts that are not the policy's; ranks are of two kinds then, by the value model's stages."""
 
 
 def simulated(cases: list[Any]) -> list[dict[str, Any]]:
@@ -49,6 +51,10 @@ def check(cases: list[Any]) -> None:
 
 def test_a_few_presets_fit_as_computed() -> None:
     check(FAST)
+
+
+def test_layouts_of_roles_take_what_is_computed() -> None:
+    check([("rlhf", "bloom-1b1", ["parallel.tp=2", "offload=true", *OWN])])
 
 
 @pytest.mark.slow

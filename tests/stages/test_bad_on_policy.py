@@ -149,6 +149,62 @@ def test_a_model_that_cannot_be_cut_as_the_policy_is(
     assert "hint: choose parallel.tp and parallel.pp that divide both models" in said
 
 
+def test_a_model_that_cannot_be_cut_as_its_role_says(refuse: Refuse, tmp_path: Path) -> None:
+    """Three heads: at TP 1 beside a policy at TP 2, but for the value model that starts from it."""
+    other = write_llama(tmp_path / "other", is_reward=True, heads=3)
+    said = refuse("rlhf", "roles.reward.parallel.tp=1", reward_load=other)
+    assert f"the value model {other} cannot be laid out as the policy is: " in said
+    said = refuse(
+        "rlhf",
+        "roles.reward.parallel.tp=1",
+        "roles.value.parallel.pp=2",
+        "roles.value.parallel.tp=1",
+        "parallel.tp=1",
+        f"value.load={write_llama(tmp_path / 'one', is_reward=True, layers=1)}",
+        reward_load=other,
+    )
+    assert "cannot be laid out as roles.value.parallel: model.num_layers 1 is not divisible" in said
+
+
+def test_a_llama_scores_no_answers_of_a_qwen_3(refuse: Refuse, tmp_path: Path) -> None:
+    """They have tokenizers of their own; one message, before anything starts."""
+    from transformers import Qwen3Config, Qwen3ForCausalLM
+
+    config = Qwen3Config(
+        num_hidden_layers=2,
+        hidden_size=64,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        head_dim=64,
+        intermediate_size=64,
+        max_position_embeddings=128,
+        rms_norm_eps=1e-5,
+        vocab_size=tiny.VOCABULARY + 3,
+        tie_word_embeddings=True,
+        bos_token_id=1,
+        eos_token_id=2,
+    )
+    policy = tmp_path / "qwen3"
+    Qwen3ForCausalLM(config).save_pretrained(policy)
+    tiny.write_tokenizer(policy, num_extra=3)
+    preset = tiny.on_policy_preset()
+    preset["model"] |= {
+        "family": "qwen3",
+        "head_dim": 64,
+        "tie_embeddings": True,
+        "norm_epsilon": 1e-5,
+        "vocab_size": tiny.VOCABULARY + 3,
+    }
+    (tmp_path / "qwen3.yaml").write_text(yaml.safe_dump(preset), encoding="utf-8")
+    llama = write_llama(tmp_path / "llama", is_reward=True)
+    said = refuse("rlhf", preset=tmp_path / "qwen3.yaml", load=policy, reward_load=llama)
+    assert said.count("error:") == 1
+    assert (
+        f"--reward-load {llama}: its tokenizer has 261 tokens and is not that of the policy, which "
+        "has 264: its scores would be noise"
+    ) in said
+
+
 def test_a_value_model_that_cannot_have_the_policys_adapters(
     refuse: Refuse, tmp_path: Path
 ) -> None:

@@ -74,7 +74,8 @@ def test_a_tiny_model_goes_through_every_stage(tmp_path: Path, family: str) -> N
     train("dpo", "pairs", "--load", sft, "train.steps=3", "lora.rank=4")
     few = ("train.steps=1", "experience.prompts=16", "batch.micro_batch_size=8")
     prompts = ("--load", sft, *few, "batch.global_batch_size=16")
-    train("rlhf", "prompts", *prompts, "--reward-load", reward)
+    own = ("parallel.tp=2", "roles.reward.parallel.tp=1", "roles.value.parallel.tp=1")
+    train("rlhf", "prompts", *prompts, "--reward-load", reward, *own)
     train("grpo", "prompts", *prompts, "experience.samples=4", "parallel.tp=2")
     hf = tmp_path / "hf"
     run("convert-mg2hf", "--load", sft, "--save", hf)

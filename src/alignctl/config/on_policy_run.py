@@ -21,7 +21,7 @@ from alignctl.config.on_policy import (
     Trust,
     Value,
 )
-from alignctl.config.roles import LongestBatch, ModelRole
+from alignctl.config.roles import LongestBatch, ModelRole, Roles, RoleSettings, ValuedRoles
 from alignctl.config.rollout import Rollout
 from alignctl.config.run import TrainingConfig, TrainingSettings
 from alignctl.config.sections import (
@@ -29,6 +29,7 @@ from alignctl.config.sections import (
     EpisodeBatch,
     FilePath,
     Optimizer,
+    Parallel,
     one_warmup,
     share_of,
 )
@@ -44,6 +45,7 @@ class OnPolicySettings(TrainingSettings):
     experience: Experience
     trust: Trust = Trust()
     score: Score = Score()
+    roles: Roles = Roles()
     offload: bool = False
     """Whether models that are not at work wait in the CPU's memory: weights and optimizers; the
     gradients are given back altogether."""
@@ -70,13 +72,21 @@ class OnPolicyConfig(OnPolicySettings, TrainingConfig):
 
     @property
     @override
-    def roles(self) -> dict[str, ModelRole]:
-        roles = {"policy": ModelRole(optimizer=self.optimizer)}
+    def models(self) -> dict[str, ModelRole]:
+        models = {"policy": ModelRole(self.parallel, optimizer=self.optimizer)}
         if self.needs_reference and self.lora is None:  # with adapters it is the policy's base
-            roles["reference"] = ModelRole()
+            models["reference"] = ModelRole(self._layout(self.roles.reference))
         if self.needs_reward_model:
-            roles["reward"] = ModelRole("linear")
-        return roles
+            models["reward"] = ModelRole(self._layout(self.roles.reward), "linear")
+        return models
+
+    def _layout(self, role: RoleSettings) -> Parallel:
+        return role.parallel.beside(self.parallel)
+
+    def layout_key(self, role: str) -> str:
+        """Name the section that decides on the layout of a model beside the policy."""
+        own: RoleSettings = getattr(self.roles, role)
+        return "parallel" if own == RoleSettings() else f"roles.{role}.parallel"
 
     @property
     def value_load(self) -> Path | None:
@@ -150,6 +160,7 @@ class OnPolicyConfig(OnPolicySettings, TrainingConfig):
             ),
             *self._experience_problems(),
             *self._score_problems(),
+            *self._role_problems(),
         ]
 
     @override
@@ -244,6 +255,32 @@ class OnPolicyConfig(OnPolicySettings, TrainingConfig):
             )
         return problems
 
+    def _role_problems(self) -> list[str]:
+        """List what is wrong with the layouts of models beside the policy.
+
+        Whether they divide the reward and the value model is known where these are opened.
+        """
+        problems = []
+        for name in type(self.roles).model_fields:
+            key, own = f"roles.{name}.parallel", getattr(self.roles, name).parallel
+            given = [f"{key}.{size} {n}" for size, n in own.model_dump().items() if n is not None]
+            if name not in self.models:
+                problems += [f"{one} has no effect: {self._no_model(name)}" for one in given]
+            elif given:
+                layout = self.models[name].parallel
+                problems += self._size_problems(layout, key)
+                if name == "reference":
+                    problems += self.model.layout_problems(layout.tp, layout.pp, prefix=f"{key}.")
+        return problems
+
+    def _no_model(self, name: str) -> str:
+        """Say why a role has no model of its own, which it might have."""
+        if name == "reward":
+            return f"with score.source {self.score.source} no reward model scores"
+        if not self.needs_reference:
+            return "loss.kl_coef 0 needs no reference"
+        return "with lora the reference is the policy without its adapters"
+
     def _optimizer_problems(self) -> list[str]:
         return self._course_problems("optimizer", self.optimizer)
 
@@ -280,6 +317,7 @@ class RLHFSettings(OnPolicySettings):
 
     penalty: Penalty = Penalty()
     loss: Clipping = Clipping()
+    roles: ValuedRoles = ValuedRoles()
     value: Value
 
 
@@ -291,8 +329,9 @@ class RLHFConfig(RLHFSettings, OnPolicyConfig):
 
     @property
     @override
-    def roles(self) -> dict[str, ModelRole]:
-        return {**super().roles, "value": ModelRole("linear", self.value.optimizer)}
+    def models(self) -> dict[str, ModelRole]:
+        layout = self._layout(self.roles.value)
+        return {**super().models, "value": ModelRole(layout, "linear", self.value.optimizer)}
 
     @property
     @override
@@ -314,6 +353,21 @@ class RLHFConfig(RLHFSettings, OnPolicyConfig):
         value = self._course_problems("value.optimizer", self.value.optimizer)
         return [*super()._optimizer_problems(), *value]
 
+    def _value_share_problems(self) -> list[str]:
+        """Say so if the value model's copies cannot have micro batches of the size given."""
+        layout, batch = self.models["value"].parallel, self.batch
+        replicas, rest = divmod(self.world_size, layout.tp * layout.pp)
+        share = batch.micro_batch_size * replicas
+        is_policys = replicas == self.data_parallel_size  # which has been looked at
+        if rest or is_policys or batch.micro_batch_tokens or batch.global_batch_size % share == 0:
+            return []
+        return [
+            f"batch.global_batch_size {batch.global_batch_size} is not divisible by "
+            f"batch.micro_batch_size {batch.micro_batch_size} x {replicas} copies of the value "
+            f"model (roles.value.parallel.tp {layout.tp} x roles.value.parallel.pp {layout.pp}) = "
+            f"{share}"
+        ]
+
     def _problems(self) -> list[str]:
         problems = [*super()._problems(), *self._clipping_problems(self.loss)]
         if self.experience.max_refills:
@@ -327,6 +381,7 @@ class RLHFConfig(RLHFSettings, OnPolicyConfig):
                 "give a model folder"
             )
         problems += one_warmup("value", self.value)
+        problems += self._value_share_problems()
         steps = self.train.steps
         if steps is not None and self.value_warmup(steps) >= steps:
             problems.append(

@@ -2,7 +2,44 @@
 
 from dataclasses import dataclass
 
-from alignctl.config.sections import Head, Optimizer
+from alignctl.config.numbers import Processes
+from alignctl.config.sections import Head, Optimizer, Parallel, Section
+
+
+class RoleParallel(Section):
+    """How a model beside the policy is laid over the same GPUs; what remains is data parallel.
+
+    All else is as `parallel` says.
+    """
+
+    tp: Processes | None = None
+    """Tensor-parallel ranks; null: the policy's."""
+
+    pp: Processes | None = None
+    """Pipeline stages; null: the policy's."""
+
+    def beside(self, policy: Parallel) -> Parallel:
+        """Return the layout, beside that of the policy."""
+        return policy.model_copy(update={"tp": self.tp or policy.tp, "pp": self.pp or policy.pp})
+
+
+class RoleSettings(Section):
+    """A model beside the policy."""
+
+    parallel: RoleParallel = RoleParallel()
+
+
+class Roles(Section):
+    """The models beside the policy."""
+
+    reference: RoleSettings = RoleSettings()
+    reward: RoleSettings = RoleSettings()
+
+
+class ValuedRoles(Roles):
+    """The same where one predicts values."""
+
+    value: RoleSettings = RoleSettings()
 
 
 @dataclass(frozen=True)
@@ -10,10 +47,12 @@ class ModelRole:
     """A model of a run.
 
     Attributes:
+        parallel: Its layout.
         head: Its output layer; a scoring model that is loaded may have one of another kind.
         optimizer: What it learns with; None: it is frozen.
     """
 
+    parallel: Parallel
     head: Head = "lm"
     optimizer: Optimizer | None = None
 

@@ -70,7 +70,11 @@ class RunConfig(Settings):
     @property
     def data_parallel_size(self) -> int:
         """Copies of the model that share the batch."""
-        return self.world_size // (self.parallel.tp * self.parallel.pp)
+        return self.copies_of(self.parallel)
+
+    def copies_of(self, layout: Parallel) -> int:
+        """Count the data-parallel copies of a model of this layout."""
+        return self.world_size // (layout.tp * layout.pp)
 
     def complete(self, recorded: dict[str, Any]) -> dict[str, Any]:
         """Give a configuration of this stage that was written down the defaults of what it lacks.
@@ -101,14 +105,22 @@ class RunConfig(Settings):
 
     def _layout_problems(self) -> list[str]:
         tp, pp = self.parallel.tp, self.parallel.pp
-        problems = [*self.model.layout_problems(tp, pp), *self.parallel.problems()]
-        if self.world_size % (tp * pp):
-            problems.append(
-                f"{self.world_size} processes (launch.nproc_per_node "
-                f"{self.launch.nproc_per_node} x launch.nnodes {self.launch.nnodes}) are not a "
-                f"multiple of parallel.tp {tp} x parallel.pp {pp} = {tp * pp}"
-            )
-        return problems
+        return [
+            *self.model.layout_problems(tp, pp),
+            *self.parallel.problems(),
+            *self._size_problems(self.parallel, "parallel"),
+        ]
+
+    def _size_problems(self, layout: Parallel, key: str) -> list[str]:
+        """Say so if the processes cannot be shared out among copies of a layout, named by `key`."""
+        tp, pp = layout.tp, layout.pp
+        if self.world_size % (tp * pp) == 0:
+            return []
+        return [
+            f"{self.world_size} processes (launch.nproc_per_node "
+            f"{self.launch.nproc_per_node} x launch.nnodes {self.launch.nnodes}) are not a "
+            f"multiple of {key}.tp {tp} x {key}.pp {pp} = {tp * pp}"
+        ]
 
 
 class TrainingSettings(Settings):
@@ -149,9 +161,9 @@ class TrainingConfig(TrainingSettings, RunConfig):
         return self.optimizer
 
     @property
-    def roles(self) -> dict[str, ModelRole]:
+    def models(self) -> dict[str, ModelRole]:
         """Models of the run by their roles, in the order in which they are made."""
-        return {"model": ModelRole(optimizer=self.optimizer)}
+        return {"model": ModelRole(self.parallel, optimizer=self.optimizer)}
 
     @property
     def needs_reference(self) -> bool:
@@ -205,7 +217,11 @@ class TrainingConfig(TrainingSettings, RunConfig):
 
         With rows that are packed step by step as many as there can be: when each fills a sequence.
         """
-        share = self.batch.micro_batch_size * self.data_parallel_size
+        return self.micro_batches_of(self.parallel)
+
+    def micro_batches_of(self, layout: Parallel) -> int:
+        """Count the same for a model of this layout."""
+        share = self.batch.micro_batch_size * self.copies_of(layout)
         return -(-self.batch.global_batch_size // share)
 
     def _problems(self) -> list[str]:
@@ -408,8 +424,8 @@ class RewardConfig(RewardSettings, PreferenceConfig):
 
     @property
     @override
-    def roles(self) -> dict[str, ModelRole]:
-        return {"model": ModelRole("linear", self.optimizer)}
+    def models(self) -> dict[str, ModelRole]:
+        return {"model": ModelRole(self.parallel, "linear", self.optimizer)}
 
 
 class DPOSettings(TrainingSettings):

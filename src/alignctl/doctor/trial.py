@@ -37,7 +37,7 @@ def megatron() -> None:
     from alignctl.engines.megatron import groups as megatron_groups
     from alignctl.engines.megatron.engine import MegatronEngine
 
-    megatron_groups.initialize(Parallel(), seed=1, timeout_minutes=1)
+    megatron_groups.initialize([Parallel()], seed=1, timeout_minutes=1)
     engine = MegatronEngine(_MODEL, Parallel(), precision="fp32", seq_length=32, optimizer=None)
     engine.document_outputs([_batch()], 1)
 

@@ -88,7 +88,7 @@ class RewardScorer:
             stack.enter_context(alone.process_group())
             if not IS_GPU:
                 megatron_cpu.install()
-            megatron_groups.lay_out(Parallel(), seed=0, timeout_minutes=10)
+            megatron_groups.lay_out([Parallel()], seed=0, timeout_minutes=10)
             self._engine = MegatronEngine(
                 self.source.model.model_copy(update=without_dropout),
                 Parallel(),

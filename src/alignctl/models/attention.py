@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from megatron.core import parallel_state
 from megatron.core.packed_seq_params import PackedSeqParams
+from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.transformer_config import TransformerConfig
@@ -114,13 +114,14 @@ class DocumentAttention(MegatronModule):
         attn_mask_type: AttnMaskType,
         attention_type: str,
         *,
+        pg_collection: ProcessGroupCollection,
         alibi: bool = False,
         **_: Any,
     ) -> None:
         super().__init__(config=config)
         assert attn_mask_type == AttnMaskType.causal
         assert attention_type == "self"
-        self.alibi = alibi
+        self.alibi, self.tp_group = alibi, pg_collection.tp
 
     def forward(
         self,
@@ -135,7 +136,7 @@ class DocumentAttention(MegatronModule):
         """Attend; query `[T, H, D]`, key and value `[T, G, D]` -> `[T, H, D]`."""
         assert packed_seq_params is not None
         assert attention_bias is None
-        rank, heads = parallel_state.get_tensor_model_parallel_rank(), query.shape[1]
+        rank, heads = self.tp_group.rank(), query.shape[1]
         alibi = Alibi(self.config.num_attention_heads, rank * heads) if self.alibi else None
         return attend_documents(self, query, key, value, packed_seq_params, alibi=alibi)
 

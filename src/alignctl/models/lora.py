@@ -18,6 +18,7 @@ import torch
 from megatron.core import tensor_parallel
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
+from torch.distributed import ProcessGroup
 from torch.nn import Module, Parameter, functional
 from torch.nn.functional import linear, pad
 
@@ -55,6 +56,7 @@ class Adapters(Module):
         model: Model,
         lora: Lora,
         config: TransformerConfig,
+        ranks: ProcessGroup,
         like: Tensor,
     ) -> None:
         """Make the adapters of one layer, not set.
@@ -65,10 +67,12 @@ class Adapters(Module):
             model: The architecture.
             lora: Their settings.
             config: Megatron's view of it.
+            ranks: The tensor-parallel ranks.
             like: The layer's weight, for its type and device.
         """
         super().__init__()
         self.scale, self.dropout = lora.alpha / lora.rank, lora.dropout
+        self._ranks = ranks
         self.is_on = True
         self.is_row = row.layout is ROW
         self.is_cut_by_tokens = config.sequence_parallel
@@ -88,15 +92,19 @@ class Adapters(Module):
         `[T, 1, inputs / tp]` -> `[T or T / tp, 1, outputs]`.
         """
         pairs = [cast(LowRank, self.get_submodule(name)) for name in self.names]
-        inner = self._inner(x, [pair.a for pair in pairs])
+        inner, ranks = self._inner(x, [pair.a for pair in pairs]), self._ranks
         if self.is_row and self.is_cut_by_tokens:
-            inner = tensor_parallel.reduce_scatter_to_sequence_parallel_region(inner)
+            inner = tensor_parallel.reduce_scatter_to_sequence_parallel_region(
+                inner, group=self._ranks
+            )
         elif self.is_row:
-            inner = tensor_parallel.reduce_from_tensor_model_parallel_region(inner)
+            inner = tensor_parallel.reduce_from_tensor_model_parallel_region(
+                inner, group=self._ranks
+            )
         elif self.is_cut_by_tokens:
-            inner = tensor_parallel.gather_from_sequence_parallel_region(inner)
+            inner = tensor_parallel.gather_from_sequence_parallel_region(inner, group=ranks)
         else:
-            inner = tensor_parallel.copy_to_tensor_model_parallel_region(inner)
+            inner = tensor_parallel.copy_to_tensor_model_parallel_region(inner, group=ranks)
         # Each row of the layer reads the inner numbers of its own adapter; the others' are zeros.
         outer = torch.block_diag(*[pair.b for pair in pairs])
         if self.order is not None:
@@ -148,7 +156,7 @@ def add_lora(built: LanguageModel, model: Model, lora: Lora) -> None:
 
     Their parameters are named as in `models.adapters.adapter_map`, and not set.
     """
-    config = built.config
+    config, tp = built.config, built.pg_collection.tp
     for name, parameter in built.named_parameters():
         parameter.requires_grad_(name.startswith(tuple(f"{top}." for top in HEAD_MODULES.values())))
     rows = weight_map(model)
@@ -157,7 +165,7 @@ def add_lora(built: LanguageModel, model: Model, lora: Lora) -> None:
         for name, module in list(layer.named_modules()):
             weight = f"decoder.layers.{layer.layer_number - 1}.{name}.weight"
             if weight in own:
-                made = Adapters(own[weight], rows[weight], model, lora, config, module.weight)
+                made = Adapters(own[weight], rows[weight], model, lora, config, tp, module.weight)
                 module.add_module("lora", made)
                 module.register_forward_hook(_add)
     if built.pre_process and config.recompute_granularity == "full":

@@ -9,9 +9,10 @@ from functools import partial
 from typing import Any
 
 import torch
-from megatron.core import parallel_state, tensor_parallel
+from megatron.core import tensor_parallel
 from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
 from megatron.core.models.gpt.gpt_model import GPTModel
+from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_block import (
@@ -103,8 +104,7 @@ class LanguageModel(GPTModel):
             # The hidden states are gathered before the learned rows are picked, so the output
             # layer itself must not gather them again.
             self.output_layer.sequence_parallel = False
-            size = parallel_state.get_tensor_model_parallel_world_size()
-            self.output_layer.allreduce_dgrad = size > 1
+            self.output_layer.allreduce_dgrad = self.pg_collection.tp.size() > 1
 
     def _preprocess(self, **kwargs: Any) -> Any:
         """Do as GPTModel, but take each token's rotary angles `[T, 1, D]` by its position."""
@@ -146,14 +146,14 @@ class LanguageModel(GPTModel):
         """
         if self.config.sequence_parallel:
             hidden_states = tensor_parallel.gather_from_sequence_parallel_region(
-                hidden_states, tensor_parallel_output_grad=False
+                hidden_states, tensor_parallel_output_grad=False, group=self.pg_collection.tp
             )
         return hidden_states.squeeze(1)
 
     def _logprobs(self, hidden_states: Tensor, targets: Tensor) -> tuple[Tensor, ...]:
         """Compute log-probabilities of targets `[N]`, hits, and entropies if they are wanted."""
         softmax = Softmax(
-            parallel_state.get_tensor_model_parallel_group(),
+            self.pg_collection.tp,
             self.model.vocab_size,
             self.temperature,
             with_entropy=self.with_entropy and torch.is_grad_enabled(),
@@ -338,6 +338,7 @@ def _transformer_engine_attention() -> type:
 def build(
     model: Model,
     config: TransformerConfig,
+    groups: ProcessGroupCollection,
     *,
     max_sequence_length: int,
     kernels: Kernels,
@@ -346,11 +347,11 @@ def build(
 ) -> LanguageModel:
     """Build this rank's part of the model, its weights not set.
 
-    Megatron's parallel state must be initialised. Pipeline stages hold equal shares of layers.
+    Its pipeline stages hold equal shares of layers.
     """
-    layer = _layer_spec(model, kernels)
+    layer, stage = _layer_spec(model, kernels), groups.pp.rank()
     block = TransformerBlockSubmodules(
-        layer_specs=[layer] * get_num_layers_to_build(config),
+        layer_specs=[layer] * get_num_layers_to_build(config, pp_rank=stage),
         layer_norm=NORMS[model.traits.normalization],
     )
     is_policy = head == "lm"
@@ -360,9 +361,10 @@ def build(
         transformer_layer_spec=block,
         vocab_size=model.padded_vocab_size(config.tensor_model_parallel_size),
         max_sequence_length=max_sequence_length,
-        pre_process=parallel_state.is_pipeline_first_stage(),
-        post_process=parallel_state.is_pipeline_last_stage(),
+        pre_process=stage == 0,
+        post_process=stage == groups.pp.size() - 1,
         share_embeddings_and_output_weights=model.tie_embeddings and is_policy,
         position_embedding_type="rope" if model.traits.is_rotary else "none",
         rotary_base=model.rotary_base or 10000,
+        pg_collection=groups,
     )

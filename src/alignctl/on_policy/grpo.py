@@ -78,7 +78,7 @@ class GRPO:
             with the sampler's.
         """
         config, models = self.config, self.models
-        batches = plan_updates(models, samples, step=step)
+        batches = plan_updates(self.config, models.policy, samples, step=step)
         logprobs = None if len(batches) == 1 else logprobs_before(models, batches, samples)
         agreement = None if logprobs is None else check(logprobs, samples, config.trust)
         loss = PolicyLoss(

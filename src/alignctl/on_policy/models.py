@@ -153,15 +153,15 @@ def load(config: OnPolicyConfig, folder: RunFolder) -> Loaded:
     step = start(policy, source, folder.latest_checkpoint(), seed=config.train.seed)
     reference = reward = value = value_checkpoints = None
     score_offset = value_offset = 0.0
-    if "reference" in config.roles:
+    if "reference" in config.models:
         reference = build_engine(config, "reference", source.model)
         reference.load_weights(source)
-    if "reward" in config.roles:
+    if "reward" in config.models:
         reward_source = open_reward(config)
         reward = build_engine(config, "reward", reward_source.model, reward_source.head)
         reward.load_weights(reward_source)
         score_offset = _offset(reward_source)
-    if "value" in config.roles:
+    if "value" in config.models:
         value_source = origin.with_own_files(open_value(config), folder, "value.load")
         # Until the policy's is complete, the one before still belongs to it.
         value_checkpoints = Checkpoints(
@@ -224,13 +224,13 @@ def build_engine(
     Args:
         config: The run.
         name: Its role.
-        model: Its architecture: each has a size of its own, on the same grid of ranks.
+        model: Its architecture: each has a size and a layout of its own, on the same ranks.
         head: The one that it was loaded with; where scores are wanted, a policy gets a new one.
     """
-    role = config.roles[name]
+    role = config.models[name]
     return MegatronEngine(
         model.model_copy(update={"attention_dropout": 0.0, "hidden_dropout": 0.0}),
-        config.parallel,
+        role.parallel,
         precision=config.precision,
         seq_length=config.batch.seq_length,
         optimizer=role.optimizer,

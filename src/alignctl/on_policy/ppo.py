@@ -68,7 +68,7 @@ class PPO:
         """Improve the value model, then the policy."""
         models, samples = self.models, experience.samples
         segments = samples.segments
-        batches = plan_updates(models, samples, step=step)
+        batches = plan_updates(self.config, models.policy, samples, step=step)
         found = logprobs_before(models, batches, samples)
         agreement, logprobs = check(found, samples, self.config.trust), torch.from_numpy(found)
         with models.as_reference() as engine:
@@ -102,7 +102,11 @@ class PPO:
             clip=self.config.value.clip,
             is_clipped_only=self.config.value.clipped_only,
         )
-        metrics |= self._update_value(value_loss, batches, step)
+        if self.value.groups is models.policy.groups:
+            own = batches
+        else:
+            own = plan_updates(self.config, self.value, samples, step=step)
+        metrics |= self._update_value(value_loss, own, step)
         if step >= self.num_alone:
             metrics = self._update_policy(policy_loss, batches, step) | metrics
         return UpdateResult(metrics, kl.numpy())

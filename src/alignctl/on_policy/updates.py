@@ -54,20 +54,27 @@ def split_passes(config: OnPolicyConfig, size: int, *, step: int) -> list[list[l
     return found
 
 
-def plan_updates(models: Models, samples: Samples, *, step: int) -> list[Batches]:
+def plan_updates(
+    config: OnPolicyConfig, engine: MegatronEngine, samples: Samples, *, step: int
+) -> list[Batches]:
     """Make this rank's micro batches of each optimizer step of an episode, pass after pass.
 
     A step takes the same answers whether prompts are shared or not, so that it learns the same:
     answers to many prompts, of which those to one lie beside each other.
+
+    Args:
+        config: The run.
+        engine: The model that learns, whose copies share the answers.
+        samples: All answers.
+        step: Episodes done before.
     """
-    config, policy = models.config, models.policy
     return [
         samples.batches(
             part,
             micro_batch_size=config.batch.micro_batch_size,
             micro_batch_tokens=config.batch.micro_batch_tokens,
-            dp_rank=policy.data_parallel_rank,
-            dp_size=policy.data_parallel_size,
+            dp_rank=engine.data_parallel_rank,
+            dp_size=engine.data_parallel_size,
             share_prompts=config.batch.share_prompts,
         )
         for each in split_passes(config, len(samples), step=step)

@@ -103,7 +103,7 @@ def look_at(config: TrainingConfig, device: Device, gpu_memory_gib: float) -> Pl
 def _is_chunked(config: TrainingConfig, learned: int) -> bool:
     """Tell whether a model that learns computes logits again, of so many positions."""
     size = config.parallel.logits_chunk_size
-    has_logits = any(role.head == "lm" and role.is_trained for role in config.roles.values())
+    has_logits = any(role.head == "lm" and role.is_trained for role in config.models.values())
     return has_logits and size is not None and learned > size
 
 

@@ -1,5 +1,6 @@
 """An episode of `rlhf`, `online-dpo` or `grpo` on a simulated rank: the stage's own steps."""
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -49,7 +50,7 @@ def simulate_episode(
         kind: Which ranks are like it.
         gpu_memory: Bytes of a GPU.
     """
-    short, recorder = _shortened(config, rank.stage), PhaseRecorder(rank.tracker)
+    short, recorder = _shortened(config, rank.number), PhaseRecorder(rank.tracker)
     models = _assembled(short, rank, recorder, gpu_memory)
     data = _longest_prompts(short)
     learner = make_learner(short, models, data)
@@ -110,10 +111,13 @@ class SimulatedModels(Models):
         self.is_syncing = False
 
 
-def _shortened(config: OnPolicyConfig, stage: int) -> OnPolicyConfig:
+def _shortened(config: OnPolicyConfig, rank: int) -> OnPolicyConfig:
     """Shorten the run to an episode of one update and as few micro batches as show its peak."""
-    count = micro_batches(config, stage)
-    units = count * config.batch.micro_batch_size * config.data_parallel_size
+    layouts = [model.parallel for model in config.models.values() if model.is_trained]
+    # Micro batches that all copies of each model that learns have alike.
+    evenly = math.lcm(*(config.copies_of(each) for each in layouts))
+    count = max(micro_batches(config, each, rank) * config.copies_of(each) for each in layouts)
+    units = -(-count // evenly) * evenly * config.batch.micro_batch_size
     size, samples, prompts = config.batch.micro_batch_size, config.answers_compared, units
     if samples == 1:  # micro batches of answers, not of prompts
         samples = answers_together(config, size, is_learned=True)
@@ -158,7 +162,7 @@ def _build(
     config: OnPolicyConfig, rank: Rank, rollout: Any, recorder: PhaseRecorder
 ) -> SimulatedModels:
     engines: dict[str, Any] = {}
-    for role, kind in config.roles.items():
+    for role, kind in config.models.items():
         with rank.host.building():
             engines[role] = build_engine(config, role, config.model)
         if kind.is_trained:
@@ -187,22 +191,25 @@ def _longest_prompts(config: OnPolicyConfig) -> PromptData:
 
 def _score_full_batches(config: OnPolicyConfig, models: SimulatedModels) -> None:
     """Run one batch of full size through every model that gives numbers without learning."""
-    dp = models.policy.data_parallel_size
-    count = min(config.experience.score_batch_size * dp, config.samples_per_step)
-    samples = _longest_samples(count, config)
     models.config = config
     if models.reward is not None:
-        models.document_outputs(models.reward, samples)
+        models.document_outputs(models.reward, _full_batches(config, models.reward))
     if config.answers_compared > 1:
-        models.target_outputs(models.policy, samples)
+        models.target_outputs(models.policy, _full_batches(config, models.policy))
         with models.as_reference() as engine:
-            models.document_outputs(engine, samples)
+            models.document_outputs(engine, _full_batches(config, engine))
         return
     if config.needs_reference:
         with models.as_reference() as engine:
-            models.target_outputs(engine, samples)
+            models.target_outputs(engine, _full_batches(config, engine))
     if models.value is not None:
-        models.target_outputs(models.value, samples)
+        models.target_outputs(models.value, _full_batches(config, models.value))
+
+
+def _full_batches(config: OnPolicyConfig, engine: MegatronEngine) -> Samples:
+    """Make a batch of full size for each of a model's copies."""
+    count = config.experience.score_batch_size * engine.data_parallel_size
+    return _longest_samples(min(count, config.samples_per_step), config)
 
 
 def _longest_samples(count: int, config: OnPolicyConfig) -> Samples:

@@ -9,9 +9,11 @@ from itertools import repeat
 from torch import Tensor
 
 from alignctl.config.run import TrainingConfig
+from alignctl.config.sections import Parallel
 from alignctl.data.batch import TokenBatch
 from alignctl.engines.megatron import optimizer as megatron_optimizer
 from alignctl.engines.megatron.engine import MegatronEngine
+from alignctl.planning.job import stage_of
 from alignctl.planning.memory import Held
 from alignctl.planning.report import Phase
 from alignctl.simulation.memory_tracker import MemoryTracker
@@ -61,13 +63,14 @@ class PhaseRecorder:
             self.phases[name] = found
 
 
-def micro_batches(config: TrainingConfig, stage: int) -> int:
-    """Count as many micro batches as show the peak.
+def micro_batches(config: TrainingConfig, layout: Parallel, rank: int) -> int:
+    """Count as many micro batches as show the peak of a model of this layout.
 
     In 1F1B a stage has pp - stage of them under way, never more. When it takes the one after these,
     Megatron's schedule still has names for what it got and sent for the one before.
     """
-    return min(config.num_micro_batches, config.parallel.pp - stage + 1)
+    stage = stage_of(config, layout, rank)
+    return min(config.micro_batches_of(layout), layout.pp - stage + 1)
 
 
 @dataclass(eq=False)
@@ -93,7 +96,7 @@ class _Watch:
 
     def start_pass(self, batches: Sequence[TokenBatch], *, forward_only: bool) -> None:
         """Set the shapes of what this stage will receive."""
-        parallel = self.config.parallel
+        parallel = self.engine.parallel
         tp = parallel.tp if parallel.sequence_parallel else 1
         hidden_size = self.engine.architecture.hidden_size
         counts = [self.engine.count_computed(batch) for batch in batches]
@@ -104,7 +107,7 @@ class _Watch:
 
     def finish_batches(self) -> None:
         """Count what the micro batches sent for those that were left out."""
-        left_out = self.config.num_micro_batches - self.count
+        left_out = self.config.micro_batches_of(self.engine.parallel) - self.count
         for kind, total in (self.tracker.sent - self.before).items():
             self.tracker.sent[kind] += total * left_out // self.count
 

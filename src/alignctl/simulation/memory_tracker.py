@@ -60,14 +60,15 @@ class MemoryTracker(TorchDispatchMode):
     It also works beside a program whose tensors are all real, and then changes nothing.
 
     Attributes:
-        vocabulary: Columns of this rank's logits; tensors with so many are counted as such.
+        vocabularies: Columns of this rank's logits, in each layout; tensors with so many count as
+            such.
         groups: What a process group is for, by its name: "TP", "PP", "DP".
         boundaries: Shapes of what this pipeline stage receives next, one after the other.
         live: Bytes of device tensors that are alive, and of what is held.
         sent: Bytes sent so far in the groups of each kind.
     """
 
-    vocabulary: int
+    vocabularies: frozenset[int]
     groups: dict[str, str] = field(default_factory=dict)
     boundaries: Iterator[tuple[int, ...]] = field(default_factory=lambda: iter(()))
     live: int = 0
@@ -162,7 +163,7 @@ class MemoryTracker(TorchDispatchMode):
         self._sizes[key] = size
         weakref.finalize(storage, self._freed, key)
         self.live += size
-        if tensor.dim() > 1 and tensor.shape[-1] == self.vocabulary:
+        if tensor.dim() > 1 and tensor.shape[-1] in self.vocabularies:
             self._logits.add(key)
             self._live_logits += size
         self._compare()

@@ -29,62 +29,58 @@ class Rank:
 
     Attributes:
         number: Among all ranks of the job.
-        stage: Its pipeline stage.
         tracker: What it takes and sends.
         host: Says when models are being built.
     """
 
     number: int
-    stage: int
     tracker: MemoryTracker
     host: HostNumbers
 
 
 @contextmanager
-def playing(config: TrainingConfig, stage: int, *, is_gpu: bool = True) -> Iterator[Rank]:
-    """Make this process the first rank of a pipeline stage while the block lasts.
+def playing(config: TrainingConfig, number: int, *, is_gpu: bool = True) -> Iterator[Rank]:
+    """Make this process one rank of the job while the block lasts.
 
     Its other ranks are not there: collectives are counted and return at once. Nothing that was
     made meanwhile may be used afterwards.
 
     Args:
         config: The run.
-        stage: The pipeline stage.
+        number: The rank.
         is_gpu: Whether operators keep for the backward pass what they would on a GPU.
     """
-    tp, world_size = config.parallel.tp, config.world_size
-    number = stage * (world_size // config.parallel.pp)
-    tracker = MemoryTracker(config.architecture.padded_vocab_size(tp) // tp)
+    layouts = [model.parallel for model in config.models.values()]
+    widths = {each.tp: config.architecture.padded_vocab_size(each.tp) for each in layouts}
+    tracker = MemoryTracker(frozenset(width // tp for tp, width in widths.items()))
     host = HostNumbers()
     megatron_cpu.install()
-    dist.init_process_group("fake", rank=number, world_size=world_size, store=FakeStore())
+    dist.init_process_group("fake", rank=number, world_size=config.world_size, store=FakeStore())
     try:
         with ExitStack() as stack:
             for owner, name, value in _replacements(tracker, is_gpu=is_gpu):
                 stack.enter_context(_replaced(owner, name, value))
             timeout_minutes = config.launch.timeout_minutes
-            megatron_groups.lay_out(config.parallel, seed=1, timeout_minutes=timeout_minutes)
+            megatron_groups.lay_out(layouts, seed=1, timeout_minutes=timeout_minutes)
             tracker.groups = _groups()
             stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
             stack.enter_context(tracker)
             stack.enter_context(host)
-            yield Rank(number, stage, tracker, host)
+            yield Rank(number, tracker, host)
     finally:
         document_attention.forget_biases()
-        parallel_state.destroy_model_parallel()
+        megatron_groups.leave()
         dist.destroy_process_group()
 
 
 def _groups() -> dict[str, str]:
     """Name the purpose of each process group, by the group's name."""
-    groups = {
-        "DP": parallel_state.get_data_parallel_group(),
-        "PP": parallel_state.get_pipeline_model_parallel_group(),
-        "TP": parallel_state.get_tensor_model_parallel_group(),
-    }
-    # Megatron keeps a second one of the same ranks, for context parallelism.
-    dp = parallel_state.get_data_parallel_group(with_context_parallel=True)
-    return {dp.group_name: "DP", **{group.group_name: kind for kind, group in groups.items()}}
+    found: dict[str, str] = {}
+    for groups in megatron_groups.laid_out():
+        # Megatron keeps a second one of the data-parallel ranks, for context parallelism.
+        of_kind = {"DP": (groups.dp, groups.dp_cp), "PP": (groups.pp,), "TP": (groups.tp,)}
+        found |= {one.group_name: kind for kind, each in of_kind.items() for one in each}
+    return found
 
 
 def _replacements(tracker: MemoryTracker, *, is_gpu: bool) -> list[tuple[Any, str, Any]]:

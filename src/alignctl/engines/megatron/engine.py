@@ -2,8 +2,7 @@
 
 One forward path serves a laptop and 32 GPUs: micro batches without padding run through
 Megatron's own schedules; the loss is a sum, and gradients are divided once, by the global weight
-of the optimizer step. Megatron's parallel state is global to the process, so all Megatron models
-of a job share one layout.
+of the optimizer step. Models of several layouts lie on the same ranks: each has its own groups.
 """
 
 import math
@@ -14,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from megatron.core import parallel_state, tensor_parallel
+from megatron.core import tensor_parallel
 from megatron.core.distributed import (
     DistributedDataParallel,
     DistributedDataParallelConfig,
@@ -35,7 +34,8 @@ from alignctl.data.batch import IGNORE, TokenBatch
 from alignctl.engines.device import DEVICE, IS_GPU, to_device
 from alignctl.engines.megatron import optimizer as megatron_optimizer
 from alignctl.engines.megatron.forward_backward import LossPass, Observer
-from alignctl.engines.megatron.pipeline import communication
+from alignctl.engines.megatron.groups import groups_of
+from alignctl.engines.megatron.pipeline import KnownShapes
 from alignctl.engines.megatron.state import MegatronState
 from alignctl.engines.metrics import StepMetrics
 from alignctl.engines.offload import Offloaded
@@ -66,6 +66,7 @@ class MegatronEngine(MegatronState):
         base: With adapters, the model they were made for, once its weights are loaded.
         rows: The weight map of all parameters, those of adapters among them.
         parallel: The layout.
+        groups: The process groups of that layout.
         data_parallel_rank: Which share of each batch is this rank's.
         data_parallel_size: How many shares there are.
         skipped_steps: How many steps so far were left out; see `Engine`.
@@ -92,7 +93,7 @@ class MegatronEngine(MegatronState):
 
         Args:
             architecture: The model.
-            parallel: The layout; `initialize` must have been called with the same.
+            parallel: The layout, one of those that `groups.initialize` was called with.
             precision: Of weights and activations; all but fp32 with fp32 master weights and
                 gradients.
             seq_length: Longest document, in tokens.
@@ -106,6 +107,7 @@ class MegatronEngine(MegatronState):
             with_entropy: Whether losses get the entropy too.
         """
         self.architecture, self.parallel = architecture, parallel
+        self.groups = groups_of(parallel)
         self.head, self.lora, self.is_value = head, lora, is_value
         self._kernels = kernels or Kernels()
         self._attention = choose_attention(architecture, self._kernels)
@@ -114,9 +116,9 @@ class MegatronEngine(MegatronState):
         if lora is not None:
             self.rows |= adapter_map(architecture, lora)
         self.dtype: torch.dtype = BY_FLAG[precision].torch
-        self.data_parallel_rank: int = parallel_state.get_data_parallel_rank()
-        self.data_parallel_size: int = parallel_state.get_data_parallel_world_size()
-        self.is_last_stage: bool = parallel_state.is_pipeline_last_stage()
+        self.data_parallel_rank: int = self.groups.dp.rank()
+        self.data_parallel_size: int = self.groups.dp.size()
+        self.is_last_stage: bool = self.groups.pp.rank() == self.groups.pp.size() - 1
         self._seq_length = seq_length
         self._config = transformer_config(
             architecture, parallel, dtype=self.dtype, use_cpu_initialization=not IS_GPU
@@ -137,6 +139,7 @@ class MegatronEngine(MegatronState):
         model: LanguageModel = build(
             self.architecture,
             self._config,
+            self.groups,
             max_sequence_length=self._seq_length,
             kernels=self._kernels,
             head=self.head,
@@ -164,6 +167,7 @@ class MegatronEngine(MegatronState):
                     overlap_param_gather=self.parallel.overlap_param_gather,
                 ),
                 wrapped,
+                pg_collection=self.groups,
             )
             if self.parallel.overlap_grad_reduce:  # by the last micro batch alone
                 self._config.no_sync_func = wrapped.no_sync
@@ -184,6 +188,7 @@ class MegatronEngine(MegatronState):
         self._wrapped.broadcast_params()
         self.optimizer = megatron_optimizer.create(
             self._wrapped,
+            self.groups,
             self._settings,
             dtype=self.dtype,
             is_distributed=self.parallel.distributed_optimizer,
@@ -271,7 +276,9 @@ class MegatronEngine(MegatronState):
         if not found:
             return None
         ((_, collected),) = found
-        gathered = tensor_parallel.gather_from_tensor_model_parallel_region(collected)
+        gathered = tensor_parallel.gather_from_tensor_model_parallel_region(
+            collected, group=self.groups.tp
+        )
         whole: Tensor = gathered[: batch.num_tokens, : self.architecture.vocab_size]
         return whole
 
@@ -370,7 +377,7 @@ class MegatronEngine(MegatronState):
     @property
     def has_numbers(self) -> bool:
         """True if this rank's numbers count: those of one rank of the last stage do."""
-        return self.is_last_stage and parallel_state.get_tensor_model_parallel_rank() == 0
+        return self.is_last_stage and self.groups.tp.rank() == 0
 
     def _name_output(self, output: Any) -> Output | Scores | Values:
         """Name what the model's last stage returns, for losses to read."""
@@ -433,7 +440,7 @@ class MegatronEngine(MegatronState):
             learned.finalize_gradients(*args, **kwargs)
 
         self._config.finalize_model_grads_func = finalize
-        get_forward_backward_func()(
+        get_forward_backward_func(self.parallel.pp)(
             forward_step_func=forward,
             data_iterator=iter(batches),
             model=[self._wrapped],
@@ -441,7 +448,10 @@ class MegatronEngine(MegatronState):
             seq_length=self._seq_length,
             micro_batch_size=1,
             forward_only=learned is None,
-            **communication(self._config, [self.count_computed(each) for each in batches]),
+            pg_collection=self.groups,
+            p2p_communicator=KnownShapes.between(
+                self.groups.pp, self._config, [self.count_computed(each) for each in batches]
+            ),
         )
 
     def _is_flex(self, batch: TokenBatch) -> bool:

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from megatron.core.optimizer import OptimizerConfig, get_megatron_optimizer
 from megatron.core.optimizer.clip_grads import clip_grad_by_total_norm_fp32
+from megatron.core.process_groups_config import ProcessGroupCollection
 from torch import Tensor
 
 from alignctl.config.precision import LossScale
@@ -15,6 +16,7 @@ from alignctl.engines.device import IS_GPU
 
 def create(
     wrapped: Any,
+    groups: ProcessGroupCollection,
     settings: Optimizer,
     *,
     dtype: torch.dtype,
@@ -25,6 +27,7 @@ def create(
 
     Args:
         wrapped: The model in Megatron's DistributedDataParallel.
+        groups: Its process groups.
         settings: Of AdamW.
         dtype: Of the weights.
         loss_scale: Of float16 weights.
@@ -50,6 +53,8 @@ def create(
             clip_grad=settings.clip_grad or 0.0,
         ),
         [wrapped],
+        use_gloo_process_groups=False,
+        pg_collection=groups,
     )
     for group in optimizer.param_groups:
         if not IS_GPU and "fused" in group:

@@ -1,13 +1,12 @@
 """What pipeline stages send each other, of which every stage knows the shape beforehand."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Self
 
-from megatron.core import parallel_state
 from megatron.core.pipeline_parallel.p2p_communication import P2PCommunicator
-from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
+from torch.distributed import ProcessGroup
 from typing_extensions import override
 
 _Shape = tuple[int, int, int]
@@ -21,12 +20,27 @@ class KnownShapes(P2PCommunicator):
     order, forward and backward: what comes next has the shape of the next micro batch.
     """
 
-    def __init__(self, config: TransformerConfig, lengths: Sequence[int]) -> None:
-        """Prepare for one pass over micro batches of so many tokens each, as they are computed."""
-        super().__init__(parallel_state.get_pipeline_model_parallel_group(), config)
+    def __init__(
+        self, stages: ProcessGroup, config: TransformerConfig, lengths: Sequence[int]
+    ) -> None:
+        super().__init__(stages, config)
         parts = config.tensor_model_parallel_size if config.sequence_parallel else 1
         shapes = [(length // parts, 1, config.hidden_size) for length in lengths]
         self._forward, self._backward = iter(shapes), iter(shapes)
+
+    @classmethod
+    def between(
+        cls, stages: ProcessGroup, config: TransformerConfig, lengths: Sequence[int]
+    ) -> Self | None:
+        """Prepare for one pass over micro batches; None where there is one stage.
+
+        Args:
+            stages: The pipeline's group.
+            config: The model's.
+            lengths: Tokens that are computed of each micro batch: a multiple of the parts in which
+                sequence parallelism cuts them.
+        """
+        return cls(stages, config, lengths) if stages.size() > 1 else None
 
     @override
     def _communicate_shapes(
@@ -41,21 +55,3 @@ class KnownShapes(P2PCommunicator):
             next(self._forward) if recv_prev else None,
             next(self._backward) if recv_next else None,
         )
-
-
-def communication(config: TransformerConfig, lengths: Sequence[int]) -> dict[str, Any]:
-    """List what Megatron's schedule has to be given; {} of one stage.
-
-    Args:
-        config: The model's.
-        lengths: Tokens that are computed of each micro batch: a multiple of the parts in which
-            sequence parallelism cuts them.
-    """
-    if config.pipeline_model_parallel_size == 1:
-        return {}
-    names = ["tp", "pp", "cp", "dp_cp", "embd", "pos_embd"]
-    return {
-        "p2p_communicator": KnownShapes(config, lengths),
-        # The groups that it takes by itself, but wants to be named beside a communicator.
-        "pg_collection": ProcessGroupCollection.use_mpu_process_groups(names),
-    }

@@ -9,8 +9,9 @@ from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
-from megatron.core import dist_checkpointing, parallel_state, tensor_parallel
+from megatron.core import dist_checkpointing, tensor_parallel
 from megatron.core.dist_checkpointing.mapping import ShardedObject, ShardedTensor
+from megatron.core.process_groups_config import ProcessGroupCollection
 
 from alignctl.checkpoints import manifest
 from alignctl.checkpoints.auxiliary_files import copy_auxiliary_files
@@ -37,6 +38,7 @@ class MegatronState:
     Attributes:
         architecture: The whole model.
         parallel: How it is cut.
+        groups: The process groups of that layout.
         head: What is on top.
         lora: The adapters that are trained; None: all weights are.
         base: The model that they belong to.
@@ -49,6 +51,7 @@ class MegatronState:
 
     architecture: Model
     parallel: Parallel
+    groups: ProcessGroupCollection
     head: Head
     lora: Lora | None
     base: Base | None
@@ -115,7 +118,7 @@ class MegatronState:
         model, parallel = self.architecture, self.parallel
         needs_head = source.head == "lm" and self.head != "lm"
         new = new_weights(self.head, model, seed=seed) if needs_head else {}
-        rank = parallel_state.get_tensor_model_parallel_rank()
+        rank = self.groups.tp.rank()
         adapters = adapter_shapes(model, self.lora) if self.lora else {}
         verify_share(source)
         if self.lora:
@@ -167,8 +170,11 @@ def _model_state(engine: MegatronState) -> dict[str, Any]:
     Megatron's own, without the empty extra states; but it knows nothing of adapters.
     """
     if engine.lora:
-        return megatron_lora.describe_trained(engine.model, engine.rows, engine.global_name)
-    state: dict[str, Any] = engine.model.sharded_state_dict()
+        return megatron_lora.describe_trained(
+            engine.model, engine.groups, engine.rows, engine.global_name
+        )
+    metadata = {"dp_cp_group": engine.groups.dp_cp}
+    state: dict[str, Any] = engine.model.sharded_state_dict(metadata=metadata)
     return {key: value for key, value in state.items() if not key.endswith("_extra_state")}
 
 

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 
 import torch
 import torch.distributed as dist
-from megatron.core import parallel_state
 from torch import Tensor
 
 from alignctl.engines.device import DEVICE
@@ -56,14 +55,13 @@ def _whole(
 ) -> Tensor:
     """Gather one full tensor on the stage that has it, and send it to the other ranks."""
     stage = _stage(engine, row)
-    if parallel_state.get_pipeline_model_parallel_rank() == stage:
+    if engine.groups.pp.rank() == stage:
         full = _gather(engine, mine[row.megatron], row)
     else:
         full = torch.empty(shape, dtype=engine.dtype, device=DEVICE)
     if engine.parallel.pp > 1:
-        group = parallel_state.get_pipeline_model_parallel_group()
         full = full.contiguous()
-        dist.broadcast(full, group=group, group_src=stage)
+        dist.broadcast(full, group=engine.groups.pp, group_src=stage)
     return full
 
 
@@ -71,9 +69,7 @@ def _gather(engine: "MegatronEngine", shard: Tensor, row: Weight) -> Tensor:
     if engine.parallel.tp == 1 or isinstance(row.layout, Replicated):
         return shard
     shards = [torch.empty_like(shard) for _ in range(engine.parallel.tp)]
-    dist.all_gather(
-        shards, shard.contiguous(), group=parallel_state.get_tensor_model_parallel_group()
-    )
+    dist.all_gather(shards, shard.contiguous(), group=engine.groups.tp)
     return row.layout.unshard(shards)
 
 

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from megatron.core import parallel_state
+from megatron.core.process_groups_config import ProcessGroupCollection
 from torch import Tensor
 from typing_extensions import override
 
@@ -62,7 +63,10 @@ class MegatronForward(StreamedForward):
         with torch.device("meta"):
             # On the CPU, and in float32, which others are not made for.
             plain = Kernels(attention="plain")
-            self._module: Any = build(one, config, max_sequence_length=num_tokens, kernels=plain)
+            groups = ProcessGroupCollection.use_mpu_process_groups()
+            self._module: Any = build(
+                one, config, groups, max_sequence_length=num_tokens, kernels=plain
+            )
         learned = np.ones(num_tokens, np.bool_)
         self._documents = Documents.at(Pieces((0, num_tokens)), learned, torch.from_numpy)
         self._rotary = self._rotary_angles(num_tokens)
