@@ -21,7 +21,12 @@ MACHINERY = (
 )
 
 
-WORKERS = ("stages/shared/training.py", "stages/shared/on_policy.py", "doctor/gpu_trial.py")
+WORKERS = (
+    "stages/shared/training.py",
+    "stages/shared/on_policy.py",
+    "stages/shared/step_clock.py",
+    "doctor/gpu_trial.py",
+)
 """What only processes of their own import: ranks, and what tries a GPU."""
 
 

@@ -64,6 +64,16 @@ class RunFolder:
         return self.path / "tensorboard"
 
     @property
+    def tracking(self) -> Path:
+        """File of the numbers of the run with trackers: see `alignctl.reporting.trackers`."""
+        return self.path / "tracking.json"
+
+    @property
+    def profile(self) -> Path:
+        """Folder of the traces of steps that were profiled."""
+        return self.path / "profile"
+
+    @property
     def checkpoints(self) -> Path:
         """Folder of the checkpoints and of the file that names the newest."""
         return self.path / "checkpoints"

@@ -29,6 +29,7 @@ from alignctl.launch.job import Job, worker_environment
 from alignctl.launch.nodes import Nodes
 from alignctl.launch.peers import Peers
 from alignctl.models.adapters import describe
+from alignctl.reporting import trackers
 from alignctl.reporting.progress.alive import alive
 from alignctl.reporting.progress.run import display
 from alignctl.run_folder import RunFolder
@@ -137,6 +138,7 @@ def _show(config: TrainingConfig, todo: Job) -> None:
 
 def _check(stage: Stage[Any], config: TrainingConfig, nodes: Nodes) -> dict[str, Source]:
     """Look at all that this node can know before the run folder is touched."""
+    trackers.check(config.tracking.names)
     import torch  # a second and more, which is saved where something is wrong before this
 
     folder = RunFolder(config.output)

@@ -1,7 +1,6 @@
 """A rank's work in the stages that learn from data: the engine, and the loop over its steps."""
 
 import resource
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from operator import attrgetter
@@ -29,9 +28,11 @@ from alignctl.errors import RunError
 from alignctl.launch import worker
 from alignctl.launch.fingerprint import fingerprint
 from alignctl.reporting.metrics import MetricsWriter, measured, recorded
+from alignctl.reporting.profiler import Profiler
 from alignctl.run_folder import RunFolder
 from alignctl.stages.shared.prepared import prepared_data
 from alignctl.stages.shared.stage import Rows, Stage
+from alignctl.stages.shared.step_clock import StepClock
 
 Data = SFTData | PreferenceData | PretrainData
 C = TypeVar("C", bound=TrainingConfig)
@@ -232,13 +233,16 @@ def train(task: Task, step: int, note: str | None = None) -> None:
         note: A remark for the reader of the log.
     """
     progress = Progress.recall(task.folder, step, task.total_steps)
-    with MetricsWriter(task.folder, enabled=dist.get_rank() == 0, step=step) as metrics:
+    is_first, tracking = dist.get_rank() == 0, task.config.tracking.model_dump()
+    writer = MetricsWriter(task.folder, enabled=is_first, step=step, tracking=tracking)
+    profiler = Profiler(task.folder, task.config.profile.steps, enabled=is_first, step=step)
+    with writer as metrics, profiler:
         metrics.start(step, progress.total)
         if note is not None:
             metrics.note(note)
         if step == 0:
             _show_a_sample(task, metrics)
-        _take_steps(task, progress, metrics)
+        _take_steps(task, progress, metrics, profiler)
     if progress.step == progress.total and dist.get_rank() == 0:
         _write_result(task, progress)
     dist.barrier()
@@ -247,16 +251,23 @@ def train(task: Task, step: int, note: str | None = None) -> None:
 
 def _show_a_sample(task: Task, metrics: MetricsWriter) -> None:
     tokenizer = load_tokenizer(task.source.tokenizer_folder(task.config.tokenizer))
-    metrics.preview(preview.pieces(task.data.train.first(), tokenizer))
+    if isinstance(task.data, PreferenceData):
+        for label, document in task.data.train.first_pair().items():
+            metrics.preview(preview.pieces(document, tokenizer), label)
+    else:
+        metrics.preview(preview.pieces(task.data.train.first(), tokenizer))
 
 
-def _take_steps(task: Task, progress: Progress, metrics: MetricsWriter) -> None:
+def _take_steps(task: Task, progress: Progress, metrics: MetricsWriter, profiler: Profiler) -> None:
     """Take the steps of the run, with validations and checkpoints between them."""
     config = task.config
     if progress.step == 0:
         _validate(task, progress, metrics)
     while progress.step < progress.total:
+        profiler.before(progress.step + 1)
         result = _step(task, progress, metrics)
+        if trace := profiler.after(progress.step):
+            metrics.note(f"profile: {trace}")
         is_last = progress.step == progress.total
         if is_last or progress.step % config.train.eval_interval == 0:
             _validate(task, progress, metrics)
@@ -273,7 +284,7 @@ def _take_steps(task: Task, progress: Progress, metrics: MetricsWriter) -> None:
 def _step(task: Task, progress: Progress, metrics: MetricsWriter) -> StepMetrics:
     """Take one optimizer step: its batch, the training, the log."""
     config, engine = task.config, task.engine
-    started = time.perf_counter()
+    clock = StepClock(config, engine.head)
     batches = order.train_batches(
         task.data.train,
         step=progress.step,
@@ -284,6 +295,7 @@ def _step(task: Task, progress: Progress, metrics: MetricsWriter) -> StepMetrics
         dp_size=engine.data_parallel_size,
         capacity=config.pack_capacity,
     )
+    clock.note("data")
     taken = progress.step - engine.skipped_steps
     lr = learning_rate(taken, config.schedule, total_steps=progress.total)
     try:
@@ -295,6 +307,7 @@ def _step(task: Task, progress: Progress, metrics: MetricsWriter) -> StepMetrics
         )
     except NonFiniteError as error:
         raise _with_culprits(error, task, progress) from error
+    clock.note("training")
     progress.step += 1
     progress.loss = result.loss
     if progress.step % config.train.log_interval == 0 or progress.step == progress.total:
@@ -306,7 +319,7 @@ def _step(task: Task, progress: Progress, metrics: MetricsWriter) -> StepMetrics
         metrics.train(
             progress.step,
             **row,
-            tokens_per_second=result.num_tokens / (time.perf_counter() - started),
+            **clock.row(result, batches),
             tokens=result.num_tokens,
             computed_tokens=result.num_computed_tokens,
             peak_memory_gib=_peak_memory() / 2**30,

@@ -95,7 +95,17 @@ def test_the_metrics_are_of_whole_answers() -> None:
             "rejected_logprob": -8,
         }
     )
-    assert tuple(terms.metrics) == DPO.metric_names
+    assert tuple(terms.metrics) == dpo(REFERENCE).metric_names
+
+
+def test_the_terms_of_the_loss_are_told_and_add_up_to_it() -> None:
+    batch = batch_of(PAIR)
+    loss = dpo(REFERENCE, nll=0.5)
+    terms = loss(policy_output(batch, LOGPROBS), UNUSED, batch)
+    assert tuple(terms.metrics) == loss.metric_names
+    assert terms.metrics["preference_loss"].item() == pytest.approx(softplus(-0.3))
+    assert terms.metrics["nll_loss"].item() == pytest.approx(0.5)
+    assert terms.total.item() == pytest.approx(softplus(-0.3) + 0.5)
 
 
 @pytest.mark.parametrize("variant", ["sigmoid", "sigmoid_norm"])

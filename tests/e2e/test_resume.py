@@ -115,7 +115,7 @@ Start = Callable[[], "subprocess.Popen[str]"]
 
 def rows(run: RunFolder, *kinds: str) -> list[dict[str, Any]]:
     """What was measured, without what depends on the clock and the machine."""
-    clock = ("time", "tokens_per_second", "peak_memory_gib")
+    clock = ("time", "tokens_per_second", "peak_memory_gib", "seconds_data", "seconds_training")
     if not run.metrics.exists():
         return []
     lines = [line for line in run.metrics.read_text().splitlines(True) if line.endswith("\n")]

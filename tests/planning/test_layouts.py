@@ -59,7 +59,7 @@ def test_the_best_is_marked_and_can_be_pasted(
             "the reward model is supposed to be as large as the policy, and cannot be cut as "
             "roles.reward.parallel says: model.num_layers 30 is not divisible by",
         ),
-        ("--preset llama2-7b --gpu b200", "--gpu b200: unknown; known are a100-80g, a800"),
+        ("--preset llama2-7b --gpu b300", "--gpu b300: unknown; known are a100-80g, a800"),
         ("--preset llama2-7b --gpus 8 parallel.tq=2", "did you mean 'parallel.tp'?"),
     ],
 )

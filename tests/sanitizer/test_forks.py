@@ -59,10 +59,12 @@ ONLY_ON_A_GPU = {
     "engines/megatron/cpu.py load": "Megatron's functions, compiled for it",
     "evaluation/generation.py start_rollout": "bf16 by default",
     "evaluation/scoring.py RewardScorer.__enter__": "bf16 by default; Megatron's cuda is one",
+    "reporting/profiler.py Profiler.before": "kernels are traced too",
     "rollouts/alone.py process_group": "this rank's GPU, and NCCL",
     "rollouts/vllm.py Rollout._can_sleep": "vLLM gives memory back on GPUs alone",
     "rollouts/vllm.py _start": "vLLM's memory, CUDA graphs and sleep",
     "stages/eval_lm.py _measured": "bf16 by default; the harness is told the device",
+    "stages/shared/step_clock.py peak_flops": "what the GPU's maker says that it can do",
 }
 """What no machine without a GPU can run, by module and function, and what it is."""
 

@@ -13,6 +13,15 @@ from alignctl.algorithms.pairs import agreement, document_sums, pair_tensors
 from alignctl.config.sections import DPOVariant
 from alignctl.data.batch import PreferenceBatch
 
+_METRICS = (
+    "accuracy",
+    "margin",
+    "chosen_reward",
+    "rejected_reward",
+    "chosen_logprob",
+    "rejected_logprob",
+)
+
 
 @dataclass(frozen=True, eq=False)
 class DPO:
@@ -47,14 +56,10 @@ class DPO:
     label_smoothing: float
     nll: float
 
-    metric_names = (
-        "accuracy",
-        "margin",
-        "chosen_reward",
-        "rejected_reward",
-        "chosen_logprob",
-        "rejected_logprob",
-    )
+    @property
+    def metric_names(self) -> tuple[str, ...]:
+        """Names of the metrics; the loss's terms are told where there are two."""
+        return (*_METRICS, *(("preference_loss", "nll_loss") if self.nll else ()))
 
     def __post_init__(self) -> None:
         """Assert that every setting has an effect; users' mistakes were refused before."""
@@ -65,7 +70,8 @@ class DPO:
 
         The metrics are means over prompts: rewards are beta l, `margin` is their difference,
         `accuracy` the share of pairs in which it is positive (half of those in which it is 0), and
-        `chosen_logprob` and `rejected_logprob` are log p_policy of whole answers.
+        `chosen_logprob` and `rejected_logprob` are log p_policy of whole answers. With `nll`, the
+        loss is the sum of `preference_loss` and `nll_loss`.
         """
         del targets
         logprobs = document_sums(output.logprobs, batch)
@@ -77,8 +83,11 @@ class DPO:
         tokens = to_device(batch.targets_per_document, device, dtype).clamp(min=1)
         is_mean = self.variant != "sigmoid"
         losses = self._losses(ratios / tokens if is_mean else ratios, better, worse)
+        terms = {}
         if self.nll:
-            losses = losses - self.nll * (logprobs / tokens)[better]
+            likely = -self.nll * (logprobs / tokens)[better]
+            terms = {"preference_loss": losses.detach(), "nll_loss": likely.detach()}
+            losses = losses + likely
         rewards, known = self.beta * ratios.detach(), logprobs.detach()
         margins = rewards[better] - rewards[worse]
         metrics = {
@@ -88,6 +97,7 @@ class DPO:
             "rejected_reward": rewards[worse],
             "chosen_logprob": known[better],
             "rejected_logprob": known[worse],
+            **terms,
         }
         return LossTerms(
             total=(share * losses).sum(),

@@ -17,9 +17,12 @@ from alignctl.config.presets.load import STAGES, resolve
 from alignctl.config.stages import section_of
 from alignctl.errors import UserError
 from alignctl.planning.devices import device
-from alignctl.planning.layouts import fitting, look_at
+from alignctl.planning.layouts import Plan, fitting, look_at
 
 _SHOWN = 12
+
+GPUS = "a100-80g, a800, h100, h800, h200, h20, b200, l40s, a10, rtx4090 or mi300x"
+"""The names of devices.yaml, which is not read for a help text."""
 
 app = typer.Typer(**PLAIN)
 
@@ -40,9 +43,7 @@ def _plan(
         int | None,
         typer.Option(min=1, max=MOST_PROCESSES, metavar="N", help="GPUs; default: the preset's."),
     ] = None,
-    gpu: Annotated[
-        str, typer.Option(metavar="NAME", help="a100-80g, a800, h100, h800 or h200.")
-    ] = "a100-80g",
+    gpu: Annotated[str, typer.Option(metavar="NAME", help=f"{GPUS}.")] = "a100-80g",
     gpu_memory: Annotated[
         float | None,
         typer.Option(min=1, max=10**6, metavar="GIB", help="Memory of a GPU; default: that GPU's."),
@@ -63,23 +64,39 @@ def _plan(
             "give more --gpus, a shorter batch.seq_length or lora.rank=16; the preset's own "
             f"layout on {config.world_size} GPUs {verdict}",
         )
+    own = look_at(config, kind, memory) if count == config.world_size else None
     if as_json:
         console.emit(json.dumps([each.row() for each in plans], indent=2))
         return
-    console.emit(_table([each.row() for each in plans[:_SHOWN]]))
+    console.emit(
+        f"{preset} {stage} on {count} x {gpu} with {memory:g} GiB: the layouts that fit, the "
+        "fastest first; computed, not measured\n"
+    )
+    console.emit(_table(_rows(plans[:_SHOWN], own)))
+    console.emit("\n*: the fastest; =: the preset's own, where it has so many GPUs")
     console.emit(f"\nbest: {' '.join(plans[0].overrides)}")
     if len(plans) > _SHOWN:
         console.say(f"{len(plans) - _SHOWN} slower ones are left out; --json has them all")
 
 
+def _rows(plans: list[Plan], own: Plan | None) -> list[dict[str, Any]]:
+    """Describe the layouts, and the preset's own behind them where it is none of them."""
+    rows = [each.row() | {"mark": "*" if number == 0 else ""} for number, each in enumerate(plans)]
+    for row in rows:
+        if own is not None and row["overrides"] == own.overrides:
+            row["mark"] += "="
+            return rows
+    return rows if own is None else [*rows, own.row() | {"mark": "="}]
+
+
 def _table(rows: list[dict[str, Any]]) -> str:
-    """Write the layouts as a table, the best of them marked."""
+    """Write the layouts as a table, some of them marked."""
     head = ["", "TP", "PP", "DP", "micro batch", "recompute", "offload", "GiB", "s/step"]
     lines = [[*head, "tokens/s/GPU", "MFU"]]
-    for number, row in enumerate(rows):
+    for row in rows:
         lines.append(
             [
-                "*" if number == 0 else "",
+                row["mark"],
                 *(str(row[key]) for key in ("tp", "pp", "dp")),
                 str(row.get("micro_batch_size") or f"{row['micro_batch_tokens']:,} tokens"),
                 row["recompute"],

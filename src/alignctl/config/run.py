@@ -22,8 +22,10 @@ from alignctl.config.sections import (
     Model,
     Optimizer,
     Parallel,
+    Profile,
     RewardLoss,
     Section,
+    Tracking,
     Train,
 )
 
@@ -140,6 +142,8 @@ class TrainingSettings(Settings):
     """Low-rank adapters to train, of rlhf's value model too; null: all weights are trained."""
     train: Train
     checkpoint: Checkpoint = Checkpoint()
+    tracking: Tracking = Tracking()
+    profile: Profile = Profile()
 
 
 class TrainingConfig(TrainingSettings, RunConfig):
@@ -234,6 +238,7 @@ class TrainingConfig(TrainingSettings, RunConfig):
             *self.kernels.problems(self.model, self.engine),
             *(self.lora.problems(self.model) if self.lora else []),
             *self._overlap_problems(),
+            *self.profile.problems(self.train.steps),
         ]
 
     def _overlap_problems(self) -> list[str]:

@@ -549,6 +549,70 @@ class Checkpoint(Section):
     """Newest checkpoints kept on disk; null: all of them."""
 
 
+class Tracking(Section):
+    """Trackers that get what metrics.jsonl gets, by their own libraries: see docs/tracking.md."""
+
+    wandb: bool = False
+    """Weights & Biases: offline unless WANDB_API_KEY or WANDB_MODE say otherwise."""
+
+    mlflow: bool = False
+    """MLflow: in files of the run folder unless MLFLOW_TRACKING_URI names a server."""
+
+    trackio: bool = False
+    """Trackio: in the run folder unless TRACKIO_DIR names another."""
+
+    swanlab: bool = False
+    """SwanLab: offline unless SWANLAB_API_KEY or SWANLAB_MODE say otherwise."""
+
+    project: Annotated[str, Field(min_length=1, max_length=100, pattern=r"^[A-Za-z0-9._-]+$")] = (
+        "alignctl"
+    )
+    """What trackers file the run under: letters, digits, dots, dashes."""
+
+    name: Annotated[str, Field(min_length=1, max_length=200)] | None = None
+    """What the run is called there; null: the name of its folder."""
+
+    @property
+    def names(self) -> list[str]:
+        """Trackers that are wanted."""
+        return [name for name in ("wandb", "mlflow", "trackio", "swanlab") if getattr(self, name)]
+
+
+class Profile(Section):
+    """Steps of which rank 0 leaves a trace of torch's profiler."""
+
+    steps: Annotated[tuple[Count, ...], Field(min_length=2, max_length=2, strict=False)] | None = (
+        None
+    )
+    """The first and the last of them, such as [10, 12]; null: none. The trace is written to
+    profile/ in the run folder, for chrome://tracing or Perfetto."""
+
+    def problems(self, total: int | None) -> list[str]:
+        """List the reasons why these steps cannot be profiled, one line per reason.
+
+        Args:
+            total: Steps of the run, where they are known.
+        """
+        if self.steps is None:
+            return []
+        first, last = self.steps
+        shown = f"profile.steps [{first}, {last}]"
+        if last < first:
+            return [f"{shown}: the last step is before the first one"]
+        if last - first >= _MOST_PROFILED:
+            return [
+                f"{shown}: {last - first + 1} steps, and a trace of more than {_MOST_PROFILED} is "
+                "too large to be opened"
+            ]
+        if total is not None and last > total:
+            return [f"{shown}: the run has {total} steps (train.steps)"]
+        return []
+
+
+_MOST_PROFILED = 20
+"""Steps of a trace."""
+
+
 class DeepSpeed(Section):
     """How DeepSpeed spreads a model over the data-parallel ranks; acts only with that engine."""
 

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from typing_extensions import override
 
-from alignctl.data.batch import PreferenceBatch, count_computed, with_every_token_an_input
+from alignctl.data.batch import Document, PreferenceBatch, count_computed, with_every_token_an_input
 from alignctl.data.preference_documents import DROPPED
 from alignctl.data.store import (
     NO_EOS,
@@ -145,6 +145,11 @@ class PreferenceSplit(Split):
         """List the document numbers of the answers to a prompt."""
         numbers: list[int] = self.members[self.bounds[group] : self.bounds[group + 1]].tolist()
         return numbers
+
+    def first_pair(self) -> dict[str, Document]:
+        """Return the best and the worst answer to the first prompt, by what they are called."""
+        answers = sorted(self._answers(0), key=lambda number: -self.scores[number])
+        return {"better": self.document(answers[0]), "worse": self.document(answers[-1])}
 
     def best_answers(self) -> Self:
         """Return the best answer alone to each prompt: a group of one; of equals the first."""

@@ -19,7 +19,15 @@ from alignctl.launch import environment
 from alignctl.launch.fingerprint import Config, find_differences, flatten
 from alignctl.run_folder import RunFolder, read_object
 
-MAY_CHANGE = ("output", "checkpoint", "launch", "train.eval_interval", "train.log_interval")
+MAY_CHANGE = (
+    "output",
+    "checkpoint",
+    "launch",
+    "tracking",
+    "profile",
+    "train.eval_interval",
+    "train.log_interval",
+)
 """Settings, with all below them, that a resume may change: the numbers do not depend on them."""
 
 MAY_GROW = ("train.steps", "train.epochs")

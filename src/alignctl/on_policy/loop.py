@@ -33,6 +33,7 @@ from alignctl.on_policy.sampling import Experience, answer, gather
 from alignctl.on_policy.scoring import Scorer
 from alignctl.reporting.metrics import MetricsWriter, measured, recorded
 from alignctl.reporting.phases import Phases
+from alignctl.reporting.profiler import Profiler
 from alignctl.run_folder import RunFolder
 
 
@@ -99,12 +100,18 @@ class Loop:
         config = self.config
         is_first = dist.get_rank() == 0
         self._restore()
-        with MetricsWriter(self.folder, enabled=is_first, step=self.step) as metrics:
+        tracking = config.tracking.model_dump()
+        writer = MetricsWriter(self.folder, enabled=is_first, step=self.step, tracking=tracking)
+        profiler = Profiler(self.folder, config.profile.steps, enabled=is_first, step=self.step)
+        with writer as metrics, profiler:
             metrics.start(self.step, self.total)
             if self.step == 0:
                 self._validate(metrics)
             while self.step < self.total:
+                profiler.before(self.step + 1)
                 self._episode(metrics)
+                if trace := profiler.after(self.step):
+                    metrics.note(f"profile: {trace}")
                 is_last = self.step == self.total
                 if is_last or self.step % config.train.eval_interval == 0:
                     self._validate(metrics)

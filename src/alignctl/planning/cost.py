@@ -121,6 +121,26 @@ def flops_per_token(model: Model, document_tokens: int) -> tuple[float, float]:
     return products, attention
 
 
+def count_flops(
+    model: Model, tokens: float, attended: float, *, has_logits: bool, is_whole: bool
+) -> float:
+    """Count floating-point operations of a step that a model needs: what is recomputed is not.
+
+    Args:
+        model: The architecture.
+        tokens: Tokens that were computed.
+        attended: Tokens that each attends to at most, on average: the length of its document.
+        has_logits: Whether it has an output layer, which a model that scores has not.
+        is_whole: Whether all weights learn; the gradients of adapters are next to nothing.
+    """
+    products, attention = flops_per_token(model, 1)
+    attention *= attended
+    if not has_logits:
+        products -= 2 * model.padded_vocab_size(1) * model.hidden_size
+    # A forward pass; backward as much for the inputs, and of products again for the weights.
+    return tokens * ((3 if is_whole else 2) * products + 3 * attention)
+
+
 def estimate(job: Job, device: Device) -> Cost:
     """Estimate the seconds of an optimizer step."""
     per_micro_batch = _micro_batch(job, device)

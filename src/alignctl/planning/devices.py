@@ -22,6 +22,7 @@ class Device(Section):
     link_gbs: Rate
     network_gbs: Rate
     source: str
+    names: Annotated[tuple[str, ...], Field(strict=False)] = ()
 
 
 @cache
@@ -29,6 +30,15 @@ def devices() -> dict[str, Device]:
     """Read all GPUs that are known, by name."""
     text = resources.files("alignctl.planning").joinpath("devices.yaml").read_text("utf-8")
     return TypeAdapter(dict[str, Device]).validate_python(yaml.safe_load(text))
+
+
+def device_called(name: str) -> Device | None:
+    """Find a GPU by what its driver calls it, such as NVIDIA H100 80GB HBM3; None: not known."""
+    words = name.replace("-", " ").split()
+    for known in devices().values():
+        if any(all(word in words for word in each.split()) for each in known.names):
+            return known
+    return None
 
 
 def device(name: str) -> Device:

@@ -8,7 +8,7 @@ Every line is an object with `kind`, `step` (optimizer steps completed) and `tim
     validation  loss, token_accuracy ... likewise
     checkpoint  path
     note        text
-    preview     pieces: [[text, is_supervised], ...] of one sample
+    preview     pieces: [[text, is_supervised], ...] of one sample; label: better or worse
 
 JSON has no NaN or infinity: they are written as the strings "nan", "inf" and "-inf", which
 `float()` reads.
@@ -17,12 +17,13 @@ JSON has no NaN or infinity: they are written as the strings "nan", "inf" and "-
 import json
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TextIO
 
-from alignctl import atomic
-from alignctl.reporting import glossary
+from alignctl import atomic, console
+from alignctl.reporting import glossary, trackers
 from alignctl.run_folder import RunFolder
 
 if TYPE_CHECKING:
@@ -38,23 +39,33 @@ class MetricsWriter:
     that every step appears once.
     """
 
-    def __init__(self, folder: RunFolder, *, enabled: bool, step: int = 0) -> None:
+    def __init__(
+        self,
+        folder: RunFolder,
+        *,
+        enabled: bool,
+        step: int = 0,
+        tracking: Mapping[str, Any] | None = None,
+    ) -> None:
         """Open the metrics of a run.
 
         Args:
             folder: The run folder.
             enabled: Whether this rank writes; on the others every call does nothing.
             step: The completed steps that this attempt goes on from.
+            tracking: Which trackers get the same; None: none.
         """
         self._step = step
         self._lines: TextIO | None = None
         self._events: EventFileWriter | None = None
+        self._trackers: dict[str, trackers.Tracker] = {}
         if enabled:
             # A run that begins at 0 measures step 0 again: drop all rows of an unsaved attempt.
             last_kept = step or -1
             cut_after(folder, last_kept)
             self._lines = folder.metrics.open("a", encoding="utf-8", buffering=1)
             self._events = _open_events(folder, last_kept)
+            self._trackers = trackers.open_all(folder, tracking) if tracking else {}
 
     def start(self, step: int, total: int) -> None:
         """Record where this attempt begins, and how many steps the whole run has."""
@@ -80,9 +91,15 @@ class MetricsWriter:
         """Record a remark for the reader of the log, at the latest step."""
         self._write("note", self._step, {"text": text})
 
-    def preview(self, pieces: Sequence[tuple[str, bool]]) -> None:
-        """Record the decoded tokens of one sample, each with whether it is learned."""
-        self._write("preview", self._step, {"pieces": [list(piece) for piece in pieces]})
+    def preview(self, pieces: Sequence[tuple[str, bool]], label: str | None = None) -> None:
+        """Record the decoded tokens of one sample, each with whether it is learned.
+
+        Args:
+            pieces: The tokens.
+            label: What the sample is, such as better; None: there is but one.
+        """
+        named = {} if label is None else {"label": label}
+        self._write("preview", self._step, {**named, "pieces": [list(piece) for piece in pieces]})
 
     def close(self) -> None:
         """Write out what is pending; further calls are errors."""
@@ -90,6 +107,8 @@ class MetricsWriter:
             self._lines.close()
         if self._events is not None:
             self._events.close()
+        for name, tracker in self._trackers.items():
+            self._try(name, tracker.close)
 
     def __enter__(self) -> Self:
         return self
@@ -112,7 +131,26 @@ class MetricsWriter:
         # One write of one whole line: whoever follows the file never sees the parts of two rows.
         self._lines.write(json.dumps(row, allow_nan=False) + "\n")
 
+    def _try(self, name: str, act: Callable[[], None]) -> bool:
+        """Do something with a tracker; a run does not end because one of them fails."""
+        try:
+            act()
+        except Exception as error:  # whatever its library raises: a full disk, a lost server
+            text = f"warning: tracking.{name} failed and gets no more: {error}"
+            if self._lines is not None and not self._lines.closed:
+                self.note(text)
+            else:
+                console.say(text)
+            return False
+        return True
+
     def _add_scalars(self, group: str, step: int, values: Mapping[str, float]) -> None:
+        named = {f"{group}/{name}": float(value) for name, value in values.items()}
+        self._trackers = {
+            name: tracker
+            for name, tracker in self._trackers.items()
+            if self._try(name, partial(tracker.log, named, step))
+        }
         if self._events is None:
             return
         from tensorboard.compat.proto import event_pb2, summary_pb2

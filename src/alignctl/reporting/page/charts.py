@@ -40,6 +40,7 @@ MAIN = (
     Chart("mismatch_mean_difference", "Log-prob mismatch", "|trainer - sampler|, nats per token"),
     Chart("grad_norm", "Gradient norm", "before clipping"),
     Chart("tokens_per_second", "Throughput", "tokens per second, over all ranks"),
+    Chart("mfu", "MFU", "share of the GPUs' rate in bf16 that the model itself needs"),
     Chart("peak_memory_gib", "Memory", "largest so far of rank 0, GiB"),
     Chart("memory_gib_rollout", "Memory, sampling", "largest of rank 0, GiB"),
     Chart("memory_gib_training", "Memory, training", "largest of rank 0, GiB"),

@@ -49,6 +49,7 @@ class RecordedRun:
         total: Steps of the whole run, None when it never began.
         last_step: The newest step that was measured.
         times: When it was first and last measured, seconds since 1970.
+        seconds: How long its attempts took together, without the breaks between them.
         notes: Remarks, in order.
         preview: Text of a training sample in pieces, each with whether it is learned.
         damaged: Lines of the metrics that could not be read, counted from 1.
@@ -65,6 +66,7 @@ class RecordedRun:
     total: int | None = None
     last_step: int = 0
     times: tuple[float, float] | None = None
+    seconds: float | None = None
     notes: list[str] = field(default_factory=list)
     preview: list[tuple[str, bool]] = field(default_factory=list)
     damaged: list[int] = field(default_factory=list)
@@ -151,6 +153,8 @@ def _read_metrics(file: Path, run: RecordedRun) -> None:
     for row in rows_of(file, run.damaged):
         kind, step, time = str(row.get("kind")), row.get("step"), row.get("time")
         if isinstance(time, int | float) and math.isfinite(time):
+            if run.times and kind != "start":
+                run.seconds = (run.seconds or 0.0) + max(0.0, time - run.times[1])
             run.times = (run.times[0] if run.times else time, time)
         if isinstance(step, int):
             run.last_step = step
@@ -165,7 +169,9 @@ def _read_metrics(file: Path, run: RecordedRun) -> None:
         elif kind == "note":
             run.notes.append(str(row.get("text")))
         elif kind == "preview":
-            run.preview = _pieces(row.get("pieces"))
+            label = row.get("label")
+            before = [*run.preview, (f"\n\n{label}: ", False)] if isinstance(label, str) else []
+            run.preview = [*before, *_pieces(row.get("pieces"))]
     for kind, found in points.items():
         series = {name: Series(np.array(s), np.array(v)) for name, (s, v) in found.items()}
         setattr(run, kind, series)

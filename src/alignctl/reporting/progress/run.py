@@ -11,6 +11,7 @@ from typing import Any, Protocol, Self, TextIO
 from rich.console import Console, RenderableType
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Column
+from rich.text import Text
 
 from alignctl.console import note_sign, shown, still_seconds
 from alignctl.reporting import preview
@@ -32,8 +33,11 @@ _MEASURES = (
     ("loss_scale", "loss scale {:.0f}"),
     ("skipped_steps", "skipped {:.0f}"),
     ("tokens_per_second", "tokens/s {:,.0f}"),
+    ("mfu", "MFU {:.1%}"),
     ("peak_memory_gib", "memory {:.2f} GiB"),
 )
+_PHASE = "seconds_"
+"""What the names of a step's parts begin with."""
 _SMOOTHING = 0.1
 _STARTING = "starting the processes"
 _LOGGED_SECONDS = 60.0
@@ -131,7 +135,7 @@ class PlainDisplay:
                 left = duration(self._pace.seconds_left(self._total))
                 self.note(f"step {row['step']}/{self._total}  {measures(row)}  eta {left}")
             case "preview":
-                self.note(preview.plain(_pieces(row)))
+                self.note(_label(row) + preview.plain(_pieces(row)))
             case _:
                 self.note(remark(row))
 
@@ -187,7 +191,7 @@ class LiveDisplay:
             case "train":
                 self._advance(row)
             case "preview":
-                self._print(preview.render(_pieces(row)))
+                self._print(Text(_label(row), "bold") + preview.render(_pieces(row)))
             case _:
                 self.note(remark(row))
 
@@ -240,7 +244,15 @@ class LiveDisplay:
 def measures(row: Row) -> str:
     """Write the main measurements of a training step, in a fixed order."""
     # Values that are not finite come as text, see `alignctl.reporting.metrics`.
-    return "  ".join(form.format(float(row[name])) for name, form in _MEASURES if name in row)
+    shown = [form.format(float(row[name])) for name, form in _MEASURES if name in row]
+    phases = {name.removeprefix(_PHASE): row[name] for name in row if name.startswith(_PHASE)}
+    if phases:
+        shown.append(", ".join(f"{name} {_seconds(each)}" for name, each in phases.items()))
+    return "  ".join(shown)
+
+
+def _seconds(value: float) -> str:
+    return f"{value:.2f} s" if value < 10 else f"{value:.0f} s"
 
 
 def remark(row: Row) -> str:
@@ -266,6 +278,11 @@ def duration(seconds: float | None) -> str:
 
 def _number(value: object) -> str:
     return f"{value:.4f}" if isinstance(value, float) else str(value)
+
+
+def _label(row: Row) -> str:
+    """Return what a sample is called, in front of it."""
+    return f"{shown(str(row['label']))}: " if "label" in row else ""
 
 
 def _pieces(row: Row) -> list[tuple[str, bool]]:
