@@ -165,7 +165,8 @@ def test_the_errors_are_those_that_a_user_sees(run: Run) -> None:
 
 def test_the_table_of_stages_lists_the_stages_that_exist() -> None:
     listed = [name for row in table("README.md", "Stages") for name in named(row[:1])]
-    helpers = ["prepare", "plan", "report", "presets", "doctor", "verify", "launch", "rewards"]
+    others = ["plan", "report", "doctor", "verify", "launch", "rewards", "completion"]
+    helpers = ["prepare", "presets", *others]
     group = typer.main.get_command(cli.app)
     assert sorted([*listed, *helpers]) == sorted(getattr(group, "commands", {}))
     assert all(f"`{name}`" in README for name in helpers)

@@ -118,6 +118,7 @@ class Root(LazyGroup):
             "plan": "alignctl.cli.plan",
             "launch": "alignctl.cli.launch",
             "doctor": "alignctl.cli.doctor",
+            "completion": "alignctl.cli.completion",
         },
     }
 
@@ -140,7 +141,7 @@ app = typer.Typer(
         "alignctl convert-mg2hf --load runs/llama2-7b-sft --save models/llama2-7b-sft",
     ),
     cls=Root,
-    context_settings={"help_option_names": ["-h", "--help"]},
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     **PLAIN,
 )
 

@@ -2,6 +2,7 @@
 
 import inspect
 import os
+import textwrap
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,10 +41,11 @@ from alignctl.config.inputs import (
 from alignctl.config.on_policy_run import is_on_policy
 from alignctl.config.places import place, stem
 from alignctl.config.presets.library import is_ours
-from alignctl.config.presets.load import resolve
+from alignctl.config.presets.load import knob_names, resolve
 from alignctl.config.presets.problems import refuse
 from alignctl.config.rewards import file_problems
 from alignctl.config.run import TrainingConfig
+from alignctl.config.stages import section_of
 from alignctl.errors import UserError
 from alignctl.launch.nodes import NodeFlags, nnodes_in, nodes_from
 from alignctl.run_folder import RunFolder
@@ -177,8 +179,29 @@ def make_app(stage: Stage[Any], act: Callable[[Request], None] | None = None) ->
 
     train.__signature__ = _with_inputs(train, stage.inputs)  # type: ignore[attr-defined]
     app = typer.Typer(**PLAIN)
-    app.command(stage.name, help=stage.help, epilog=example(*stage.examples))(train)
+    epilog = f"{example(*stage.examples)}\n\n{_knobs(stage.name)}"
+    app.command(stage.name, help=stage.help, epilog=epilog)(train)
     return app
+
+
+def _knobs(stage: str) -> str:
+    """Write the stage's knobs for the end of its help; the mark keeps the line breaks."""
+    sections: dict[str, list[str]] = {}
+    for name in knob_names(section_of(stage)):
+        section, _, key = name.rpartition(".")
+        sections.setdefault(section, []).append(key)
+    lines = [
+        line
+        for section, keys in sections.items()
+        for line in textwrap.wrap(
+            f"{section + ': ' if section else ''}{', '.join(keys)}", 76, subsequent_indent="    "
+        )
+    ]
+    shown = "\n".join(f"  {line}" for line in lines)
+    return (
+        f"\b\nKnobs (alignctl presets show NAME {stage} has their values, docs/knobs.md explains):"
+        f"\n{shown}"
+    )
 
 
 def _with_inputs(command: Callable[..., None], inputs: tuple[Input, ...]) -> inspect.Signature:

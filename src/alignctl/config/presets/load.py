@@ -1,6 +1,6 @@
 """From a preset, flags and overrides to one validated, frozen configuration."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from copy import deepcopy
 from pathlib import Path
 from typing import Any, TypeVar
@@ -19,7 +19,14 @@ from alignctl.config.presets.document import (
     shortened,
     shown,
 )
-from alignctl.config.presets.problems import describe, did_you_mean, is_table, known_keys, refuse
+from alignctl.config.presets.problems import (
+    describe,
+    did_you_mean,
+    is_table,
+    known_keys,
+    refuse,
+    sections_of,
+)
 from alignctl.config.pretrain import PretrainSettings
 from alignctl.config.run import (
     DPOSettings,
@@ -66,6 +73,25 @@ class Preset(Section):
 
 STAGES = {section: load_class(section) for section in SECTIONS}
 """The sections of a preset that configure a run, with the configuration they become."""
+
+
+def knob_names(section: str) -> list[str]:
+    """List the knobs of a stage by their dotted keys, in the order of its configuration.
+
+    Args:
+        section: The stage, as a preset names it.
+    """
+    (settings,) = sections_of(Preset.model_fields[section].annotation)
+    return list(_names_below(settings, ""))
+
+
+def _names_below(model: type[BaseModel], prefix: str) -> Iterator[str]:
+    for name, info in model.model_fields.items():
+        below = sections_of(info.annotation)
+        if not below:
+            yield f"{prefix}{name}"
+        for each in below:
+            yield from _names_below(each, f"{prefix}{name}.")
 
 
 class PresetFile(Preset):
