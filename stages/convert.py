@@ -31,6 +31,7 @@ from alignctl.config.places import place
 from alignctl.data.tokenizer import check_fits, load_tokenizer
 from alignctl.errors import RunError, TakenError, UserError
 from alignctl.models.families import differences, model_from_hf
+from alignctl.reporting import model_card
 from alignctl.reporting.progress.bytes import BytesProgress
 from alignctl.reporting.progress.ending import finishing
 from alignctl.run_folder import LATEST
@@ -101,6 +102,12 @@ def _run(direction: Direction, options: ConvertOptions, on_wait: atomic.OnWait |
     )
     check(direction, options, source)
     console.say(f"from: {source.description}")
+    if options.base and not options.adapter_only and model_card.find_run(options.load) is None:
+        raise UserError(
+            f"--base {options.base} has no effect: --load {options.load} is no run, and gets no "
+            "model card",
+            "leave --base out, or give the run folder",
+        )
     if options.adapter_only:
         _write_adapters(options, source, on_wait)
         return source
@@ -156,9 +163,29 @@ def _convert(
             total = sum(tensor.numel * target.dtype.itemsize for tensor in source.tensors.values())
         with BytesProgress("converting", total) as progress:
             _write(source, partial, target, progress.advance)
+        if target.format == "hf":
+            _write_card(options, partial)
         written = _opened(source, partial, target)
         if options.verify != "none":
             _verify(source, written, target, is_full=options.verify == "full")
+
+
+def _write_card(options: ConvertOptions, folder: Path) -> None:
+    """Write the card of a model that a run has made; the base's own is kept beside it."""
+    if model_card.find_run(options.load) is None:
+        return
+    results = [path for path in sorted(place("answers", "").glob("*")) if path.is_dir()]
+    card = folder / model_card.NAME
+    try:
+        text = model_card.render(
+            options.load, base=options.base, results=results, is_adapter=options.adapter_only
+        )
+    except UserError as error:  # an older run, or an evaluation, is no reason not to export
+        console.say(f"note: no model card is written: {error.message}")
+        return
+    if card.is_file() and not model_card.is_ours(card):
+        card.rename(folder / "README-base.md")
+    card.write_text(text, encoding="utf-8")
 
 
 def _tell(options: ConvertOptions, source: Source, target: Target) -> None:
@@ -210,9 +237,10 @@ def _write_adapters(options: ConvertOptions, source: Source, on_wait: atomic.OnW
 
     try:
         with atomic.new_folder(options.save, on_wait) as folder:
-            peft.write(source, folder)
+            peft.write(source, folder, options.base)
+            _write_card(options, folder)
     except TakenError:
-        if not (options.save.is_dir() and peft.is_written(source, options.save)):
+        if not (options.save.is_dir() and peft.is_written(source, options.save, options.base)):
             raise
         console.say(_THERE.format(options.save))
         return

@@ -24,10 +24,19 @@ def test_a_run_in_progress_tells_what_it_has_measured(tmp_path: Path) -> None:
         2,
     )
     assert run.times == (1e9, 1e9 + 2)
+    assert run.seconds == 2
     assert run.train["loss"].steps.tolist() == [1, 2]
     np.testing.assert_equal(run.train["loss"].values, [6.0, np.nan])
     np.testing.assert_equal(run.train["grad_norm"].values, [np.inf, 1.0])
     assert run.validation["loss"].values.tolist() == [6.5]
+
+
+def test_breaks_between_attempts_are_not_time_that_a_run_took(tmp_path: Path) -> None:
+    """Two seconds, then a night, then one second."""
+    again = run_folders.start(10) | {"step": 2, "time": 1e9 + 40_000}
+    rows = [run_folders.start(10), run_folders.train(2, loss=6.0), again]
+    rows.append(run_folders.train(3, loss=5.0) | {"time": 1e9 + 40_001})
+    assert read(run_folders.write(tmp_path / "sft", rows), "sft").seconds == 3
 
 
 def test_damaged_lines_are_counted_but_an_unfinished_last_one_is_not(tmp_path: Path) -> None:

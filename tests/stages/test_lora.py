@@ -57,14 +57,19 @@ def test_the_merged_model_is_the_base_with_the_adapters_in_peft(
 ) -> None:
     run, base = tuned[0], tuned[0].parent / "base"
     for flags, name in (((), "merged"), (("--adapter-only",), "adapters")):
-        outcome = alignctl("convert-mg2hf", "--load", run, "--save", tmp_path / name, *flags)
+        where = ("--load", run, "--save", tmp_path / name, "--base", "org/tiny")
+        outcome = alignctl("convert-mg2hf", *where, *flags)
         assert outcome.code == 0, outcome.text
+        card = (tmp_path / name / "README.md").read_text()
+        assert card.startswith("---\nbase_model: org/tiny\nlibrary_name: ")
+        assert "| `lora.rank` | " in card
     assert {file.name for file in (tmp_path / "adapters").iterdir()} == {
+        "README.md",
         "adapter_config.json",
         "adapter_model.safetensors",
     }
     told = json.loads((tmp_path / "adapters/adapter_config.json").read_text())
-    assert told["lora_dropout"] == 0.05
+    assert (told["lora_dropout"], told["base_model_name_or_path"]) == (0.05, "org/tiny")
     merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
     plain = AutoModelForCausalLM.from_pretrained(base)
     with torch.no_grad():
@@ -216,4 +221,7 @@ def test_adapters_of_a_whole_model_are_refused(
 ) -> None:
     flags = ("--load", finished, "--save", tmp_path / "hf", "--adapter-only")
     assert "this is a whole model, without adapters" in refused(alignctl("convert-mg2hf", *flags))
+    weights = finished.parent / "hf"
+    flags = ("--load", weights, "--save", tmp_path / "mg", "--base", "org/tiny")
+    assert "No such option: --base" in alignctl("convert-hf2mg", *flags).err
     assert not (tmp_path / "hf").exists()

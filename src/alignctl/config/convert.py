@@ -84,6 +84,10 @@ class ConvertOptions(Section):
     adapter_only: bool = False
     """Write the adapters of a LoRA run in PEFT's format, not the model they are merged into."""
 
+    base: Annotated[str, Field(pattern=r"^[\w.~-]+(/[\w.~-]+)*$", max_length=200)] | None = None
+    """Name of the model that all began with, such as meta-llama/Llama-2-7b-hf, for the model card
+    and for PEFT; null: the path that the first run was given."""
+
     verify: Verify = "full"
     """How the result is compared with what was read."""
 

@@ -48,12 +48,13 @@ def read(folder: Path, model: Model, lora: Lora, head: Head) -> dict[str, LazyTe
     }
 
 
-def write(source: Source, folder: Path) -> None:
+def write(source: Source, folder: Path, base: str | None = None) -> None:
     """Write the adapters of a model, with its score head if it has one.
 
     Args:
         source: A checkpoint with adapters.
         folder: An empty folder.
+        base: What PEFT is told of the model they belong to; None: its path.
 
     Raises:
         UserError: The source has no adapters, is damaged, or has a head that transformers lacks.
@@ -64,23 +65,24 @@ def write(source: Source, folder: Path) -> None:
         writer = safetensors_file.Writer(stream, tensors)
         for tensor in tensors.values():
             writer.write(tensor.guard().bits())
-    write_config(folder, source.model, adapted.lora, source.head, adapted.base.path)
+    text = _config(source.model, adapted.lora, source.head, adapted.base.path, base)
+    (folder / CONFIG).write_text(text, encoding="utf-8")
     written = safetensors_file.read(folder / WEIGHTS)
     for name, tensor in tensors.items():
         if not np.array_equal(written[name].bits(), tensor.bits()):
             raise RunError(f"{folder / WEIGHTS}: {name} differs from {tensor.where}")
 
 
-def is_written(source: Source, folder: Path) -> bool:
-    """Tell whether a folder holds what `write` makes of a model, bit by bit, and nothing else.
+def is_written(source: Source, folder: Path, base: str | None = None) -> bool:
+    """Tell whether a folder holds what `write` makes of a model, bit by bit, and a card at most.
 
     Raises:
         UserError: As `write`; or a file of the folder is damaged.
     """
     tensors, adapted = _adapters(source)
-    if {file.name for file in folder.iterdir()} != {CONFIG, WEIGHTS}:
+    if {file.name for file in folder.iterdir()} - {"README.md"} != {CONFIG, WEIGHTS}:
         return False
-    wanted = _config(source.model, adapted.lora, source.head, adapted.base.path)
+    wanted = _config(source.model, adapted.lora, source.head, adapted.base.path, base)
     if user_files.read_text(folder / CONFIG) != wanted:
         return False
     written = safetensors_file.read(folder / WEIGHTS)
@@ -122,12 +124,12 @@ def write_config(folder: Path, model: Model, lora: Lora, head: Head, base: Path)
     (folder / CONFIG).write_text(_config(model, lora, head, base), encoding="utf-8")
 
 
-def _config(model: Model, lora: Lora, head: Head, base: Path) -> str:
+def _config(model: Model, lora: Lora, head: Head, base: Path, name: str | None = None) -> str:
     is_hf = (base / "config.json").is_file() and hf_files.has_weights(base)
     config: dict[str, Any] = {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM" if head == "lm" else "SEQ_CLS",
-        "base_model_name_or_path": str(base) if is_hf else None,
+        "base_model_name_or_path": name or (str(base) if is_hf else None),
         "r": lora.rank,
         "lora_alpha": lora.alpha,
         "lora_dropout": lora.dropout,

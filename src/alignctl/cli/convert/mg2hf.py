@@ -26,7 +26,8 @@ app = typer.Typer(**PLAIN)
     help=__doc__,
     epilog=example(
         "alignctl convert-mg2hf --load runs/llama2-7b-sft --save models/my-model",
-        "alignctl convert-mg2hf --load runs/llama2-7b-lora --save models/my-adapter --adapter-only",
+        "alignctl convert-mg2hf --load runs/llama2-7b-lora --save models/my-adapter \\",
+        "  --adapter-only --base meta-llama/Llama-2-7b-hf",
     ),
 )
 def _convert(
@@ -53,6 +54,14 @@ def _convert(
             "--adapter-only", help="Of a LoRA run: write its adapters, as PEFT has them, unmerged."
         ),
     ] = False,
+    base: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="Name of the base model, such as meta-llama/Llama-2-7b-hf, for the model card, "
+            "and for PEFT with --adapter-only; default: its path.",
+        ),
+    ] = None,
     verify: VerifyFlag = "full",
     wait: WaitFlag = False,
     dry_run: DryRunFlag = False,
@@ -69,5 +78,6 @@ def _convert(
         tokenizer=tokenizer,
         max_shard_size=max_shard_size,
         adapter_only=adapter_only,
+        base=base,
         verify=verify,
     )

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from html import escape
+from typing import Any
 
 import numpy as np
 from matplotlib import rc_context
@@ -302,17 +303,24 @@ def _style(palette: Palette) -> Iterator[None]:
         yield
 
 
+_POINTS = 2
+"""So few measurements are points, not a line."""
+
+
 def _add(axes: Axes, line: Line, palette: Palette) -> None:
     color = palette.runs[line.run % COLORS]
     group = f"run-{line.run}"
     steps, values = line.points.steps, line.points.values
+    # Between two points nothing was measured: a line would say that it was straight.
+    is_line = len(steps) > _POINTS
     if line.is_validation:
-        [drawn] = axes.plot(steps, values, color=color, linewidth=1.2, ls=(0, (4, 2)), gid=group)
+        style: Any = (0, (4, 2)) if is_line else "none"
+        [drawn] = axes.plot(steps, values, color=color, linewidth=1.2, ls=style, gid=group)
         drawn.set_marker("o")
         drawn.set_markersize(3.5)
     elif line.smooth is None:
-        style = "-" if line.run < COLORS else "-."
-        dots = "o" if len(steps) == 1 else None
+        style = "none" if not is_line else "-" if line.run < COLORS else "-."
+        dots = None if is_line else "o"
         axes.plot(
             steps, values, color=color, linewidth=1.6, linestyle=style, marker=dots, gid=group
         )

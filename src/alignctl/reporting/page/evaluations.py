@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, TypeGuard
 
 from alignctl.errors import UserError
-from alignctl.reporting.page.tables import ABSENT, Row, percent
+from alignctl.reporting.page.tables import ABSENT, Row, number, percent
 from alignctl.run_folder import RunFolder, read_object
 
 FILE = "result.json"
@@ -201,4 +201,4 @@ def _is_number(value: object) -> TypeGuard[int | float]:
 def _text(value: object) -> str:
     if not _is_number(value):
         return ABSENT
-    return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
+    return number(value)

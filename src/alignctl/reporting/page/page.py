@@ -135,7 +135,7 @@ def render(material: Material) -> str:
         environment=tables.table([run.environment for run in runs]),
         progress=progress(main, runs),
         rewards=list(rewards.tabulate(runs)),
-        results=tables.table([run.result or {} for run in runs]),
+        results=tables.table([run.result or {} for run in runs], is_measured=True),
         light=drawing.variables(drawing.LIGHT),
         dark=drawing.variables(drawing.DARK),
         num_colors=drawing.COLORS,
@@ -184,7 +184,7 @@ def progress(main: Sequence[charts.Chart], runs: Sequence[RecordedRun]) -> list[
 
 
 def _ends(values: Sequence[float]) -> str:
-    shown = [f"{values[0]:.4g}", f"{values[-1]:.4g}"]
+    shown = [tables.number(values[0]), tables.number(values[-1])]
     return " -> ".join(shown[: len(values)])
 
 
@@ -193,11 +193,11 @@ def mark(value: float) -> str:
     return "-" if math.isnan(value) else f"{value:.2f}"
 
 
-def duration(times: tuple[float, float] | None) -> str:
-    """Write the time from first to last measurement, breaks between attempts included."""
-    if times is None:
+def duration(seconds: float | None) -> str:
+    """Write how long a run has taken; a dash where nothing was measured."""
+    if seconds is None:
         return "-"
-    minutes, seconds = divmod(round(times[1] - times[0]), 60)
+    minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{seconds:02d}"
 

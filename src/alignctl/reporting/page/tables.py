@@ -30,12 +30,25 @@ def percent(share: float, interval: tuple[float, float] | None = None) -> str:
     return f"{100 * share:.1f} [{100 * interval[0]:.1f}, {100 * interval[1]:.1f}]"
 
 
-def table(columns: Sequence[dict[str, Any]]) -> list[Row]:
-    """Make rows of all names that any column has, in the order in which they are first met."""
+def number(value: float) -> str:
+    """Write what was measured, in four digits; whole numbers in all of theirs."""
+    return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
+
+
+def table(columns: Sequence[dict[str, Any]], *, is_measured: bool = False) -> list[Row]:
+    """Make rows of all names that any column has, in the order in which they are first met.
+
+    Args:
+        columns: Nested values.
+        is_measured: Whether floats were measured; those that were set are shown as they were.
+    """
     flat = [dict(flatten(column)) for column in columns]
     names = dict.fromkeys(name for column in flat for name in column)
     return [
-        Row(name, [_text(column[name]) if name in column else ABSENT for column in flat])
+        Row(
+            name,
+            [_text(column[name], is_measured) if name in column else ABSENT for column in flat],
+        )
         for name in names
     ]
 
@@ -51,13 +64,13 @@ def flatten(value: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]
             yield name, shown
 
 
-def _text(value: Any) -> str:
+def _text(value: Any, is_measured: bool) -> str:
     if isinstance(value, str):
         return value
     if value is None:
         return "none"
     if isinstance(value, float):
-        return f"{value:.6g}"
+        return number(value) if is_measured else f"{value:.15g}"
     if isinstance(value, list):
         return ", ".join(str(hide("", each)) for each in value) or "none"
     return json.dumps(value)
