@@ -1,5 +1,6 @@
 """Tiny models with random weights and a tokenizer, as Hugging Face folders."""
 
+import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ from alignctl.config.sections import Model
 from alignctl.data.rows.schemas import ASSISTANT, HUMAN
 from alignctl.models.families import FAMILIES
 
+# transformers may look for DeepSpeed, which would tell at length that there is no GPU.
+os.environ.setdefault("DS_ACCELERATOR", "cpu")
 logging.disable_progress_bar()  # of reading and writing half a million weights
 
 SPECIAL_TOKENS = {

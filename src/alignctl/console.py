@@ -35,7 +35,7 @@ def emit(text: str) -> None:
 
 
 _spoken = [time.monotonic()]
-"""When something was last shown to a person, or the program began."""
+"""When the program began, and when something was last shown to a person."""
 
 
 def say(text: str) -> None:
@@ -46,12 +46,17 @@ def say(text: str) -> None:
 
 def note_sign() -> None:
     """Note that a person has just seen something move."""
-    _spoken[0] = time.monotonic()
+    _spoken[1:] = [time.monotonic()]
+
+
+def has_spoken() -> bool:
+    """Tell whether a person has seen anything move yet."""
+    return len(_spoken) > 1
 
 
 def still_seconds() -> float:
     """Return for how long nothing has moved."""
-    return time.monotonic() - _spoken[0]
+    return time.monotonic() - _spoken[-1]
 
 
 def note_all(lines: Iterable[str]) -> None:

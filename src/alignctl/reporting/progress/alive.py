@@ -10,6 +10,13 @@ from alignctl.reporting.progress.stopwatch import Stopwatch
 STILL_SECONDS = 8.0
 """How long nothing is said before a sign is given."""
 
+FIRST_SECONDS = 2.0
+"""The same for the first sign of a program."""
+
+
+def _limit() -> float:
+    return STILL_SECONDS if console.has_spoken() else min(FIRST_SECONDS, STILL_SECONDS)
+
 
 @contextmanager
 def alive(what: str) -> Iterator[None]:
@@ -23,8 +30,8 @@ def alive(what: str) -> Iterator[None]:
     watch, is_over = Stopwatch(), threading.Event()
 
     def wait() -> None:
-        while not is_over.wait(max(0.1, STILL_SECONDS - console.still_seconds())):
-            if console.still_seconds() >= STILL_SECONDS:
+        while not is_over.wait(max(0.05, _limit() - console.still_seconds())):
+            if console.still_seconds() >= _limit():
                 console.say(f"{what}: {watch.seconds:.0f} s so far")
 
     thread = threading.Thread(target=wait, name="alive", daemon=True)
