@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from alignctl.cli.eval.models import EvalOutputFlag, JSONFlag, split_models
+from alignctl.cli.eval.models import EvalOutputFlag, JSONFlag, measure, split_models
 from alignctl.cli.flags import DryRunFlag, TokenizerFlag, example
 from alignctl.cli.lazy import PLAIN
 from alignctl.config.bounds import A_YEAR, MOST
@@ -115,29 +115,29 @@ def _mt_bench(
     dry_run: DryRunFlag = False,
 ) -> None:
     models, overrides = split_models(arguments)
-    benchmark.run(
-        benchmark.Benchmark(
-            models=models,
-            endpoint=endpoint(
-                judge_model,
-                judge_url,
-                judge_key_variable,
-                judge_parameter or [],
-                concurrency=concurrency,
-                timeout_seconds=timeout,
-                num_attempts=attempts,
-                needs_key=not dry_run,
-            ),
-            generation=options(MTBenchGeneration, {}, overrides),
-            output=output,
-            mode="pairwise" if pairwise else "single",
-            tokenizer=tokenizer,
-            questions=questions,
-            references=references,
-            judge_prompts=judge_prompts,
-            limit=limit,
-            prices=Prices(prompt_price, completion_price),
+    asked = benchmark.Benchmark(
+        models=models,
+        endpoint=endpoint(
+            judge_model,
+            judge_url,
+            judge_key_variable,
+            judge_parameter or [],
+            concurrency=concurrency,
+            timeout_seconds=timeout,
+            num_attempts=attempts,
+            needs_key=not dry_run,
         ),
-        as_json=as_json,
-        is_dry=dry_run,
+        generation=options(MTBenchGeneration, {}, overrides),
+        output=output,
+        mode="pairwise" if pairwise else "single",
+        tokenizer=tokenizer,
+        questions=questions,
+        references=references,
+        judge_prompts=judge_prompts,
+        limit=limit,
+        prices=Prices(prompt_price, completion_price),
     )
+    if dry_run:
+        benchmark.run(asked, as_json=as_json, is_dry=True)
+    else:
+        measure("eval mt-bench", output, lambda: benchmark.run(asked, as_json=as_json))
