@@ -44,6 +44,14 @@ def test_a_batch_holds_whole_groups_with_their_scores() -> None:
     assert split.batch([]).rows == (-1,)
 
 
+def test_the_first_prompts_best_and_worst_answers_are_what_is_shown() -> None:
+    split = split_of([3, 2])
+    assert {name: each.row for name, each in split.first_pair().items()} == {
+        "better": 2,
+        "worse": 0,
+    }
+
+
 def test_the_best_answers_are_groups_of_one_and_of_equals_the_first_counts() -> None:
     """Scores 0 1, 2 3 4 with 3 raised to 4, 5 6."""
     split = split_of([2, 3, 2])

@@ -5,8 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from alignctl.config.presets.load import load_preset
-from alignctl.planning.cost import Job, estimate, flops_per_token
-from alignctl.planning.devices import device, devices
+from alignctl.planning.cost import Job, count_flops, estimate, flops_per_token
+from alignctl.planning.devices import device, device_called, devices
 from benchmarks import step_time
 
 LLAMA = load_preset("llama2-7b").model
@@ -79,3 +79,36 @@ def test_logits_in_chunks_cost_their_product_once_more() -> None:
     share = 32_000 * 4096 / (6_738_415_616 - 32_000 * 4096 - 4096) / 3
     assert chunked.compute == pytest.approx((1 + share) * plain.compute, rel=1e-4)
     assert chunked.memory == plain.memory
+
+
+def test_the_operations_of_a_step_are_three_passes_and_those_of_adapters_nearly_two() -> None:
+    """Attention has no weights: its backward pass is twice its forward pass in any case."""
+    products, attention = flops_per_token(LLAMA, 4096)
+    logits = 2 * LLAMA.padded_vocab_size(1) * LLAMA.hidden_size
+    whole = count_flops(LLAMA, 10, 4096, has_logits=True, is_whole=True)
+    scores = count_flops(LLAMA, 10, 4096, has_logits=False, is_whole=True)
+    adapters = count_flops(LLAMA, 10, 4096, has_logits=True, is_whole=False)
+    assert whole == pytest.approx(30 * (products + attention))
+    assert scores == pytest.approx(whole - 30 * logits)
+    assert adapters == pytest.approx(whole - 10 * products)
+
+
+@pytest.mark.parametrize(
+    ("called", "name"),
+    [
+        ("NVIDIA H100 80GB HBM3", "h100"),
+        ("NVIDIA H200", "h200"),
+        ("NVIDIA A100-SXM4-80GB", "a100-80g"),
+        ("NVIDIA A10", "a10"),
+        ("NVIDIA L40S", "l40s"),
+        ("NVIDIA GeForce RTX 4090", "rtx4090"),
+        ("AMD Instinct MI300X", "mi300x"),
+    ],
+)
+def test_a_gpu_is_known_by_what_its_driver_calls_it(called: str, name: str) -> None:
+    assert device_called(called) == device(name)
+
+
+@pytest.mark.parametrize("called", ["NVIDIA A10G", "NVIDIA H100 PCIe", "NVIDIA L4", ""])
+def test_a_gpu_of_another_rate_is_not_taken_for_one_that_is_known(called: str) -> None:
+    assert device_called(called) is None

@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 
 from alignctl import cli
+from alignctl.cli.plan import GPUS
 from alignctl.config.presets.load import STAGES, resolve
-from alignctl.planning.devices import device
+from alignctl.planning.devices import device, devices
 from alignctl.planning.layouts import fitting, look_at
 
 
@@ -47,6 +48,8 @@ def test_the_best_is_marked_and_can_be_pasted(
     assert run("alignctl plan --preset llama2-7b --gpus 8", monkeypatch) == 0
     lines = capsys.readouterr().out.splitlines()
     assert sum(line.startswith("*") for line in lines) == 1
+    assert lines[0].startswith("llama2-7b sft on 8 x a100-80g with 80 GiB: the layouts that fit")
+    assert sum(line.startswith("=") for line in lines[:-3]) == 1
     assert lines[-1].startswith("best: launch.nproc_per_node=8 ")
 
 
@@ -71,3 +74,7 @@ def test_what_cannot_be_planned_is_said(
 ) -> None:
     assert run(f"alignctl plan {command}", monkeypatch) == 2
     assert expected in capsys.readouterr().err
+
+
+def test_the_help_names_the_gpus_that_are_known() -> None:
+    assert set(GPUS.replace(" or ", ", ").split(", ")) == set(devices())
