@@ -76,7 +76,7 @@ STAGE = Stage(
     rows="datasets",
     work=work,
     loss=make_loss,
-    following="alignctl sft --preset {preset} --load {run}",
+    following="alignctl sft{preset} --load {run}",
 )
 
 if __name__ == "__main__":

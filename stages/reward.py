@@ -90,7 +90,7 @@ STAGE = Stage(
     starts_from=("policy", "reward"),
     after_rows=say_which_head,
     loss=make_loss,
-    following="alignctl rlhf --preset {preset} --load {load} --reward-load {run}",
+    following="alignctl rlhf{preset} --load {load} --reward-load {run}",
 )
 
 if __name__ == "__main__":

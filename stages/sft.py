@@ -48,7 +48,7 @@ STAGE = Stage(
     rows="documents",
     work=work,
     loss=make_loss,
-    following="alignctl reward --preset {preset} --load {run}",
+    following="alignctl reward{preset} --load {run}",
 )
 
 if __name__ == "__main__":

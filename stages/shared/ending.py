@@ -6,6 +6,7 @@ from typing import Any
 
 from alignctl import console
 from alignctl.config.places import place
+from alignctl.config.presets.library import is_ours
 from alignctl.config.run import TrainingConfig
 from alignctl.reporting.progress.ending import tell
 from alignctl.run_folder import RunFolder
@@ -40,9 +41,11 @@ def next_command(stage: Stage[Any], config: TrainingConfig) -> str:
     if stage.following is None and config.engine == "deepspeed" and config.lora is None:
         # Its checkpoints are Hugging Face folders: there is nothing to convert.
         return generate_command(run)
+    # A preset that was made for the model is no file: it is made again from the run.
+    is_there = is_ours(config.preset) or Path(config.preset).is_file()
     words = stage.following or "alignctl convert-mg2hf --load {run} --save {model}"
     return words.format(
-        preset=shlex.quote(config.preset),
+        preset=f" --preset {shlex.quote(config.preset)}" if is_there else "",
         load=shlex.quote(str(config.load)),
         run=shlex.quote(str(run)),
         model=shlex.quote(str(place("models", run.name))),

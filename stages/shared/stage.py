@@ -54,8 +54,8 @@ class Stage(Generic[C]):
         after_rows: Does what is left to do before the ranks start, when the rows are prepared.
         loss: Makes what is minimised, where rows are learned from; for a simulation too.
         learner: Makes what learns from an episode, where the policy writes the answers itself.
-        following: The command that usually comes after it, with {preset}, {load} and {run} in it;
-            None: what it made is converted back.
+        following: The command that usually comes after it, with {preset} (the flag), {load} and
+            {run} in it; None: what it made is converted back.
     """
 
     name: str

@@ -47,6 +47,13 @@ def test_the_next_command_can_be_typed_as_it_is_said(stage: str, words: str) -> 
     assert next_command(load_stage(stage), config) == f"alignctl {words}"
 
 
+def test_a_preset_that_is_no_file_is_left_out_of_the_next_command() -> None:
+    flags = {"output": Path("runs/here"), "load": Path("model")}
+    config = resolve(STAGES["sft"], "tiny-llama", flags, [])
+    made = config.model_copy(update={"preset": "made-for-it.yaml"})
+    assert next_command(load_stage("sft"), made) == "alignctl reward --load runs/here"
+
+
 def test_what_deepspeed_has_trained_need_not_be_converted() -> None:
     words = ["engine=deepspeed", "parallel.tp=1"]
     flags = {"output": Path("runs/here"), "load": Path("sft")}
