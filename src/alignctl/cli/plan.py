@@ -73,7 +73,7 @@ def _plan(
         "fastest first; computed, not measured\n"
     )
     console.emit(_table(_rows(plans[:_SHOWN], own)))
-    console.emit("\n*: the fastest; =: the preset's own, where it has so many GPUs")
+    console.emit("\nmarked: * the fastest" + ("" if own is None else ", = the preset's own"))
     console.emit(f"\nbest: {' '.join(plans[0].overrides)}")
     if len(plans) > _SHOWN:
         console.say(f"{len(plans) - _SHOWN} slower ones are left out; --json has them all")
