@@ -8,6 +8,7 @@ look things up in `RunFolder(path)`.
 """
 
 import json
+import os
 import re
 import shutil
 from dataclasses import dataclass
@@ -77,6 +78,11 @@ class RunFolder:
     def checkpoints(self) -> Path:
         """Folder of the checkpoints and of the file that names the newest."""
         return self.path / "checkpoints"
+
+    @property
+    def best(self) -> Path:
+        """Link to the best checkpoint, where a run keeps it."""
+        return self.path / "best"
 
     @property
     def data(self) -> Path:
@@ -174,6 +180,39 @@ class RunFolder:
     def write_result(self, result: dict[str, Any]) -> None:
         """Mark the run as finished; everything the result refers to must be on the disk by now."""
         atomic.write_text(self.result, json.dumps(result, indent=2) + "\n")
+
+
+_ITERATION = re.compile(r"(?:iter_)?([0-9]{1,15})\Z")
+
+
+def checkpoint_at(path: Path) -> Path:
+    """Find the checkpoint that `RUN@best` or `RUN@iter_100` means; leave other paths as they are.
+
+    A path that is there means itself, whatever its name is.
+
+    Raises:
+        UserError: The run is there, and has no such checkpoint.
+    """
+    name, at, which = path.name.rpartition("@")
+    run = path.with_name(name) if name else path.parent
+    if not at or os.path.lexists(path) or not run.is_dir():
+        return path
+    folder = run / "checkpoints" if (run / "checkpoints").is_dir() else run
+    best = RunFolder(run).best
+    if which == "best" and best.is_dir():
+        return best.parent / best.readlink() if best.is_symlink() else best
+    if (found := _ITERATION.match(which)) is not None:
+        checkpoint = folder / f"iter_{int(found[1]):07d}"
+        if checkpoint.is_dir():
+            return checkpoint
+    there = sorted(each for each in folder.glob("iter_*") if _ITERATION.match(each.name))
+    known = [f"@iter_{int(each.name.removeprefix('iter_'))}" for each in there if each.is_dir()]
+    known = [*(["@best"] if best.is_dir() else []), *known]
+    missing = "; a run keeps its best with checkpoint.keep_best" if which == "best" else ""
+    raise UserError(
+        f"{path}: there is no checkpoint {which!r} in {run}{missing}",
+        f"there are {', '.join(known)}" if known else f"{run} holds no checkpoints by iteration",
+    )
 
 
 def read_object(path: Path) -> dict[str, Any]:

@@ -37,7 +37,7 @@ from alignctl.stages.shared.ending import tell_run
 from alignctl.stages.shared.other_models import open_others
 from alignctl.stages.shared.own_rewards import keep_sources
 from alignctl.stages.shared.prepared import choose_data
-from alignctl.stages.shared.rows import KINDS
+from alignctl.stages.shared.rows import KINDS, require_held_out
 from alignctl.stages.shared.stage import Stage
 
 
@@ -246,6 +246,7 @@ def _prepare(stage: Stage[Any], config: TrainingConfig, source: Source, attempt:
     tokenizer = load_tokenizer(source.tokenizer_folder(settled.tokenizer))
     folder = kind.prepare(config, tokenizer, attempt.folder.data)
     choose_data(folder, kind.what.format(train=config.data.train), attempt)
+    require_held_out(config, kind, folder)
     for line in kind.describe(config, folder):
         console.say(line)
     stage.after_rows(config, source, attempt)

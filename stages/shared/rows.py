@@ -14,9 +14,10 @@ from rich.text import Text
 from alignctl import console
 from alignctl.config.on_policy_run import OnPolicyConfig
 from alignctl.config.pretrain import PretrainConfig
-from alignctl.config.run import PreferenceConfig, SFTConfig
+from alignctl.config.run import PreferenceConfig, SFTConfig, TrainingConfig
 from alignctl.corpus import preparation as corpora
 from alignctl.corpus.inspection import describe_lengths
+from alignctl.corpus.samples import PretrainData
 from alignctl.data import preferences, preview, prompts, sft
 from alignctl.data.batch import Document
 from alignctl.data.preference_store import PreferenceData
@@ -41,12 +42,14 @@ class Kind:
         describe: Of a configuration and that folder: what became of the rows, and how far a run
             goes with them; refuses rows that the run could do nothing with.
         show: Of that folder: how long the rows are, and so many of them as they are learned.
+        holds_out: Of that folder: whether there is something to validate on.
         what: How messages name such data.
     """
 
     prepare: Callable[[Any, Tokenizer, Path], Path]
     describe: Callable[[Any, Path], Iterator[str]]
     show: Callable[[Path, Tokenizer, int], Iterator[str | Text]]
+    holds_out: Callable[[Path], bool]
     what: str = "{train}: the rows"
 
 
@@ -172,11 +175,51 @@ def _say_nothing(*_: Any) -> Iterator[str]:
 
 
 KINDS: dict[Rows, Kind] = {
-    "documents": Kind(_prepare_documents, _describe_documents, _show_documents),
-    "preferences": Kind(_prepare_preferences, _describe_preferences, _show_preferences),
-    "prompts": Kind(_prepare_prompts, _describe_prompts, _show_prompts),
-    "datasets": Kind(_prepare_datasets, _say_nothing, _say_nothing, "the datasets"),
+    "documents": Kind(
+        _prepare_documents,
+        _describe_documents,
+        _show_documents,
+        lambda folder: SFTData.open(folder).validation is not None,
+    ),
+    "preferences": Kind(
+        _prepare_preferences,
+        _describe_preferences,
+        _show_preferences,
+        lambda folder: PreferenceData.open(folder).validation is not None,
+    ),
+    "prompts": Kind(
+        _prepare_prompts,
+        _describe_prompts,
+        _show_prompts,
+        lambda folder: PromptData.open(folder).summary.validation > 0,
+    ),
+    "datasets": Kind(
+        _prepare_datasets,
+        _say_nothing,
+        _say_nothing,
+        lambda folder: PretrainData.open(folder).validation is not None,
+        "the datasets",
+    ),
 }
+
+
+def require_held_out(config: TrainingConfig, kind: Kind, folder: Path) -> None:
+    """Refuse to watch what is never measured, as nothing is held out.
+
+    Raises:
+        UserError: There is nothing to validate on, and a validation is to decide something.
+    """
+    knobs = {
+        "checkpoint.keep_best": config.checkpoint.keep_best,
+        "train.patience": config.train.patience,
+    }
+    for name, value in knobs.items():
+        if value is not None and not kind.holds_out(folder):
+            raise UserError(
+                f"{name} {value}: nothing is held out of {config.data.train}, so nothing is "
+                "measured that could tell which checkpoint is better",
+                "give --validation-data FILE, or a share of the rows: data.validation_fraction=0.1",
+            )
 
 
 def _marks() -> str:

@@ -12,6 +12,7 @@ from alignctl.errors import UserError
 from alignctl.launch.environment import gpu_names
 from alignctl.planning.devices import device, devices
 from alignctl.planning.suggestion import Machine, suggest
+from alignctl.run_folder import checkpoint_at
 
 _ENDINGS = ("-mg", "-hf", *(f"-{stage}" for stage in NAMES))
 
@@ -39,7 +40,7 @@ def suggest_for(load: Path, machine: Machine, stage: str | None = None) -> str:
 
 def name_for(load: Path) -> str:
     """Name the preset of a model after its folder, as the places by convention do."""
-    name = load.resolve().name
+    name = _run_of(load).resolve().name
     for ending in _ENDINGS:
         name = name.removesuffix(ending)
     return f"{name}.yaml"
@@ -47,8 +48,14 @@ def name_for(load: Path) -> str:
 
 def recorded_preset(load: Path) -> str | None:
     """Return the preset that a run was started with, None of what is no run."""
-    found = places.recorded(load, "preset")
+    found = places.recorded(_run_of(load), "preset")
     return found if isinstance(found, str) else None
+
+
+def _run_of(load: Path) -> Path:
+    """Return the run that `RUN@best` is of; other paths as they are."""
+    checkpoint = checkpoint_at(load)
+    return load if checkpoint == load else checkpoint.parent.parent
 
 
 def named_machine(gpus: int, name: str, memory_gib: float | None = None) -> Machine:

@@ -22,6 +22,7 @@ from alignctl.data.preference_store import PreferenceData
 from alignctl.data.store import SFTData
 from alignctl.data.tokenizer import load_tokenizer
 from alignctl.engines import checkpoints, rendezvous
+from alignctl.engines.best import Watch, link_best
 from alignctl.engines.metrics import StepMetrics
 from alignctl.engines.protocol import Engine, NonFiniteError
 from alignctl.errors import RunError
@@ -84,15 +85,24 @@ class Progress:
 
     step: int
     total: int
+    watch: Watch
     first_validation: float | None = None
     loss: float | None = None
     validation: dict[str, float] | None = None
 
+    @property
+    def is_done(self) -> bool:
+        """True if no step is left, or patience has ended."""
+        return self.step == self.total or self.watch.is_over
+
     @classmethod
-    def recall(cls, folder: RunFolder, step: int, total: int) -> "Progress":
+    def recall(cls, task: Task, step: int) -> "Progress":
         """Restore where the run was at a step from its metrics: earlier attempts belong to it."""
-        progress = cls(step=step, total=total)
-        for row in recorded(folder, until=step):
+        progress = cls(step=step, total=task.total_steps, watch=Watch.of(task.config))
+        rows = recorded(task.folder, until=step)
+        if step:
+            progress.watch.recall(task.folder, rows, links=dist.get_rank() == 0)
+        for row in rows:
             if row["kind"] == "train":
                 progress.loss = row["loss"]
             elif row["kind"] == "validation":
@@ -232,7 +242,7 @@ def train(task: Task, step: int, note: str | None = None) -> None:
         step: Steps taken so far.
         note: A remark for the reader of the log.
     """
-    progress = Progress.recall(task.folder, step, task.total_steps)
+    progress = Progress.recall(task, step)
     is_first, tracking = dist.get_rank() == 0, task.config.tracking.model_dump()
     writer = MetricsWriter(task.folder, enabled=is_first, step=step, tracking=tracking)
     profiler = Profiler(task.folder, task.config.profile.steps, enabled=is_first, step=step)
@@ -243,7 +253,7 @@ def train(task: Task, step: int, note: str | None = None) -> None:
         if step == 0:
             _show_a_sample(task, metrics)
         _take_steps(task, progress, metrics, profiler)
-    if progress.step == progress.total and dist.get_rank() == 0:
+    if progress.is_done and dist.get_rank() == 0:
         _write_result(task, progress)
     dist.barrier()
     dist.destroy_process_group()
@@ -260,25 +270,39 @@ def _show_a_sample(task: Task, metrics: MetricsWriter) -> None:
 
 def _take_steps(task: Task, progress: Progress, metrics: MetricsWriter, profiler: Profiler) -> None:
     """Take the steps of the run, with validations and checkpoints between them."""
-    config = task.config
+    config, watch = task.config, progress.watch
     if progress.step == 0:
         _validate(task, progress, metrics)
-    while progress.step < progress.total:
+    while not progress.is_done:
         profiler.before(progress.step + 1)
         result = _step(task, progress, metrics)
         if trace := profiler.after(progress.step):
             metrics.note(f"profile: {trace}")
-        is_last = progress.step == progress.total
-        if is_last or progress.step % config.train.eval_interval == 0:
-            _validate(task, progress, metrics)
+        is_best = False
+        if progress.step == progress.total or progress.step % config.train.eval_interval == 0:
+            is_best = _validate(task, progress, metrics) and watch.keeps_best
+        is_last = progress.is_done
         is_stopping = result.is_stop_requested and not is_last
-        if is_last or is_stopping or progress.step % config.checkpoint.save_interval == 0:
-            offset = task.score_offset(task) if is_last and task.score_offset else None
-            path = task.checkpoints.save(task.engine, progress.step, score_offset=offset)
-            metrics.checkpoint(progress.step, path)
+        is_due = progress.step % config.checkpoint.save_interval == 0
+        if is_last or is_best or is_stopping or is_due:
+            needs_offset = (is_last or is_best) and task.score_offset is not None
+            _save(task, progress, metrics, needs_offset=needs_offset)
+        if is_best:
+            if dist.get_rank() == 0:
+                link_best(task.folder, progress.step)
+            metrics.note(watch.describe_best())
+        if is_last and progress.step < progress.total:
+            metrics.note(watch.describe_end(progress.step, progress.total))
         if is_stopping:
             metrics.note(f"stopped after step {progress.step} of {progress.total}, as asked")
             return
+
+
+def _save(task: Task, progress: Progress, metrics: MetricsWriter, *, needs_offset: bool) -> None:
+    """Write a checkpoint; of a reward model that others may score by, with what it is off by."""
+    offset = task.score_offset(task) if needs_offset and task.score_offset else None
+    path = task.checkpoints.save(task.engine, progress.step, score_offset=offset)
+    metrics.checkpoint(progress.step, path)
 
 
 def _step(task: Task, progress: Progress, metrics: MetricsWriter) -> StepMetrics:
@@ -327,11 +351,15 @@ def _step(task: Task, progress: Progress, metrics: MetricsWriter) -> StepMetrics
     return result
 
 
-def _validate(task: Task, progress: Progress, metrics: MetricsWriter) -> None:
-    """Measure loss and metrics on the held-out rows, weighted as in training, always the same."""
+def _validate(task: Task, progress: Progress, metrics: MetricsWriter) -> bool:
+    """Measure loss and metrics on the held-out rows, weighted as in training, always the same.
+
+    Returns:
+        Whether the model is better than ever before.
+    """
     config, engine = task.config, task.engine
     if task.data.validation is None:
-        return
+        return False
     limit = config.train.eval_batches
     batches = order.validation_batches(
         task.data.validation,
@@ -346,6 +374,7 @@ def _validate(task: Task, progress: Progress, metrics: MetricsWriter) -> None:
     if progress.step == 0:
         progress.first_validation = result.loss
     metrics.validation(progress.step, **progress.validation)
+    return progress.watch.observe(progress.step, progress.validation)
 
 
 def _write_result(task: Task, progress: Progress) -> None:
@@ -357,6 +386,7 @@ def _write_result(task: Task, progress: Progress) -> None:
         "loss": progress.loss,
         "first_validation_loss": progress.first_validation,
         "validation": progress.validation,
+        **progress.watch.result,
     }
     if task.score_offset is not None:
         result["score_offset"] = manifest.read(task.folder.path / checkpoint).score_offset

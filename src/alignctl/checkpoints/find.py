@@ -35,7 +35,7 @@ from alignctl.models.families import (
     weight_map,
 )
 from alignctl.models.weight_map import Vocabulary, full_shape
-from alignctl.run_folder import LATEST
+from alignctl.run_folder import LATEST, checkpoint_at
 
 _NO_ORDER = (
     "nothing in these {} files says which rank wrote them, so their names were believed: had two "
@@ -47,8 +47,8 @@ def find(path: Path, *, vocab_divisor: int = 128, expected: Model | None = None)
     """Find the model that a path means, and look at every name, shape and type in it.
 
     Accepts a Hugging Face folder, one checkpoint (`.../iter_0000100`), a folder of checkpoints
-    with `latest_checkpointed_iteration.txt`, a run folder (its latest checkpoint), or a DeepSpeed
-    checkpoint with the model's config.json beside it.
+    with `latest_checkpointed_iteration.txt`, a run folder (its latest checkpoint; `RUN@best` or
+    `RUN@iter_100` another one), or a DeepSpeed checkpoint with the model's config.json beside it.
 
     Args:
         path: The folder.
@@ -59,6 +59,7 @@ def find(path: Path, *, vocab_divisor: int = 128, expected: Model | None = None)
         UserError: There is no such folder, or it is none of these, or it is incomplete.
     """
     try:
+        path = checkpoint_at(path)
         source = _find(path, vocab_divisor, expected)
         changed = (
             manifest.find_changed_texts(source.path, source.manifest) if source.manifest else ()

@@ -12,6 +12,7 @@ from alignctl.config import places
 from alignctl.config.presets.problems import refuse
 from alignctl.config.run import TrainingConfig
 from alignctl.errors import UserError
+from alignctl.run_folder import checkpoint_at
 
 
 def never(_: Any) -> bool:
@@ -114,7 +115,9 @@ def require_inputs(
         if are_here and not is_known and not each.is_dataset:
             paths = each.paths(config)
             problems += [
-                f"{each.flag} {path} {what}" for path in paths for what in _unreadable(path)
+                f"{each.flag} {path} {what}"
+                for path in paths
+                for what in _unreadable(checkpoint_at(path))
             ]
         if missing := each.missing(config):
             problems += missing
@@ -154,7 +157,8 @@ def refuse_inside(flag: str, output: Path, inputs: Iterable[tuple[str, Path | No
     """
     target = output.resolve()
     for name, path in inputs:
-        if path is not None and path.is_dir() and path.resolve() in target.parents:
+        found = path and checkpoint_at(path)
+        if found is not None and found.is_dir() and found.resolve() in target.parents:
             raise UserError(
                 f"{flag} {output} lies in {name} {path}, which is read", "give a folder beside it"
             )
@@ -165,7 +169,7 @@ def not_here(paths: Iterable[tuple[str, Path | None]]) -> list[str]:
     return [
         f"{flag} {path}: not found here{_similar(path)}"
         for flag, path in paths
-        if path is not None and not path.exists()
+        if path is not None and not checkpoint_at(path).exists()
     ]
 
 

@@ -23,7 +23,7 @@ from alignctl.config.on_policy import (
 )
 from alignctl.config.roles import LongestBatch, ModelRole, Roles, RoleSettings, ValuedRoles
 from alignctl.config.rollout import Rollout
-from alignctl.config.run import TrainingConfig, TrainingSettings
+from alignctl.config.run import Direction, TrainingConfig, TrainingSettings
 from alignctl.config.sections import (
     DPOLoss,
     EpisodeBatch,
@@ -87,6 +87,16 @@ class OnPolicyConfig(OnPolicySettings, TrainingConfig):
         """Name the section that decides on the layout of a model beside the policy."""
         own: RoleSettings = getattr(self.roles, role)
         return "parallel" if own == RoleSettings() else f"roles.{role}.parallel"
+
+    @property
+    @override
+    def measured(self) -> dict[str, Direction]:
+        names = ["score", *(f"reward_{each.called}" for each in self.score.functions)]
+        if self.score.source in ("sparse_only", "merge"):
+            names.append("accuracy")
+        if self.needs_reward_model:
+            names.append("model_score")
+        return {**dict.fromkeys(names, "max"), "finished": "max", "length": "min"}
 
     @property
     def value_load(self) -> Path | None:

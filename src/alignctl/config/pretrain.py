@@ -9,7 +9,7 @@ from typing_extensions import override
 from alignctl.config.bounds import MOST_TOKENS
 from alignctl.config.data import Inputs
 from alignctl.config.numbers import Positive, Tokens
-from alignctl.config.run import GrowingConfig, GrowingSettings
+from alignctl.config.run import Direction, GrowingConfig, GrowingSettings
 from alignctl.config.sections import FilePath, Optimizer, Train, one_warmup
 
 
@@ -70,6 +70,11 @@ class PretrainConfig(PretrainSettings, GrowingConfig):
 
     stage: Literal["pretrain"] = "pretrain"
     """The subcommand."""
+
+    @property
+    @override
+    def measured(self) -> dict[str, Direction]:
+        return {**super().measured, "perplexity": "min", "token_accuracy": "max"}
 
     @property
     def tokens_per_step(self) -> int:

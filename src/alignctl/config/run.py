@@ -1,6 +1,7 @@
 """The whole description of a run, and the rules between its sections."""
 
 import math
+from difflib import get_close_matches
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, ValidationError, model_validator
@@ -28,6 +29,9 @@ from alignctl.config.sections import (
     Tracking,
     Train,
 )
+
+Direction = Literal["min", "max"]
+"""Which values are better: the lower, or the higher ones."""
 
 _PAIR = 2
 """Answers of a row where the configuration does not say: a better one and a worse one."""
@@ -190,6 +194,17 @@ class TrainingConfig(TrainingSettings, RunConfig):
         """Size of an optimizer step in the data, and its unit."""
         return self.batch.global_batch_size, "rows"
 
+    @property
+    def measured(self) -> dict[str, Direction]:
+        """What is measured on held-out rows and can be watched, with its better direction."""
+        return {"loss": "min"}
+
+    @property
+    def watched(self) -> tuple[str, Direction]:
+        """What tells the best checkpoint, and its direction."""
+        name = self.checkpoint.keep_best or next(iter(self.measured))
+        return name, self.checkpoint.best_is or self.measured[name]
+
     def total_steps(self, num_sequences: int) -> int:
         """Count the optimizer steps of the whole run.
 
@@ -239,7 +254,24 @@ class TrainingConfig(TrainingSettings, RunConfig):
             *(self.lora.problems(self.model) if self.lora else []),
             *self._overlap_problems(),
             *self.profile.problems(self.train.steps),
+            *self._watch_problems(),
         ]
+
+    def _watch_problems(self) -> list[str]:
+        settings = self.checkpoint
+        if settings.keep_best is not None and settings.keep_best not in self.measured:
+            near = get_close_matches(settings.keep_best, self.measured, n=1)
+            guess = f"; did you mean {near[0]}?" if near else ""
+            return [
+                f"checkpoint.keep_best {settings.keep_best}: alignctl {self.stage} does not "
+                f"measure this on held-out rows, but {', '.join(self.measured)}{guess}"
+            ]
+        if settings.best_is and settings.keep_best is None and self.train.patience is None:
+            return [
+                f"checkpoint.best_is {settings.best_is} has no effect without "
+                "checkpoint.keep_best or train.patience"
+            ]
+        return []
 
     def _overlap_problems(self) -> list[str]:
         if self.lora is None or not self.parallel.overlap_param_gather:
@@ -373,6 +405,11 @@ class SFTConfig(SFTSettings, GrowingConfig):
 
     @property
     @override
+    def measured(self) -> dict[str, Direction]:
+        return {**super().measured, "token_accuracy": "max"}
+
+    @property
+    @override
     def pack_capacity(self) -> int | None:
         return self.batch.seq_length if self.data.packing == "step" else None
 
@@ -390,6 +427,11 @@ class PreferenceConfig(TrainingConfig):
 
     batch: AnswersBatch
     data: Preferences = Preferences()
+
+    @property
+    @override
+    def measured(self) -> dict[str, Direction]:
+        return {**super().measured, "accuracy": "max", "margin": "max"}
 
     @property
     @override
@@ -446,6 +488,11 @@ class DPOConfig(DPOSettings, PreferenceConfig):
 
     stage: Literal["dpo"] = "dpo"
     """The subcommand."""
+
+    @property
+    @override
+    def measured(self) -> dict[str, Direction]:
+        return {**super().measured, "chosen_reward": "max", "chosen_logprob": "max"}
 
     @property
     @override

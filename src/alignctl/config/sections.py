@@ -535,6 +535,10 @@ class Train(Section):
     eval_batches: Count | None = None
     """Global batches per validation; null: every validation row once."""
 
+    patience: Count | None = None
+    """Validations in a row without a better checkpoint.keep_best (null there: loss, or score of the
+    on-policy stages) after which the run ends, as if it had come to its last step; null: never."""
+
     log_interval: Count = 1
     """Optimizer steps between two rows of metrics."""
 
@@ -547,6 +551,13 @@ class Checkpoint(Section):
 
     keep: Count | None = None
     """Newest checkpoints kept on disk; null: all of them."""
+
+    keep_best: str | None = None
+    """What is measured on held-out rows, such as loss: whenever it is better than ever, a
+    checkpoint is written, linked as best/ in the run folder and never removed; null: none is."""
+
+    best_is: Literal["min", "max"] | None = None
+    """Which value of it is the best; null: the lowest of a loss, the highest of an accuracy."""
 
 
 class Tracking(Section):

@@ -70,11 +70,14 @@ def _remove(checkpoint: Path, *, unless_held: bool = False) -> None:
 
 
 def _remove_old(checkpoints: Path, step: int, keep: int | None) -> None:
-    """Remove all checkpoints but the newest, and those that other runs need.
+    """Remove all checkpoints but the newest, the best, and those that other runs need.
 
     One of a later step, which nobody points to, does not count.
     """
     newest_first = sorted(checkpoints.glob("iter_" + 7 * "[0-9]"), reverse=True)
     finished = [each for each in newest_first if int(each.name.removeprefix("iter_")) <= step]
+    best = RunFolder(checkpoints.parent).best
+    kept = best.resolve().name if best.is_symlink() else None
     for old in finished[keep:] if keep else []:
-        _remove(old, unless_held=True)
+        if old.name != kept:
+            _remove(old, unless_held=True)

@@ -20,13 +20,8 @@ from alignctl.launch.fingerprint import Config, find_differences, flatten
 from alignctl.run_folder import RunFolder, read_object
 
 MAY_CHANGE = (
-    "output",
-    "checkpoint",
-    "launch",
-    "tracking",
-    "profile",
-    "train.eval_interval",
-    "train.log_interval",
+    *("output", "checkpoint", "launch", "tracking", "profile"),
+    *("train.eval_interval", "train.log_interval", "train.patience"),
 )
 """Settings, with all below them, that a resume may change: the numbers do not depend on them."""
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from alignctl.launch.environment import package_versions
-from alignctl.run_folder import RunFolder
+from alignctl.run_folder import RunFolder, checkpoint_at
 
 _DIGITS = 16
 
@@ -69,6 +69,7 @@ def files_digest(model: Path) -> str:
 
     The content of weights is not read: that takes minutes, and is done when they are loaded.
     """
+    model = checkpoint_at(model)
     folder = RunFolder(model).latest_checkpoint() or model
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     lines = [f"{path.relative_to(folder)} {path.stat().st_size}" for path in files]

@@ -24,6 +24,7 @@ from alignctl.algorithms.scores import RunningStd
 from alignctl.config.on_policy_run import OnPolicyConfig
 from alignctl.data.prompt_store import PromptData
 from alignctl.data.tokenizer import Tokenizer
+from alignctl.engines.best import Watch, link_best
 from alignctl.engines.device import DEVICE
 from alignctl.launch import worker
 from alignctl.on_policy import sample_log
@@ -76,6 +77,7 @@ class Loop:
     scorer: Scorer
     learner: Learner
     step: int = field(init=False)
+    watch: Watch = field(init=False)
     alarm: Alarm = field(init=False)
     first_validation: dict[str, float] | None = None
     validation: dict[str, float] | None = None
@@ -84,6 +86,7 @@ class Loop:
     def __post_init__(self) -> None:
         """Set the step after the episodes that were done before."""
         self.step, self.alarm = self.loaded.step, Alarm(self.config.score)
+        self.watch = Watch.of(self.config)
 
     @property
     def models(self) -> Models:
@@ -97,8 +100,7 @@ class Loop:
 
     def run(self) -> None:
         """Run the remaining episodes; write metrics, checkpoints and, at the end, the result."""
-        config = self.config
-        is_first = dist.get_rank() == 0
+        config, is_first = self.config, dist.get_rank() == 0
         self._restore()
         tracking = config.tracking.model_dump()
         writer = MetricsWriter(self.folder, enabled=is_first, step=self.step, tracking=tracking)
@@ -107,31 +109,50 @@ class Loop:
             metrics.start(self.step, self.total)
             if self.step == 0:
                 self._validate(metrics)
-            while self.step < self.total:
+            while not self.is_done:
                 profiler.before(self.step + 1)
                 self._episode(metrics)
                 if trace := profiler.after(self.step):
                     metrics.note(f"profile: {trace}")
-                is_last = self.step == self.total
-                if is_last or self.step % config.train.eval_interval == 0:
-                    self._validate(metrics)
-                is_stopping = _stop_requested(self.folder) and not is_last
-                if is_last or is_stopping or self.step % config.checkpoint.save_interval == 0:
-                    metrics.checkpoint(self.step, self._save())
-                if is_stopping:
+                if self._conclude_episode(metrics):
                     metrics.note(f"stopped after episode {self.step} of {self.total}, as asked")
                     return
         if is_first:
             self.folder.write_result(
                 {
-                    "stage": config.stage,
+                    "stage": self.config.stage,
                     "steps": self.step,
                     "checkpoint": f"checkpoints/iter_{self.step:07d}",
                     "last": self.last,
                     "first_validation": self.first_validation,
                     "validation": self.validation,
+                    **self.watch.result,
                 }
             )
+
+    @property
+    def is_done(self) -> bool:
+        """True if no episode is left, or patience has ended."""
+        return self.step == self.total or self.watch.is_over
+
+    def _conclude_episode(self, metrics: MetricsWriter) -> bool:
+        """Validate and save where it is time; tell whether the run was asked to stop here."""
+        config, watch = self.config, self.watch
+        is_best = False
+        if self.step == self.total or self.step % config.train.eval_interval == 0:
+            is_best = self._validate(metrics) and watch.keeps_best
+        is_last = self.is_done
+        is_stopping = _stop_requested(self.folder) and not is_last
+        is_due = self.step % config.checkpoint.save_interval == 0
+        if is_last or is_best or is_stopping or is_due:
+            metrics.checkpoint(self.step, self._save())
+        if is_best:
+            if dist.get_rank() == 0:
+                link_best(self.folder, self.step)
+            metrics.note(watch.describe_best())
+        if is_last and self.step < self.total:
+            metrics.note(watch.describe_end(self.step, self.total))
+        return is_stopping
 
     def _episode(self, metrics: MetricsWriter) -> None:
         config, started, phases = self.config, time.perf_counter(), Phases()
@@ -176,13 +197,17 @@ class Loop:
             for warning in self.scorer.own.take_warnings():
                 metrics.note(warning)
 
-    def _validate(self, metrics: MetricsWriter) -> None:
-        """Sample and score greedy answers to the held-out prompts, the same ones every time."""
+    def _validate(self, metrics: MetricsWriter) -> bool:
+        """Sample and score greedy answers to the held-out prompts, the same ones every time.
+
+        Returns:
+            Whether the policy is better than ever before.
+        """
         prompts = self.data.validation
         if self.config.train.eval_batches is not None:
             prompts = prompts[: self.config.train.eval_batches * self.config.experience.prompts]
         if not len(prompts):
-            return
+            return False
         samples, _ = answer(self.models, self.data, prompts, seed=(0,), is_greedy=True)
         with self.models.while_rollout_sleeps():
             scored = self.scorer.score(samples, is_validation=True)
@@ -195,6 +220,7 @@ class Loop:
             self.first_validation = self.validation
         metrics.validation(self.step, **self.validation)
         self._warn_of_rewards(metrics)
+        return self.watch.observe(self.step, self.validation)
 
     # ---- what lasts ----
 
@@ -223,6 +249,7 @@ class Loop:
     def _restore(self) -> None:
         """Restore what was saved at the step that the run goes on from."""
         rows = recorded(self.folder, until=self.step) if self.step else []
+        self.watch.recall(self.folder, rows, links=dist.get_rank() == 0)
         for row in rows:
             if row["kind"] == "validation":
                 self.validation = measured(row)
