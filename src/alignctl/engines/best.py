@@ -43,10 +43,10 @@ class Watch:
         return cls(metric, direction == "max", config.train.patience, bool(settings.keep_best))
 
     def observe(self, step: int, measured: Mapping[str, Any]) -> bool:
-        """Note a validation, and tell whether it is the best so far; NaN never is."""
+        """Note a validation, and tell whether it is the best so far; one that lacks it never is."""
         if not step:
             return False
-        value = float(measured[self.metric])
+        value = float(measured.get(self.metric, math.nan))
         is_better = not math.isnan(value) and (
             self.value is None
             or (value > self.value if self.is_higher_better else value < self.value)
@@ -66,7 +66,7 @@ class Watch:
             links: Whether this process is the one that links.
         """
         for row in rows:
-            if row["kind"] == "validation" and self.metric in row:
+            if row["kind"] == "validation":
                 self.observe(row["step"], row)
         # It was killed before it could link, or keeps its best only since now.
         is_there = (folder.checkpoints / f"iter_{self.step or 0:07d}").is_dir()
