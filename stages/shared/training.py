@@ -281,7 +281,7 @@ def _take_steps(task: Task, progress: Progress, metrics: MetricsWriter, profiler
         is_best = False
         if progress.step == progress.total or progress.step % config.train.eval_interval == 0:
             is_best = _validate(task, progress, metrics) and watch.keeps_best
-        is_last = progress.is_done
+        is_last = progress.step == progress.total or watch.is_over
         is_stopping = result.is_stop_requested and not is_last
         is_due = progress.step % config.checkpoint.save_interval == 0
         if is_last or is_best or is_stopping or is_due:

@@ -11,7 +11,7 @@ from alignctl.reporting.page.recorded_run import Series
 def test_two_measurements_are_points_and_more_are_a_line(
     is_validation: bool, count: int, is_line: bool
 ) -> None:
-    points = Series(np.arange(count), np.arange(count) + 1.0)
+    points = Series(np.arange(count), np.linspace(1.0, 2.0, count))
     line = Line(0, is_validation, points, None, np.array([], int))
     [drawn] = draw(Chart("loss", "Loss"), [line], unit="step").axes[0].lines
     assert (drawn.get_linestyle() != "None") == is_line

@@ -106,7 +106,7 @@ def test_a_checkpoint_is_loaded_by_name_wherever_a_run_is(
     weights = [(tmp_path / each / "model.safetensors").read_bytes() for each in "abc"]
     assert weights[0] == weights[1] != weights[2]
     flags = ["--preset", workspace / "tiny.yaml", "--load", at_best, "--data"]
-    flags += [workspace / "train.jsonl", "--output", tmp_path / "next", "train.steps=1"]
+    flags += [workspace / "train.jsonl", "--output", tmp_path / "next", "train.steps=3"]
     outcome = commands.alignctl("sft", *flags)
     assert outcome.code == 0, outcome.text
     origin = json.loads((tmp_path / "next/origin/folders.json").read_text())

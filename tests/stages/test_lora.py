@@ -222,6 +222,6 @@ def test_adapters_of_a_whole_model_are_refused(
     flags = ("--load", finished, "--save", tmp_path / "hf", "--adapter-only")
     assert "this is a whole model, without adapters" in refused(alignctl("convert-mg2hf", *flags))
     weights = finished.parent / "hf"
-    flags = ("--load", weights, "--save", tmp_path / "mg", "--base", "org/tiny")
-    assert "No such option: --base" in alignctl("convert-hf2mg", *flags).err
+    based = ("--load", weights, "--save", tmp_path / "mg", "--base", "org/tiny")
+    assert "No such option: --base" in alignctl("convert-hf2mg", *based).err
     assert not (tmp_path / "hf").exists()
