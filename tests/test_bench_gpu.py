@@ -3,12 +3,20 @@
 import json
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parents[1]
 SCRIPT = str(ROOT / "benchmarks/gpu.py")
+
+
+def test_every_kernel_and_logits_in_chunks_are_compared() -> None:
+    variants = import_module("benchmarks.lib.gpu_alignctl").variants()
+    on_gpu = {"attention=flex", "attention=transformer_engine"}
+    kernels = {"attention=plain", "activation=plain", "activation=fused"}
+    assert set(variants) - on_gpu == {"", "logits_chunk_size=1024", *kernels}
 
 
 @pytest.mark.ci

@@ -18,18 +18,19 @@ from alignctl.engines.megatron import cpu as megatron_cpu
 from benchmarks.lib import gpu_rows
 from benchmarks.lib.gpu_rows import Scale
 
+_CHUNK = 1024
 _OPTIMIZER = Optimizer(lr=1e-5, weight_decay=0.0, clip_grad=1.0)
 
 
 def variants() -> dict[str, dict[str, Any]]:
-    """List the settings of kernels to compare: as they are, and each other value of each knob."""
-    found: dict[str, dict[str, Any]] = {"": {}}
+    """List the settings to compare: as they are, each other value of kernels, logits in chunks."""
+    found: dict[str, dict[str, Any]] = {"": {}, f"logits_chunk_size={_CHUNK}": {}}
     for name, field in Kernels.model_fields.items():
-        values = get_args(field.annotation) or ((False, True) if field.annotation is bool else ())
-        for value in values:
-            is_missing = value == "transformer_engine" and find_spec(value) is None
-            if value != field.default and isinstance(value, str | bool) and not is_missing:
-                found[f"{name}={value}".lower()] = {name: value}
+        for value in (value for kind in get_args(field.annotation) for value in get_args(kind)):
+            is_there = torch.cuda.is_available() or value not in ("flex", "transformer_engine")
+            is_there &= value != "transformer_engine" or find_spec(value) is not None
+            if value != field.default and is_there:
+                found[f"{name}={value}"] = {name: value}
     return found
 
 
@@ -47,19 +48,22 @@ def measure(model: Model, scale: Scale, *, precision: Any) -> dict[str, Any]:
             for name, kernels in chosen.items():
                 if Kernels(**kernels).problems(model, "megatron"):
                     continue
+                chunk = _CHUNK if "chunk" in name else None
                 found[f"{method} {name}".strip()] = gpu_rows.attempt(
-                    lambda m=method, k=kernels: _time(model, scale, m, precision, k)
+                    lambda m=method, k=kernels, c=chunk: _time(model, scale, m, precision, k, c)
                 )
                 torch.cuda.empty_cache()
     return found
 
 
-def _time(model: Model, scale: Scale, method: str, precision: Any, kernels: Any) -> Any:
+def _time(
+    model: Model, scale: Scale, method: str, precision: Any, kernels: Any, chunk: int | None
+) -> Any:
     from alignctl.engines.megatron.engine import MegatronEngine
 
     engine = MegatronEngine(
         model,
-        Parallel(),
+        Parallel(logits_chunk_size=chunk),
         precision=precision,
         seq_length=scale.length,
         optimizer=_OPTIMIZER,

@@ -102,9 +102,11 @@ def _with_kernels(config: TrainingConfig, *, is_gpu: bool) -> TrainingConfig:
     chosen = config.kernels.attention
     if chosen in ("auto", "transformer_engine"):
         chosen = Kernels().choose(config.architecture, is_gpu=is_gpu, has_transformer_engine=False)
-    return config.model_copy(
-        update={"kernels": config.kernels.model_copy(update={"attention": chosen})}
-    )
+    update = {
+        "attention": chosen,
+        "activation": config.kernels.choose_activation(is_gpu=is_gpu),
+    }
+    return config.model_copy(update={"kernels": config.kernels.model_copy(update=update)})
 
 
 def _load_megatron(_: None) -> None:

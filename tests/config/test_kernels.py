@@ -20,6 +20,11 @@ from alignctl.errors import UserError
         ),
         (
             "tiny-llama",
+            ["engine=deepspeed", "parallel.tp=1", "kernels.activation=fused"],
+            "kernels.activation fused has no effect with engine deepspeed",
+        ),
+        (
+            "tiny-llama",
             ["kernels.attention=flex", "model.attention_dropout=0.1"],
             "kernels.attention flex: it drops no attention weights, and model.attention_dropout "
             "is 0.1; take plain",
@@ -63,3 +68,17 @@ def test_what_a_machine_has_decides(
     config = resolve(SFTConfig, preset, {"output": Path("runs/x")}, overrides)
     found = config.kernels.choose(config.model, is_gpu=is_gpu, has_transformer_engine=has_te)
     assert found == chosen
+
+
+@pytest.mark.parametrize(
+    ("overrides", "is_gpu", "chosen"),
+    [
+        ([], False, "plain"),
+        ([], True, "fused"),
+        (["kernels.activation=plain"], True, "plain"),
+        (["kernels.activation=fused"], False, "fused"),
+    ],
+)
+def test_activations_are_fused_on_a_gpu(overrides: list[str], is_gpu: bool, chosen: str) -> None:
+    config = resolve(SFTConfig, "tiny-llama", {"output": Path("runs/x")}, overrides)
+    assert config.kernels.choose_activation(is_gpu=is_gpu) == chosen

@@ -10,12 +10,11 @@ import json
 import os
 import subprocess
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import torch
 from transformers import BloomConfig, BloomForCausalLM, LlamaConfig, LlamaForCausalLM
 
-from alignctl.config.kernels import Attention
 from alignctl.config.sections import Parallel
 from alignctl.launch.job import Job, worker_environment
 from tests.parallel import documents
@@ -23,7 +22,16 @@ from tests.parallel import documents
 ROOT = Path(__file__).parents[2]
 FAMILIES = ("llama", "bloom")
 PRECISIONS = ("fp32", "bf16")
-ATTENTIONS: tuple[str, ...] = get_args(Attention)
+KERNELS: dict[str, dict[str, str]] = {
+    "plain": {"attention": "plain", "activation": "plain"},
+    "flex": {"attention": "flex"},
+    "transformer_engine": {"attention": "transformer_engine"},
+    "fused": {"attention": "plain", "activation": "fused"},
+    "chunks": {"attention": "plain", "activation": "plain"},
+}
+"""What computes a model in each variant of it, beside what is so by default."""
+PARALLEL = {"chunks": {"logits_chunk_size": 16}}
+"""And how it is laid out."""
 _ALONE = ["launch.nproc_per_node=1", "parallel.tp=1", "parallel.pp=1"]
 _WIDE = [
     "model.num_layers=4",
@@ -80,19 +88,19 @@ def all_parts(place: str) -> dict[str, list[Any]]:
     parts: dict[str, list[Any]] = {}
     for family in FAMILIES:
         for precision in PRECISIONS:
-            for attention in usable(family, place):
-                name = f"train {family} {precision} {attention}"
-                parts[name] = ["train", family, precision, attention]
+            for variant in usable(family, place):
+                name = f"train {family} {precision} {variant}"
+                parts[name] = ["train", family, precision, variant]
         parts[f"offload {family}"] = ["offload", family]
         parts[f"waits {family}"] = ["waits", family]
     return parts | {f"memory {name}": ["memory", *memory_case(name, place)] for name in MEMORY}
 
 
 def usable(family: str, place: str) -> tuple[str, ...]:
-    """The kinds of attention that a place can compute: on a CPU all but one have no gradients."""
-    if place != "cuda":
-        return ("plain",)
-    return ATTENTIONS if family == "llama" else ("plain", "flex")
+    """The variants that a place can compute: kernels of attention have no gradients on a CPU."""
+    needs_gpu = () if place == "cuda" else ("flex", "transformer_engine")
+    unknown = () if family == "llama" else ("transformer_engine",)
+    return tuple(name for name in KERNELS if name not in {*needs_gpu, *unknown})
 
 
 def run(

@@ -19,6 +19,7 @@ from alignctl.data.batch import TokenBatch
 from alignctl.engines import device, rendezvous
 from alignctl.engines.megatron import cpu as megatron_cpu
 from alignctl.errors import AlignctlError
+from tests.gpu.jobs import KERNELS, PARALLEL
 from tests.parallel import documents, shared
 from tests.sanitizer.places import Operators, Places, watch
 
@@ -28,7 +29,7 @@ _SYNCHRONISATIONS = ("cudaStreamSynchronize", "cudaEventSynchronize")
 
 
 def engine_of(
-    folder: Path, family: str, parallel: Parallel, precision: Any = "fp32", attention: Any = "plain"
+    folder: Path, family: str, parallel: Parallel, precision: Any = "fp32", variant: str = "plain"
 ) -> Any:
     """An engine with its optimizer."""
     from alignctl.checkpoints.find import find
@@ -37,11 +38,11 @@ def engine_of(
     source = find(folder / family / "hf", vocab_divisor=documents.VOCAB_DIVISOR)
     engine = MegatronEngine(
         source.model,
-        parallel,
+        parallel.model_copy(update=PARALLEL.get(variant, {})),
         precision=precision,
         seq_length=documents.SEQ_LENGTH,
         optimizer=documents.TRAIN_OPTIMIZER,
-        kernels=Kernels(attention=attention),
+        kernels=Kernels.model_validate(KERNELS.get(variant, {})),
     )
     engine.load_weights(source)
     engine.create_optimizer()
@@ -62,9 +63,9 @@ def take_step(engine: Any, step: int) -> Any:
     return engine.train_step(batches_of(step, engine), CrossEntropy(), learning_rate=rate)
 
 
-def train(folder: Path, parallel: Parallel, family: str, precision: str, attention: str) -> Any:
+def train(folder: Path, parallel: Parallel, family: str, precision: str, variant: str) -> Any:
     """Log-probabilities of documents, apart and sharing prompts; then a few steps."""
-    engine = engine_of(folder, family, parallel, precision, attention)
+    engine = engine_of(folder, family, parallel, precision, variant)
     logprobs = []
     if engine.data_parallel_size == 1:
         found = documents.of_evaluation()

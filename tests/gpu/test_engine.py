@@ -13,10 +13,10 @@ from tests.gpu.conftest import skip_without
 from tests.simulation.test_bytes import ROOT
 
 CASES = [
-    (family, precision, attention)
+    (family, precision, variant)
     for family in jobs.FAMILIES
     for precision in jobs.PRECISIONS
-    for attention in jobs.ATTENTIONS
+    for variant in jobs.KERNELS
 ]
 TOLERANCE = {"fp32": 1e-4, "bf16": 2e-2}
 """Relative; bf16 has 8 bits, whose noise of 0.4 % adds up over layers and tokens."""
@@ -29,19 +29,20 @@ def result(measured: Any, place: str, name: str) -> dict[str, Any]:
     return found
 
 
-@pytest.mark.parametrize(("family", "precision", "attention"), CASES)
+@pytest.mark.parametrize(("family", "precision", "variant"), CASES)
 def test_numbers_are_those_of_the_cpu(
-    family: str, precision: str, attention: str, place: str, measured: Any
+    family: str, precision: str, variant: str, place: str, measured: Any
 ) -> None:
     """Log-probabilities of documents, apart and with shared prompts, losses, gradient norms.
 
-    Beside the CPU's plain attention in fp32, whichever attention computes them.
+    Beside the CPU's plain operators in fp32, whichever kernels compute them, and all logits at
+    once.
     """
-    if attention not in jobs.usable(family, place):
-        pytest.skip(f"{attention} does not compute {family} on {place}")
-    if attention == "transformer_engine":
+    if variant not in jobs.usable(family, place):
+        pytest.skip(f"{variant} does not compute {family} on {place}")
+    if variant == "transformer_engine":
         skip_without(place, "transformer_engine")
-    found = result(measured, place, f"train {family} {precision} {attention}")
+    found = result(measured, place, f"train {family} {precision} {variant}")
     expected = result(measured, "cpu", f"train {family} fp32 plain")
     tolerance = TOLERANCE[precision]
     for key in ("loss", "grad_norm"):

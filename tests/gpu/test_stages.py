@@ -89,6 +89,27 @@ def test_a_stopped_run_goes_on_bit_for_bit(
 
 
 @pytest.mark.parametrize(("stage", "place"), each(EPISODIC))
+def test_stopped_episodes_go_on_bit_for_bit(stage: str, place: str, tmp_path: Path) -> None:
+    """Of three episodes the last one once more, from the checkpoint of the second."""
+    skip_without(place, "vllm")
+    inputs = tiny_on_policy.write(tmp_path / "inputs")
+    whole, again = (RunFolder(tmp_path / name / "run") for name in ("whole", "again"))
+    knobs = ("train.steps=3", "checkpoint.save_interval=2")
+    alignctl(place, *tiny_on_policy.command(stage, inputs, whole.path, *knobs))
+    shutil.copytree(whole.path, again.path)
+    again.result.unlink()
+    for folder in again.path.rglob("iter_0000003"):
+        shutil.rmtree(folder)
+    for latest in again.path.rglob("latest_checkpointed_iteration.txt"):
+        latest.write_text("2")
+    alignctl(place, *tiny_on_policy.command(stage, inputs, again.path, *knobs))
+    for kind in ("train", "validation"):
+        found, expected = (tiny_on_policy.rows(run.path, kind) for run in (again, whole))
+        assert found == expected, kind
+    assert tiny_on_policy.samples(again.path, 3) == tiny_on_policy.samples(whole.path, 3)
+
+
+@pytest.mark.parametrize(("stage", "place"), each(EPISODIC))
 def test_episodes_sample_and_learn(stage: str, place: str, tmp_path: Path) -> None:
     """The sampler's log-probabilities are the trainer's but for its 16-bit floats."""
     skip_without(place, "vllm")

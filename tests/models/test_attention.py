@@ -12,10 +12,15 @@ from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.transformer_config import TransformerConfig
 from transformers.models.bloom.modeling_bloom import build_alibi_tensor
 
+from alignctl.config.kernels import Kernels
+from alignctl.config.sections import Parallel
 from alignctl.data.batch import Pieces
+from alignctl.engines.megatron.engine import MegatronEngine
+from alignctl.errors import UserError
 from alignctl.models.attention import DocumentAttention, Documents
 from alignctl.models.document_attention import Alibi, alibi_slopes
 from alignctl.models.document_attention import attend as attend_pieces
+from tests import tiny
 
 BOUNDARIES = (0, 1, 6, 13, 17)
 WIDTH = 8
@@ -185,3 +190,17 @@ def test_boundaries_are_hidden_from_the_rotation_and_given_to_kernels() -> None:
     assert packed.cu_seqlens_q.tolist() == packed.cu_seqlens_kv.tolist() == list(BOUNDARIES)
     assert packed.max_seqlen_q == 7
     assert packed.qkv_format == "thd"
+
+
+def test_without_a_gpu_an_engine_refuses_transformer_engines_attention() -> None:
+    """Not only the launcher: a benchmark, or a test, makes engines of its own."""
+    rule = "kernels.attention transformer_engine: it computes on a GPU alone, and none can be seen"
+    with pytest.raises(UserError, match=rule):
+        MegatronEngine(
+            tiny.architecture(),
+            Parallel(),
+            precision="fp32",
+            seq_length=8,
+            optimizer=None,
+            kernels=Kernels(attention="transformer_engine"),
+        )

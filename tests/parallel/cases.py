@@ -456,15 +456,43 @@ FLEX_BF16 = tuple(
 )
 """FlexAttention and plain attention: policies, and models that score where there are two ranks."""
 
+FUSED = tuple(
+    Case(
+        kind="fused",
+        model=model,
+        world=world,
+        parallel=parallel,
+        grouping="2",
+        precision=precision,
+        lora=lora,
+    )
+    for model in POLICIES
+    for world, parallel, precision, lora in (
+        (1, _parallel(recompute="full"), "fp32", False),
+        (2, _parallel(2, sequence_parallel=True), "fp32", False),
+        (2, _parallel(1, 2), "fp32", True),
+        (2, _parallel(2), "bf16", False),
+    )
+)
+"""Activations by one function, and by torch's operators."""
+
 _OVERLAPPING = {"overlap_grad_reduce": True}
 _GATHERING = {"distributed_optimizer": True, "overlap_param_gather": True, **_OVERLAPPING}
 OVERLAP = tuple(
-    Case(kind="overlap", model=model, world=2, parallel=parallel, grouping=grouping)
+    Case(
+        kind="overlap",
+        model=model,
+        world=4 if parallel.tp * parallel.pp > 1 else 2,
+        parallel=parallel,
+        grouping=grouping,
+    )
     for model, parallel, grouping in (
         ("llama-gqa", _parallel(**_OVERLAPPING), "2"),
         ("llama-tied", _parallel(**_GATHERING), "4"),
         ("bloom", _parallel(**_GATHERING), "1"),
         ("llama-gqa", _parallel(**_GATHERING, logits_chunk_size=7, recompute="full"), "2"),
+        ("llama-gqa", _parallel(2, sequence_parallel=True, **_GATHERING), "2"),
+        ("bloom", _parallel(1, 2, **_GATHERING), "1"),
     )
 )
 WHOLE_LOGITS = (
@@ -596,6 +624,7 @@ _LISTED = (
     *OVERLAP,
     *FLEX,
     *FLEX_BF16,
+    *FUSED,
 )
 ALL = (*_LISTED, *(case for case in WHOLE_LOGITS if case not in _LISTED), *CHUNKED_LOGITS)
 """Everything, each case under a name of its own."""

@@ -22,6 +22,7 @@ from tests.parallel.cases import SUITES, Case
 from tests.parallel.flex import flex
 from tests.parallel.float16 import apart, float16, overflow
 from tests.parallel.followed import dpo_follow, reward_follow
+from tests.parallel.fused import fused
 from tests.parallel.gradients import gradients
 from tests.parallel.on_policy import offload, policy, value
 from tests.parallel.overlap import overlap
@@ -425,6 +426,7 @@ KINDS: dict[str, Callable[[Case, Path], Result]] = {
         overlap,
         shared,
         flex,
+        fused,
         gradients,
     )
 }

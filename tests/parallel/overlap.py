@@ -32,7 +32,10 @@ class _UnderWay:
 
 
 def overlap(case: Case, folder: Path) -> dict[str, Any]:
-    """Steps without it, with it, and with it stopped after one step and resumed."""
+    """Steps without it, with it, and with it stopped after one step and resumed.
+
+    And what is said of buckets of a matrix or vector each.
+    """
     import torch
     from megatron.core.distributed import DistributedDataParallelConfig
 
@@ -70,6 +73,7 @@ def overlap(case: Case, folder: Path) -> dict[str, Any]:
     pushed, expected = dict(hf_weights(resumed)), dict(hf_weights(engine))
     plainly = dict(hf_weights(plain))
     return {
+        "refused": _refusal(case, folder),
         "numbers": numbers,
         "under_way": watch.found,
         "is_gathered_late": any(changed),
@@ -93,3 +97,21 @@ def _steps(case: Case, engine: "MegatronEngine", steps: range) -> list[list[floa
         assert result.grad_norm is not None
         found.append([result.loss, result.grad_norm, measured])
     return found
+
+
+def _refusal(case: Case, folder: Path) -> str:
+    """What is said of buckets of a matrix or vector each; not asked where a stage may have none."""
+    from megatron.core.distributed import DistributedDataParallelConfig
+
+    from alignctl.engines.megatron import engine as module
+    from alignctl.errors import UserError
+    from tests.parallel.jobs import engine_of
+
+    single = partial(DistributedDataParallelConfig, bucket_size=1)
+    with mock.patch.object(module, "DistributedDataParallelConfig", single):
+        try:
+            if case.parallel.pp == 1:
+                engine_of(case, folder, documents.TRAIN_OPTIMIZER)
+        except UserError as error:
+            return error.message
+    return ""

@@ -45,3 +45,16 @@ def test_sums_start_before_the_backward_pass_ends_and_weights_come_with_the_next
     assert all(all(step) for step in later)
     assert len(first) > 1
     assert found["is_gathered_late"] is case.parallel.overlap_param_gather
+
+
+@pytest.mark.parametrize("case", OVERLAP, ids=lambda case: case.name)
+def test_a_bucket_that_could_not_be_saved_is_refused_at_the_start(
+    case: Case, result: Callable[[Case], Result]
+) -> None:
+    """A norm of 32 weights is filled up to 128: the second half of it has none."""
+    message = result(case)["refused"]
+    if not case.parallel.distributed_optimizer or case.parallel.pp > 1:
+        assert message == ""
+        return
+    assert message.startswith("parallel.overlap_grad_reduce: a bucket of gradients has ")
+    assert "too few for 2 copies" in message

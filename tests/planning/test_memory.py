@@ -1,10 +1,11 @@
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from alignctl.config.kernels import Activation
 from alignctl.config.presets.load import STAGES, load_preset, resolve
 from alignctl.config.sections import Parallel
 from alignctl.planning.job import predict
@@ -139,3 +140,15 @@ def test_logits_in_chunks_take_what_a_chunk_of_them_takes() -> None:
 def test_every_preset_fits_its_gpus_by_arithmetic(name: str, stage: str) -> None:
     report = predict(resolve(STAGES[stage], name, {"output": Path("runs")}))
     assert report.fits, report.verdict
+
+
+@pytest.mark.parametrize(("name", "spared"), [("llama2-7b", 2), ("bloom-7b", 0)])
+def test_a_fused_gate_keeps_its_input_and_its_product_alone(name: str, spared: int) -> None:
+    """Not the gate activated, nor its other factor: an inner width of each token for each."""
+    model = PRESETS[name]
+    plain, fused = (
+        Part(model, Parallel(tp=2), 0, "lm", "bf16", "flex", activation)
+        for activation in get_args(Activation)
+    )
+    difference = kept_by_layer(plain, 100) - kept_by_layer(fused, 100)
+    assert difference == 2 * 100 * spared * model.ffn_hidden_size // 2

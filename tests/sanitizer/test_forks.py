@@ -30,7 +30,7 @@ EXECUTED = {
     "engines/megatron/cpu.py _names_cuda": (
         "engines/test_megatron_cpu.py test_what_names_cuda_is_made_on_the_cpu"
     ),
-    "engines/megatron/engine.py MegatronEngine.__init__": _TRAINING,
+    "engines/megatron/engine.py MegatronEngine._make_config": _TRAINING,
     "engines/megatron/groups.py initialize": _TRAINING,
     "engines/megatron/optimizer.py create": _TRAINING,
     "engines/megatron/state.py MegatronState.layout": _TRAINING,

@@ -35,6 +35,11 @@ def layout(world: int, **parallel: Any) -> list[str]:
     ]
 
 
+OVERLAP = {
+    "distributed_optimizer": True,
+    "overlap_grad_reduce": True,
+    "overlap_param_gather": True,
+}
 FOUR = [
     ("sft", "tiny-llama", [*SMALL, *layout(4, tp=2, pp=2, sequence_parallel=True)]),
     ("sft", "tiny-llama", [*SMALL, *layout(4, tp=2, pp=1, distributed_optimizer=True)]),
@@ -49,6 +54,7 @@ TWO = [
     ("sft", "tiny-bloom", layout(2, tp=1, pp=2)),
     ("sft", "tiny-bloom", [*layout(2, tp=2, pp=1, logits_chunk_size=100), "precision=bf16"]),
     ("reward", "tiny-llama", layout(2, tp=1, pp=1, distributed_optimizer=True)),
+    ("sft", "tiny-llama", [*layout(2, tp=1, pp=1, **OVERLAP), "kernels.activation=fused"]),
     ("dpo", "tiny-llama-gqa", [*layout(2, tp=2, pp=1), "batch.share_prompts=true"]),
     ("reward", "tiny-bloom", [*layout(2, tp=2, pp=1), "batch.share_prompts=true"]),
 ]

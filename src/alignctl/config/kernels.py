@@ -7,6 +7,9 @@ from alignctl.config.sections import Model, Section
 Attention = Literal["plain", "flex", "transformer_engine"]
 """What computes attention."""
 
+Activation = Literal["plain", "fused"]
+"""What computes the activation of the feed-forward blocks."""
+
 _NARROWEST_HEAD = 16
 """Numbers in a head that FlexAttention's kernels need on a GPU."""
 
@@ -19,6 +22,17 @@ class Kernels(Section):
     one kernel for all documents of a micro batch and what they share; on a GPU, without dropout.
     transformer_engine: that library's, on a GPU, without ALiBi. auto: without a GPU plain, else
     transformer_engine where it is installed and knows the model, else flex where it does."""
+
+    activation: Literal["auto"] | Activation = "auto"
+    """What becomes of a feed-forward block's first product, with its bias or its gate. plain: an
+    operator of torch's after the other. fused: one function of Megatron's, one kernel on a GPU,
+    which keeps its input alone for the backward pass. auto: fused on a GPU, else plain."""
+
+    def choose_activation(self, *, is_gpu: bool) -> Activation:
+        """Choose what computes activations, on a GPU or without one."""
+        if self.activation != "auto":
+            return self.activation
+        return "fused" if is_gpu else "plain"
 
     def choose(self, model: Model, *, is_gpu: bool, has_transformer_engine: bool) -> Attention:
         """Choose what computes a model's attention.

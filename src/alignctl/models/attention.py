@@ -25,18 +25,31 @@ from torch import Tensor
 from alignctl.config.kernels import Attention, Kernels
 from alignctl.config.sections import Model
 from alignctl.data.batch import Pieces
+from alignctl.errors import UserError
 from alignctl.models import document_attention, flex_attention
 from alignctl.models.document_attention import Alibi
 from alignctl.models.flex_attention import FlexMask
 
 
 def choose_attention(model: Model, kernels: Kernels) -> Attention:
-    """Choose what computes a model's attention on this machine."""
-    return kernels.choose(
+    """Choose what computes a model's attention on this machine.
+
+    Raises:
+        UserError: It is to be Transformer Engine's, and there is no GPU for it.
+    """
+    is_gpu = torch.cuda.is_available()
+    chosen = kernels.choose(
         model,
-        is_gpu=torch.cuda.is_available(),
+        is_gpu=is_gpu,
         has_transformer_engine=importlib.util.find_spec("transformer_engine") is not None,
     )
+    if chosen == "transformer_engine" and not is_gpu:
+        raise UserError(
+            "kernels.attention transformer_engine: it computes on a GPU alone, and none can be "
+            "seen here",
+            "leave it out, or set it to auto",
+        )
+    return chosen
 
 
 @dataclass(kw_only=True)

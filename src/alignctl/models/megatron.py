@@ -23,7 +23,7 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 from torch.nn.functional import gelu, silu
 
-from alignctl.config.kernels import Kernels
+from alignctl.config.kernels import Activation, Kernels
 from alignctl.config.sections import Head, Model, Parallel
 from alignctl.data.batch import IGNORE
 from alignctl.models.attention import (
@@ -72,6 +72,8 @@ def gelu_tanh(x: Tensor) -> Tensor:
 
 NORMS: dict[str, type[RMSNorm | LayerNorm]] = {"RMSNorm": RMSNorm, "LayerNorm": LayerNorm}
 ACTIVATIONS = {"silu": silu, "gelu_tanh": gelu_tanh}
+FUSED = {"silu": silu, "gelu_tanh": gelu}
+"""Their names where Megatron fuses them: its GELU is the tanh approximation, which it calls so."""
 
 
 class LanguageModel(GPTModel):
@@ -240,6 +242,16 @@ class RewardModel(LanguageModel):
         return state
 
 
+def activation_fields(model: Model, activation: Activation) -> dict[str, Any]:
+    """List the fields of TransformerConfig that say what computes a model's activation."""
+    is_fused = activation == "fused"
+    functions = FUSED if is_fused else ACTIVATIONS
+    return {
+        "activation_func": functions[model.traits.activation],
+        "bias_activation_fusion": is_fused,
+    }
+
+
 def transformer_config(
     model: Model, parallel: Parallel, *, dtype: torch.dtype, **training: Any
 ) -> TransformerConfig:
@@ -249,7 +261,7 @@ def transformer_config(
         model: The architecture.
         parallel: The layout.
         dtype: Parameters, activations and what pipeline stages exchange.
-        training: Further fields of TransformerConfig that the engine owns.
+        training: Further fields that the engine owns, `activation_fields` among them.
     """
     traits = model.traits
     full = parallel.recompute == "full"
@@ -263,7 +275,6 @@ def transformer_config(
         normalization=traits.normalization,
         layernorm_epsilon=model.norm_epsilon,
         gated_linear_unit=traits.is_gated,
-        activation_func=ACTIVATIONS[traits.activation],
         add_bias_linear=traits.has_biases,
         add_qkv_bias=traits.has_qkv_bias,
         # Of a norm of queries or keys each rank sees its own heads: Megatron sums its gradients.
@@ -290,7 +301,6 @@ def transformer_config(
         perform_initialization=False,
         gradient_accumulation_fusion=False,
         bias_dropout_fusion=False,
-        bias_activation_fusion=False,
         masked_softmax_fusion=False,
         apply_rope_fusion=False,
         persist_layer_norm=False,

@@ -38,7 +38,8 @@ class Job:
         virtual_stages: Parts of each pipeline stage (ours have one).
         is_overlapping: Whether traffic is hidden behind compute: half of that inside and between
             stages, nine tenths of that between copies (of ours only the latter, see below).
-        is_fused: Whether elementwise operators are fused (ours without Transformer Engine are not).
+        is_fused: Whether all elementwise operators are fused (of ours only activations are).
+        fuses_activation: Whether those of activations are.
         is_chunked: Whether the backward pass computes logits again.
         hides_gradients: Whether the sum of gradients over copies is behind compute, as above.
         hides_weights: Whether new weights are gathered so.
@@ -57,6 +58,7 @@ class Job:
     virtual_stages: int = 1
     is_overlapping: bool = False
     is_fused: bool = False
+    fuses_activation: bool = False
     is_chunked: bool = False
     hides_gradients: bool = False
     hides_weights: bool = False
@@ -172,8 +174,9 @@ def _micro_batch(job: Job, device: Device) -> tuple[float, float, float, float]:
     cut = job.tp if job.sequence_parallel else 1
     ffn = model.ffn_hidden_size / job.tp * (2 if model.traits.is_gated else 1)
     # Bytes written or read by what is no matrix product: norms, residual sums, the activation.
-    touched = 2 * tokens * (16 * model.hidden_size / cut + 6 * ffn)
-    touched *= 1 if job.is_fused else 3
+    stream = 16 * model.hidden_size / cut * (1 if job.is_fused else 3)
+    activation = 6 * ffn * (1 if job.is_fused or job.fuses_activation else 3)
+    touched = 2 * tokens * (stream + activation)
     memory = layers * touched * passes / 3 / (device.hbm_gbs * 1e9 * REACHED["memory"])
 
     message = 2 * tokens * model.hidden_size

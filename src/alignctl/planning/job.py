@@ -171,7 +171,8 @@ def _part(config: TrainingConfig, layout: Parallel, rank: int, head: Head) -> Pa
     attention = config.kernels.choose(
         config.architecture, is_gpu=True, has_transformer_engine=False
     )
-    return Part(config.architecture, layout, stage, head, config.precision, attention)
+    activation = config.kernels.choose_activation(is_gpu=True)
+    return Part(config.architecture, layout, stage, head, config.precision, attention, activation)
 
 
 def _training(config: TrainingConfig, kind: str, rank: int) -> RankReport:

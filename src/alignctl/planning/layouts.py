@@ -93,6 +93,7 @@ def look_at(config: TrainingConfig, device: Device, gpu_memory_gib: float) -> Pl
         micro_batches=full.num_micro_batches,
         recompute=config.parallel.recompute,
         sequence_parallel=config.parallel.sequence_parallel,
+        fuses_activation=config.kernels.choose_activation(is_gpu=True) == "fused",
         is_chunked=_is_chunked(config, tokens.learned),
         hides_gradients=config.parallel.overlap_grad_reduce,
         hides_weights=config.parallel.overlap_param_gather,

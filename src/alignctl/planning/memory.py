@@ -8,7 +8,7 @@ Notation:
 
 from dataclasses import dataclass
 
-from alignctl.config.kernels import Attention
+from alignctl.config.kernels import Activation, Attention
 from alignctl.config.precision import Precision, bytes_of_number
 from alignctl.config.sections import Head, Lora, Model, Parallel
 
@@ -53,6 +53,7 @@ class Part:
         head: What is on top.
         precision: Of the run.
         attention: What computes it; all but plain are one kernel, which copies nothing.
+        activation: What computes it.
     """
 
     model: Model
@@ -61,6 +62,7 @@ class Part:
     head: Head
     precision: Precision
     attention: Attention = "plain"
+    activation: Activation = "plain"
 
     @property
     def is_first(self) -> bool:
@@ -81,6 +83,18 @@ class Part:
     def keeps_copies(self) -> bool:
         """True if a layer keeps what attention copies: it is plain, and not computed again."""
         return self.attention == "plain" and self.parallel.recompute != "selective"
+
+    @property
+    def inner_widths(self) -> int:
+        """Numbers that a token has in the feed-forward block, in inner widths of this rank.
+
+        The first product, twice as wide with a gate, and what follows from it. Plain operators keep
+        three numbers of a gate: itself activated, its other factor and the product; and a biased
+        product with or without one keeps as much as the activation's function does.
+        """
+        if not self.model.traits.is_gated:
+            return 2
+        return 3 if self.activation == "fused" else 5
 
     @property
     def bytes_per_number(self) -> int:
@@ -230,7 +244,7 @@ def kept_by_layer(part: Part, tokens: int) -> int:
     is_selective = part.parallel.recompute == "selective"
     numbers = 4 * hidden // part.sequence_cut + (width + 2 * kv)
     numbers += 2 * width if part.keeps_copies else width
-    numbers += (5 if model.traits.is_gated else 2) * ffn
+    numbers += part.inner_widths * ffn
     if model.traits.is_rotary:
         numbers += width + 4 * model.head_width
         numbers += 2 * width if part.keeps_copies and is_repeated else kv
@@ -290,7 +304,7 @@ def training_activations(
     kept = stream // part.sequence_cut if is_full else layer
     total = in_flight * (part.layers * kept + stream // part.sequence_cut)
     gathered = stream if part.sequence_cut > 1 else 0
-    gradients = 4 if model.traits.is_gated else 2
+    gradients = 2 if model.traits.is_gated else 1
     backward = stream + tokens.total * gradients * ffn * b
     backward += layer if is_full else 0
     head = _head_peak(part, tokens, trains_head) if part.is_last else 0
@@ -334,7 +348,7 @@ def forward_activations(part: Part, tokens: Tokens) -> int:
     stream = tokens.total * model.hidden_size * b
     gathered = stream if part.sequence_cut > 1 else 0
     ffn = tokens.total * model.ffn_hidden_size // tp * b
-    work = stream + (4 if model.traits.is_gated else 2) * ffn
+    work = stream + min(part.inner_widths, 4) * ffn
     head = 0
     if part.is_last and part.head == "lm":
         logits = part.logits(tokens.learned)

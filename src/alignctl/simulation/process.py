@@ -9,6 +9,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from megatron.core import parallel_state
+from megatron.core.fusions import fused_bias_gelu, fused_bias_swiglu
 from torch import Tensor, UntypedStorage
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import Module, Parameter
@@ -109,7 +110,7 @@ def _replacements(tracker: MemoryTracker, *, is_gpu: bool) -> list[tuple[Any, st
         return _RMSNormKernel.apply(x, weight)  # type: ignore[no-any-return, no-untyped-call]
 
     def dropout(x: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
-        return torch.native_dropout(x, p, training)[0]
+        return torch.native_dropout(x, p, training)[0] if p and training else x
 
     def attend(query: Tensor, key: Tensor, value: Tensor, **_: Any) -> Tensor:
         return _FlexKernel.apply(query, key, value)  # type: ignore[no-any-return, no-untyped-call]
@@ -118,11 +119,15 @@ def _replacements(tracker: MemoryTracker, *, is_gpu: bool) -> list[tuple[Any, st
 
     # On a GPU dropout keeps a byte of each element, and RMSNorm is one kernel; on the CPU they keep
     # a number, and are a handful of operators in float32. Plain attention keeps the same on both;
-    # FlexAttention is one kernel on a GPU alone.
+    # FlexAttention is one kernel on a GPU alone, and so are Megatron's fused functions.
     kernels = [
         (torch.nn.functional, "rms_norm", rms_norm),
         (torch.nn.functional, "dropout", dropout),
         (flex_attention, "flex_attention", attend),
+        (fused_bias_swiglu, "swiglu", lambda y: y.new_empty(*y.shape[:-1], y.shape[-1] // 2)),
+        (fused_bias_swiglu, "swiglu_back", lambda grad, y: torch.empty_like(y)),
+        (fused_bias_gelu, "bias_gelu", lambda bias, y: torch.empty_like(y)),
+        (fused_bias_gelu, "bias_gelu_back", lambda grad, bias, y: torch.empty_like(y)),
         (flex_attention.FlexMask, "of", lambda *_: flex_attention.FlexMask(no_mask, no_mask)),
     ]
     kernels = kernels if is_gpu else []

@@ -20,6 +20,7 @@ from megatron.core.distributed import (
 )
 from megatron.core.pipeline_parallel import get_forward_backward_func
 from megatron.core.transformer.module import Float16Module
+from megatron.core.transformer.transformer_config import TransformerConfig
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -51,7 +52,13 @@ from alignctl.models.attention import Documents, choose_attention
 from alignctl.models.families import weight_map
 from alignctl.models.flex_attention import BLOCK
 from alignctl.models.lora import add_lora, without_adapters
-from alignctl.models.megatron import LanguageModel, RewardModel, build, transformer_config
+from alignctl.models.megatron import (
+    LanguageModel,
+    RewardModel,
+    activation_fields,
+    build,
+    transformer_config,
+)
 from alignctl.models.weight_map import Sliced
 
 
@@ -120,9 +127,7 @@ class MegatronEngine(MegatronState):
         self.data_parallel_size: int = self.groups.dp.size()
         self.is_last_stage: bool = self.groups.pp.rank() == self.groups.pp.size() - 1
         self._seq_length = seq_length
-        self._config = transformer_config(
-            architecture, parallel, dtype=self.dtype, use_cpu_initialization=not IS_GPU
-        )
+        self._config = self._make_config()
         self.model = self._build_model()
         self.model.temperature, self.model.with_entropy = temperature, with_entropy
         self.model.logits_chunk_size = parallel.logits_chunk_size
@@ -133,6 +138,17 @@ class MegatronEngine(MegatronState):
         self.skipped_steps = 0
         self.observer: Observer | None = None
         self._offloaded: Offloaded | None = None
+
+    def _make_config(self) -> TransformerConfig:
+        """Make Megatron's view of the model, with the functions for this device."""
+        activation = self._kernels.choose_activation(is_gpu=IS_GPU)
+        return transformer_config(
+            self.architecture,
+            self.parallel,
+            dtype=self.dtype,
+            use_cpu_initialization=not IS_GPU,
+            **activation_fields(self.architecture, activation),
+        )
 
     def _build_model(self) -> LanguageModel:
         """Build this rank's part on the device, with its adapters; most weights are undefined."""
@@ -169,6 +185,8 @@ class MegatronEngine(MegatronState):
                 wrapped,
                 pg_collection=self.groups,
             )
+            if self.parallel.has_buckets:
+                megatron_optimizer.check_buckets(wrapped, self.data_parallel_size)
             if self.parallel.overlap_grad_reduce:  # by the last micro batch alone
                 self._config.no_sync_func = wrapped.no_sync
         return wrapped

@@ -12,6 +12,7 @@ from torch import Tensor
 from alignctl.config.precision import LossScale
 from alignctl.config.sections import Optimizer
 from alignctl.engines.device import IS_GPU
+from alignctl.errors import UserError
 
 
 def create(
@@ -62,6 +63,27 @@ def create(
             # Transformer Engine's.)
             group["fused"] = True
     return optimizer
+
+
+def check_buckets(wrapped: Any, num_copies: int) -> None:
+    """Check that of each bucket of gradients every copy has some: it could not be saved otherwise.
+
+    Args:
+        wrapped: The model in Megatron's DistributedDataParallel, for its distributed optimizer.
+        num_copies: Of the model, over which each bucket is spread.
+
+    Raises:
+        UserError: All that a copy has of a bucket is what fills it up.
+    """
+    for bucket in (bucket for buffer in wrapped.buffers for bucket in buffer.buckets):
+        share = bucket.grad_data.numel() // num_copies
+        if bucket.numel_unpadded <= (num_copies - 1) * share:
+            raise UserError(
+                f"parallel.overlap_grad_reduce: a bucket of gradients has {bucket.numel_unpadded} "
+                f"weights, too few for {num_copies} copies: Megatron-Core could not save the "
+                "optimizer's state",
+                "leave parallel.overlap_grad_reduce out, or take another parallel.pp",
+            )
 
 
 def adamws(optimizer: Any) -> list[torch.optim.AdamW]:

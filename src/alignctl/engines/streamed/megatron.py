@@ -23,7 +23,7 @@ from alignctl.data.batch import Pieces
 from alignctl.engines.device import stay_on_loopback
 from alignctl.engines.streamed.forward import Probe, Scratch, StreamedForward, one_layer
 from alignctl.models.attention import Documents
-from alignctl.models.megatron import build, transformer_config
+from alignctl.models.megatron import activation_fields, build, transformer_config
 from alignctl.models.weight_map import Weight
 
 
@@ -58,7 +58,11 @@ class MegatronForward(StreamedForward):
         """Build the model, inside of `single_rank`. Arguments are those of `StreamedForward`."""
         one, num_tokens = one_layer(model, probe), len(probe.tokens)
         config = transformer_config(
-            one, Parallel(), dtype=torch.float32, use_cpu_initialization=True
+            one,
+            Parallel(),
+            dtype=torch.float32,
+            use_cpu_initialization=True,
+            **activation_fields(one, "plain"),
         )
         with torch.device("meta"):
             # On the CPU, and in float32, which others are not made for.
