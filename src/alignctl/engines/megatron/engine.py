@@ -114,10 +114,10 @@ class MegatronEngine(MegatronState):
             with_entropy: Whether losses get the entropy too.
         """
         self.architecture, self.parallel = architecture, parallel
-        self.groups = groups_of(parallel)
-        self.head, self.lora, self.is_value = head, lora, is_value
         self._kernels = kernels or Kernels()
         self._attention = choose_attention(architecture, self._kernels)
+        self.groups = groups_of(parallel)
+        self.head, self.lora, self.is_value = head, lora, is_value
         self.base: Base | None = None
         self.rows = weight_map(architecture, head)
         if lora is not None:
