@@ -5,9 +5,9 @@ BIN := .venv/bin
 READY := .venv/.ready
 TORCH_CPU ?= https://download.pytorch.org/whl/cpu
 
-# Files of tests that run at once. A job of its own has two processes of one thread each.
+# Files of tests that run at once, or folders: see tests/conftest.py. A job has processes of one thread.
 WORKERS ?= 2
-PYTEST := $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile --durations 15
+PYTEST := $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadgroup --durations 15
 
 MEGATRONS := 0.18.2 0.19.2
 OVERLAYS := $(MEGATRONS:%=$(CURDIR)/.cache/megatron-core-%)

@@ -26,7 +26,7 @@ def run(*arguments: object) -> str:
 
 def train(workspace: Path, load: Path, output: Path, *overrides: str) -> RunFolder:
     data = ["--preset", workspace / "tiny.yaml", "--data", workspace / "train.jsonl"]
-    assert run("sft", *data, "--load", load, "--output", output, *overrides) == ""
+    assert run("sft", *data, "--load", load, "--output", output, *overrides) == f"{output}\n"
     return RunFolder(output)
 
 
