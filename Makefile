@@ -7,7 +7,7 @@ TORCH_CPU ?= https://download.pytorch.org/whl/cpu
 
 # Files of tests that run at once, or folders: see tests/conftest.py. A job has processes of one thread.
 WORKERS ?= 2
-PYTEST := $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadgroup --durations 15
+PYTEST := $(BIN)/python -m pytest --numprocesses $(WORKERS) --durations 15
 
 MEGATRONS := 0.18.2 0.19.2
 OVERLAYS := $(MEGATRONS:%=$(CURDIR)/.cache/megatron-core-%)

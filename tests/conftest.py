@@ -1,6 +1,6 @@
 """Settings of all tests."""
 
-from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import settings
@@ -10,14 +10,22 @@ from hypothesis import settings
 settings.register_profile("alignctl", deadline=None)
 settings.load_profile("alignctl")
 
-HERE = Path(__file__).parent
 WHOLE = {"parallel", "rollouts", "gpu", "evaluation"}
 """Folders whose tests share a job of minutes, which each worker of pytest would start anew."""
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Where several workers run tests, let one have all of a file, or of such a folder."""
-    for item in items:
-        path = item.path.relative_to(HERE)
-        group = path.parts[0] if path.parts[0] in WHOLE else path.as_posix()
-        item.add_marker(pytest.mark.xdist_group(group))
+def scope_of(test: str) -> str:
+    """What a worker has all tests of: a file, or a folder whose tests share a job."""
+    file = test.partition("::")[0]
+    folder = file.split("/")[1]
+    return folder if folder in WHOLE else file
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Chooses which worker runs what, where there are several."""
+    from xdist.scheduler import LoadScopeScheduling  # which a machine with a GPU may lack
+
+    scheduler: Any = LoadScopeScheduling(config, log)
+    scheduler._split_scope = scope_of
+    return scheduler
