@@ -1,5 +1,6 @@
 """Runs that cannot begin, cannot go on, or end before their time; on two ranks where any start."""
 
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -232,12 +233,14 @@ def test_a_loss_that_is_not_finite_names_step_and_rows_and_keeps_the_last_checkp
     large = ["optimizer.lr=10", "optimizer.weight_decay=1e9", "optimizer.warmup_steps=0"]
     overrides = [*large, "checkpoint.save_interval=1"]
     said = refused(commands.alignctl(*sft(workspace, run.path, *overrides)), code=1)
-    assert "error: step 2: the " in said
-    assert " is nan" in said or " is inf" in said
-    assert f"the last checkpoint is {run.checkpoints}/iter_0000001" in said
+    # Such weights overflow to NaN at once, or to zeros first: processors differ.
+    found = re.search(r"error: step ([23]): the \w+( \w+)* is (nan|inf)", said)
+    assert found is not None, said
+    last = int(found[1]) - 1
+    assert f"the last checkpoint is {run.checkpoints}/iter_{last:07d}" in said
     assert f"  rows of the batch: {workspace}/train.jsonl:" in said
     assert "hint: lower optimizer.lr" in said
-    assert run.latest_step() == 1
+    assert run.latest_step() == last
     assert run.read_result() is None
 
 
@@ -250,10 +253,9 @@ def test_weights_that_are_not_finite_are_named_before_the_first_step(
     weights["model.norm.weight"][3] = torch.nan
     save_file(weights, model / "model.safetensors", metadata={"format": "pt"})
     run = RunFolder(tmp_path / "run")
-    said = refused(commands.alignctl(*sft(workspace, run.path, load=model)), code=1)
-    assert "error: step 1: the loss is nan" in said
-    assert "no checkpoint was written yet" in said
-    assert f"hint: the weights of {model} may not be finite themselves" in said
+    said = refused(commands.alignctl(*sft(workspace, run.path, load=model)))
+    assert f"{model}/model.safetensors: model.norm.weight: 1 of 32 values are infinite" in said
+    assert "hint: the weights are damaged" in said
     assert run.latest_checkpoint() is None
 
 
