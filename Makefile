@@ -5,7 +5,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 TORCH_CPU ?= https://download.pytorch.org/whl/cpu
 
-# Files of tests that run at once, or folders: see tests/conftest.py. A job has processes of one thread.
+# Files of tests that run at once. Those of test-ci do not: their jobs have both cores already.
 WORKERS ?= 2
 PYTEST := $(BIN)/python -m pytest --numprocesses $(WORKERS) --durations 15
 
@@ -53,7 +53,7 @@ test: setup ## The tests of every day, in minutes: the quick ones, and one chain
 	$(PYTEST) -m "not ci and not slow and not gpu"
 
 test-ci: setup ## The tests that start processes: layouts, formats, resumed runs, every stage.
-	$(PYTEST) -m "ci and not slow and not gpu"
+	$(BIN)/python -m pytest --durations 15 -m "ci and not slow and not gpu"
 
 test-all: setup ## All tests but those of a GPU.
 	$(BIN)/python -m pytest -m "not gpu"
