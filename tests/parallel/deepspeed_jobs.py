@@ -53,7 +53,7 @@ def run(folder: Path, *, world: int, is_fast: bool) -> dict[str, Result]:
     arguments = (str(folder), str(results), *_names(world, is_fast=is_fast))
     job = Job("tests.parallel.deepspeed_jobs", arguments, nproc=nproc, master_port=0)
     done = subprocess.run(
-        job.command(), cwd=ROOT, env=environment, capture_output=True, text=True, timeout=540
+        job.command(), cwd=ROOT, env=environment, capture_output=True, text=True, timeout=1500
     )
     if done.returncode != 0:
         raise RuntimeError(f"the job of world {world} failed:\n{done.stderr[-6000:]}")

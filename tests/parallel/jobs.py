@@ -52,7 +52,7 @@ def run(folder: Path, *, world: int, suite: str = "all") -> dict[str, Result]:
     environment = os.environ | dict(worker_environment(2, os.environ))
     job = Job("tests.parallel.jobs", (str(folder), str(results), suite), nproc=world, master_port=0)
     done = subprocess.run(
-        job.command(), cwd=ROOT, env=environment, capture_output=True, text=True, timeout=540
+        job.command(), cwd=ROOT, env=environment, capture_output=True, text=True, timeout=1500
     )
     if done.returncode != 0:
         raise RuntimeError(f"the job of {world} ranks failed:\n{done.stderr[-6000:]}")
