@@ -10,7 +10,7 @@ from alignctl.config.presets.load import STAGES
 from alignctl.config.stages import NAMES, section_of
 from alignctl.errors import UserError
 from alignctl.launch.environment import gpu_names
-from alignctl.planning.devices import device, devices
+from alignctl.planning.devices import device, device_called, devices
 from alignctl.planning.suggestion import Machine, suggest
 from alignctl.run_folder import checkpoint_at
 
@@ -87,9 +87,9 @@ def this_machine(processes: int | None, *, are_gpus: bool) -> Machine:
 
 def _kind(name: str) -> str:
     """Find the kind of a GPU by the name that its driver says, such as NVIDIA H100 80GB HBM3."""
-    words = name.lower().replace("-", " ").split()
-    for kind in devices():
-        if kind.partition("-")[0] in words:
+    found = device_called(name)
+    for kind, known in devices().items():
+        if known is found:
             return kind
     raise UserError(
         f"{name}: a GPU that alignctl has no figures of, which a layout is computed from",
