@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ALIGNCTL = str(Path(sys.executable).with_name("alignctl"))
-_SECONDS = 240
+_SECONDS = 540
 
 
 @dataclass(frozen=True)
