@@ -18,6 +18,7 @@ from alignctl.config.generation import (
 from alignctl.config.presets.load import Preset
 from alignctl.config.presets.problems import items_of, sections_of
 from alignctl.config.presets.schema import describe_fields
+from alignctl.config.stages import NAMES as TRAINING
 
 COMMANDS: dict[str, type[BaseModel]] = {
     "convert-*": ConvertOptions,
@@ -149,10 +150,14 @@ def _kind(schema: Mapping[str, Any]) -> str:
 
 
 def _render(chapter: Chapter) -> str:
+    stages = ", ".join(f"`{stage}`" for stage in chapter.stages)
+    if tuple(chapter.stages) == TRAINING:
+        stages = "every stage that trains"
     place = f"`{'.'.join(chapter.path)}` of " if chapter.path else ""
+    heading = f"{place}{stages}"
     return "\n".join(
         [
-            f"## {place}{', '.join(f'`{stage}`' for stage in chapter.stages)}",
+            f"## {heading[0].upper()}{heading[1:]}",
             "",
             f"`{chapter.declared.__module__}.{chapter.declared.__name__}`",
             "",
