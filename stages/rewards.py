@@ -19,6 +19,7 @@ from alignctl.config.rewards import RewardFunction
 from alignctl.data.rows.files import Row
 from alignctl.errors import RunError, UserError
 from alignctl.evaluation import prompts, results
+from alignctl.reporting.progress.alive import alive
 from alignctl.rewards.functions import Functions
 from alignctl.rewards.results import Answer, Result
 from alignctl.stages.shared.own_rewards import check_functions, make_answer
@@ -44,7 +45,7 @@ def test(
     """
     check_functions([function])
     rows, answers = _read(data, limit)
-    with Functions([function], workers) as functions:
+    with alive("scoring"), Functions([function], workers) as functions:
         functions.check()
         started = time.perf_counter()
         [found] = functions.results(answers)

@@ -96,7 +96,8 @@ def launch(
                     raise
                 console.report(error)
                 if peers is not None:
-                    peers.wait_for_release()
+                    with alive("waiting for the other nodes"):
+                        peers.wait_for_release()
                 console.say(f"restart {restart + 1} of {config.launch.max_restarts}")
     except AlignctlError as error:
         if peers is not None and config.output.is_dir():
@@ -176,7 +177,8 @@ def _attempt(
     folder = RunFolder(config.output)
     if peers is not None and todo.node_rank > 0:
         console.say(f"waiting for node 0 to open {folder.path}")
-        peers.enter(fingerprint(config, folder))
+        with alive("waiting for node 0"):
+            peers.enter(fingerprint(config, folder))
     with create_or_resume(
         config.output, config, argv=sys.argv, resume=resume, node_rank=todo.node_rank
     ) as attempt:

@@ -26,6 +26,7 @@ from alignctl.planning.layouts import fitting
 from alignctl.planning.memory import GIB
 from alignctl.planning.report import RankReport, Report, largest
 from alignctl.planning.sampler import sampler
+from alignctl.reporting.progress.alive import alive
 from alignctl.stages.shared.stage import Stage, load_stage
 
 if TYPE_CHECKING:
@@ -35,7 +36,8 @@ if TYPE_CHECKING:
 def launch(config: TrainingConfig, *, gpu_memory_gib: float) -> int:
     """Simulate a stage and print what it found; return 2 where it does not fit."""
     started = time.perf_counter()
-    report = simulate(config, gpu_memory_gib=gpu_memory_gib, progress=True)
+    with alive("simulating"):
+        report = simulate(config, gpu_memory_gib=gpu_memory_gib, progress=True)
     console.emit(report.render())
     console.say(f"simulated in {time.perf_counter() - started:.0f} s")
     if report.fits:

@@ -90,3 +90,16 @@ def test_a_log_is_told_that_processes_are_still_starting(
     with run.display() as shown:
         shown.breathe()
     assert capsys.readouterr().err == "starting the processes: 0 s since the start\n"
+
+
+def test_a_log_that_has_its_first_steps_stays_still_for_no_longer(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with run.display() as shown:
+        for step in (1, 2):
+            shown.show({"kind": "train", "step": step, "time": float(step), "loss": 1.0})
+        shown.breathe()
+        monkeypatch.setattr(run, "still_seconds", lambda: run.STILL_SECONDS)
+        shown.breathe()
+    assert run.STILL_SECONDS < 10
+    assert capsys.readouterr().err.splitlines()[2:] == ["after step 2: 0 s since the start"]

@@ -16,6 +16,7 @@ from alignctl.launch.failure import diagnose
 from alignctl.launch.job import Job
 from alignctl.launch.peers import Peers
 from alignctl.reporting.follow import Follower
+from alignctl.reporting.progress.alive import alive
 from alignctl.reporting.progress.run import Display
 from alignctl.run_folder import RunFolder
 
@@ -55,6 +56,8 @@ def run(job: Job, attempt: Attempt, display: Display, peers: Peers | None = None
             display.note(attempt.describe())
             # Nodes often share an output, where every line would stand as often as there are nodes.
             follower = Follower(folder.metrics, since=started) if job.node_rank == 0 else None
+            if follower is None:
+                display.note("node 0 tells how far the run is")
             interrupts = _watch(process, job, folder, follower, display, peers)
             _conclude(job, folder, process.returncode, interrupts, display, peers)
     except OSError as error:
@@ -121,7 +124,8 @@ def _watch(
                     process.kill()
             if watch.is_over():
                 process.kill()
-            display.breathe()
+            if follower is not None:
+                display.breathe()
             time.sleep(_SECONDS_BETWEEN_LOOKS)
         for row in follower.rows() if follower else ():
             display.show(row)
@@ -194,7 +198,8 @@ def _conclude(
             folder.stop_file.unlink(missing_ok=True)
         return
     if peers is not None:
-        peers.wait_for_others()
+        with alive("waiting for the other nodes"):
+            peers.wait_for_others()
     if job.node_rank == 0:
         folder.remove_unfinished()  # it may be what fills the disk
     if len(interrupts) > 1:

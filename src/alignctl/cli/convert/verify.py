@@ -10,6 +10,7 @@ import typer
 
 from alignctl.cli.flags import example
 from alignctl.cli.lazy import PLAIN
+from alignctl.reporting.progress.alive import alive
 from alignctl.stages import verify
 
 app = typer.Typer(**PLAIN)
@@ -24,4 +25,6 @@ def _verify(
     first: Annotated[Path, typer.Argument(metavar="A", help="A model, in any format.")],
     second: Annotated[Path, typer.Argument(metavar="B", help="Another one.")],
 ) -> None:
-    raise typer.Exit(0 if verify.run(first, second) else 1)
+    with alive("verify"):
+        is_same = verify.run(first, second)
+    raise typer.Exit(0 if is_same else 1)

@@ -13,6 +13,7 @@ from alignctl.cli.lazy import PLAIN
 from alignctl.config.bounds import MOST
 from alignctl.config.presets.load import STAGES, resolve
 from alignctl.config.stages import section_of
+from alignctl.reporting.progress.alive import alive
 from alignctl.stages.shared import check
 
 app = typer.Typer(**PLAIN)
@@ -48,4 +49,5 @@ def _check(
         "output": Path("runs"),
     }
     config = resolve(STAGES[section_of(stage)], preset, flags, overrides or [])
-    check.run(config, samples)
+    with alive("prepare check"):
+        check.run(config, samples)

@@ -16,7 +16,6 @@ from alignctl.cli.prepare.common import (
     OutputFlag,
     WorkersFlag,
     after_text,
-    followed,
     refuse_inside_inputs,
     unless_made,
     waiting,
@@ -29,6 +28,7 @@ from alignctl.corpus.cleaning.pipeline import Options, recipe
 from alignctl.corpus.cleaning.pipeline import clean as run
 from alignctl.corpus.pool import available_cores
 from alignctl.reporting.progress.corpus import CorpusProgress
+from alignctl.reporting.progress.ending import finishing
 
 KeyFlag = Annotated[
     str | None,
@@ -128,7 +128,7 @@ def _clean(
         workers=workers or available_cores(),
     )
     with (
-        followed("prepare clean", "cleaned", output, after_text(output)),
+        finishing("prepare clean", "cleaned", output, after_text(output)),
         unless_made(output, lambda: recipe(options)),
     ):
         outcome = run(options, CorpusProgress("cleaning", total_bytes(files)), waiting(wait))

@@ -13,8 +13,6 @@ from alignctl.config.bounds import MOST_PROCESSES
 from alignctl.config.inputs import refuse_inside
 from alignctl.corpus.manifest import is_made
 from alignctl.errors import TakenError
-from alignctl.reporting.progress.ending import tell
-from alignctl.reporting.progress.stopwatch import Stopwatch
 
 InputsArgument = Annotated[
     list[Path],
@@ -47,17 +45,6 @@ def after_text(output: Path) -> str:
     """Return the command that goes on with text that was written."""
     given = ["--tokenizer", "DIR", "--output", f"{output}-tokens"]
     return shlex.join(["alignctl", "prepare", "tokenize", str(output), *given])
-
-
-@contextmanager
-def followed(name: str, did: str, where: Path, following: str) -> Iterator[None]:
-    """Say at the end what was done, how long it took, where it is and what comes next.
-
-    Signs of life are the progress of the block itself.
-    """
-    watch = Stopwatch()
-    yield
-    tell(f"{name}: {did}", watch.seconds, where, following)
 
 
 @contextmanager

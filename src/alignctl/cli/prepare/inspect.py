@@ -12,6 +12,7 @@ from alignctl.config.bounds import MOST
 from alignctl.corpus.inspection import describe
 from alignctl.corpus.manifest import prefix_of
 from alignctl.data.tokenizer import load_tokenizer
+from alignctl.reporting.progress.alive import alive
 
 app = typer.Typer(**PLAIN)
 
@@ -36,5 +37,7 @@ def _inspect(
         bool, typer.Option("--verify", help="Compare the checksums of both files.")
     ] = False,
 ) -> None:
-    loaded = load_tokenizer(tokenizer) if tokenizer else None
-    console.emit(describe(prefix_of(dataset), loaded, samples, verify))
+    with alive("prepare inspect"):
+        loaded = load_tokenizer(tokenizer) if tokenizer else None
+        text = describe(prefix_of(dataset), loaded, samples, verify)
+    console.emit(text)

@@ -12,7 +12,6 @@ from alignctl.cli.prepare.common import (
     InputsArgument,
     OutputFlag,
     after_text,
-    followed,
     refuse_inside_inputs,
     unless_made,
     waiting,
@@ -24,6 +23,7 @@ from alignctl.corpus.shards import Options, recipe
 from alignctl.corpus.shards import shard as run
 from alignctl.reporting.progress.bytes import size as bytes_in_words
 from alignctl.reporting.progress.corpus import CorpusProgress
+from alignctl.reporting.progress.ending import finishing
 
 app = typer.Typer(**PLAIN)
 
@@ -65,7 +65,7 @@ def _shard(
         compression=compress,
     )
     with (
-        followed("prepare shard", "sharded", output, after_text(output)),
+        finishing("prepare shard", "sharded", output, after_text(output)),
         unless_made(output, lambda: recipe(options)),
     ):
         shards = run(options, CorpusProgress("sharding", total_bytes(files)), waiting(wait))

@@ -17,7 +17,6 @@ from alignctl.cli.prepare.common import (
     InputsArgument,
     KeyFlag,
     WorkersFlag,
-    followed,
     refuse_inside_inputs,
     waiting,
 )
@@ -28,6 +27,7 @@ from alignctl.corpus.tokenization import Counts, Options
 from alignctl.corpus.tokenization import tokenize as run
 from alignctl.reporting.progress.bytes import size
 from alignctl.reporting.progress.corpus import CorpusProgress
+from alignctl.reporting.progress.ending import finishing
 
 TokenizerFlag = Annotated[
     Path, typer.Option(metavar="DIR", help="Folder with the tokenizer of the model.")
@@ -84,7 +84,7 @@ def _tokenize(
     following = shlex.join(
         ["alignctl", "pretrain", "--preset", "NAME", "--data", str(options.prefix)]
     )
-    with followed("prepare tokenize", "tokenised", options.prefix, following):
+    with finishing("prepare tokenize", "tokenised", options.prefix, following):
         manifest = run(options, note, resume, waiting(wait))
     if last == Counts():
         console.say(f"{options.prefix} is complete already: nothing is left to do")

@@ -40,9 +40,6 @@ _PHASE = "seconds_"
 """What the names of a step's parts begin with."""
 _SMOOTHING = 0.1
 _STARTING = "starting the processes"
-_LOGGED_SECONDS = 60.0
-"""How long a log that has the first step stays still: its later ones should not be full of signs
-of life."""
 
 
 class Display(Protocol):
@@ -120,7 +117,7 @@ class PlainDisplay:
         self._pace = Pace()
         self._total = 0
         self._watch = Stopwatch()
-        self._doing, self._still_seconds = _STARTING, STILL_SECONDS
+        self._doing = _STARTING
 
     def show(self, row: Row) -> None:
         """Write one row as a line."""
@@ -131,7 +128,7 @@ class PlainDisplay:
                 self._doing = f"before step {row['step'] + 1}/{self._total}"
             case "train":
                 self._pace.observe(row["step"], row["time"])
-                self._doing, self._still_seconds = f"after step {row['step']}", _LOGGED_SECONDS
+                self._doing = f"after step {row['step']}"
                 left = duration(self._pace.seconds_left(self._total))
                 self.note(f"step {row['step']}/{self._total}  {measures(row)}  eta {left}")
             case "preview":
@@ -147,7 +144,7 @@ class PlainDisplay:
 
     def breathe(self) -> None:
         """Write a line if there was none for long."""
-        if still_seconds() >= self._still_seconds:
+        if still_seconds() >= STILL_SECONDS:
             self.note(f"{self._doing}: {self._watch.seconds:.0f} s since the start")
 
     def __enter__(self) -> Self:
