@@ -76,8 +76,10 @@ def value(case: Case, folder: Path) -> dict[str, Any]:
     samples = episode()
     engine = engine_of(case, folder, documents.TRAIN_OPTIMIZER, is_value=True)
     values = engine.target_outputs(batches(case, engine, samples), samples.segments)
+    needed = [_flops_so_far(engine)]
     some = engine.target_outputs(batches(case, engine, samples, range(3)), samples.segments)
     known = torch.load(folder / case.model / "values.pt", weights_only=True)
+    needed.append(_flops_so_far(engine))
     loss = ValueLoss(samples.segments, known + noise(1, 0.2), noise(2), clip=VALUE_CLIP)
     found = [
         engine.train_step(batches(case, engine, samples), loss, learning_rate=1e-3)
@@ -89,7 +91,19 @@ def value(case: Case, folder: Path) -> dict[str, Any]:
         "loss": [result.loss for result in found],
         "grad_norm": [result.grad_norm for result in found],
         "clip_fraction": [result.metrics["clip_fraction"] for result in found],
+        "flops_forward": needed[0],
+        "flops_of_a_step": (_flops_so_far(engine) - needed[1]) / 3,
     }
+
+
+def _flops_so_far(engine: Any) -> float:
+    """What all ranks' models have needed."""
+    import torch
+    import torch.distributed as dist
+
+    total = torch.tensor(engine.flops, dtype=torch.float64)
+    dist.all_reduce(total)
+    return float(total)
 
 
 def policy(case: Case, folder: Path) -> dict[str, Any]:

@@ -45,6 +45,11 @@ def test_values_are_the_head_on_every_hidden_state_before_an_answer_token(
     assert found["loss"][0] == pytest.approx(plain["loss"], rel=1e-5)
     assert found["grad_norm"][0] == pytest.approx(plain["grad_norm"], rel=1e-5)
     assert 0 < found["clip_fraction"][0] < 1
+    # The same at every layout, but for the one token of a rank that has run out of answers.
+    assert found["flops_forward"] == pytest.approx(
+        result(BASELINE[case.model])["flops_forward"], rel=0.05
+    )
+    assert found["flops_of_a_step"] == pytest.approx(3 * found["flops_forward"])
 
 
 @pytest.mark.parametrize("case", VALUE, ids=lambda case: case.name)

@@ -64,7 +64,7 @@ ONLY_ON_A_GPU = {
     "rollouts/vllm.py Rollout._can_sleep": "vLLM gives memory back on GPUs alone",
     "rollouts/vllm.py _start": "vLLM's memory, CUDA graphs and sleep",
     "stages/eval_lm.py _measured": "bf16 by default; the harness is told the device",
-    "stages/shared/step_clock.py peak_flops": "what the GPU's maker says that it can do",
+    "engines/flops.py peak_flops": "what the GPU's maker says that it can do",
 }
 """What no machine without a GPU can run, by module and function, and what it is."""
 

@@ -26,6 +26,7 @@ from alignctl.data.prompt_store import PromptData
 from alignctl.data.tokenizer import Tokenizer
 from alignctl.engines.best import Watch, link_best
 from alignctl.engines.device import DEVICE
+from alignctl.engines.flops import measure_use
 from alignctl.launch import worker
 from alignctl.on_policy import sample_log
 from alignctl.on_policy.alarm import Alarm
@@ -156,6 +157,7 @@ class Loop:
 
     def _episode(self, metrics: MetricsWriter) -> None:
         config, started, phases = self.config, time.perf_counter(), Phases()
+        flops_before = self.models.flops
         experience = gather(self.models, self.scorer, self.data, self.step, phases)
         with phases("training"), self.models.while_rollout_sleeps():
             found = self.learner.learn(experience, self.step)
@@ -177,6 +179,7 @@ class Loop:
                 finished=float(samples.is_finished.mean()),
                 tokens=tokens,
                 tokens_per_second=tokens / (time.perf_counter() - started),
+                **self._measure_use(self.models.flops - flops_before, phases),
                 **phases.row,
             )
             for text in sample_log.shown(experience, self.data, tokenizer, config.experience.shown):
@@ -190,6 +193,13 @@ class Loop:
         self._warn_of_rewards(metrics)
         if warning := self.alarm.observe(scored.metrics):
             metrics.note(warning)
+
+    def _measure_use(self, flops: float, phases: Phases) -> dict[str, float]:
+        """Measure how well all ranks' GPUs were used while answers were scored and learned from."""
+        total = torch.tensor(flops, dtype=torch.float64, device=DEVICE)
+        dist.all_reduce(total)
+        seconds = phases.seconds["scoring"] + phases.seconds["training"]
+        return measure_use(float(total), seconds, self.config.precision)
 
     def _warn_of_rewards(self, metrics: MetricsWriter) -> None:
         """Tell what rewards of one's own have failed of."""

@@ -60,6 +60,12 @@ class Models:
     value_offset: float = 0.0
     is_stale: bool = True
 
+    @property
+    def flops(self) -> float:
+        """Operations that all models so far have needed of this rank."""
+        engines = (self.policy, self.reference, self.reward, self.value)
+        return sum(engine.flops for engine in engines if engine is not None)
+
     @contextmanager
     def on_device(self, engine: MegatronEngine) -> Iterator[MegatronEngine]:
         """Hold a model on the device while it works; before and after, it may be off it."""

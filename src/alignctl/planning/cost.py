@@ -124,9 +124,15 @@ def flops_per_token(model: Model, document_tokens: int) -> tuple[float, float]:
 
 
 def count_flops(
-    model: Model, tokens: float, attended: float, *, has_logits: bool, is_whole: bool
+    model: Model,
+    tokens: float,
+    attended: float,
+    *,
+    has_logits: bool,
+    is_whole: bool,
+    is_learned: bool = True,
 ) -> float:
-    """Count floating-point operations of a step that a model needs: what is recomputed is not.
+    """Count floating-point operations that a model needs: what is recomputed is not.
 
     Args:
         model: The architecture.
@@ -134,11 +140,14 @@ def count_flops(
         attended: Tokens that each attends to at most, on average: the length of its document.
         has_logits: Whether it has an output layer, which a model that scores has not.
         is_whole: Whether all weights learn; the gradients of adapters are next to nothing.
+        is_learned: Whether there is a backward pass.
     """
     products, attention = flops_per_token(model, 1)
     attention *= attended
     if not has_logits:
         products -= 2 * model.padded_vocab_size(1) * model.hidden_size
+    if not is_learned:
+        return tokens * (products + attention)
     # A forward pass; backward as much for the inputs, and of products again for the weights.
     return tokens * ((3 if is_whole else 2) * products + 3 * attention)
 

@@ -70,7 +70,12 @@ SECTIONS = (
             Entry("tokens", "tokens", "input tokens of the step; on-policy: tokens of its answers"),
             Entry("computed_tokens", "tokens", "less where answers share a prompt"),
             Entry("tokens_per_second", "tokens/s", "`tokens` by the seconds of the step"),
-            Entry("mfu", "share", "of the GPUs' peak in bf16 that the model needs; on known GPUs"),
+            Entry(
+                "mfu",
+                "share",
+                "of the GPUs' peak in bf16 that the models need, on known GPUs; on-policy: while "
+                "answers are scored and learned from, without the sampler",
+            ),
             Entry("seconds_*", "s", "of the step, by phase: the first rank's clock"),
         ),
     ),

@@ -33,6 +33,7 @@ from alignctl.config.precision import LossScale, Precision
 from alignctl.config.sections import Head, Lora, Model, Optimizer, Parallel
 from alignctl.data.batch import IGNORE, TokenBatch
 from alignctl.engines.device import DEVICE, IS_GPU, to_device
+from alignctl.engines.flops import count_batches
 from alignctl.engines.megatron import optimizer as megatron_optimizer
 from alignctl.engines.megatron.forward_backward import LossPass, Observer
 from alignctl.engines.megatron.groups import groups_of
@@ -77,6 +78,7 @@ class MegatronEngine(MegatronState):
         data_parallel_rank: Which share of each batch is this rank's.
         data_parallel_size: How many shares there are.
         skipped_steps: How many steps so far were left out; see `Engine`.
+        flops: Operations that all passes so far have needed of this rank; what it recomputes not.
         observer: Is told where the schedule is; None: nobody is.
     """
 
@@ -136,6 +138,7 @@ class MegatronEngine(MegatronState):
             self._settings, self._scaling = optimizer, loss_scale or LossScale()
         self._wrapped = self._wrap_model(is_trained=optimizer is not None)
         self.skipped_steps = 0
+        self.flops = 0.0
         self.observer: Observer | None = None
         self._offloaded: Offloaded | None = None
 
@@ -448,6 +451,14 @@ class MegatronEngine(MegatronState):
             batches: This rank's micro batches.
             learned: What is learned, backward and all; None: forward alone.
         """
+        needed = count_batches(
+            self.architecture,
+            batches,
+            has_logits=self.head == "lm",
+            is_whole=self.lora is None,
+            is_learned=learned is not None,
+        )
+        self.flops += needed / (self.parallel.tp * self.parallel.pp)
         if self.observer is not None:
             self.observer.start_pass(batches, forward_only=learned is None)
 
