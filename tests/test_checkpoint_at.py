@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from alignctl.errors import UserError
-from alignctl.run_folder import checkpoint_at
+from alignctl.run_folder import checkpoint_at, run_at
 
 
 @pytest.fixture
@@ -25,6 +25,7 @@ def run(tmp_path: Path) -> Path:
 def test_a_checkpoint_of_a_run_is_named_behind_an_at(run: Path, which: str, name: str) -> None:
     """Of the best the checkpoint itself is meant, not the link, which moves on."""
     assert checkpoint_at(run.with_name(f"run@{which}")) == run / "checkpoints" / name
+    assert run_at(run.with_name(f"run@{which}")) == run_at(run.with_name("run@gone")) == run
 
 
 def test_one_of_a_folder_of_checkpoints_is_named_alike(run: Path) -> None:
@@ -36,7 +37,7 @@ def test_one_of_a_folder_of_checkpoints_is_named_alike(run: Path) -> None:
 def test_a_path_that_is_there_means_itself(run: Path, name: str) -> None:
     path = run.with_name(name)
     path.mkdir()
-    assert checkpoint_at(path) == path
+    assert checkpoint_at(path) == run_at(path) == path
 
 
 def test_a_run_whose_name_has_an_at_has_checkpoints_too(run: Path) -> None:

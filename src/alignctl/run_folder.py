@@ -193,9 +193,8 @@ def checkpoint_at(path: Path) -> Path:
     Raises:
         UserError: The run is there, and has no such checkpoint.
     """
-    name, at, which = path.name.rpartition("@")
-    run = path.with_name(name) if name else path.parent
-    if not at or os.path.lexists(path) or not run.is_dir():
+    run, which = _split(path)
+    if which is None:
         return path
     folder = run / "checkpoints" if (run / "checkpoints").is_dir() else run
     best = RunFolder(run).best
@@ -213,6 +212,20 @@ def checkpoint_at(path: Path) -> Path:
         f"{path}: there is no checkpoint {which!r} in {run}{missing}",
         f"there are {', '.join(known)}" if known else f"{run} holds no checkpoints by iteration",
     )
+
+
+def run_at(path: Path) -> Path:
+    """Return the run that `RUN@best` is of, whatever it holds; other paths as they are."""
+    return _split(path)[0]
+
+
+def _split(path: Path) -> tuple[Path, str | None]:
+    """Split `RUN@best` into both; a path that means itself has None behind it."""
+    name, at, which = path.name.rpartition("@")
+    run = path.with_name(name) if name else path.parent
+    if not at or os.path.lexists(path) or not run.is_dir():
+        return path, None
+    return run, which
 
 
 def read_object(path: Path) -> dict[str, Any]:

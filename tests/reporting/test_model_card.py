@@ -69,6 +69,13 @@ def test_a_checkpoint_has_the_card_of_its_run(run: Path) -> None:
     assert model_card.find_run(run.parent / "nothing") is None
 
 
+def test_a_checkpoint_behind_an_at_has_it_too_and_is_followed_to_its_run(run: Path) -> None:
+    """Also one that is there no more: a card tells of the run."""
+    assert card(run.with_name("dpo@best")) == card(run.with_name("dpo@iter_3")) == card(run)
+    later = write_run(run.with_name("later"), "dpo", run.with_name("dpo@best"))
+    assert "tags: [alignctl, sft, dpo]" in card(later)
+
+
 def test_adapters_name_their_base_as_they_are_told(run: Path) -> None:
     lines = card(run, "org/model", is_adapter=True).splitlines()
     assert lines[1:3] == ["base_model: org/model", "library_name: peft"]

@@ -230,6 +230,13 @@ def test_an_iteration_that_is_not_there_is_told_the_others(
             in (said)
         )
         assert "hint: the iterations that are there: 20, 100" in said
+    for folder in (tmp_path / "run@iter_20", tmp_path / "run/checkpoints/iter_0000100"):
+        said = refuse(stage, reward_load=folder, reward_load_iteration=20)
+        assert (
+            f"--reward-load {folder} with --reward-load-iteration 20: two ways to say which "
+            "checkpoint"
+        ) in said
+        assert "hint: leave one out: " in said
     said = refuse(stage, reward_load_iteration=40)
     assert f"hint: {models}/reward holds no checkpoints by iteration: leave the flag out" in said
 

@@ -18,7 +18,7 @@ from alignctl import __version__
 from alignctl.errors import UserError
 from alignctl.reporting.page import evaluations, tables
 from alignctl.reporting.page.recorded_run import RecordedRun, Series, read
-from alignctl.run_folder import RunFolder
+from alignctl.run_folder import RunFolder, run_at
 
 NAME = "README.md"
 MARK = f"<!-- written by alignctl {__version__}: edit as you like -->"
@@ -37,6 +37,7 @@ _CURVES = ("loss", "accuracy", "token_accuracy", "score", "reward", "kl", "lengt
 
 def find_run(model: Path) -> Path | None:
     """Return the run folder that a path is, or is a checkpoint of; None: it is neither."""
+    model = run_at(model)
     for folder in (model, model.parent, model.parent.parent):
         if RunFolder(folder).config.is_file() and RunFolder(folder).command.is_file():
             return folder
