@@ -32,8 +32,9 @@ def fingerprint(config: Config, folder: RunFolder) -> dict[str, str]:
         folder: Its folder, which may hold a checkpoint to go on from.
 
     Returns:
-        Name to text: code and versions, each setting, and which files the weights come from. The
-        name of the run folder is left out: nodes may have mounted it at different places.
+        Name to text: code and versions, each setting, what is in the files of rewards, and which
+        files the weights come from. The name of the run folder is left out: nodes may have mounted
+        it at different places.
     """
     settings = json.loads(config.model_dump_json())
     settings.pop("output", None)
@@ -45,6 +46,7 @@ def fingerprint(config: Config, folder: RunFolder) -> dict[str, str]:
         "python": platform.python_version(),
         **versions,
         **flatten(settings),
+        **_reward_files(settings),
         "checkpoint": checkpoint.name if checkpoint else "none",
         "files of the model": "none" if model is None else files_digest(model),
     }
@@ -62,6 +64,18 @@ def source_digest() -> str:
                 digest.update(f"{path.relative_to(root)}\n".encode())
                 digest.update(path.read_bytes())
     return digest.hexdigest()[:_DIGITS]
+
+
+def _reward_files(settings: dict[str, Any]) -> dict[str, str]:
+    """Hash the content of each Python file that scores answers, of which settings have the path."""
+    functions = settings.get("score", {}).get("functions", [])
+    files = [Path(each["file"]) for each in functions if each["file"] is not None]
+    return {
+        f"content of {file}": hashlib.sha256(file.read_bytes()).hexdigest()[:_DIGITS]
+        if file.is_file()
+        else "absent"
+        for file in files
+    }
 
 
 def files_digest(model: Path) -> str:
