@@ -212,12 +212,13 @@ def _without_key(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("url", "message"),
     [
-        ("localhost:8000", "is not a URL"),
-        ("ftp://localhost", "is not a URL"),
-        ("http://", "is not a URL"),
-        ("http://localhost:port/v1", "is not a URL"),
+        ("localhost:8000", "--judge-url 'localhost:8000' is not one of http:// or https://"),
+        ("ftp://localhost", "is not one of"),
+        ("http://", "is not one of"),
+        ("http://localhost:port/v1", "is not one of"),
+        ("http://localhost/v 1", "--judge-url holds a character that no URL has"),
         ("http://me:secret@localhost/v1", "may not hold a user"),
-        ("me:secret@localhost", "is not a URL"),
+        ("me:secret@localhost", "is not one of"),
         ("http://localhost/v1?api-key=secret", "may not hold"),
         (judge_endpoint.OPENAI_URL, "the variable OPENAI_API_KEY is not set"),
     ],

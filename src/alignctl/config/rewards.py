@@ -5,12 +5,12 @@ import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Self
-from urllib.parse import urlsplit
 
 from pydantic import Field, model_validator
 
 from alignctl.config.numbers import Real
 from alignctl.config.sections import FilePath, Section
+from alignctl.config.urls import find_url_problem
 from alignctl.errors import UserError
 from alignctl.user_files import read_text
 
@@ -79,24 +79,8 @@ class RewardFunction(Section):
             yield f"label {self.called!r}: a label is letters, digits and _, 40 at most"
         elif self.called in _TAKEN:
             yield f"label {self.called!r} is alignctl's own; give another one: label: my_reward"
-        if self.url is not None and (problem := _url_problem(self.url)):
+        if self.url is not None and (problem := find_url_problem("url", self.url, may_ask=True)):
             yield problem
-
-
-def _url_problem(url: str) -> str | None:
-    try:
-        parts = urlsplit(url)
-        is_good = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
-    except ValueError:
-        is_good = False
-    if not is_good:
-        shown = url.rpartition("@")[2]  # what is before may be a password
-        return f"url {shown!r} is not one of http:// or https://, such as http://127.0.0.1:8000/"
-    if parts.username or parts.password or parts.fragment:
-        return "url may not hold a user, a password or anything after #: every log would show it"
-    if not url.isascii() or not url.isprintable() or " " in url:
-        return "url holds a character that no URL has"
-    return None
 
 
 def label_problems(functions: Sequence[RewardFunction], key: str) -> list[str]:

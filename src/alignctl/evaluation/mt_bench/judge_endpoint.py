@@ -7,8 +7,8 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from urllib.parse import urlsplit
 
+from alignctl.config.urls import find_url_problem
 from alignctl.errors import UserError
 from alignctl.evaluation.mt_bench.judge_prompts import Prompt
 from alignctl.evaluation.mt_bench.replies import key
@@ -83,7 +83,13 @@ def endpoint(
     Raises:
         UserError: The URL or a parameter is none, or a key is needed and not there.
     """
-    url = _check_url(url)
+    if problem := find_url_problem("--judge-url", url, may_ask=False):
+        raise UserError(
+            problem,
+            "such as --judge-url http://localhost:8000/v1; a key belongs into the environment: "
+            "--judge-key-variable NAME",
+        )
+    url = url.rstrip("/")
     return Endpoint(
         model,
         url,
@@ -126,23 +132,3 @@ def _key_from_environment(variable: str, is_needed: bool) -> str:
     if not found.isascii() or not found.isprintable() or " " in found:
         raise UserError(f"the variable {variable} holds characters that no key has")
     return found
-
-
-def _check_url(url: str) -> str:
-    """Return the root of an API, and refuse in it what every process list would show."""
-    try:
-        parts = urlsplit(url)
-        is_good = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
-    except ValueError:
-        is_good = False
-    if not is_good:
-        shown = url.rpartition("@")[2]  # what is before may be a password
-        raise UserError(
-            f"--judge-url {shown!r} is not a URL", "such as --judge-url http://localhost:8000/v1"
-        )
-    if parts.username or parts.password or parts.query or parts.fragment:
-        raise UserError(
-            "--judge-url may not hold a user, a password, or anything after ? or #",
-            "a key belongs into the environment: --judge-key-variable NAME",
-        )
-    return url.rstrip("/")
