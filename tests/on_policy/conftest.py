@@ -7,6 +7,7 @@ import pytest
 import torch.distributed as dist
 
 from alignctl.data.tokenizer import Tokenizer
+from alignctl.on_policy.samples import Samples
 from alignctl.rewards.workers import RuleWorkers
 from tests.on_policy import scripted
 
@@ -20,6 +21,18 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
 def judges() -> Iterator[RuleWorkers]:
     with RuleWorkers(1) as workers:
         yield workers
+
+
+@pytest.fixture
+def samples(tokenizer: Tokenizer) -> Samples:
+    """Two answers to each of two sums: right; wrong; right, but cut; none that can be read."""
+    return scripted.samples(
+        tokenizer,
+        (0, 1, "#### 2."),
+        (0, 1, "#### 3."),
+        (1, 4, "#### 5"),
+        (1, 4, "nothing at all."),
+    )
 
 
 @pytest.fixture

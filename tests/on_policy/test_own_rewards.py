@@ -39,18 +39,6 @@ Make = Callable[..., Scorer]
 
 
 @pytest.fixture
-def samples(tokenizer: Tokenizer) -> Samples:
-    """Right; the function fails; right, but cut; wrong."""
-    return scripted.samples(
-        tokenizer,
-        (0, 1, "#### 2."),
-        (0, 1, "#### 3."),
-        (1, 4, "#### 5"),
-        (1, 4, "nothing at all."),
-    )
-
-
-@pytest.fixture
 def make(folder: Path, tokenizer: Tokenizer, judges: RuleWorkers) -> Iterator[Make]:
     """Makes a scorer whose rows have a level, ten times the prompt's number."""
     file = folder / "my_reward.py"

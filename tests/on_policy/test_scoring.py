@@ -20,18 +20,6 @@ pytestmark = pytest.mark.usefixtures("job")
 OFFSET = 0.5
 
 
-@pytest.fixture
-def samples(tokenizer: Tokenizer) -> Samples:
-    """Right; wrong; right, but cut; nothing that can be read as an answer."""
-    return scripted.samples(
-        tokenizer,
-        (0, 1, "#### 2."),
-        (0, 1, "#### 3."),
-        (1, 4, "#### 5"),
-        (1, 4, "nothing at all."),
-    )
-
-
 def scorer(
     folder: Path, tokenizer: Tokenizer, score: dict[str, Any], judges: RuleWorkers | None = None
 ) -> Scorer:

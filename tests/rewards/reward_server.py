@@ -7,27 +7,10 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-
-@dataclass(frozen=True)
-class Act:
-    """What the server does with one request.
-
-    Attributes:
-        status: The HTTP status; None: the connection is dropped.
-        body: What it sends; None: the scores.
-        seconds: How long it thinks before.
-        seconds_per_byte: How slowly the answer comes.
-        is_cut: Whether the connection ends in the middle of the answer.
-    """
-
-    status: int | None = 200
-    body: bytes | None = None
-    seconds: float = 0.0
-    seconds_per_byte: float = 0.0
-    is_cut: bool = False
+from tests import misbehaving_server
+from tests.misbehaving_server import Act
 
 
 @dataclass
@@ -88,59 +71,20 @@ def serving(
     """
     served = Served()
 
-    class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
-        disable_nagle_algorithm = True  # or each answer waits 40 ms for an acknowledgement
-
-        def do_POST(self) -> None:
-            request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+    class Handler(misbehaving_server.Handler):
+        def post(self, request: dict[str, Any]) -> None:
             with served.lock:
                 number = len(served.requests)
                 served.requests.append(request)
             found = act(served, number)
             time.sleep(found.seconds)
-            self.send(found, request)
-
-        def send(self, act: Act, request: dict[str, Any]) -> None:
-            self.close_connection = act.status is None or act.is_cut
-            if act.status is None:
-                return
-            body = act.body
-            if body is None:
-                body = json.dumps({"scores": score(request)}).encode()
-            self.send_response(act.status)
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            body = body[: len(body) // 2] if act.is_cut else body
-            if not act.seconds_per_byte:
-                self.wfile.write(body)
-                return
-            for place in range(len(body)):
-                self.wfile.write(body[place : place + 1])
-                time.sleep(act.seconds_per_byte)
-
-        def log_message(self, format: str, *args: Any) -> None:
-            """Says nothing."""
+            self.send(found, json.dumps({"scores": score(request)}).encode())
 
         def handle(self) -> None:
             with served.lock:
                 served.connections.append(self.connection)
-            try:
-                super().handle()
-            except (BrokenPipeError, ConnectionResetError):
-                return  # who asked has gone
+            super().handle()
 
-    class Server(ThreadingHTTPServer):
-        request_queue_size = 128  # of five, as is usual, the sixth connection waits for a second
-
-    server = Server(("127.0.0.1", 0), Handler)
-    server.daemon_threads = True
-    thread = threading.Thread(target=server.serve_forever, args=(0.05,))
-    thread.start()
-    served.url = f"http://127.0.0.1:{server.server_port}/score"
-    try:
+    with misbehaving_server.listening(Handler) as address:
+        served.url = f"{address}/score"
         yield served
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()

@@ -7,7 +7,8 @@ import pytest
 from alignctl.config.rewards import RewardFunction
 from alignctl.rewards.functions import Functions
 from alignctl.rewards.results import Answer, Result
-from tests.rewards.reward_server import Act, fail_every_tenth, serving
+from tests.misbehaving_server import Act
+from tests.rewards.reward_server import fail_every_tenth, serving
 
 
 def score(url: str, count: int, **settings: object) -> list[Result]:

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from tests import tiny
-from tests.rewards.reward_server import Act, serving
+from tests.misbehaving_server import Act
+from tests.rewards.reward_server import serving
 from tests.stages.conftest import Alignctl, refused
 
 EXAMPLE = Path(__file__).parents[2] / "examples/my_reward.py"
