@@ -22,7 +22,8 @@ from alignctl.data.preference_store import PreferenceData
 from alignctl.data.store import SFTData
 from alignctl.data.tokenizer import load_tokenizer
 from alignctl.engines import checkpoints, rendezvous
-from alignctl.engines.best import Watch, link_best
+from alignctl.engines.best import Watch
+from alignctl.engines.conclusion import conclude
 from alignctl.engines.metrics import StepMetrics
 from alignctl.engines.protocol import Engine, NonFiniteError
 from alignctl.errors import RunError
@@ -270,7 +271,6 @@ def _show_a_sample(task: Task, metrics: MetricsWriter) -> None:
 
 def _take_steps(task: Task, progress: Progress, metrics: MetricsWriter, profiler: Profiler) -> None:
     """Take the steps of the run, with validations and checkpoints between them."""
-    config, watch = task.config, progress.watch
     if progress.step == 0:
         _validate(task, progress, metrics)
     while not progress.is_done:
@@ -278,24 +278,25 @@ def _take_steps(task: Task, progress: Progress, metrics: MetricsWriter, profiler
         result = _step(task, progress, metrics)
         if trace := profiler.after(progress.step):
             metrics.note(f"profile: {trace}")
-        is_best = False
-        if progress.step == progress.total or progress.step % config.train.eval_interval == 0:
-            is_best = _validate(task, progress, metrics) and watch.keeps_best
-        is_last = progress.step == progress.total or watch.is_over
-        is_stopping = result.is_stop_requested and not is_last
-        is_due = progress.step % config.checkpoint.save_interval == 0
-        if is_last or is_best or is_stopping or is_due:
-            needs_offset = (is_last or is_best) and task.score_offset is not None
-            _save(task, progress, metrics, needs_offset=needs_offset)
-        if is_best:
-            if dist.get_rank() == 0:
-                link_best(task.folder, progress.step)
-            metrics.note(watch.describe_best())
-        if is_last and progress.step < progress.total:
-            metrics.note(watch.describe_end(progress.step, progress.total))
-        if is_stopping:
-            metrics.note(f"stopped after step {progress.step} of {progress.total}, as asked")
+        if _conclude_step(task, progress, metrics, is_stop_requested=result.is_stop_requested):
             return
+
+
+def _conclude_step(
+    task: Task, progress: Progress, metrics: MetricsWriter, *, is_stop_requested: bool
+) -> bool:
+    """Validate and save where it is time; tell whether the run was asked to stop here."""
+    return conclude(
+        task.config,
+        task.folder,
+        progress.watch,
+        progress.step,
+        progress.total,
+        validate=lambda: _validate(task, progress, metrics),
+        save=lambda is_kept: _save(task, progress, metrics, needs_offset=is_kept),
+        is_stop_requested=lambda: is_stop_requested,
+        note=metrics.note,
+    )
 
 
 def _save(task: Task, progress: Progress, metrics: MetricsWriter, *, needs_offset: bool) -> None:

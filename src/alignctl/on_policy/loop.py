@@ -24,7 +24,8 @@ from alignctl.algorithms.scores import RunningStd
 from alignctl.config.on_policy_run import OnPolicyConfig
 from alignctl.data.prompt_store import PromptData
 from alignctl.data.tokenizer import Tokenizer
-from alignctl.engines.best import Watch, link_best
+from alignctl.engines.best import Watch
+from alignctl.engines.conclusion import conclude
 from alignctl.engines.device import DEVICE
 from alignctl.engines.flops import measure_use
 from alignctl.launch import worker
@@ -116,7 +117,6 @@ class Loop:
                 if trace := profiler.after(self.step):
                     metrics.note(f"profile: {trace}")
                 if self._conclude_episode(metrics):
-                    metrics.note(f"stopped after episode {self.step} of {self.total}, as asked")
                     return
         if is_first:
             self.folder.write_result(
@@ -138,22 +138,17 @@ class Loop:
 
     def _conclude_episode(self, metrics: MetricsWriter) -> bool:
         """Validate and save where it is time; tell whether the run was asked to stop here."""
-        config, watch = self.config, self.watch
-        is_best = False
-        if self.step == self.total or self.step % config.train.eval_interval == 0:
-            is_best = self._validate(metrics) and watch.keeps_best
-        is_last = self.is_done
-        is_stopping = _stop_requested(self.folder) and not is_last
-        is_due = self.step % config.checkpoint.save_interval == 0
-        if is_last or is_best or is_stopping or is_due:
-            metrics.checkpoint(self.step, self._save())
-        if is_best:
-            if dist.get_rank() == 0:
-                link_best(self.folder, self.step)
-            metrics.note(watch.describe_best())
-        if is_last and self.step < self.total:
-            metrics.note(watch.describe_end(self.step, self.total))
-        return is_stopping
+        return conclude(
+            self.config,
+            self.folder,
+            self.watch,
+            self.step,
+            self.total,
+            validate=lambda: self._validate(metrics),
+            save=lambda _: metrics.checkpoint(self.step, self._save()),
+            is_stop_requested=lambda: _stop_requested(self.folder),
+            note=metrics.note,
+        )
 
     def _episode(self, metrics: MetricsWriter) -> None:
         config, started, phases = self.config, time.perf_counter(), Phases()
