@@ -85,6 +85,11 @@ class RunFolder:
         return self.path / "best"
 
     @property
+    def value(self) -> "RunFolder":
+        """Folder of the checkpoints of a value model, which `--load` takes too."""
+        return RunFolder(self.path / "value")
+
+    @property
     def data(self) -> Path:
         """Folder of prepared data."""
         return self.path / "data"

@@ -88,6 +88,21 @@ def test_what_leaves_the_numbers_alone_may_change(folder: RunFolder) -> None:
     assert Config.model_validate_json(folder.config.read_text()) == changed
 
 
+def test_a_model_that_learns_nothing_may_be_laid_out_anew(folder: RunFolder) -> None:
+    def laid_out(**sizes: int) -> Config:
+        class Roles(Config):
+            roles: dict[str, dict[str, int]] = {
+                role: {"tp": sizes.get(role, 1)} for role in ("reward", "reference", "value")
+            }
+
+        return Roles()
+
+    start(folder, laid_out())
+    assert start(folder, laid_out(reward=2, reference=2)).startswith("resuming ")
+    with pytest.raises(UserError, match=r"differ:\n  roles.value.tp: 1 -> 2\Z"):
+        start(folder, laid_out(reward=4, value=2))
+
+
 @pytest.mark.parametrize("is_finished", [False, True])
 def test_a_run_may_be_made_longer_and_not_shorter(folder: RunFolder, is_finished: bool) -> None:
     start(folder, Trained(train=Train(steps=5)))

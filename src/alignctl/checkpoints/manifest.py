@@ -357,13 +357,16 @@ def verify_checksums(
             _compare(folder, name, manifest.files[name])
 
 
-def check_layout(folder: Path, manifest: Manifest, layout: Mapping[str, int | bool]) -> None:
+def check_layout(
+    folder: Path, manifest: Manifest, layout: Mapping[str, int | bool], *, key: str | None = None
+) -> None:
     """Check that a run of this layout can go on from a checkpoint as if it never stopped.
 
     Args:
         folder: The checkpoint.
         manifest: Its manifest.
         layout: What is known of the layout: tp, pp, dp ...
+        key: What configures it, where that is not `parallel`.
 
     Raises:
         UserError: It holds no training state, or that of another layout.
@@ -377,8 +380,10 @@ def check_layout(folder: Path, manifest: Manifest, layout: Mapping[str, int | bo
         if manifest.training.get(key, False) != value
     ]
     if changes:
+        named = f" ({key})" if key else ""
         raise UserError(
             f"{folder} was saved at another layout: {', '.join(changes)}; "
             "it cannot be resumed bit for bit",
-            "give the same layout, or start a new run from its weights: --load RUN --output NEW",
+            f"give the same layout{named}, or start a new run from its weights: --load RUN "
+            "--output NEW",
         )

@@ -7,6 +7,7 @@ from alignctl.checkpoints import manifest
 from alignctl.checkpoints.extension import extend_vocabulary
 from alignctl.checkpoints.find import find
 from alignctl.checkpoints.source import Source
+from alignctl.config.on_policy_run import is_on_policy
 from alignctl.config.run import TrainingConfig
 from alignctl.config.sections import Role
 from alignctl.data.tokenizer import check_fits, load_tokenizer
@@ -80,15 +81,26 @@ def check_model(
 
 
 def check_resumable(config: TrainingConfig, folder: RunFolder) -> None:
-    """Check the checkpoint that a run is to go on from, if it has one.
+    """Check the checkpoint that a run is to go on from, if it has one, and the value model's.
 
     Raises:
-        UserError: It is damaged, or was saved at another layout than this run's.
+        UserError: One is damaged or missing, or was saved at another layout than this run's.
     """
     checkpoint = folder.latest_checkpoint()
     if checkpoint is None or folder.result.exists():
         return
     manifest.check_layout(checkpoint, manifest.read(checkpoint), config.training_layout)
+    if not is_on_policy(config) or "value" not in config.models:
+        return
+    beside = folder.value.checkpoints / checkpoint.name
+    if not beside.is_dir():
+        raise UserError(
+            f"{beside}: the value model that belongs to {checkpoint} is missing",
+            "put the folder back, or start a new run from the policy: --load RUN --output NEW",
+        )
+    layout = config.layout_to_resume(config.models["value"].parallel)
+    key = config.layout_key("value")
+    manifest.check_layout(beside, manifest.read(beside), layout, key=key)
 
 
 def check_engine(config: TrainingConfig) -> None:

@@ -308,14 +308,18 @@ class TrainingConfig(TrainingSettings, RunConfig):
     @property
     def training_layout(self) -> dict[str, int | bool]:
         """Layout that a checkpoint must have been saved at to be resumed."""
+        return self.layout_to_resume(self.parallel)
+
+    def layout_to_resume(self, parallel: Parallel) -> dict[str, int | bool]:
+        """Return the layout that a checkpoint of a model must have been saved at to be resumed."""
         if self.engine == "deepspeed":
             return {"zero_stage": self.deepspeed.zero_stage, "dp": self.data_parallel_size}
         return {
-            "tp": self.parallel.tp,
-            "pp": self.parallel.pp,
-            "dp": self.data_parallel_size,
-            "distributed_optimizer": self.parallel.distributed_optimizer,
-            "overlap_grad_reduce": self.parallel.has_buckets,
+            "tp": parallel.tp,
+            "pp": parallel.pp,
+            "dp": self.copies_of(parallel),
+            "distributed_optimizer": parallel.distributed_optimizer,
+            "overlap_grad_reduce": parallel.has_buckets,
         }
 
     def _batch_problems(self) -> list[str]:

@@ -22,8 +22,10 @@ from alignctl.run_folder import RunFolder, read_object
 MAY_CHANGE = (
     *("output", "checkpoint", "launch", "tracking", "profile"),
     *("train.eval_interval", "train.log_interval", "train.patience"),
+    *("roles.reward", "roles.reference"),
 )
-"""Settings, with all below them, that a resume may change: the numbers do not depend on them."""
+"""Settings, with all below them, that a resume may change: the numbers do not depend on them, but
+for the order of sums in models that learn nothing, and so have no state at a layout."""
 
 MAY_GROW = ("train.steps", "train.epochs")
 """Settings of which a resume may raise one: the run then goes on beyond its old end."""

@@ -141,11 +141,6 @@ class Loaded:
     step: int
 
 
-def value_folder(folder: RunFolder) -> RunFolder:
-    """Return the folder of the value model's checkpoints, which `--load` takes too."""
-    return RunFolder(folder.path / "value")
-
-
 def load(config: OnPolicyConfig, folder: RunFolder) -> Loaded:
     """Build and load all models.
 
@@ -171,7 +166,7 @@ def load(config: OnPolicyConfig, folder: RunFolder) -> Loaded:
         value_source = origin.with_own_files(open_value(config), folder, "value.load")
         # Until the policy's is complete, the one before still belongs to it.
         value_checkpoints = Checkpoints(
-            value_folder(folder).checkpoints, value_source, config.tokenizer, keep and max(2, keep)
+            folder.value.checkpoints, value_source, config.tokenizer, keep and max(2, keep)
         )
         value = _load_value(config, value_checkpoints, step)
         value_offset = _offset(value_source)
