@@ -36,7 +36,7 @@ from alignctl.run_folder import RunFolder
 from alignctl.stages.shared.ending import tell_run
 from alignctl.stages.shared.other_models import open_others
 from alignctl.stages.shared.own_rewards import keep_sources
-from alignctl.stages.shared.prepared import choose_data
+from alignctl.stages.shared.prepared import choose_data, prepared_data
 from alignctl.stages.shared.rows import KINDS, require_held_out
 from alignctl.stages.shared.stage import Stage
 
@@ -179,8 +179,18 @@ def _attempt(
         console.say(f"waiting for node 0 to open {folder.path}")
         with alive("waiting for node 0"):
             peers.enter(fingerprint(config, folder))
+
+    def check_longer() -> None:
+        if folder.latest_step():
+            KINDS[stage.rows].check_longer(config, prepared_data(folder))
+
     with create_or_resume(
-        config.output, config, argv=sys.argv, resume=resume, node_rank=todo.node_rank
+        config.output,
+        config,
+        argv=sys.argv,
+        resume=resume,
+        node_rank=todo.node_rank,
+        check_longer=check_longer,
     ) as attempt:
         if attempt.state != "finished":
             console.say(f"model: {models['load'].description}")
@@ -247,7 +257,7 @@ def _prepare(stage: Stage[Any], config: TrainingConfig, source: Source, attempt:
     settled = origin.settled(config, attempt.folder)
     tokenizer = load_tokenizer(source.tokenizer_folder(settled.tokenizer))
     folder = kind.prepare(config, tokenizer, attempt.folder.data)
-    choose_data(folder, kind.what.format(train=config.data.train), attempt)
+    choose_data(folder, kind.what.format(train=config.data.train), attempt, kind.goes_on)
     require_held_out(config, kind, folder)
     for line in kind.describe(config, folder):
         console.say(line)

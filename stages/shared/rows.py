@@ -44,6 +44,9 @@ class Kind:
         show: Of that folder: how long the rows are, and so many of them as they are learned.
         holds_out: Of that folder: whether there is something to validate on.
         what: How messages name such data.
+        check_longer: Of a configuration, and the folder that was prepared for a run as it was:
+            refuses to make that longer where its steps so far would have read something else.
+        goes_on: Of two prepared folders: whether a run that read the first may read the second.
     """
 
     prepare: Callable[[Any, Tokenizer, Path], Path]
@@ -51,6 +54,8 @@ class Kind:
     show: Callable[[Path, Tokenizer, int], Iterator[str | Text]]
     holds_out: Callable[[Path], bool]
     what: str = "{train}: the rows"
+    check_longer: Callable[[Any, Path], None] = lambda config, before: None
+    goes_on: Callable[[Path, Path], bool] = lambda before, after: before.name == after.name
 
 
 # ---- documents ----
@@ -199,6 +204,8 @@ KINDS: dict[Rows, Kind] = {
         _say_nothing,
         lambda folder: PretrainData.open(folder).validation is not None,
         "the datasets",
+        corpora.check_longer,
+        corpora.goes_on,
     ),
 }
 

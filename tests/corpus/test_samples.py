@@ -12,7 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from alignctl.corpus.samples import Part, PretrainData, Recipe, write
+from alignctl.corpus.samples import Part, PretrainData, Recipe, longest_continuation, write
 from alignctl.data import order
 from alignctl.data.batch import TokenBatch
 from alignctl.errors import UserError
@@ -120,6 +120,33 @@ def test_a_run_that_goes_on_reads_the_same_index(
     assert texts(again.train, SAMPLES) == texts(before.train, SAMPLES)
     assert stamps
     assert stamps == {file: file.stat().st_mtime_ns for file in stamps}
+
+
+@settings(max_examples=20, deadline=None)
+@given(
+    shares=st.lists(st.floats(0.3, 3.0), min_size=1, max_size=2), num_samples=st.integers(9, 400)
+)
+def test_a_longer_run_begins_with_the_same_sequences_as_long_as_its_passes_are_as_many(
+    corpora: tuple[Path, Path],
+    tmp_path_factory: pytest.TempPathFactory,
+    shares: list[float],
+    num_samples: int,
+) -> None:
+    """Up to there all are the same, and one sequence further none of Megatron's orders is."""
+    parts = list(zip(corpora, shares, strict=False))
+    folder = tmp_path_factory.mktemp("longer")
+    short = recipe(*parts, split="1,0,0", num_samples=num_samples)
+    longest = longest_continuation(short, num_samples + 1000)
+    assert num_samples <= longest < num_samples + 1000
+    assert longest_continuation(short, longest) == longest
+
+    def begin(name: str, total: int) -> list[list[int]]:
+        made_anew = made(folder / name, short.model_copy(update={"num_samples": total}))
+        return texts(made_anew.train, num_samples)
+
+    read = begin("short", num_samples)
+    assert begin("longest", longest) == read
+    assert begin("too long", longest + 1) != read
 
 
 @settings(max_examples=25, deadline=None)

@@ -204,6 +204,26 @@ def test_a_damaged_dataset_is_refused(
     assert not (corpora / "new").exists()
 
 
+@pytest.mark.slow
+def test_a_run_is_made_longer_within_its_passes_and_else_refused_untouched(
+    alignctl: Alignctl, corpora: Path, tmp_path: Path
+) -> None:
+    """A finished run of three steps goes on to four; with more passes it would have read others."""
+    command = pretrain("--output", tmp_path / "run")
+    for steps in (3, 4):
+        outcome = alignctl(*command, f"train.steps={steps}")
+        assert outcome.code == 0, outcome.text
+    run = RunFolder(tmp_path / "run")
+    assert [row["step"] for row in rows(run, "train")] == [1, 2, 3, 4]
+    before = snapshot(tmp_path / "run")
+    said = refused(alignctl(*command, "train.steps=1000"))
+    assert "this run cannot be made longer from 4 steps to 1000: Megatron shuffles" in said
+    assert f"hint: start a new run from it: --load {run.path} --output NEW; or make it" in said
+    most = int(said.partition("by fewer steps: ")[2].split()[0])
+    assert 4 < most < 1000
+    assert snapshot(tmp_path / "run") == before
+
+
 def test_a_dry_run_prints_the_configuration(alignctl: Alignctl, corpora: Path) -> None:
     outcome = alignctl(*pretrain("data.blend={foreign: 0.5}", "--dry-run", data=""))
     assert outcome.code == 0, outcome.text

@@ -11,7 +11,14 @@ from alignctl import atomic, console
 from alignctl.config.pretrain import PretrainConfig
 from alignctl.corpus.datasets import Indexed, find
 from alignctl.corpus.manifest import TokenizerIdentity, check_tokenizer
-from alignctl.corpus.samples import Part, Recipe, tokens_of, write
+from alignctl.corpus.samples import (
+    Part,
+    Recipe,
+    longest_continuation,
+    read_recipe,
+    tokens_of,
+    write,
+)
 from alignctl.data.store import explain_errors
 from alignctl.data.tokenizer import Tokenizer
 from alignctl.errors import UserError
@@ -63,18 +70,60 @@ def prepare(config: PretrainConfig, tokenizer: Tokenizer, out_dir: Path) -> Path
     recipe = _recipe(config, tokenizer, train, held_out)
     _check_ids(datasets, config.architecture.vocab_size)
     _describe(recipe, train, held_out, config.tokens_per_step)
-    everything = {
-        "format": FORMAT,
-        "recipe": recipe.model_dump(),
-        "datasets": [dataset.fingerprint() for dataset in datasets],
-    }
-    key = hashlib.sha256(json.dumps(everything, sort_keys=True).encode()).hexdigest()[:20]
+    key = _key(recipe, datasets)
     folder, partial = out_dir / key, out_dir / f".{key}.partial"
     if folder.is_dir():
         return folder
     with explain_errors(out_dir), atomic.fill_folder(partial, folder):
         write(recipe, partial)
     return folder
+
+
+def _key(recipe: Recipe, datasets: Sequence[Indexed]) -> str:
+    """Hash all that decides the sequences."""
+    everything = {
+        "format": FORMAT,
+        "recipe": recipe.model_dump(),
+        "datasets": [dataset.fingerprint() for dataset in datasets],
+    }
+    return hashlib.sha256(json.dumps(everything, sort_keys=True).encode()).hexdigest()[:20]
+
+
+def check_longer(config: PretrainConfig, before: Path) -> None:
+    """Check that a run that is made longer would have read the same sequences so far.
+
+    Args:
+        config: The longer run.
+        before: What was prepared for it as it was.
+
+    Raises:
+        UserError: They would be others.
+    """
+    recipe, per_step = read_recipe(before), config.batch.global_batch_size
+    steps = config.total_steps(recipe.epoch_samples)
+    most = longest_continuation(recipe, steps * per_step) // per_step
+    if most == steps:
+        return
+    done = recipe.num_samples // per_step
+    hint = f"start a new run from it: --load {config.output} --output NEW"
+    if most > done:
+        hint += f"; or make it longer by fewer steps: {most} in all read the same passes"
+    raise UserError(
+        f"{config.output}: this run cannot be made longer from {done} steps to {steps}: Megatron "
+        "shuffles the documents of all passes over the data together, and with more passes the "
+        "sequences that it has read already would be others",
+        hint,
+    )
+
+
+def goes_on(before: Path, after: Path) -> bool:
+    """Tell whether prepared folders are of the same datasets and settings but for the length."""
+    if before.name == after.name or not before.is_dir():
+        return before.name == after.name
+    old, new = read_recipe(before), read_recipe(after)
+    datasets = [Indexed.open(Path(part.prefix)) for part in (*old.train, *old.validation)]
+    is_same = old == new.model_copy(update={"num_samples": old.num_samples})
+    return is_same and before.name == _key(old, datasets)
 
 
 def _shares(config: PretrainConfig) -> list[Share]:

@@ -9,6 +9,7 @@ needs no state but its step number.
 
 import logging
 import math
+from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -27,6 +28,8 @@ _INDEX = "index"
 _SURPLUS = 1.005
 """Megatron-LM's: a blend draws from each dataset by its weight to within a sequence, and a dataset
 must not run out before the blend does."""
+_APART = 0.80
+"""Megatron-Core's: the last pass is shuffled by itself if less than this share of it is taken."""
 _SHOWN = 64
 """Tokens of the sample that is shown."""
 
@@ -178,6 +181,45 @@ def write(recipe: Recipe, folder: Path) -> None:
     """Compute the indices of a recipe; write them and the recipe into an empty folder."""
     PretrainData._build(recipe, folder / _INDEX)
     (folder / RECIPE).write_text(recipe.model_dump_json(indent=2) + "\n", encoding="utf-8")
+
+
+def read_recipe(folder: Path) -> Recipe:
+    """Read what a prepared folder was made by."""
+    return Recipe.model_validate_json((folder / RECIPE).read_bytes())
+
+
+def longest_continuation(recipe: Recipe, num_samples: int) -> int:
+    """Return how many sequences a longer run may take, so that it begins with those of this one.
+
+    Megatron shuffles the documents of all passes over a dataset together, those of the last one
+    sometimes apart. So the order is that of the number of passes, however much of the last is
+    taken; with another number it is another order from the first sequence on.
+
+    Args:
+        recipe: Of the run so far.
+        num_samples: As many as are wanted, at least as many as the run has.
+    """
+    split = "1,0,0" if recipe.validation else recipe.split
+    counts = [tokens_of(Indexed.open(Path(each.prefix)), split, "train") for each in recipe.train]
+    found = [(n, each.weight) for n, each in zip(counts, recipe.train, strict=True) if n > 1]
+    shares = _normalise([weight for _, weight in found])
+
+    def orders(total: int) -> list[tuple[int, bool]]:
+        sizes = _sizes(total, shares)
+        return [
+            _passes(size, n, recipe.seq_length) for size, (n, _) in zip(sizes, found, strict=True)
+        ]
+
+    longer, known = range(recipe.num_samples, num_samples + 1), orders(recipe.num_samples)
+    return longer[bisect_right(longer, False, key=lambda total: orders(total) != known) - 1]
+
+
+def _passes(num_samples: int, tokens: int, seq_length: int) -> tuple[int, bool]:
+    """Count the passes over a dataset, and tell whether the last is shuffled by itself."""
+    passes = max(1, math.ceil((num_samples * seq_length + 1) / tokens))
+    before_the_last = ((passes - 1) * tokens - 1) // seq_length
+    of_a_pass = (tokens - 1) // seq_length
+    return passes, passes > 1 and num_samples - before_the_last < int(_APART * of_a_pass)
 
 
 def tokens_of(dataset: Indexed, split: str, which: Literal["train", "valid"]) -> int:

@@ -8,7 +8,7 @@ import os
 import shlex
 import socket
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -27,7 +27,7 @@ MAY_CHANGE = (
 """Settings, with all below them, that a resume may change: the numbers do not depend on them, but
 for the order of sums in models that learn nothing, and so have no state at a layout."""
 
-MAY_GROW = ("train.steps", "train.epochs")
+MAY_GROW = ("train.steps", "train.epochs", "train.tokens")
 """Settings of which a resume may raise one: the run then goes on beyond its old end."""
 
 _MAX_DIFFERENCES_SHOWN = 12
@@ -67,6 +67,7 @@ def create_or_resume(
     resume: bool = True,
     node_rank: int = 0,
     wait_seconds: float = 600.0,
+    check_longer: Callable[[], None] = lambda: None,
 ) -> Iterator[Attempt]:
     """Open a run folder and keep other launchers out of it until the block ends.
 
@@ -80,6 +81,8 @@ def create_or_resume(
         resume: Whether an existing run may be continued.
         node_rank: Which node this launcher is on.
         wait_seconds: How long the other nodes wait for node 0.
+        check_longer: Refuses a run that is made longer where it cannot be; nothing has been changed
+            by then.
 
     Yields:
         The attempt; when its state is `finished` there is nothing to run.
@@ -92,7 +95,9 @@ def create_or_resume(
     with contextlib.ExitStack() as stack:
         # Errors of the block itself are not ours to explain: it runs outside of the `try`.
         try:
-            attempt = _open(folder, config, argv, resume, node_rank, wait_seconds, stack)
+            if node_rank > 0:
+                _wait_for_node_0(folder, wait_seconds)
+            attempt = _open(folder, config, argv, resume, node_rank, check_longer, stack)
         except OSError as error:
             raise _explain(folder, error) from error
         yield attempt
@@ -104,18 +109,17 @@ def _open(
     argv: Sequence[str],
     resume: bool,
     node_rank: int,
-    wait_seconds: float,
+    check_longer: Callable[[], None],
     stack: contextlib.ExitStack,
 ) -> Attempt:
     _refuse_foreign_folder(folder)
-    if node_rank > 0:
-        _wait_for_node_0(folder, wait_seconds)
     folder.path.mkdir(parents=True, exist_ok=True)
     lock = stack.enter_context(_lock(folder, node_rank))
     exists = folder.config.exists()
     if exists:
         # Node 0 may have created the folder a moment ago, so the others cannot tell new from old.
-        is_longer = check_same_run(folder, config, resume=resume or node_rank > 0)
+        resume = resume or node_rank > 0
+        is_longer = check_same_run(folder, config, resume=resume, check_longer=check_longer)
         if folder.read_result() is not None and not is_longer:
             return Attempt(folder, "finished", _attempts_so_far(folder), lock)
     number = _attempts_so_far(folder)
@@ -125,13 +129,16 @@ def _open(
     return Attempt(folder, "resumed" if exists and number > 1 else "new", number, lock)
 
 
-def check_same_run(folder: RunFolder, config: Config, *, resume: bool) -> bool:
+def check_same_run(
+    folder: RunFolder, config: Config, *, resume: bool, check_longer: Callable[[], None]
+) -> bool:
     """Check that a run folder may be continued with a configuration.
 
     Args:
         folder: A folder that holds a run.
         config: The configuration that is about to run in it.
         resume: Whether continuing is wanted at all.
+        check_longer: Refuses a run that is made longer where it cannot be.
 
     Returns:
         Whether the configuration makes the run longer than it was.
@@ -164,6 +171,7 @@ def check_same_run(folder: RunFolder, config: Config, *, resume: bool) -> bool:
             f"{other}, or leave --no-resume out to continue it; nothing was changed",
         )
     if is_longer:
+        check_longer()
         ((key, old, new),) = changes
         console.say(
             f"{folder.path} is made longer: {key} {old} -> {new}; from here on the learning rate "
