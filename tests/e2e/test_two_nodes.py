@@ -175,8 +175,9 @@ def test_a_stop_on_one_node_saves_on_both(
     processes = start(nodes, command(inputs, folder.path, "train.steps=10000"))
     wait_for_step(folder, 3, processes[0])
     processes[1].terminate()
-    for process in processes:
+    for number, process in enumerate(processes):
         outcome = finish(process)
         assert outcome.code == 0, outcome.text
         assert "the same command goes on from there" in outcome.err
+        assert ("node 0 tells how far the run is" in outcome.err) == (number == 1)
     assert folder.latest_step() > 0

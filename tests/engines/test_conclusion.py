@@ -39,6 +39,9 @@ def story(
         def save(is_kept: bool, step: int = step) -> None:
             events.append(f"{step} {'kept' if is_kept else 'saved'}")
 
+        def is_stop_requested(step: int = step) -> bool:
+            return step >= stop_at
+
         is_stopping = conclude(
             *run,
             watch,
@@ -46,7 +49,7 @@ def story(
             10,
             validate=validate,
             save=save,
-            is_stop_requested=lambda step=step: step >= stop_at,
+            is_stop_requested=is_stop_requested,
             note=events.append,
         )
         if is_stopping or watch.is_over:

@@ -99,7 +99,7 @@ def test_a_log_that_has_its_first_steps_stays_still_for_no_longer(
         for step in (1, 2):
             shown.show({"kind": "train", "step": step, "time": float(step), "loss": 1.0})
         shown.breathe()
-        monkeypatch.setattr(run, "still_seconds", lambda: run.STILL_SECONDS)
+        monkeypatch.setattr(run, "still_seconds", lambda: alive.STILL_SECONDS)
         shown.breathe()
-    assert run.STILL_SECONDS < 10
+    assert alive.STILL_SECONDS < 10
     assert capsys.readouterr().err.splitlines()[2:] == ["after step 2: 0 s since the start"]
