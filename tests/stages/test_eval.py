@@ -158,6 +158,12 @@ def _accuracy(model: Path, data: Path) -> float:
     return sum(right) / len(right)
 
 
+def _length_reward(file: Path) -> str:
+    """Writes a function that counts characters; returns how it is given."""
+    file.write_text("def length(prompt, completion, row):\n    return len(completion)\n")
+    return f"functions=[{{file: {file}, name: length}}]"
+
+
 _SHORT = ("max_new_tokens=12", "max_prompt_length=60", "kv_cache_gib=0.05")
 
 
@@ -165,8 +171,9 @@ _SHORT = ("max_new_tokens=12", "max_prompt_length=60", "kv_cache_gib=0.05")
 def test_models_are_measured_on_math_side_by_side(models: Path, tmp_path: Path) -> None:
     rows = [{"question": f"{a} + 1?", "answer": f"#### {a + 1}"} for a in range(6)]
     data = tiny.write_rows(tmp_path / "math.jsonl", rows)
+    functions = _length_reward(tmp_path / "my_reward.py")
     command = (
-        *("eval", "math", models / "llama-gqa", models / "llama-mha", "--data", data),
+        *("eval", "math", models / "llama-gqa", models / "llama-mha", "--data", data, functions),
         *("--output", tmp_path / "out", *_SHORT, "samples=3", "temperature=1.0"),
     )
     first = alignctl(*command)
@@ -178,7 +185,11 @@ def test_models_are_measured_on_math_side_by_side(models: Path, tmp_path: Path) 
     again = alignctl(*command, "--json")
     assert "complete already" in again.err
     assert json.loads(again.out) == json.loads((tmp_path / "out" / "result.json").read_text())
-    assert json.loads(again.out)["models"]["llama-gqa"]["problems"] == 6
+    found = json.loads(again.out)["models"]["llama-gqa"]
+    said = [json.loads(line) for line in (tmp_path / "out/llama-gqa.jsonl").open()]
+    lengths = [len(text) for row in said for text in row["response"]]
+    assert (found["problems"], len(lengths), found["reward_length_failed"]) == (6, 18, 0)
+    assert found["reward_length"] == pytest.approx(np.mean(lengths))
 
 
 @pytest.mark.slow
@@ -189,6 +200,7 @@ def test_a_model_neither_wins_nor_loses_against_itself(models: Path, tmp_path: P
         *("eval", "preference", models / "llama-gqa", models / "llama-mha"),
         *("--baseline", models / "llama-gqa", "--reward-load", models / "reward"),
         *("--data", data, "--output", tmp_path / "out", *_SHORT, "--json"),
+        _length_reward(tmp_path / "my_reward.py"),
     )
     assert outcome.code == 0, outcome.text
     found = json.loads(outcome.out)["models"]
@@ -196,6 +208,8 @@ def test_a_model_neither_wins_nor_loses_against_itself(models: Path, tmp_path: P
     assert found["llama-mha"]["ties"] < 8
     assert found["llama-mha"]["mean_difference"] != 0
     assert set(found) == {"llama-gqa", "llama-mha", "baseline"}
+    assert found["llama-gqa"]["wins_by_length"]["value"] == 0.5
+    assert found["llama-gqa"]["reward_length"] == found["baseline"]["reward_length"]
     # The answers are a baseline themselves.
     again = alignctl(
         *("eval", "preference", models / "llama-gqa", "--reward-load", models / "reward"),
