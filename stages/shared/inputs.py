@@ -20,7 +20,7 @@ TOKENIZER = Input("tokenizer", ("--tokenizer",), "Tokenizer; default: beside the
 DATA = Input(
     "data.train",
     ("--data",),
-    "Training data: a file or a folder.",
+    "Training data: a file, a folder, or ORG/NAME on the Hugging Face hub.",
     "PATH",
     meaning="a file or folder of training rows",
     is_needed=always,

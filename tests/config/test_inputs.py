@@ -113,3 +113,36 @@ def test_a_missing_reward_model_is_asked_for_where_one_scores() -> None:
     assert caught.value.hint == "alignctl rlhf --help"
     require_inputs(on_policy("score.source=sparse_only", "value.load=/"))
     require_inputs(on_policy(reward_load=Path("/")))
+
+
+def test_a_name_on_the_hub_is_left_to_who_fetches_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    found = config(load=tmp_path, data=Path("openai/gsm8k:main"))
+    require_inputs(found)
+    assert missing_inputs(found) == [
+        "openai/gsm8k:main: not found here, so it would be fetched from the Hugging Face hub "
+        "first, into runs/.cache/hub"
+    ]
+    (tmp_path / "openai").mkdir()
+    with pytest.raises(UserError, match="--data openai/gsm8k:main does not exist"):
+        require_inputs(found)
+
+
+def test_a_word_is_no_name_on_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError) as caught:
+        require_inputs(config(load=tmp_path, data=Path("squad")))
+    assert caught.value.message == (
+        "--data squad does not exist; a data set on the Hugging Face hub is named ORG/NAME"
+    )
+
+
+def test_indexed_datasets_are_never_names_on_the_hub(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    flags = {"output": "runs/x", "data.train": Path("some/wiki")}
+    found = resolve(PretrainConfig, "tiny-llama", flags)
+    assert [each for each in load_stage("pretrain").inputs if each.hub_names(found)] == []

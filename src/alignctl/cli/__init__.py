@@ -82,6 +82,7 @@ def _missing_library(error: ModuleNotFoundError) -> UserError | None:
 
 
 _EXTRAS = {
+    "datasets": "hub",
     "deepspeed": "deepspeed",
     "lm_eval": "lm-eval",
     "openai": "mt-bench",

@@ -268,7 +268,10 @@ def start(request: Request) -> None:
         nproc=config.launch.nproc_per_node,
         is_dry_run=dry_run,
     )
+    from alignctl.sources import hub
     from alignctl.stages.shared import launcher  # arrays and files of checkpoints: not for a typo
 
+    if not dry_run:
+        config = hub.fetch_inputs(config, stage.inputs)
     code = launcher.launch(stage, config, nodes=place, dry_run=dry_run, resume=request.resume)
     raise typer.Exit(code)

@@ -24,8 +24,9 @@ class Inputs(Section):
     """Where the data is."""
 
     train: FilePath | None = None
-    """File (.jsonl, .jsonl.zst, .json, .parquet) or folder of training rows; of pretrain: an
-    indexed dataset (the NAME of NAME.bin and NAME.idx), or a folder of them."""
+    """File (.jsonl, .jsonl.zst, .json, .parquet, .arrow) or folder of training rows, or a name on
+    the Hugging Face hub (ORG/NAME:CONFIG); of pretrain: an indexed dataset (the NAME of NAME.bin
+    and NAME.idx), or a folder of them."""
 
     validation: FilePath | None = None
     """The same of what is held out; null: of rows the validation file of a training folder, if any;

@@ -8,7 +8,7 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
-from alignctl.config import places
+from alignctl.config import hub, places
 from alignctl.config.presets.problems import refuse
 from alignctl.config.run import TrainingConfig
 from alignctl.errors import UserError
@@ -56,6 +56,15 @@ class Input:
         """Flag, as messages name it."""
         return self.flags[0]
 
+    @property
+    def is_rows(self) -> bool:
+        """Whether it names rows, which may be a data set on the hub."""
+        return self.key.startswith("data.") and not self.is_dataset
+
+    def hub_names(self, config: TrainingConfig) -> dict[Path, hub.HubName]:
+        """Find the data sets on the hub that a configuration names in the place of paths."""
+        return hub.names_in(self.paths(config)) if self.is_rows else {}
+
     def paths(self, config: TrainingConfig) -> list[Path]:
         """List the paths that a configuration names."""
         value = attrgetter(self.key)(config)
@@ -99,6 +108,8 @@ def require_inputs(
 ) -> None:
     """Refuse a run whose model or data is not named, not there or not readable.
 
+    Data sets on the hub are left to who fetches them.
+
     Args:
         inputs: What its stage reads.
         config: The run.
@@ -113,9 +124,10 @@ def require_inputs(
     for each in inputs:
         is_known = is_started and not each.key.startswith("data.")
         if are_here and not is_known and not each.is_dataset:
-            paths = each.paths(config)
+            on_hub = each.hub_names(config)
+            paths = [path for path in each.paths(config) if path not in on_hub]
             problems += [
-                f"{each.flag} {path} {what}"
+                f"{each.flag} {path} {what}{_tell_shape(each, path)}"
                 for path in paths
                 for what in _unreadable(checkpoint_at(path))
             ]
@@ -138,8 +150,18 @@ def missing_inputs(inputs: Iterable[Input], config: TrainingConfig) -> list[str]
     For runs that are only shown, and may be meant for another machine.
     """
     inputs = tuple(inputs)
-    named = [(flag, path) for flag, path in paths_of(inputs, config) if not _is_dataset(path)]
-    return [line for each in inputs for line in each.missing(config)] + not_here(named)
+    on_hub = {path: name for each in inputs for path, name in each.hub_names(config).items()}
+    named = [
+        (flag, path)
+        for flag, path in paths_of(inputs, config)
+        if not _is_dataset(path) and path not in on_hub
+    ]
+    fetched = [
+        f"{path}: not found here, so it would be fetched from the Hugging Face hub first, into "
+        f"{hub.store(config.output)}"
+        for path in on_hub
+    ]
+    return [line for each in inputs for line in each.missing(config)] + not_here(named) + fetched
 
 
 def paths_of(inputs: Iterable[Input], config: TrainingConfig) -> Iterator[tuple[str, Path]]:
@@ -176,6 +198,12 @@ def not_here(paths: Iterable[tuple[str, Path | None]]) -> list[str]:
 def _is_dataset(path: Path) -> bool:
     """Tell whether an indexed dataset of this name is there."""
     return path.with_name(f"{path.name}.idx").exists()
+
+
+def _tell_shape(each: Input, path: Path) -> str:
+    """Write a clause about names on the hub where a word may have been meant as one."""
+    is_word = each.is_rows and len(path.parts) == 1 and not path.suffix and not path.exists()
+    return "; a data set on the Hugging Face hub is named ORG/NAME" if is_word else ""
 
 
 def _unreadable(path: Path) -> list[str]:

@@ -87,8 +87,8 @@ def read_blocks(files: Sequence[Path], txt: Kind = "file") -> Iterator[Block]:
     """Stream files of JSON rows, or of text, in order.
 
     Args:
-        files: `.jsonl` and its compressed forms, `.json`, `.parquet`; `.txt` and its compressed
-            forms.
+        files: `.jsonl` and its compressed forms, `.json`, `.parquet`, `.arrow`; `.txt` and its
+            compressed forms.
         txt: What a document of a `.txt` file is.
 
     Raises:

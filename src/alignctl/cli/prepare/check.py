@@ -11,10 +11,13 @@ import typer
 from alignctl.cli.flags import OverridesArgument, PresetFlag, StageName, ValidationDataFlag, example
 from alignctl.cli.lazy import PLAIN
 from alignctl.config.bounds import MOST
+from alignctl.config.places import place
 from alignctl.config.presets.load import STAGES, resolve
 from alignctl.config.stages import section_of
 from alignctl.reporting.progress.alive import alive
+from alignctl.sources.hub import fetch_inputs
 from alignctl.stages.shared import check
+from alignctl.stages.shared.stage import load_stage
 
 app = typer.Typer(**PLAIN)
 
@@ -33,7 +36,10 @@ def _check(
         StageName,
         typer.Argument(metavar="STAGE", help="Stage that will read the rows.", show_default=False),
     ],
-    data: Annotated[Path, typer.Argument(metavar="PATH", help="File or folder of rows.")],
+    data: Annotated[
+        Path,
+        typer.Argument(metavar="PATH", help="File or folder of rows, or a name on the hub."),
+    ],
     preset: PresetFlag,
     tokenizer: Annotated[
         Path, typer.Option(metavar="DIR", help="Folder with the tokenizer of the model.")
@@ -46,8 +52,9 @@ def _check(
         "data.train": data,
         "data.validation": validation_data,
         "tokenizer": tokenizer,
-        "output": Path("runs"),
+        "output": place("runs", "check"),
     }
     config = resolve(STAGES[section_of(stage)], preset, flags, overrides or [])
+    config = fetch_inputs(config, load_stage(stage).inputs)
     with alive("prepare check"):
         check.run(config, samples)

@@ -2,26 +2,27 @@
 
 import difflib
 import json
-import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from io import BufferedReader
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
+from alignctl.data.rows.folders import HELD_OUT, files_by_split, refuse_several
 from alignctl.data.rows.json_list import list_values
 from alignctl.data.rows.streams import DamagedError, read_chunks
 from alignctl.errors import UserError
 from alignctl.user_files import MOST_LINE_BYTES, check_regular, opened, reading
 
-SUFFIXES = (".jsonl", ".jsonl.zst", ".jsonl.gz", ".json", ".parquet")
+TABLES = (".parquet", ".arrow")
+"""Files of columns: Parquet, and what `datasets` keeps on disk, Arrow's IPC format."""
+
+SUFFIXES = (".jsonl", ".jsonl.zst", ".jsonl.gz", ".json", *TABLES)
 """The kinds of file that are read; `.json` is a list of objects (or, mislabelled, JSON lines)."""
 
 Role = Literal["train", "validation"]
 
-# Of several held-out files the first kind that is there is used: a test set is kept for the end
-# when there is a development set too.
-_HELD_OUT = ("validation", "valid", "val", "dev", "eval", "test")
-_PARQUET_ROWS = 1024
+_TABLE_ROWS = 1024
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
@@ -31,7 +32,7 @@ class Row:
 
     Attributes:
         file: The file.
-        line: Line number, or number of the row in a list or a parquet file; from 1.
+        line: Line number, or number of the row in a list or a table; from 1.
         record: The object as it stands there.
     """
 
@@ -56,9 +57,9 @@ def position(file: Path, number: int) -> str:
 def find_files(path: Path, role: Role) -> list[Path]:
     """Find the data files that a file or folder stands for.
 
-    A file stands for itself. In a folder, `train*` are the training files and, of validation*,
-    valid*, val*, dev*, eval* and test*, the first kind present is held out. A folder without a
-    `train*` file trains on everything that is not held out.
+    A file stands for itself. In a folder, files named train are the training files and, of those
+    named validation, valid, val, dev, eval and test, the first kind present is held out. A folder
+    without a file named train trains on everything that is not held out.
 
     Returns:
         Sorted files; empty only when a folder holds none for `validation`.
@@ -82,26 +83,20 @@ def _find_files(path: Path, role: Role) -> list[Path]:
             f"{path}: no such file or folder",
             f"did you mean {path.parent / near[0]}?" if near else "check data.train or --data",
         )
-    names = [name for name in _names(path) if name.endswith(SUFFIXES)]
-    held_out = {kind: [n for n in names if _is_of_kind(n, (kind,))] for kind in _HELD_OUT}
+    splits = files_by_split(path, SUFFIXES)
     if role == "validation":
-        found = next((held_out[kind] for kind in _HELD_OUT if held_out[kind]), [])
-    else:
-        found = [n for n in names if _is_of_kind(n, ("train", "training"))]
-        found = found or [n for n in names if not _is_of_kind(n, _HELD_OUT)]
-        if not found:
-            raise UserError(f"{path}: no training file in this folder", _tell_accepted())
-    return [path / name for name in found]
+        return next((splits[kind] for kind in HELD_OUT if kind in splits), [])
+    found = splits.get("train") or splits.get("")
+    if not found:
+        raise UserError(f"{path}: no training file in this folder", _tell_accepted())
+    refuse_several(path, found)
+    return found
 
 
 def _names(folder: Path) -> list[str]:
     if not folder.is_dir():
         return []
     return sorted(entry.name for entry in folder.iterdir() if not entry.name.startswith("."))
-
-
-def _is_of_kind(name: str, kinds: tuple[str, ...]) -> bool:
-    return re.match(rf"({'|'.join(kinds)})([-_.]|$)", name, re.IGNORECASE) is not None
 
 
 def _tell_accepted() -> str:
@@ -113,15 +108,15 @@ def read_rows(files: Iterable[Path]) -> Iterator[Row]:
     for file in files:
         if holds_lines(file):
             yield from _line_rows(file)
-        elif file.name.endswith(".parquet"):
-            yield from _parquet_rows(file)
+        elif file.name.endswith(TABLES):
+            yield from _table_rows(file)
         else:
             yield from _list_rows(file)
 
 
 def holds_lines(file: Path) -> bool:
     """Tell whether a file has an object on each line, whatever its name says."""
-    if file.name.endswith(".parquet"):
+    if file.name.endswith(TABLES):
         return False
     return not file.name.endswith(".json") or _first_byte(file) != b"["
 
@@ -224,18 +219,45 @@ def _list_rows(file: Path) -> Iterator[Row]:
         yield Row(file, number, _check_object(value, position(file, number)))
 
 
-def _parquet_rows(file: Path) -> Iterator[Row]:
+def _table_rows(file: Path) -> Iterator[Row]:
     import pyarrow
-    import pyarrow.parquet
 
     number = 0
+    batches = _parquet_batches if file.name.endswith(".parquet") else _arrow_batches
     with reading(file), opened(file) as stream:
         try:
-            with pyarrow.parquet.ParquetFile(stream) as table:
-                for batch in table.iter_batches(batch_size=_PARQUET_ROWS):
-                    for record in batch.to_pylist():
-                        number += 1
-                        yield Row(file, number, record)
+            for batch in batches(stream):
+                for record in batch.to_pylist():
+                    number += 1
+                    yield Row(file, number, record)
         except (pyarrow.ArrowException, OSError) as error:
             reason = (str(error).splitlines() or [type(error).__name__])[0]
-            raise UserError(f"{file}: not a readable parquet file: {reason}") from error
+            kind = file.suffix.removeprefix(".")
+            raise UserError(f"{file}: not a readable {kind} file: {reason}") from error
+
+
+def _parquet_batches(stream: BufferedReader) -> Iterator[Any]:
+    import pyarrow.parquet
+
+    with pyarrow.parquet.ParquetFile(stream) as table:
+        yield from table.iter_batches(batch_size=_TABLE_ROWS)
+
+
+def _arrow_batches(stream: BufferedReader) -> Iterator[Any]:
+    """Read Arrow's IPC format: a stream, as `datasets` writes it, or a file with an index."""
+    import pyarrow.ipc
+
+    if stream.peek(6)[:6] == b"ARROW1":
+        with pyarrow.ipc.open_file(stream) as table:
+            batches = (table.get_batch(place) for place in range(table.num_record_batches))
+            for batch in batches:
+                yield from _cut(batch)
+    else:
+        with pyarrow.ipc.open_stream(stream) as table:
+            for batch in table:
+                yield from _cut(batch)
+
+
+def _cut(batch: Any) -> Iterator[Any]:
+    for start in range(0, batch.num_rows, _TABLE_ROWS):
+        yield batch.slice(start, _TABLE_ROWS)
