@@ -147,7 +147,8 @@ def knobs(stage: str) -> set[str]:
     for part in (DOCS / "knobs.md").read_text("utf-8").split("\n## ")[1:]:
         heading = re.match(r"(?:`([\w.]+)` of )?(.+)", part)
         assert heading is not None
-        if stage in ("any", *re.findall(r"`([^`]+)`", heading[2])):
+        is_everyones = "very stage that trains" in heading[2]
+        if is_everyones or stage in ("any", *re.findall(r"`([^`]+)`", heading[2])):
             section = f"{heading[1]}." if heading[1] else ""
             found |= {f"{section}{key}" for key in re.findall(r"^\| `(\w+)` ", part, re.MULTILINE)}
     return found
