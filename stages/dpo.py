@@ -60,12 +60,11 @@ def work(config: DPOConfig, folder: RunFolder) -> None:
     """Do one rank's work: the reference, then load or resume, train, validate, save."""
     from alignctl.checkpoints.preflight import open_model
     from alignctl.data import reference_cache
-    from alignctl.data.preference_store import PreferenceData
     from alignctl.engines import checkpoints
     from alignctl.stages.shared import training
 
     config = training.initialize(config, folder)
-    data = PreferenceData.open(prepared_data(folder), share_prompts=config.batch.share_prompts)
+    data = training.open_preferences(prepared_data(folder), config)
     cache = reference_cache.chosen(folder.data)
     cached = cache.read(data.num_documents)
     checkpoint, source = training.newest_model(config, folder)

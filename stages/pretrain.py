@@ -15,10 +15,9 @@ import math
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from alignctl.config.inputs import Input
 from alignctl.config.pretrain import PretrainConfig
 from alignctl.run_folder import RunFolder
-from alignctl.stages.shared.inputs import DATA, LOAD, TOKENIZER, VALIDATION_DATA
+from alignctl.stages.shared.inputs import BLEND, DATA, LOAD, TOKENIZER, VALIDATION_DATA
 from alignctl.stages.shared.stage import Stage
 
 if TYPE_CHECKING:
@@ -64,12 +63,11 @@ STAGE = Stage(
         replace(
             DATA,
             meaning="an indexed dataset, or a folder of them (or data.blend)",
-            is_needed=lambda config: config.data.blend is None,
             is_dataset=True,
             places=("data/*.idx", "data/*/*.idx"),
             maker="alignctl prepare tokenize",
         ),
-        Input("data.blend", ("data.blend",), is_dataset=True),
+        replace(BLEND, is_dataset=True),
         replace(VALIDATION_DATA, is_dataset=True),
         TOKENIZER,
     ),

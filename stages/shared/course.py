@@ -4,12 +4,15 @@ Two runs whose batches are counted differently (in padded rows, in packed sequen
 alike where both figures are.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 from alignctl.config.on_policy_run import OnPolicyConfig
 from alignctl.config.run import SFTConfig, TrainingConfig
 from alignctl.config.sections import AnswersBatch
+from alignctl.data.order import share_out
 from alignctl.data.preference_store import PreferenceSummary
 from alignctl.data.prompt_store import PromptSummary
 from alignctl.data.store import Summary
@@ -52,9 +55,9 @@ def of_documents(config: SFTConfig, summary: Summary) -> Course:
     train, size = summary.train, config.batch.global_batch_size
     return Course(
         config.total_steps(train.sequences),
-        size * train.documents / train.sequences,
+        size * _average(config, summary, lambda split: split.documents),
         train.documents,
-        size * train.supervised_tokens / train.sequences,
+        size * _average(config, summary, lambda split: split.supervised_tokens),
         "tokens learned in each",
     )
 
@@ -63,12 +66,14 @@ def of_preferences(config: TrainingConfig, summary: PreferenceSummary) -> Course
     """Describe `reward` or `dpo`, whose steps count prompts; each has a row."""
     train, size = summary.train, config.batch.global_batch_size
     is_scored = config.models["model"].head != "lm"
-    learned = train.documents if is_scored else train.answer_tokens
+    learned = _average(
+        config, summary, lambda split: split.documents if is_scored else split.answer_tokens
+    )
     return Course(
         config.total_steps(train.groups),
         size,
         train.groups,
-        size * learned / train.groups,
+        size * learned,
         "answers scored in each" if is_scored else "tokens learned in each",
     )
 
@@ -83,6 +88,41 @@ def of_prompts(config: OnPolicyConfig, summary: PromptSummary) -> Course:
         config.experience.epochs * config.samples_per_step / updates,
         f"answers learned from in each of {updates:,} updates a step",
     )
+
+
+def _average(
+    config: TrainingConfig, summary: Summary | PreferenceSummary, count: Callable[[Any], int]
+) -> float:
+    """Average what a sequence has over those that a pass takes; sources of a blend by weight."""
+    if not summary.sources:
+        return count(summary.train) / summary.train.sequences
+    sizes = [source.sequences for source in summary.sources]
+    shares = share_out(sizes, config.data.weights.values())
+    taken = [
+        count(source) * share.taken / share.size
+        for source, share in zip(summary.sources, shares, strict=True)
+    ]
+    return sum(taken) / sum(sizes)
+
+
+def describe_blend(
+    weights: Mapping[Path, float], sizes: Sequence[tuple[int, int]]
+) -> Iterator[str]:
+    """Say which share of a pass each source gives, and how often that takes its rows.
+
+    Args:
+        weights: The weights of the sources by their paths.
+        sizes: Sequences and rows of each source of a blend; without one there is nothing to say.
+    """
+    shares = share_out([size for size, _ in sizes], weights.values())
+    total = sum(share.taken for share in shares)
+    parts = [
+        f"{path} {100 * share.taken / total:.1f} % ({share.taken / share.size:.2f} times {rows:,} "
+        f"row{'s' * (rows > 1)})"
+        for path, share, (_, rows) in zip(weights, shares, sizes, strict=False)
+    ]
+    if parts:
+        yield f"blend: a pass takes {', '.join(parts)}"
 
 
 def describe_shared_answers(batch: AnswersBatch, summary: PreferenceSummary) -> Iterator[str]:

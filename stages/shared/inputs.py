@@ -22,9 +22,10 @@ DATA = Input(
     ("--data",),
     "Training data: a file, a folder, or ORG/NAME on the Hugging Face hub.",
     "PATH",
-    meaning="a file or folder of training rows",
-    is_needed=always,
+    meaning="a file or folder of training rows (or data.blend)",
+    is_needed=lambda config: config.data.blend is None,
 )
+BLEND = Input("data.blend", ("data.blend",))
 VALIDATION_DATA = Input(
     "data.validation", ("--validation-data",), "Validation data: a file or a folder.", "PATH"
 )
@@ -43,7 +44,7 @@ def rows(load: Input, kind: str) -> tuple[Input, ...]:
         load: The model that it starts from.
         kind: Its rows: sft, reward or alignment.
     """
-    return (load, prepared(DATA, kind), VALIDATION_DATA, TOKENIZER)
+    return (load, prepared(DATA, kind), BLEND, VALIDATION_DATA, TOKENIZER)
 
 
 REWARD = Input(
@@ -79,6 +80,7 @@ def prompts(kind: str) -> tuple[Input, ...]:
         REWARD,
         REWARD_ITERATION,
         prepared(replace(DATA, help="Prompts: a file or a folder."), kind),
+        BLEND,
         replace(VALIDATION_DATA, help="Held-out prompts: a file or a folder."),
         TOKENIZER,
     )

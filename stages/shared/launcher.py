@@ -257,7 +257,7 @@ def _prepare(stage: Stage[Any], config: TrainingConfig, source: Source, attempt:
     settled = origin.settled(config, attempt.folder)
     tokenizer = load_tokenizer(source.tokenizer_folder(settled.tokenizer))
     folder = kind.prepare(config, tokenizer, attempt.folder.data)
-    choose_data(folder, kind.what.format(train=config.data.train), attempt, kind.goes_on)
+    choose_data(folder, kind.what.format(train=config.data.name), attempt, kind.goes_on)
     require_held_out(config, kind, folder)
     for line in kind.describe(config, folder):
         console.say(line)

@@ -30,7 +30,7 @@ def run(stage: Stage[Any], config: OnPolicyConfig, folder: RunFolder) -> None:
     """
     assert stage.learner is not None
     config = training.initialize(config, folder)
-    data = PromptData.open(prepared_data(folder))
+    data = PromptData.open(prepared_data(folder), config.data.weights.values())
     loaded = models.load(config, folder)
     tokenizer = load_tokenizer(loaded.checkpoints.source.tokenizer_folder(config.tokenizer))
     settings = config.score

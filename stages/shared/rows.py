@@ -69,6 +69,8 @@ def _prepare_documents(config: SFTConfig, tokenizer: Tokenizer, folder: Path) ->
 def _describe_documents(config: SFTConfig, folder: Path) -> Iterator[str]:
     summary = SFTData.open(folder).summary
     yield summary.describe()
+    sizes = [(source.sequences, source.documents) for source in summary.sources]
+    yield from course.describe_blend(config.data.weights, sizes)
     yield str(course.of_documents(config, summary))
 
 
@@ -91,6 +93,8 @@ def _prepare_preferences(config: PreferenceConfig, tokenizer: Tokenizer, folder:
 def _describe_preferences(config: PreferenceConfig, folder: Path) -> Iterator[str]:
     summary = PreferenceData.open(folder).summary
     yield summary.describe()
+    sizes = [(source.groups, source.groups) for source in summary.sources]
+    yield from course.describe_blend(config.data.weights, sizes)
     yield str(course.of_preferences(config, summary))
     yield from course.describe_shared_answers(config.batch, summary)
 
@@ -117,6 +121,8 @@ def _prepare_prompts(config: OnPolicyConfig, tokenizer: Tokenizer, folder: Path)
 def _describe_prompts(config: OnPolicyConfig, folder: Path) -> Iterator[str]:
     data = PromptData.open(folder)
     yield data.summary.describe()
+    sizes = [(size, size) for size in data.summary.sources]
+    yield from course.describe_blend(config.data.weights, sizes)
     _check_rules(config, data)
     yield str(course.of_prompts(config, data.summary))
     yield from course.describe_shared_prompts(config, data.summary)
@@ -144,7 +150,7 @@ def _check_rules(config: OnPolicyConfig, data: PromptData) -> None:
     total, source = len(data.eval_funcs), config.score.source
     if source == "sparse_only" and config.score.functions and len(unjudged) == total:
         raise UserError(
-            f"{config.data.train}: score.source is sparse_only, and no row has answer and "
+            f"{config.data.name}: score.source is sparse_only, and no row has answer and "
             "eval_func for a rule",
             "leave it to your own rewards: score.source=functions",
         )
@@ -158,7 +164,7 @@ def _check_rules(config: OnPolicyConfig, data: PromptData) -> None:
         )
     if source == "merge" and len(unjudged) == total:
         raise UserError(
-            f"{config.data.train}: score.source is merge, and no row has answer and eval_func for "
+            f"{config.data.name}: score.source is merge, and no row has answer and eval_func for "
             "a rule",
             "leave it to the reward model: score.source=dense_only",
         )
@@ -223,7 +229,7 @@ def require_held_out(config: TrainingConfig, kind: Kind, folder: Path) -> None:
     for name, value in knobs.items():
         if value is not None and not kind.holds_out(folder):
             raise UserError(
-                f"{name} {value}: nothing is held out of {config.data.train}, so nothing is "
+                f"{name} {value}: nothing is held out of {config.data.name}, so nothing is "
                 "measured that could tell which checkpoint is better",
                 "give --validation-data FILE, or a share of the rows: data.validation_fraction=0.1",
             )

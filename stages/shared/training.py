@@ -113,13 +113,15 @@ class Progress:
         return progress
 
 
-def _open_preferences(path: Path, config: Any) -> PreferenceData:
-    return PreferenceData.open(path, share_prompts=config.batch.share_prompts)
+def open_preferences(path: Path, config: Any) -> PreferenceData:
+    """Open the preferences of a run."""
+    weights = config.data.weights.values()
+    return PreferenceData.open(path, weights, share_prompts=config.batch.share_prompts)
 
 
 OPENERS: dict[Rows, Callable[[Path, TrainingConfig], Data]] = {
-    "documents": lambda path, _: SFTData.open(path),
-    "preferences": _open_preferences,
+    "documents": lambda path, config: SFTData.open(path, config.data.weights.values()),
+    "preferences": open_preferences,
     "datasets": lambda path, _: PretrainData.open(path),
 }
 """What opens prepared data of each kind."""
@@ -397,8 +399,7 @@ def _write_result(task: Task, progress: Progress) -> None:
 def _with_culprits(error: Exception, task: Task, progress: Progress) -> RunError:
     """Add to a failure the step, the rows of its batch and what is safe."""
     config, folder, data = task.config, task.folder, task.data
-    sequences = order.taken(
-        data.train,
+    sequences = data.train.taken(
         global_batch_size=config.batch.global_batch_size,
         seed=config.train.seed,
         step=progress.step,

@@ -1,3 +1,4 @@
+import re
 from pathlib import Path
 
 import pytest
@@ -6,7 +7,7 @@ from alignctl.config import inputs
 from alignctl.config.on_policy_run import RLHFConfig
 from alignctl.config.presets.load import resolve
 from alignctl.config.pretrain import PretrainConfig
-from alignctl.config.run import SFTConfig, TrainingConfig
+from alignctl.config.run import DPOConfig, RewardConfig, SFTConfig, TrainingConfig
 from alignctl.errors import UserError
 from alignctl.stages.shared.stage import load_stage
 
@@ -16,10 +17,10 @@ NO_MODEL = (
 )
 
 
-def config(**flags: Path) -> SFTConfig:
+def config(*overrides: str, **flags: Path) -> SFTConfig:
     keys = {"data": "data.train", "validation": "data.validation"}
     named = {keys.get(name, name): path for name, path in flags.items()}
-    return resolve(SFTConfig, "tiny-llama", {"output": "runs/x", **named})
+    return resolve(SFTConfig, "tiny-llama", {"output": "runs/x", **named}, overrides)
 
 
 def require_inputs(config: TrainingConfig, *, is_started: bool = False) -> None:
@@ -62,8 +63,8 @@ def test_a_run_that_is_only_shown_notes_what_is_not_here(tmp_path: Path) -> None
     ]
     assert missing_inputs(config()) == [
         NO_MODEL,
-        "--data is missing: a file or folder of training rows; looked for data/sft, data/*/sft: "
-        "`alignctl prepare` writes there",
+        "--data is missing: a file or folder of training rows (or data.blend); looked for "
+        "data/sft, data/*/sft: `alignctl prepare` writes there",
     ]
 
 
@@ -73,6 +74,44 @@ def test_indexed_datasets_are_looked_for_by_their_names(tmp_path: Path) -> None:
     flags = {"output": Path("runs/x"), "load": tmp_path}
     found = resolve(PretrainConfig, "tiny-llama", flags, [blend, "train.steps=2"])
     assert missing_inputs(found) == [f"data.blend {tmp_path}/gone: not found here"]
+
+
+def test_the_sources_of_a_blend_are_inputs_in_the_place_of_data(tmp_path: Path) -> None:
+    here = tmp_path / "here.jsonl"
+    here.touch()
+    found = config(f"data.blend={{{here}: 3, {tmp_path}/heer.jsonl: 1}}", load=tmp_path)
+    with pytest.raises(UserError) as caught:
+        require_inputs(found)
+    assert caught.value.message == (
+        f"data.blend {tmp_path}/heer.jsonl does not exist; did you mean {here}?"
+    )
+    require_inputs(config(f"data.blend={{{here}: 3, {tmp_path}: 1}}", load=tmp_path))
+
+
+@pytest.mark.parametrize("stage", [SFTConfig, RewardConfig, DPOConfig, RLHFConfig])
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["data.blend={a: 1, b: 0}"], "data.blend.b must be greater than 0; found 0"),
+        (["data.blend={a: 1, b: -2}"], "data.blend.b must be greater than 0; found -2"),
+        (["data.blend={a: 1, b: .nan}"], "data.blend.b must be a finite number; found nan"),
+        (["data.blend={a: 1, b: 1}", "data.train=c"], "both of data.train c and data.blend set"),
+        (["data.blend={a: 1}"], "data.blend names a alone, which is no blend: give --data a"),
+        (["data.blend={a: 1, b: 1, ./a: 2}"], "data.blend names a twice: as a and as ./a"),
+        (["data.blend={}"], "data.blend is empty"),
+    ],
+)
+def test_what_is_no_blend_is_refused(
+    stage: type[TrainingConfig], overrides: list[str], words: str
+) -> None:
+    with pytest.raises(UserError, match=re.escape(words)):
+        resolve(stage, "tiny-llama", {"output": Path("runs/x")}, overrides)
+
+
+def test_nothing_depends_on_the_order_in_which_a_blend_is_written() -> None:
+    one, other = (config(f"data.blend={{{text}}}") for text in ("a: 3, b: 1", "b: 1, a: 3"))
+    assert list(one.data.weights.items()) == list(other.data.weights.items())
+    assert list(one.data.weights.values()) == [3, 1]
 
 
 def test_inputs_that_are_there_are_accepted(tmp_path: Path) -> None:

@@ -60,6 +60,7 @@ def test_a_blend_is_paths_with_weights() -> None:
         (["data.blend={a: .nan}"], "data.blend.a must be a finite number; found nan"),
         (["data.blend=[0.7, a]"], "data.blend must be a mapping, such as {name: value}"),
         (["data.blend={a: 1}", "data.train=b"], "both of data.train b and data.blend set"),
+        (["data.blend={}"], "data.blend is empty"),
         (
             ["data.blend={a: 1}", "train.epochs=1"],
             "train.epochs 1.0 is not defined with data.blend",

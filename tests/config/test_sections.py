@@ -160,9 +160,7 @@ def test_no_number_is_unbounded() -> None:
     import alignctl.config.generation  # noqa: F401
 
     found = {where: bounds for each in all_sections(Section) for where, bounds in numbers_of(each)}
-    assert {"Train.seed", "Corpora.blend", "Score.bias", "MathOptions.timeout_seconds"} <= set(
-        found
-    )
+    assert {"Train.seed", "Inputs.blend", "Score.bias", "MathOptions.timeout_seconds"} <= set(found)
     for end, names in (("above", ("le", "lt")), ("below", ("ge", "gt"))):
         unbounded = [
             where

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from alignctl.config.data import Preferences
@@ -144,3 +145,21 @@ def test_data_with_nothing_to_compare_is_refused_with_counts(
         prepare(Preferences(train=file), 32, tokenizer, tmp_path / "data")
     with pytest.raises(UserError, match=r"nothing to compare: there is no row in it"):
         prepare(Preferences(train=write_rows([])), 32, tokenizer, tmp_path / "data")
+
+
+def test_groups_of_a_blend_lie_source_by_source(
+    tmp_path: Path, tokenizer: Tokenizer, write_rows: WriteRows
+) -> None:
+    """The smaller source is taken whole four times in a pass of 8 + 2."""
+    a, b = write_rows(rows(8), "a.jsonl"), write_rows(rows(2, 50), "b.jsonl")
+    weights = {a: 1.0, b: 4.0}
+    folder = prepare(Preferences(blend=weights), 32, tokenizer, tmp_path / "data")
+    data = PreferenceData.open(folder, weights.values())
+    assert [source.groups for source in data.summary.sources] == [8, 2]
+    assert sum(source.answer_tokens for source in data.summary.sources) == (
+        data.summary.train.answer_tokens
+    )
+    assert prompts(data.train, tokenizer) == sorted([*asked(8), *asked(2, 50)])
+    for pass_ in range(3):
+        taken = data.train.taken(global_batch_size=10, seed=1, step=pass_)
+        assert np.bincount(taken, minlength=10)[8:].tolist() == [4, 4]

@@ -208,6 +208,22 @@ def test_the_order_takes_each_prompt_once_per_epoch_and_needs_no_state() -> None
     assert order(seed=4, step=0).tolist() != taken[0]
 
 
+def test_prompts_of_a_blend_lie_source_by_source(
+    tmp_path: Path, make_tokenizer: MakeTokenizer, write_rows: WriteRows
+) -> None:
+    """Of 10 prompts two are held out; of the others a fifth part is from the first file."""
+    a = write_rows([{"prompt": f"a{n}"} for n in range(5)], "a.jsonl")
+    b = write_rows([{"prompt": f"b{n}"} for n in range(5)], "b.jsonl")
+    settings, tokenizer = Prompts(blend={a: 1, b: 4}, validation_fraction=0.2), make_tokenizer()
+    folder = prepare(settings, tokenizer, tmp_path / "data", RULES)
+    data = PromptData.open(folder, settings.weights.values())
+    names = [text[0] for text in texts(data, tokenizer)]
+    assert names == ["a"] * 5 + ["b"] * 5
+    of_a, of_b = data.summary.sources
+    assert [names[number] for number in data.train] == ["a"] * of_a + ["b"] * of_b
+    assert [share.taken for share in data.shares] == [2, 6]
+
+
 def test_rows_are_kept_whole_where_they_are_wanted(
     tmp_path: Path, make_tokenizer: MakeTokenizer, write_rows: WriteRows
 ) -> None:

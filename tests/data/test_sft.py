@@ -2,11 +2,12 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
-from alignctl.config.data import Data
+from alignctl.config.data import Data, Packing
 from alignctl.data.sft import prepare
 from alignctl.data.store import SFTData, Split
 from alignctl.data.tokenizer import Tokenizer
@@ -305,3 +306,94 @@ def test_a_row_too_long_for_its_window_is_cut_and_counted(
     assert data.summary.truncated == 1
     assert data.train.document(0).supervised.tolist() == [False, False, True, True, True]
     assert np.array_equal(data.train.sequence_tokens, [4])
+
+
+# ---- blends ----
+
+
+def blend(weights: dict[Path, float], **settings: Any) -> Data:
+    return Data(blend=weights, **settings)
+
+
+def sources_of(data: SFTData) -> list[set[str]]:
+    """The files that each training sequence has rows of."""
+    train = data.train
+    return [
+        {data.where(row).partition(":")[0] for row in train.batch([number]).rows}
+        for number in range(train.num_sequences)
+    ]
+
+
+@pytest.mark.parametrize("packing", ["step", "all"])
+def test_a_sequence_of_a_blend_is_of_one_source(
+    tmp_path: Path, tokenizer: Tokenizer, write_rows: WriteRows, packing: Packing
+) -> None:
+    """Sources may have rows of different kinds, and lie in the order of their names."""
+    texts_of_b = [{"text": f"\n\nHuman: {n}\n\nAssistant: {n}"} for n in range(12)]
+    a, b = write_rows(rows(30), "a.jsonl"), write_rows(texts_of_b, "b.jsonl")
+    settings = blend({b: 3.0, a: 1.0}, packing=packing)
+    folder = prepare(settings, 64, tokenizer, tmp_path / "data")
+    data = SFTData.open(folder, settings.weights.values())
+    of_a, of_b = data.summary.sources
+    assert (of_a.documents, of_b.documents) == (30, 12)
+    assert sources_of(data) == [{str(a)}] * of_a.sequences + [{str(b)}] * of_b.sequences
+    assert (of_a.sequences < 30) == (of_b.sequences < 12) == (packing == "all")
+    whole = data.summary.train
+    for name in ("documents", "sequences", "tokens", "supervised_tokens"):
+        assert getattr(whole, name) == getattr(of_a, name) + getattr(of_b, name)
+    taken = whole.sequences * 3 / 4
+    assert [share.size for share in data.train.shares] == [of_a.sequences, of_b.sequences]
+    assert data.train.shares[1].taken == pytest.approx(taken, abs=0.5)
+
+
+def test_what_a_blend_is_prepared_to_does_not_depend_on_weights_or_how_it_is_written(
+    tmp_path: Path, tokenizer: Tokenizer, write_rows: WriteRows
+) -> None:
+    a, b = write_rows(rows(5), "set/a.jsonl"), write_rows(rows(5, 20), "set/b.jsonl")
+    out = tmp_path / "data"
+    folder = prepare(blend({a: 1.0, b: 2.0}), 32, tokenizer, out)
+    assert prepare(blend({b: 1.0, a: 9.0}), 32, tokenizer, out) == folder
+    whole = prepare(Data(train=tmp_path / "set"), 32, tokenizer, out)
+    assert whole != folder
+    assert SFTData.open(whole).train.shares == ()
+
+
+def test_held_out_of_a_blend_are_its_folders_validation_files_or_a_share_of_all(
+    tmp_path: Path, tokenizer: Tokenizer, write_rows: WriteRows
+) -> None:
+    """Those of each folder may be of another kind, as its training files are."""
+    write_rows(rows(9), "a/train.jsonl")
+    write_rows(rows(3, 50), "a/dev.jsonl")
+    of_b = [{"text": f"\n\nHuman: {n}\n\nAssistant: {n}"} for n in range(9)]
+    write_rows(of_b[:7], "b/train.jsonl")
+    write_rows(of_b[7:], "b/dev.jsonl")
+    c = write_rows(rows(20, 300), "c.jsonl")
+    a, b = tmp_path / "a", tmp_path / "b"
+
+    def held_out(weights: dict[Path, float], **settings: Any) -> list[str]:
+        folder = prepare(blend(weights, **settings), 32, tokenizer, tmp_path / "data")
+        return texts(SFTData.open(folder, weights.values()).validation, tokenizer)
+
+    texts_of_b = [row["text"] + "</s>" for row in of_b]
+    assert held_out({a: 1.0, b: 1.0, c: 1.0}) == whole(3, 50) + texts_of_b[7:]
+    assert held_out({a: 1.0, b: 1.0}, validation=c) == whole(20, 300)
+    files = {a / "train.jsonl": 1.0, c: 1.0}
+    assert len(held_out(files, validation_fraction=0.2)) == 6  # of 29
+
+
+def test_what_is_wrong_with_a_source_of_a_blend_is_named(
+    tmp_path: Path, tokenizer: Tokenizer, write_rows: WriteRows
+) -> None:
+    a, empty = write_rows(rows(9), "set/a.jsonl"), write_rows([], "empty.jsonl")
+    (tmp_path / "link.jsonl").symlink_to(a)
+
+    def refusal(*paths: Path) -> str:
+        with pytest.raises(UserError) as caught:
+            prepare(blend(dict.fromkeys(paths, 1.0)), 32, tokenizer, tmp_path / "data")
+        return caught.value.message
+
+    for again in (tmp_path / "link.jsonl", tmp_path / "set", tmp_path / "set/../set/a.jsonl"):
+        first, second = sorted([a, again])
+        assert f"data.blend: {first} and {second} have the same file, " in refusal(a, again)
+    assert refusal(a, empty) == f"{empty}: nothing to learn from: there is no row in it"
+    assert "no.jsonl: no such file" in refusal(a, tmp_path / "no.jsonl")

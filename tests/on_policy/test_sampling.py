@@ -1,5 +1,6 @@
 """What an episode gathers: groups whole and in order, failures counted, refills bounded."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import torch
 from pydantic import ValidationError
 
 from alignctl.algorithms.advantages import group_advantages
+from alignctl.data.order import Share
 from alignctl.data.tokenizer import Tokenizer
 from alignctl.errors import RunError
 from alignctl.on_policy.sampling import Experience, answer, gather
@@ -30,6 +32,7 @@ def gathered(
     say: scripted.Say,
     *,
     step: int = 0,
+    shares: tuple[Share, ...] = (),
     **sections: Any,
 ) -> tuple[Experience, ScriptedSampler]:
     """An episode of a reward model that counts the tokens of the answer."""
@@ -37,7 +40,7 @@ def gathered(
     sampler = ScriptedSampler(say, tokenizer)
     reward = ScriptedReward(lambda tokens: float(tokens.count(scripted.EOS)) * len(tokens))
     models = scripted.models(settings, sampler, reward)
-    data = scripted.prompts(tokenizer)
+    data = replace(scripted.prompts(tokenizer), shares=shares)
     return gather(models, Scorer(models, data, None), data, step, Phases()), sampler
 
 
@@ -77,6 +80,15 @@ def test_an_episode_follows_from_the_seed_and_its_number(
     assert asked(0, train={"seed": 5}) != first
     # Six prompts: the second episode takes the two that are left, and two of the next epoch.
     assert {prompt for prompt, _ in [*first, *asked(1)]} == set(range(6))
+
+
+def test_episodes_of_a_blend_take_its_shares(folder: Path, tokenizer: Tokenizer) -> None:
+    """Three episodes of four are two passes over six prompts, five of each of them the first."""
+    shares, asked = (Share(1, 5), Share(5, 1)), []
+    for step in range(3):
+        found, _ = gathered(folder, tokenizer, lambda *_: "1.", step=step, shares=shares)
+        asked += found.samples.prompts[::2].tolist()
+    assert (len(asked), asked.count(0), len(set(asked))) == (12, 10, 3)
 
 
 def test_requests_that_fail_are_counted_and_leave_the_others_in_their_groups(

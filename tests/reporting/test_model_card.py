@@ -43,6 +43,16 @@ def card(run: Path, base: str | None = None, *results: Path, is_adapter: bool = 
     return model_card.render(run, base=base, results=results, is_adapter=is_adapter)
 
 
+def test_a_card_names_the_sources_of_a_blend_with_their_weights(run: Path, tmp_path: Path) -> None:
+    blend = {str(tmp_path / "data/hh/sft"): 3.0, "of/others.jsonl": 1.0}
+    blended = write_run(
+        tmp_path / "runs/blend", "sft", Path("models/base"), data={"train": None, "blend": blend}
+    )
+    text = card(blended)
+    assert "- data: hh/sft (3.0), of/others.jsonl (1.0)\n" in text
+    assert "- license of the data, by their card: mit\n" in text
+
+
 def test_a_card_tells_the_way_from_the_base_with_data_curves_and_settings(run: Path) -> None:
     text = card(run)
     assert text.splitlines()[:6] == [

@@ -265,6 +265,19 @@ def test_a_run_reads_folders_in_the_place_of_names_and_keeps_them(
     )
 
 
+def test_the_sources_of_a_blend_may_be_names_but_not_two_of_one(hub: Hub) -> None:
+    def blended(text: str) -> SFTConfig:
+        blend = f"data.blend={{{text}}}"
+        return fetched(resolve(SFTConfig, "tiny-llama", {"output": "runs/x"}, [blend]))
+
+    Path("rows.jsonl").touch()
+    found = blended("some/lines: 3, rows.jsonl: 1")
+    folder = Path(f"runs/.cache/hub/some/lines@{FIRST}")
+    assert found.data.weights == {folder: 3.0, Path("rows.jsonl"): 1.0}
+    with pytest.raises(UserError, match=r"data\.blend: two of .* are the same data set"):
+        blended("some/lines: 3, some/lines@main: 1")
+
+
 def test_folders_that_datasets_has_written_are_read(
     hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -52,6 +52,26 @@ def test_a_batch_of_full_sequences_learns_more() -> None:
     )
 
 
+def test_of_a_blend_steps_learn_what_its_shares_have() -> None:
+    """Of 100 sequences in a pass 75 are of four rows of 10 learned tokens, 25 of a row of 50.
+
+    That is 0.75 x 4 + 0.25 = 3.25 rows, and 0.75 x 40 + 0.25 x 50 = 42.5 tokens; 128 in a step.
+    """
+    config = config_of("sft", "data.packing=all", "data.blend={a.jsonl: 3, b: 1}")
+    assert isinstance(config, SFTConfig)
+    a, b = SplitSummary(100, 25, 2000, 1000, 1.0), SplitSummary(75, 75, 5000, 3750, 1.0)
+    whole = SplitSummary(175, 100, 7000, 4750, 1.0)
+    summary = Summary(175, 0, 0, 0, 0, ("a.jsonl", "b/train.jsonl"), whole, None, sources=(a, b))
+    assert str(course.of_documents(config, summary)) == (
+        "course: 1,000 steps of 416 rows, 2377.14 passes over 175; 5,440 tokens learned in each"
+    )
+    sizes = [(25, 100), (75, 75)]
+    assert list(course.describe_blend(config.data.weights, sizes)) == [
+        "blend: a pass takes a.jsonl 75.0 % (3.00 times 100 rows), b 25.0 % (0.33 times 75 rows)"
+    ]
+    assert list(course.describe_blend(config.data.weights, [])) == []
+
+
 def test_epochs_are_passes() -> None:
     """1.5 x 96000 / 128 = 1125 steps."""
     config = config_of("sft", "train.steps=null", "train.epochs=1.5")

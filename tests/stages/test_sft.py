@@ -87,6 +87,39 @@ def test_a_finished_run_goes_on_when_it_is_made_longer_and_prints_its_folder(
     assert [row["step"] for row in rows if row["kind"] == "train"] == [1, 2, 3, 4, 5, 6]
 
 
+def test_a_blend_goes_on_where_it_was_with_its_own_weights_alone(
+    alignctl: Alignctl, workspace: Path, tmp_path: Path
+) -> None:
+    """Of 40 rows and 8 some are held out; half of a pass is from the few, several times."""
+    few = [{"query": f"{n} and {n}?", "response": f"{n} {n}"} for n in range(8)]
+    small = tiny.write_rows(tmp_path / "small.jsonl", few)
+    run = RunFolder(tmp_path / "run")
+    given = ("--preset", workspace / "tiny.yaml", "--load", workspace / "hf", "--output", run.path)
+
+    def command(weight: int) -> list[object]:
+        blend = f"data.blend={{{workspace}/train.jsonl: 1, {small}: {weight}}}"
+        return ["sft", *given, blend, "data.packing=step"]
+
+    def losses() -> list[float]:
+        return [row["loss"] for row in recorded(run, until=4) if "loss" in row]
+
+    outcome = commands.alignctl(*command(1))
+    assert outcome.code == 0, outcome.text
+    assert re.search(
+        r"blend: a pass takes .*small.jsonl \d\d\.\d % \(\d\.\d\d times \d rows\)", outcome.err
+    )
+    before, result = losses(), run.read_result()
+
+    run.result.unlink()
+    (run.checkpoints / "latest_checkpointed_iteration.txt").write_text("2")
+    assert f"data.blend.{small}: 1.0 -> 2.0" in refused(alignctl(*command(2)))
+    outcome = commands.alignctl(*command(1))
+    assert outcome.code == 0, outcome.text
+    assert f"resuming {run.path} at step 2" in outcome.err
+    assert run.read_result() == result
+    assert losses() == before
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("engine", ["megatron", "deepspeed"])
 def test_tokens_that_the_model_did_not_have_are_learned_and_come_back(

@@ -92,7 +92,7 @@ def show_preset(
         return
     from alignctl.stages.shared import check  # tokenizers and arrays: only where rows are read
 
-    rows = configs[stage].data.model_copy(update={"train": data})
+    rows = configs[stage].data.model_copy(update={"train": data, "blend": None})
     config = configs[stage].model_copy(update={"data": rows, "tokenizer": tokenizer})
     for line in check.report(config, samples=0):
         console.say(str(line))

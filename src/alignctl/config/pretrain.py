@@ -8,9 +8,9 @@ from typing_extensions import override
 
 from alignctl.config.bounds import MOST_TOKENS
 from alignctl.config.data import Inputs
-from alignctl.config.numbers import Positive, Tokens
+from alignctl.config.numbers import Tokens
 from alignctl.config.run import Direction, GrowingConfig, GrowingSettings
-from alignctl.config.sections import FilePath, Optimizer, Train, one_warmup
+from alignctl.config.sections import Optimizer, Train, one_warmup
 
 
 def _shares(text: str) -> str:
@@ -27,10 +27,6 @@ def _numbers(text: str) -> list[float]:
 
 class Corpora(Inputs):
     """Which indexed datasets are learned from, and how their documents become sequences."""
-
-    blend: dict[FilePath, Positive] | None = None
-    """Several datasets (or folders of them) with their weights, in the place of `train`: the share
-    of all training sequences that is drawn from each, over the sum of the weights."""
 
     split: Annotated[str, AfterValidator(_shares)] = "98,2,0"
     """Shares of each dataset's documents, in their order, that are trained on, held out, and left
@@ -110,11 +106,6 @@ class PretrainConfig(PretrainSettings, GrowingConfig):
     @override
     def _problems(self) -> list[str]:
         problems = super()._problems()
-        if self.data.blend is not None and self.data.train is not None:
-            problems.append(
-                f"both of data.train {self.data.train} and data.blend set: give one (the other is "
-                "null)"
-            )
         if self.data.blend is not None and self.train.epochs is not None:
             problems.append(
                 f"train.epochs {self.train.epochs} is not defined with data.blend, which draws "

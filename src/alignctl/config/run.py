@@ -246,6 +246,7 @@ class TrainingConfig(TrainingSettings, RunConfig):
     def _problems(self) -> list[str]:
         return [
             *super()._problems(),
+            *self.data.problems(),
             *self._engine_problems(),
             *self._batch_problems(),
             *self._schedule_problems(),

@@ -196,7 +196,7 @@ def _recipe(
     parts = [part for share in train for part in _parts(share, split)]
     datasets = _datasets(train)
     if not held_out:
-        _check_held_out(config.data.train or "data.blend", datasets, split)
+        _check_held_out(config.data.name, datasets, split)
     elif not any(each.tokens > 1 for each in held_out):
         raise UserError(f"{config.data.validation}: nothing to validate with: it has no two tokens")
     tokens = sum(tokens_of(dataset, split, "train") for dataset in datasets)
@@ -240,7 +240,7 @@ def _parts(share: Share, split: str) -> list[Part]:
     ]
 
 
-def _check_held_out(where: Path | str, datasets: Sequence[Indexed], split: str) -> None:
+def _check_held_out(where: str, datasets: Sequence[Indexed], split: str) -> None:
     is_wanted = float(split.split(",")[1]) > 0
     if is_wanted and not any(tokens_of(each, split, "valid") > 1 for each in datasets):
         raise UserError(

@@ -82,10 +82,12 @@ class SampleSplit:
     seq_length: int
     cut_after: int | None
 
-    @property
-    def is_drawn(self) -> bool:
-        """True: Megatron has put the sequences into an order."""
-        return True
+    def taken(self, *, global_batch_size: int, seed: int, step: int) -> NDArray[np.int64]:
+        """Choose the sequences of one step: the next ones, as Megatron has put them into an order.
+
+        So the seed has had its effect already.
+        """
+        return np.arange(step * global_batch_size, (step + 1) * global_batch_size)
 
     def lengths(self, sequences: NDArray[np.int64]) -> NDArray[np.int64]:
         """Return the input tokens of some sequences, in the shape of their numbers."""

@@ -3,16 +3,18 @@
 Everything follows from (seed, step), so a resumed run needs no state but its step number.
 """
 
-from collections.abc import Iterable
+import math
+from collections.abc import Collection, Iterable
+from fractions import Fraction
 from functools import lru_cache
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from alignctl.data.batch import TokenBatch
 from alignctl.data.micro_batches import dealt_micro_batches
-from alignctl.data.packing import pack
+from alignctl.data.packing import pack, starts
 
 
 class Sequences(Protocol):
@@ -22,15 +24,26 @@ class Sequences(Protocol):
     def num_sequences(self) -> int:
         """Sequences of one pass over the data."""
 
-    @property
-    def is_drawn(self) -> bool:
-        """True if sequences are already in the order of training, as many as that takes."""
+    def taken(self, *, global_batch_size: int, seed: int, step: int) -> NDArray[np.int64]:
+        """Choose the sequences of one optimizer step `[global_batch_size]`."""
 
     def lengths(self, sequences: NDArray[np.int64]) -> NDArray[np.int64]:
         """Return the input tokens of some sequences, as many as are computed."""
 
     def batch(self, sequences: Iterable[int]) -> TokenBatch:
         """Build one micro batch of whole sequences; of none: a filler."""
+
+
+class Share(NamedTuple):
+    """What a blend takes of one source in each pass.
+
+    Attributes:
+        size: Sequences of the source; those of a split lie source by source.
+        taken: Sequences of it in a pass: more than there are, if some come several times.
+    """
+
+    size: int
+    taken: int
 
 
 _GOLDEN = 0x9E3779B97F4A7C15
@@ -59,38 +72,87 @@ def _mixed(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
     return values ^ (values >> np.uint64(31))
 
 
+def share_out(sizes: Collection[int], weights: Collection[float]) -> tuple[Share, ...]:
+    """Share out the sequences of a pass, as many as there are, among sources by their weights.
+
+    What is left of the whole numbers goes to the largest remainders; each source has one at least.
+
+    Args:
+        sizes: Sequences of each source, 1 or more; empty where there is no blend.
+        weights: The weight of each, above 0; empty where a blend's order is not wanted.
+
+    Returns:
+        A share for each source; none if either is empty.
+    """
+    if not sizes or not weights:
+        return ()
+    exact = [Fraction(str(weight)) for weight in weights]  # 0.1 is a tenth, though no float is
+    quotas = [sum(sizes) * weight / sum(exact) for weight in exact]
+    counts = [max(1, math.floor(quota)) for quota in quotas]
+    while missing := sum(sizes) - sum(counts):
+        unit = 1 if missing > 0 else -1
+        places = [place for place, count in enumerate(counts) if count + unit > 0]
+        counts[max(places, key=lambda place: unit * (quotas[place] - counts[place]))] += unit
+    return tuple(Share(*each) for each in zip(sizes, counts, strict=True))
+
+
+@lru_cache(maxsize=2)
+def blended_order(shares: tuple[Share, ...], seed: int, epoch: int) -> NDArray[np.int64]:
+    """Order the sequences of one epoch of a blend, as many as there are `[S]`; read-only.
+
+    Of each source it has those that come next in the source's own endless run of shuffled epochs.
+    """
+    first = starts(np.asarray([share.size for share in shares]))
+    taken = [
+        start
+        + step_sequences(
+            share.size,
+            global_batch_size=share.taken,
+            seed=seed + ((place + 1) << 32),  # far from the seeds of other runs
+            step=epoch,
+        )
+        for place, (start, share) in enumerate(zip(first, shares, strict=False))
+    ]
+    order: NDArray[np.int64] = np.concatenate(taken)
+    order = order[epoch_order(len(order), seed, epoch)]
+    order.flags.writeable = False
+    return order
+
+
 def step_sequences(
-    num_sequences: int, *, global_batch_size: int, seed: int, step: int
+    num_sequences: int,
+    *,
+    global_batch_size: int,
+    seed: int,
+    step: int,
+    shares: tuple[Share, ...] = (),
 ) -> NDArray[np.int64]:
     """Choose the sequences of one optimizer step `[global_batch_size]`.
 
     They are cut from the endless run of shuffled epochs; a step at the end of an epoch goes on with
-    the next one, so no sequence is left out or taken twice within an epoch.
+    the next one. So no sequence is left out or taken twice within an epoch; of a blend, each source
+    has its share of every epoch.
 
     Args:
         num_sequences: Sequences of the training split.
         global_batch_size: Sequences per step, over all ranks.
         seed: The run's seed.
         step: Steps done before this one: 0 for the first.
+        shares: Of a blend, what is taken of each source in an epoch, num_sequences in all.
     """
     taken = []
     position = step * global_batch_size
     end = position + global_batch_size
     while position < end:
         epoch, start = divmod(position, num_sequences)
-        part = epoch_order(num_sequences, seed, epoch)[start : start + end - position]
+        if shares:
+            order = blended_order(shares, seed, epoch)
+        else:
+            order = epoch_order(num_sequences, seed, epoch)
+        part = order[start : start + end - position]
         taken.append(part)
         position += len(part)
     return np.concatenate(taken)
-
-
-def taken(split: Sequences, *, global_batch_size: int, seed: int, step: int) -> NDArray[np.int64]:
-    """Choose the sequences of one step of a split `[global_batch_size]`: see `step_sequences`."""
-    if split.is_drawn:
-        return np.arange(step * global_batch_size, (step + 1) * global_batch_size)
-    return step_sequences(
-        split.num_sequences, global_batch_size=global_batch_size, seed=seed, step=step
-    )
 
 
 def train_batches(
@@ -123,7 +185,7 @@ def train_batches(
         global_batch_size / (micro_batch_size x dp_size).
     """
     assert capacity is not None or global_batch_size % (micro_batch_size * dp_size) == 0
-    sequences = taken(split, global_batch_size=global_batch_size, seed=seed, step=step)
+    sequences = split.taken(global_batch_size=global_batch_size, seed=seed, step=step)
     laid = _laid(split, sequences, capacity)
     lengths = [int(split.lengths(each).sum()) for each in laid]
     shares = dealt_micro_batches(

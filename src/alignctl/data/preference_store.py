@@ -1,6 +1,6 @@
 """Prepared preferences on disk: their summary, and batches of whole groups out of them."""
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import pairwise
@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from typing_extensions import override
 
 from alignctl.data.batch import Document, PreferenceBatch, count_computed, with_every_token_an_input
+from alignctl.data.order import Share, share_out
 from alignctl.data.preference_documents import DROPPED
 from alignctl.data.store import (
     NO_EOS,
@@ -48,6 +49,11 @@ class PreferenceSplitSummary:
     answer_tokens: int
     shared_tokens: int = 0
 
+    @property
+    def sequences(self) -> int:
+        """Sequences: each is a group."""
+        return self.groups
+
 
 @dataclass(frozen=True)
 class PreferenceSummary(StoredSummary):
@@ -63,6 +69,7 @@ class PreferenceSummary(StoredSummary):
         validation: The held-out split, or None.
         parted: Answers that would have changed the tokens of their prompts.
         unread: How many rows have each key that nothing reads, by file.
+        sources: Of a blend, what each source has of the training split; else none.
     """
 
     rows: int
@@ -74,6 +81,7 @@ class PreferenceSummary(StoredSummary):
     validation: PreferenceSplitSummary | None
     parted: int = 0
     unread: dict[str, dict[str, int]] = field(default_factory=dict)
+    sources: tuple[PreferenceSplitSummary, ...] = ()
 
     def describe(self) -> str:
         """Say in one line what became of the rows, and in others what the user should know."""
@@ -175,26 +183,32 @@ class PreferenceData(Prepared):
     validation: PreferenceSplit | None
 
     @classmethod
-    def open(cls, folder: Path, *, share_prompts: bool = False) -> Self:
+    def open(
+        cls, folder: Path, weights: Collection[float] = (), *, share_prompts: bool = False
+    ) -> Self:
         """Map the arrays of a prepared folder into memory.
 
         Args:
             folder: The folder.
+            weights: Of the sources, where it is of a blend and to be taken in its order.
             share_prompts: Whether what the answers to a prompt begin with is computed once.
         """
         summary = PreferenceSummary.from_json(read_summary(folder))
 
-        def split(name: str) -> PreferenceSplit:
+        sizes = [source.sequences for source in summary.sources]
+
+        def split(name: str, shares: tuple[Share, ...] = ()) -> PreferenceSplit:
             return PreferenceSplit(
                 **split_arrays(folder, name),
                 scores=read_array(folder / "scores.npy"),
                 share_prompts=share_prompts,
+                shares=shares,
             )
 
         return cls(
             folder=folder,
             summary=summary,
-            train=split("train"),
+            train=split("train", share_out(sizes, weights)),
             validation=split("validation") if summary.validation else None,
             **origin_arrays(folder),
         )

@@ -17,7 +17,7 @@ from alignctl.data.preference_documents import (
     stream,
 )
 from alignctl.data.preference_store import PreferenceSplitSummary, PreferenceSummary
-from alignctl.data.preparation import Sources, choose_held_out, prepare_folder
+from alignctl.data.preparation import Sources, divide, prepare_folder
 from alignctl.data.store import ArrayWriter, write_array
 from alignctl.data.text.templates import Renderer
 from alignctl.data.tokenizer import Tokenizer
@@ -55,9 +55,8 @@ def prepare(
     """
 
     def write(folder: Path, sources: Sources, on_rows: Callable[[int], None]) -> None:
-        train, held_out = _stream_sources(settings, seq_length, tokenizer, sources, folder, on_rows)
-        fraction = 0.0 if sources.held_out else settings.validation_fraction
-        summary = _write_splits((train, held_out), fraction, sources.names, folder)
+        tallies = _stream_sources(settings, seq_length, tokenizer, sources, folder, on_rows)
+        summary = _write_splits(tallies, settings.validation_fraction, sources, folder)
         (folder / "summary.json").write_text(summary.to_json(), encoding="utf-8")
 
     state = {
@@ -79,8 +78,8 @@ def _stream_sources(
     sources: Sources,
     folder: Path,
     on_rows: Callable[[int], None],
-) -> tuple[PreferenceTally, PreferenceTally]:
-    """Write the groups of the training files, then those of the validation files."""
+) -> list[PreferenceTally]:
+    """Write the groups of the training files, source by source, then of the validation files."""
     recipe = PreferenceRecipe(
         document=Recipe(
             render=Renderer(settings.template, tokenizer),
@@ -92,44 +91,40 @@ def _stream_sources(
         select=settings.select,
     )
     with (
-        DocumentWriter(folder, [*sources.train, *sources.held_out]) as writer,
+        DocumentWriter(folder, sources.files) as writer,
         closing(ArrayWriter(folder / "scores.npy", np.float64)) as scores,
     ):
-        train = stream(sources.train, recipe, writer, scores, on_rows)
-        held_out = stream(sources.held_out, recipe, writer, scores, on_rows)
-    for files, tally in ((sources.train, train), (sources.held_out, held_out)):
-        if files and not tally.groups:
+        tallies = [stream(files, recipe, writer, scores, on_rows) for files in sources.groups]
+    for files, tally in zip(sources.groups, tallies, strict=True):
+        if not tally.groups:
             raise UserError(
                 f"{', '.join(str(file) for file in files)}: nothing to compare: {tally.in_words()}",
                 "rows need two different answers to one prompt, one of them better",
             )
-    return train, held_out
+    return tallies
 
 
 def _write_splits(
-    tallies: tuple[PreferenceTally, PreferenceTally],
-    fraction: float,
-    files: tuple[str, ...],
-    folder: Path,
+    tallies: list[PreferenceTally], fraction: float, sources: Sources, folder: Path
 ) -> PreferenceSummary:
-    train, held_out = tallies
     lengths, targets, sizes, pairs, shared = (
-        np.concatenate([*of_train, *of_held_out])
-        for of_train, of_held_out in (
-            (train.lengths, held_out.lengths),
-            (train.targets, held_out.targets),
-            (train.sizes, held_out.sizes),
-            (train.pairs, held_out.pairs),
-            (train.shared, held_out.shared),
-        )
+        np.concatenate([part for tally in tallies for part in getattr(tally, name)])
+        for name in ("lengths", "targets", "sizes", "pairs", "shared")
     )
     write_array(folder / "offsets.npy", starts(lengths))
     first = starts(sizes)
+    train, held_out = divide(
+        sources,
+        [tally.groups for tally in tallies],
+        np.concatenate([part for tally in tallies for part in tally.prompt_hashes]),
+        fraction,
+    )
 
-    def write(name: str, groups: NDArray[np.int64]) -> PreferenceSplitSummary:
-        documents = np.concatenate([np.arange(first[g], first[g + 1]) for g in groups.tolist()])
-        write_array(folder / f"{name}_members.npy", documents)
-        write_array(folder / f"{name}_bounds.npy", starts(sizes[groups]))
+    def documents_of(groups: NDArray[np.int64]) -> NDArray[np.int64]:
+        return np.concatenate([np.arange(first[g], first[g + 1]) for g in groups.tolist()])
+
+    def summarise(groups: NDArray[np.int64]) -> PreferenceSplitSummary:
+        documents = documents_of(groups)
         return PreferenceSplitSummary(
             groups=len(groups),
             documents=len(documents),
@@ -139,19 +134,20 @@ def _write_splits(
             shared_tokens=int(shared[groups].sum()),
         )
 
-    is_held_out = np.arange(len(sizes)) >= train.groups
-    if fraction > 0:
-        is_held_out = choose_held_out(np.concatenate(train.prompt_hashes), fraction)
+    def write(name: str, groups: NDArray[np.int64]) -> PreferenceSplitSummary:
+        write_array(folder / f"{name}_members.npy", documents_of(groups))
+        write_array(folder / f"{name}_bounds.npy", starts(sizes[groups]))
+        return summarise(groups)
+
     return PreferenceSummary(
-        rows=train.rows + held_out.rows,
-        truncated=train.truncated + held_out.truncated,
-        without_eos=train.without_eos + held_out.without_eos,
-        dropped={reason: train.dropped[reason] + held_out.dropped[reason] for reason in DROPPED},
-        parted=train.parted + held_out.parted,
-        unread=train.unread.counts() | held_out.unread.counts(),
-        files=files,
-        train=write("train", np.flatnonzero(~is_held_out)),
-        validation=(
-            write("validation", np.flatnonzero(is_held_out)) if is_held_out.any() else None
-        ),
+        rows=sum(tally.rows for tally in tallies),
+        truncated=sum(tally.truncated for tally in tallies),
+        without_eos=sum(tally.without_eos for tally in tallies),
+        dropped={reason: sum(tally.dropped[reason] for tally in tallies) for reason in DROPPED},
+        parted=sum(tally.parted for tally in tallies),
+        unread={file: keys for tally in tallies for file, keys in tally.unread.counts().items()},
+        files=sources.names,
+        train=write("train", np.concatenate(train)),
+        validation=write("validation", held_out) if len(held_out) else None,
+        sources=tuple(map(summarise, train)) if len(train) > 1 else (),
     )

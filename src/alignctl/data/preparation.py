@@ -7,7 +7,7 @@ process writes into `out_dir` at a time; the run folder's lock sees to that.
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,18 +28,28 @@ class Sources:
     """The files of a preparation.
 
     Attributes:
-        train: Files of training rows.
-        held_out: Files of held-out rows; none when they are a share of the training rows, or when
-            nothing is held out.
+        train: Files of training rows, by the path that means them: of a blend several.
+        held_out: Files of held-out rows, by such a path; none when they are a share of the training
+            rows, or when nothing is held out.
     """
 
-    train: list[Path]
-    held_out: list[Path]
+    train: dict[Path, list[Path]]
+    held_out: dict[Path, list[Path]]
+
+    @property
+    def groups(self) -> list[list[Path]]:
+        """Files that are read together, with rows of one kind: those to train on come first."""
+        return [*self.train.values(), *self.held_out.values()]
+
+    @property
+    def files(self) -> list[Path]:
+        """All files, in the order in which documents refer to them by number."""
+        return [file for group in self.groups for file in group]
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Names of all files, in the order in which documents refer to them by number."""
-        return tuple(str(file) for file in [*self.train, *self.held_out])
+        """Their names."""
+        return tuple(map(str, self.files))
 
 
 Write = Callable[[Path, Sources, Callable[[int], None]], None]
@@ -57,7 +67,7 @@ def prepare_folder(
     """Write a folder of prepared data, unless that was done before.
 
     Held out for validation are, in this order of preference: `settings.validation`; the validation
-    file of a training folder; `validation_fraction` of the training rows.
+    files of training folders; `validation_fraction` of the training rows.
 
     Args:
         settings: The run's data section.
@@ -73,10 +83,7 @@ def prepare_folder(
         UserError: For whatever is wrong with files, rows or settings.
         RunError: When the disk is full or cannot be written.
     """
-    if settings.train is None:
-        raise UserError("no training data is given", "add --data FILE_OR_FOLDER")
-    train = find_files(settings.train, "train")
-    sources = Sources(train, _held_out_files(settings.train, settings.validation))
+    sources = _find_sources(settings)
     key, total = _content_key(settings, state, sources)
     folder = out_dir / key
     if folder.is_dir():
@@ -87,10 +94,27 @@ def prepare_folder(
     return folder
 
 
-def _held_out_files(train: Path, validation: Path | None) -> list[Path]:
-    if validation is not None:
-        return find_files(validation, "validation") or find_files(validation, "train")
-    return [] if train.is_file() else find_files(train, "validation")
+def _find_sources(settings: Rows) -> Sources:
+    """Find the files to read, each of them once."""
+    train = {path: find_files(path, "train") for path in settings.weights}
+    if not train:
+        raise UserError("no training data is given", "add --data FILE_OR_FOLDER")
+    seen: dict[Path, Path] = {}
+    for path, files in train.items():
+        for file in files:
+            before = seen.setdefault(file.resolve(), path)
+            if before != path:
+                raise UserError(
+                    f"data.blend: {before} and {path} have the same file, {file}",
+                    "give each file one weight",
+                )
+    if (given := settings.validation) is not None:
+        held_out = {given: find_files(given, "validation") or find_files(given, "train")}
+    else:
+        folders = [path for path in train if not path.is_file()]
+        found = {path: find_files(path, "validation") for path in folders}
+        held_out = {path: files for path, files in found.items() if files}
+    return Sources(train, held_out)
 
 
 def _content_key(
@@ -99,7 +123,8 @@ def _content_key(
     """Compute the folder's name; count the rows if all files are plain JSON lines, else None."""
     total: int | None = 0
     hashes: tuple[list[list[str]], list[list[str]]] = ([], [])
-    for files, found in zip((sources.train, sources.held_out), hashes, strict=True):
+    for place, files in enumerate(sources.groups):
+        found = hashes[place >= len(sources.train)]
         for file in files:
             digest, lines = _hash_and_count(file)
             # The path counts too: the summary names it.
@@ -111,6 +136,8 @@ def _content_key(
         "template": settings.template,
         **state,
     }
+    if len(sources.train) > 1:  # others keep the name that they have always had
+        everything["blend"] = [len(files) for files in sources.train.values()]
     return hashlib.sha256(json.dumps(everything, sort_keys=True).encode()).hexdigest()[:20], total
 
 
@@ -144,6 +171,39 @@ def _counter(total: int | None, on_progress: Progress | None) -> Callable[[int],
             on_progress(done, total)
 
     return count
+
+
+def divide(
+    sources: Sources, counts: Sequence[int], hashes: NDArray[np.uint64], fraction: float
+) -> tuple[list[NDArray[np.int64]], NDArray[np.int64]]:
+    """Divide the entries of a preparation, such as documents, into those trained on and the others.
+
+    Args:
+        sources: The files.
+        counts: Entries of each group of files.
+        hashes: A hash of the text of each entry.
+        fraction: `data.validation_fraction`, which acts where no file is held out.
+
+    Returns:
+        Numbers of the entries to train on, source by source; and of those held out.
+
+    Raises:
+        UserError: Of a source, or of all, nothing is left to train on.
+    """
+    ends = np.cumsum(counts[: len(sources.train)])
+    is_held_out = np.arange(len(hashes)) >= ends[-1]
+    if not sources.held_out and fraction > 0:
+        is_held_out = choose_held_out(hashes, fraction)
+    train = np.flatnonzero(~is_held_out)
+    parts = np.split(train, np.searchsorted(train, ends[:-1]))
+    for path, count, part in zip(sources.train, counts, parts, strict=False):
+        if not len(part):
+            raise UserError(
+                f"data.blend: data.validation_fraction={fraction} holds out all that {path} has, "
+                f"which is {count}",
+                "lower it, or give a validation file: data.validation=FILE",
+            )
+    return parts, np.flatnonzero(is_held_out)
 
 
 def choose_held_out(hashes: NDArray[np.uint64], fraction: float) -> NDArray[np.bool_]:

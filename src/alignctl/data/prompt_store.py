@@ -1,7 +1,7 @@
 """Prepared prompts on disk: their summary, and prompts by number."""
 
 import json
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO, Self
@@ -9,6 +9,7 @@ from typing import Any, BinaryIO, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from alignctl.data.order import Share, share_out
 from alignctl.data.store import (
     Prepared,
     StoredSummary,
@@ -35,6 +36,7 @@ class PromptSummary(StoredSummary):
         train_tokens: Their tokens.
         validation: Prompts held out, or 0.
         unread: How many rows have each key that nothing reads, by file.
+        sources: Of a blend, the prompts to train on of each source; else none.
     """
 
     rows: int
@@ -48,6 +50,7 @@ class PromptSummary(StoredSummary):
     train_tokens: int
     validation: int
     unread: dict[str, dict[str, int]] = field(default_factory=dict)
+    sources: tuple[int, ...] = ()
 
     def describe(self) -> str:
         """Say in one line what became of the rows, and in others what the user should know."""
@@ -132,6 +135,7 @@ class PromptData(Prepared):
         train: Numbers of the prompts to train on.
         validation: Numbers of the prompts held out; maybe none.
         rows: The rows themselves, where rewards of one's own want them.
+        shares: Of a blend, what is taken of each source in a pass.
     """
 
     summary: PromptSummary
@@ -141,10 +145,16 @@ class PromptData(Prepared):
     train: NDArray[np.int64]
     validation: NDArray[np.int64]
     rows: WholeRows | None = None
+    shares: tuple[Share, ...] = ()
 
     @classmethod
-    def open(cls, folder: Path) -> Self:
-        """Map the arrays of a prepared folder into memory, and read its answers."""
+    def open(cls, folder: Path, weights: Collection[float] = ()) -> Self:
+        """Map the arrays of a prepared folder into memory, and read its answers.
+
+        Args:
+            folder: The folder.
+            weights: Of the sources, where it is of a blend and to be taken in its order.
+        """
         summary = PromptSummary.from_json(read_summary(folder))
         answers = json.loads((folder / "answers.json").read_text("utf-8"))
         row_starts = folder / "row_starts.npy"
@@ -160,5 +170,6 @@ class PromptData(Prepared):
             train=read_array(folder / "train.npy"),
             validation=read_array(folder / "validation.npy"),
             rows=rows,
+            shares=share_out(summary.sources, weights),
             **origin_arrays(folder),
         )

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from alignctl.config.on_policy import Prompts
 from alignctl.data.documents import Progress, Unread, ahead, batches, text_hashes
 from alignctl.data.packing import starts
-from alignctl.data.preparation import Sources, choose_held_out, prepare_folder
+from alignctl.data.preparation import Sources, divide, prepare_folder
 from alignctl.data.prompt_store import PromptSummary, encode_row, open_rows
 from alignctl.data.rows.files import Row
 from alignctl.data.rows.prompt_schemas import Question, prompt_schema_of
@@ -111,10 +111,10 @@ def prepare(
 
 def _stream_sources(
     sources: Sources, recipe: _Recipe, folder: Path, on_rows: Callable[[int], None]
-) -> tuple[_Tally, _Tally]:
-    """Write the prompts of the training files, then those of the validation files."""
-    number_of = {file: number for number, file in enumerate([*sources.train, *sources.held_out])}
-    tallies = _Tally(), _Tally()
+) -> list[_Tally]:
+    """Write the prompts of the training files, source by source, then of the validation files."""
+    number_of = {file: number for number, file in enumerate(sources.files)}
+    tallies = [_Tally() for _ in sources.groups]
     with ExitStack() as stack:
         tokens = ArrayWriter(folder / "tokens.npy", np.int32)
         file_numbers = ArrayWriter(folder / "file_numbers.npy", np.int32)
@@ -122,7 +122,7 @@ def _stream_sources(
         for array in (tokens, file_numbers, lines):
             stack.callback(array.close)
         rows_file = stack.enter_context(open_rows(folder)) if recipe.keeps_rows else None
-        for files, tally in zip((sources.train, sources.held_out), tallies, strict=True):
+        for files, tally in zip(sources.groups, tallies, strict=True):
             batch = batches(files, prompt_schema_of, tally.unread)
             for (rows, questions), texts in ahead(batch, partial(_start, recipe.render)):
                 kept = _kept(rows, questions, texts, recipe, tally)
@@ -135,7 +135,7 @@ def _stream_sources(
                         rows_file.write(encode_row(asked, row.record)) for row, _, asked in kept
                     ]
                 on_rows(len(rows))
-            if files and not tally.lengths:
+            if not tally.lengths:
                 raise _explain_nothing_left(files, tally, recipe.settings.max_prompt_length)
     return tallies
 
@@ -219,36 +219,40 @@ def _check_rule(row: Row, name: str | None, known: Collection[str]) -> None:
 
 
 def _write_rest(
-    settings: Prompts, tallies: tuple[_Tally, _Tally], sources: Sources, folder: Path
+    settings: Prompts, tallies: list[_Tally], sources: Sources, folder: Path
 ) -> PromptSummary:
     """Write all that is known only after all rows were read; return the summary."""
-    train, held_out = tallies
-    lengths = np.asarray([*train.lengths, *held_out.lengths], np.int64)
+    lengths = np.asarray([each for tally in tallies for each in tally.lengths], np.int64)
     write_array(folder / "offsets.npy", starts(lengths))
-    if train.row_bytes:
-        row_bytes = np.asarray([*train.row_bytes, *held_out.row_bytes], np.int64)
-        write_array(folder / "row_starts.npy", starts(row_bytes))
-    answers = [*train.answers, *held_out.answers]
-    eval_funcs = [*train.eval_funcs, *held_out.eval_funcs]
+    row_bytes = [each for tally in tallies for each in tally.row_bytes]
+    if row_bytes:
+        write_array(folder / "row_starts.npy", starts(np.asarray(row_bytes, np.int64)))
+    answers = [each for tally in tallies for each in tally.answers]
+    eval_funcs = [each for tally in tallies for each in tally.eval_funcs]
     text = json.dumps({"answers": answers, "eval_funcs": eval_funcs})
     (folder / "answers.json").write_text(text, encoding="utf-8")
-    is_held_out = np.arange(len(lengths)) >= len(train.lengths)
-    if not sources.held_out and settings.validation_fraction > 0:
-        hashes = np.concatenate(train.text_hashes)
-        is_held_out = choose_held_out(hashes, settings.validation_fraction)
-    write_array(folder / "train.npy", np.flatnonzero(~is_held_out))
-    write_array(folder / "validation.npy", np.flatnonzero(is_held_out))
+    parts, held_out = divide(
+        sources,
+        [len(tally.lengths) for tally in tallies],
+        np.concatenate([part for tally in tallies for part in tally.text_hashes]),
+        settings.validation_fraction,
+    )
+    train = np.concatenate(parts)
+    write_array(folder / "train.npy", train)
+    write_array(folder / "validation.npy", held_out)
+    unread = {file: keys for tally in tallies for file, keys in tally.unread.counts().items()}
     return PromptSummary(
-        rows=train.rows + held_out.rows,
-        dropped=train.dropped + held_out.dropped,
-        cut=train.cut + held_out.cut,
+        rows=sum(tally.rows for tally in tallies),
+        dropped=sum(tally.dropped for tally in tallies),
+        cut=sum(tally.cut for tally in tallies),
         with_answer=sum(answer is not None for answer in answers),
         max_prompt_length=settings.max_prompt_length,
         # Of rows that are kept, a reward may read any key.
-        unread={} if train.row_bytes else train.unread.counts() | held_out.unread.counts(),
+        unread={} if row_bytes else unread,
         eval_funcs=tuple(sorted({name for name in eval_funcs if name is not None})),
         files=sources.names,
-        train=int((~is_held_out).sum()),
-        train_tokens=int(lengths[~is_held_out].sum()),
-        validation=int(is_held_out.sum()),
+        train=len(train),
+        train_tokens=int(lengths[train].sum()),
+        validation=len(held_out),
+        sources=tuple(map(len, parts)) if len(parts) > 1 else (),
     )

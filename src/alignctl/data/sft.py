@@ -6,10 +6,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from alignctl.config.data import Data
+from alignctl.config.data import Data, Packing
 from alignctl.data.documents import DocumentWriter, Progress, Recipe, Tally, stream
 from alignctl.data.packing import pack, starts
-from alignctl.data.preparation import Sources, choose_held_out, prepare_folder
+from alignctl.data.preparation import Sources, divide, prepare_folder
 from alignctl.data.store import SplitSummary, Summary, write_array
 from alignctl.data.text.templates import Renderer
 from alignctl.data.tokenizer import Tokenizer
@@ -48,8 +48,8 @@ def prepare(
     """
 
     def write(folder: Path, sources: Sources, on_rows: Callable[[int], None]) -> None:
-        train, held_out = _stream_sources(settings, seq_length, tokenizer, sources, folder, on_rows)
-        summary = _write_splits(settings, seq_length, (train, held_out), sources.names, folder)
+        tallies = _stream_sources(settings, seq_length, tokenizer, sources, folder, on_rows)
+        summary = _write_splits(settings, seq_length, tallies, sources, folder)
         (folder / "summary.json").write_text(summary.to_json(), encoding="utf-8")
 
     state = {
@@ -69,71 +69,80 @@ def _stream_sources(
     sources: Sources,
     folder: Path,
     on_rows: Callable[[int], None],
-) -> tuple[Tally, Tally]:
-    """Write the documents of the training files, then those of the validation files."""
+) -> list[Tally]:
+    """Write the documents of the training files, source by source, then of the validation files."""
     recipe = Recipe(
         render=Renderer(settings.template, tokenizer),
         tokenizer=tokenizer,
         truncation=settings.truncation,
         window=seq_length + 1,
     )
-    with DocumentWriter(folder, [*sources.train, *sources.held_out]) as writer:
-        train = stream(sources.train, recipe, writer, on_rows)
-        held_out = stream(sources.held_out, recipe, writer, on_rows)
-    for files, tally in ((sources.train, train), (sources.held_out, held_out)):
-        if files and not tally.documents:
+    with DocumentWriter(folder, sources.files) as writer:
+        tallies = [stream(files, recipe, writer, on_rows) for files in sources.groups]
+    for files, tally in zip(sources.groups, tallies, strict=True):
+        if not tally.documents:
             raise UserError(
                 f"{', '.join(str(file) for file in files)}: nothing to learn from: "
                 f"{tally.in_words()}",
                 "rows need an assistant turn (HH text: a turn that starts with '\\n\\nAssistant:')",
             )
-    return train, held_out
+    return tallies
 
 
 def _write_splits(
-    settings: Data,
-    seq_length: int,
-    sources: tuple[Tally, Tally],
-    files: tuple[str, ...],
-    folder: Path,
+    settings: Data, seq_length: int, tallies: list[Tally], sources: Sources, folder: Path
 ) -> Summary:
-    train, held_out = sources
-    lengths = np.concatenate([*train.lengths, *held_out.lengths])
-    targets = np.concatenate([*train.targets, *held_out.targets])
+    lengths = np.concatenate([part for tally in tallies for part in tally.lengths])
+    targets = np.concatenate([part for tally in tallies for part in tally.targets])
     write_array(folder / "offsets.npy", starts(lengths + 1))
-
-    def write(name: str, documents: NDArray[np.int64]) -> SplitSummary:
-        order, bounds = np.arange(len(documents)), np.arange(len(documents) + 1)
-        if settings.packing == "all":
-            order, bounds = pack(lengths[documents], seq_length)
-        write_array(folder / f"{name}_members.npy", documents[order])
-        write_array(folder / f"{name}_bounds.npy", bounds)
-        tokens, sequences = int(lengths[documents].sum()), len(bounds) - 1
-        return SplitSummary(
-            documents=len(documents),
-            sequences=sequences,
-            tokens=tokens,
-            supervised_tokens=int(targets[documents].sum()),
-            efficiency=tokens / (sequences * seq_length),
-        )
-
-    is_held_out = np.arange(len(lengths)) >= train.documents
-    if not held_out.documents and settings.validation_fraction > 0:
-        is_held_out = choose_held_out(
-            np.concatenate(train.text_hashes), settings.validation_fraction
-        )
-    return Summary(
-        rows=train.rows + held_out.rows,
-        truncated=train.truncated + held_out.truncated,
-        dropped_no_target=train.no_target + held_out.no_target,
-        dropped_too_long=train.too_long + held_out.too_long,
-        without_eos=train.without_eos + held_out.without_eos,
-        parted=train.parted + held_out.parted,
-        divided=train.divided + held_out.divided,
-        unread=train.unread.counts() | held_out.unread.counts(),
-        files=files,
-        train=write("train", np.flatnonzero(~is_held_out)),
-        validation=(
-            write("validation", np.flatnonzero(is_held_out)) if is_held_out.any() else None
-        ),
+    train, held_out = divide(
+        sources,
+        [tally.documents for tally in tallies],
+        np.concatenate([part for tally in tallies for part in tally.text_hashes]),
+        settings.validation_fraction,
     )
+
+    def summarise(members: NDArray[np.int64], sizes: NDArray[np.int64]) -> SplitSummary:
+        tokens = int(lengths[members].sum())
+        return SplitSummary(
+            documents=len(members),
+            sequences=len(sizes),
+            tokens=tokens,
+            supervised_tokens=int(targets[members].sum()),
+            efficiency=tokens / (len(sizes) * seq_length),
+        )
+
+    def write(name: str, parts: list[NDArray[np.int64]]) -> tuple[SplitSummary, ...]:
+        """Write a split, of which no sequence is of two parts; summarise it, and each part."""
+        packed = [_pack(part, lengths, seq_length, settings.packing) for part in parts]
+        members = np.concatenate([members for members, _ in packed])
+        sizes = np.concatenate([sizes for _, sizes in packed])
+        write_array(folder / f"{name}_members.npy", members)
+        write_array(folder / f"{name}_bounds.npy", starts(sizes))
+        return summarise(members, sizes), *(summarise(*each) for each in packed)
+
+    whole, *parts = write("train", train)
+    return Summary(
+        rows=sum(tally.rows for tally in tallies),
+        truncated=sum(tally.truncated for tally in tallies),
+        dropped_no_target=sum(tally.no_target for tally in tallies),
+        dropped_too_long=sum(tally.too_long for tally in tallies),
+        without_eos=sum(tally.without_eos for tally in tallies),
+        parted=sum(tally.parted for tally in tallies),
+        divided=sum(tally.divided for tally in tallies),
+        unread={file: keys for tally in tallies for file, keys in tally.unread.counts().items()},
+        files=sources.names,
+        train=whole,
+        validation=write("validation", [held_out])[0] if len(held_out) else None,
+        sources=tuple(parts) if len(parts) > 1 else (),
+    )
+
+
+def _pack(
+    documents: NDArray[np.int64], lengths: NDArray[np.int64], seq_length: int, packing: Packing
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Lay documents into sequences; return them in that order, and how many each sequence has."""
+    if packing != "all":
+        return documents, np.ones_like(documents)
+    order, bounds = pack(lengths[documents], seq_length)
+    return documents[order], np.diff(bounds)

@@ -1,7 +1,7 @@
 """Prepared documents on disk: memory-mapped arrays, their summary, and batches out of them."""
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from pydantic import TypeAdapter
 
 from alignctl.data.batch import Document, TokenBatch
+from alignctl.data.order import Share, share_out, step_sequences
 from alignctl.data.rows.files import position
 from alignctl.errors import RunError, UserError
 
@@ -93,6 +94,7 @@ class Summary(StoredSummary):
         parted: Documents whose answers would have changed the tokens of their prompts.
         divided: Rows that became several documents, as their template rewrites earlier turns.
         unread: How many rows have each key that nothing reads, by file.
+        sources: Of a blend, what each source has of the training split; else none.
     """
 
     rows: int
@@ -106,6 +108,7 @@ class Summary(StoredSummary):
     parted: int = 0
     divided: int = 0
     unread: dict[str, dict[str, int]] = field(default_factory=dict)
+    sources: tuple[SplitSummary, ...] = ()
 
     def describe(self) -> str:
         """Say in one line what became of the rows, and in others what the user should know."""
@@ -217,6 +220,7 @@ class Split:
         offsets: Where each document starts in them `[D + 1]`.
         members: Document numbers, sequence after sequence.
         bounds: Where each sequence starts in `members` `[S + 1]`.
+        shares: Of a blend, what is taken of each source in a pass.
     """
 
     tokens: NDArray[np.int32]
@@ -224,16 +228,22 @@ class Split:
     offsets: NDArray[np.int64]
     members: NDArray[np.int64]
     bounds: NDArray[np.int64]
-
-    @property
-    def is_drawn(self) -> bool:
-        """False: the stored order is not that of training, each epoch shuffles the sequences."""
-        return False
+    shares: tuple[Share, ...] = field(default=(), kw_only=True)
 
     @property
     def num_sequences(self) -> int:
         """Number S of sequences."""
         return len(self.bounds) - 1
+
+    def taken(self, *, global_batch_size: int, seed: int, step: int) -> NDArray[np.int64]:
+        """Choose the sequences of one step, in the order of shuffled epochs: `step_sequences`."""
+        return step_sequences(
+            self.num_sequences,
+            global_batch_size=global_batch_size,
+            seed=seed,
+            step=step,
+            shares=self.shares,
+        )
 
     @cached_property
     def sequence_tokens(self) -> NDArray[np.int64]:
@@ -309,15 +319,23 @@ class SFTData(Prepared):
     validation: Split | None
 
     @classmethod
-    def open(cls, folder: Path) -> Self:
-        """Map the arrays of a prepared folder into memory."""
+    def open(cls, folder: Path, weights: Collection[float] = ()) -> Self:
+        """Map the arrays of a prepared folder into memory.
+
+        Args:
+            folder: The folder.
+            weights: Of the sources, where it is of a blend and to be taken in its order.
+        """
         summary = Summary.from_json(read_summary(folder))
+        sizes = [source.sequences for source in summary.sources]
+
+        def split(name: str, shares: tuple[Share, ...] = ()) -> Split:
+            return Split(**split_arrays(folder, name), shares=shares)
+
         return cls(
             folder=folder,
             summary=summary,
-            train=Split(**split_arrays(folder, "train")),
-            validation=(
-                Split(**split_arrays(folder, "validation")) if summary.validation else None
-            ),
+            train=split("train", share_out(sizes, weights)),
+            validation=split("validation") if summary.validation else None,
             **origin_arrays(folder),
         )

@@ -78,6 +78,7 @@ def gather(
             global_batch_size=config.experience.prompts,
             seed=config.train.seed + refill,
             step=step,
+            shares=data.shares,
         )[:wanted]
         with phases("rollout"):
             samples, counts = answer(models, data, data.train[places], seed=(step, refill))

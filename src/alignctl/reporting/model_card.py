@@ -101,8 +101,9 @@ def _describe(run: RecordedRun) -> list[str]:
     lines = [f"## {run.stage}: {run.name}", ""]
     lines += [f"- from: {_short(run.config.get('load'))}", f"- data: {_data(train)}"]
     lines += [f"- {run.unit}s: {run.last_step:,}"]
-    if license := _license(train):
-        lines += [f"- license of the data, by their card: {license}"]
+    found = map(_license, train if isinstance(train, dict) else [train])
+    if licenses := dict.fromkeys(filter(None, found)):
+        lines += [f"- license of the data, by their card: {', '.join(licenses)}"]
     lines += [""]
     for kind, series in (("held out", run.validation), ("training", run.train)):
         lines += _curves(kind, run.unit, series)

@@ -64,6 +64,11 @@ def fetch_inputs(config: C, inputs: Iterable[Input]) -> C:
         value = getattr(config.data, key)
         if isinstance(value, Mapping):
             changes[key] = {folders.get(path, path): share for path, share in value.items()}
+            if len(changes[key]) < len(value):
+                given = ", ".join(map(str, value))
+                raise UserError(
+                    f"{each.flag}: two of {given} are the same data set", "give each one weight"
+                )
         else:
             changes[key] = folders[value]
     if not changes:

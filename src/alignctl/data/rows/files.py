@@ -81,7 +81,9 @@ def _find_files(path: Path, role: Role) -> list[Path]:
         near = difflib.get_close_matches(path.name, _names(path.parent), n=1)
         raise UserError(
             f"{path}: no such file or folder",
-            f"did you mean {path.parent / near[0]}?" if near else "check data.train or --data",
+            f"did you mean {path.parent / near[0]}?"
+            if near
+            else "check --data (data.train) or data.blend",
         )
     splits = files_by_split(path, SUFFIXES)
     if role == "validation":
