@@ -29,6 +29,8 @@ app = typer.Typer(**PLAIN)
         "alignctl prepare check sft data/hh/sft --preset llama2-7b --tokenizer models/llama2-7b",
         "alignctl prepare check grpo data/gsm8k/math --preset llama2-7b "
         "--tokenizer models/llama2-7b data.max_prompt_length=256",
+        "alignctl prepare check sft 'data.blend={data/gsm8k/sft: 3, chats.jsonl: 1}' "
+        "--preset llama2-7b --tokenizer models/llama2-7b",
     ),
 )
 def _check(
@@ -38,7 +40,10 @@ def _check(
     ],
     data: Annotated[
         Path,
-        typer.Argument(metavar="PATH", help="File or folder of rows, or a name on the hub."),
+        typer.Argument(
+            metavar="PATH",
+            help="File or folder of rows, or a name on the hub; or data.blend={...} in its place.",
+        ),
     ],
     preset: PresetFlag,
     tokenizer: Annotated[
@@ -48,13 +53,17 @@ def _check(
     validation_data: ValidationDataFlag = None,
     samples: Annotated[int, typer.Option(min=0, max=MOST, metavar="N", help="Rows to show.")] = 1,
 ) -> None:
+    overrides = overrides or []
+    is_blend = str(data).startswith("data.blend=")
+    if is_blend:
+        overrides = [str(data), *overrides]
     flags = {
-        "data.train": data,
+        "data.train": None if is_blend else data,
         "data.validation": validation_data,
         "tokenizer": tokenizer,
         "output": place("runs", "check"),
     }
-    config = resolve(STAGES[section_of(stage)], preset, flags, overrides or [])
+    config = resolve(STAGES[section_of(stage)], preset, flags, overrides)
     config = fetch_inputs(config, load_stage(stage).inputs)
     with alive("prepare check"):
         check.run(config, samples)
