@@ -194,7 +194,7 @@ def main() -> int:
     home: Path = options.folder
     knobs = ("train.log_interval=10", *(FAST if options.fast else ()))
     if problem := make_folder(home):
-        terminal.print(f"error: {problem}", markup=False, style="red")
+        terminal.print(f"error: {problem}", markup=False, style="red", soft_wrap=True)
         return 2
     announce(options.models, home, knobs, terminal)
     train, held_out = split(held_out=NUM_HELD_OUT, seed=SEED)
