@@ -280,6 +280,7 @@ def run_in_shell(line: str, folder: Path) -> "subprocess.CompletedProcess[str]":
     [
         ("$0 presets list > /dev/full", 1, "error: the output cannot be written: No space left"),
         ("$0 presets list >&-", 0, ""),
+        ("$0 presets list | true; exit ${PIPESTATUS[0]}", 141, ""),
         ("$0 presets show nope 2>&-", 2, ""),
         ("mkdir a; cd a; rmdir ../a; $0 presets list", 2, "error: the folder that you are in was"),
         ("ln -s a a; $0 prepare clean a --output a", 2, "error: "),

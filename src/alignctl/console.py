@@ -2,6 +2,7 @@
 
 import os
 import re
+import signal
 import sys
 import time
 import traceback
@@ -23,14 +24,18 @@ def shown(text: str) -> str:
 def emit(text: str) -> None:
     """Print data that someone may pipe to another program, which gets it as it is.
 
+    Where that reads no more, as `head` does, the command ends without a word.
+
     Raises:
-        RunError: The disk is full, or the other program reads no more.
+        RunError: The disk is full.
     """
     try:
         print(shown(text) if sys.stdout.isatty() else text, flush=True)
     except OSError as error:
         # What is left in the buffer goes nowhere, without a second failure when Python ends.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if isinstance(error, BrokenPipeError):
+            raise SystemExit(128 + signal.SIGPIPE) from None
         raise RunError(f"the output cannot be written: {error.strerror}") from error
 
 
