@@ -44,6 +44,8 @@ _RULE: Counts = {
     "alignctl/on_policy/scoring.py: copy to the host": 1,
 }
 
+# Operations of all ranks, for the MFU of the trainer.
+_USED: Counts = {"alignctl/on_policy/loop.py: number to the host": 1}
 
 # Log-probabilities that an update has found on its way.
 _FOUND: Counts = {"alignctl/engines/sums.py: copy to the host": 1}
@@ -62,7 +64,7 @@ def _episode(update: Counts, num_passes: int, more: Counts | None = None) -> dic
         "update": update,
         "sampling": _SAMPLING,
         "push": _PUSH,
-        "else": {**_RULE, **passes, **(more or {})},
+        "else": {**_RULE, **_USED, **passes, **(more or {})},
     }
 
 

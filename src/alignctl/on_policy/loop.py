@@ -26,7 +26,7 @@ from alignctl.data.prompt_store import PromptData
 from alignctl.data.tokenizer import Tokenizer
 from alignctl.engines.best import Watch
 from alignctl.engines.conclusion import conclude
-from alignctl.engines.device import DEVICE
+from alignctl.engines.device import DEVICE, to_device
 from alignctl.engines.flops import measure_use
 from alignctl.launch import worker
 from alignctl.on_policy import sample_log
@@ -191,10 +191,10 @@ class Loop:
 
     def _measure_use(self, flops: float, phases: Phases) -> dict[str, float]:
         """Measure how well all ranks' GPUs were used while answers were scored and learned from."""
-        total = torch.tensor(flops, dtype=torch.float64, device=DEVICE)
+        total = to_device(np.array([flops]))
         dist.all_reduce(total)
         seconds = phases.seconds["scoring"] + phases.seconds["training"]
-        return measure_use(float(total), seconds, self.config.precision)
+        return measure_use(total.item(), seconds, self.config.precision)
 
     def _warn_of_rewards(self, metrics: MetricsWriter) -> None:
         """Tell what rewards of one's own have failed of."""
