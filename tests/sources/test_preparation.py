@@ -138,7 +138,9 @@ def test_check_shows_what_a_stage_would_read(
 
 def test_check_shows_a_blend_in_the_place_of_a_path(tmp_path: Path) -> None:
     for name, count in (("a", 30), ("b", 10)):
-        write(tmp_path / f"{name}.jsonl", [{"prompt": "1", "response": f" {n}"} for n in range(count)])
+        write(
+            tmp_path / f"{name}.jsonl", [{"prompt": "1", "response": f" {n}"} for n in range(count)]
+        )
     blend = f"data.blend={{{tmp_path / 'a.jsonl'}: 1, {tmp_path / 'b.jsonl'}: 1}}"
     flags = ("--tokenizer", write_tokenizer(tmp_path / "tok"), "--preset", "tiny-llama")
     knobs = ("data.packing=step", "data.validation_fraction=0")
