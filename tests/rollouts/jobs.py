@@ -113,7 +113,7 @@ def run(folder: Path, cases: Sequence[Case]) -> dict[str, Result]:
     args = (str(folder), str(told), str(results))
     job = Job("tests.rollouts.jobs", args, nproc=world, master_port=0)
     done = subprocess.run(
-        job.command(), cwd=ROOT, env=environment, capture_output=True, text=True, timeout=540
+        job.command(), cwd=ROOT, env=environment, capture_output=True, text=True, timeout=1500
     )
     if done.returncode != 0:
         raise RuntimeError(f"the job of {world} ranks failed:\n{done.stderr[-6000:]}")
