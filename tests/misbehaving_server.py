@@ -38,12 +38,12 @@ class Handler(BaseHTTPRequestHandler):
     disable_nagle_algorithm = True  # or each answer waits 40 ms for an acknowledgement
 
     def get(self) -> None:
-        """Answers a request without content."""
-        raise NotImplementedError
+        """Answers a request without content; a server that has nothing to get refuses it."""
+        self.send_error(501)
 
     def post(self, request: Any) -> None:
-        """Answers a request of JSON."""
-        raise NotImplementedError
+        """Answers a request of JSON; a server that takes nothing refuses it."""
+        self.send_error(501)
 
     def do_GET(self) -> None:
         self.get()
