@@ -156,3 +156,11 @@ def test_what_prepare_writes_is_several_data_sets(tmp_path: Path) -> None:
     (tmp_path / "manifest.json").write_text(json.dumps({"format": 1}), encoding="utf-8")
     with pytest.raises(UserError, match="several data sets are in it: math, sft"):
         find_files(tmp_path, "train")
+
+
+def test_a_folder_of_what_is_held_out_alone_says_which_name_says_so(tmp_path: Path) -> None:
+    make(tmp_path, "my-test.jsonl")
+    with pytest.raises(UserError, match="no training file in this folder") as caught:
+        find_files(tmp_path, "train")
+    assert caught.value.hint is not None
+    assert caught.value.hint.startswith("by its name my-test.jsonl is held out: ")

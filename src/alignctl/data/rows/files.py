@@ -90,7 +90,13 @@ def _find_files(path: Path, role: Role) -> list[Path]:
         return next((splits[kind] for kind in HELD_OUT if kind in splits), [])
     found = splits.get("train") or splits.get("")
     if not found:
-        raise UserError(f"{path}: no training file in this folder", _tell_accepted())
+        held_out = [file.name for files in splits.values() for file in files]
+        raise UserError(
+            f"{path}: no training file in this folder",
+            f"by its name {held_out[0]} is held out: call one of the files train, or give the file"
+            if held_out
+            else _tell_accepted(),
+        )
     refuse_several(path, found)
     return found
 
